@@ -1,0 +1,162 @@
+"""The attention function: a softmax over pairs of tokens, whatever the space they sit in."""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+
+from attention_core.biases import Bias, as_bias
+from attention_core.masks import Mask
+from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
+from attention_core.scores import Score
+from attention_core.spaces import Sequence, Space
+
+__all__ = ["BackendError", "attend", "explain", "plan"]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    space: Space | tuple[Space, Space] | None = None,
+    mask: Mask | Tensor | None = None,
+    bias: Bias | Tensor | None = None,
+    score: Score | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    backend: str | None = None,
+    plan: Plan | None = None,
+):
+    """Attention of queries to keys: softmax(scores) · values over the allowed pairs.
+
+    The order on a score is scale, softcap, bias, mask, sink, softmax, dropout. A query with no
+    allowed key, such as padding, gives output 0, weights 0, log-sum-exp -inf and no gradient.
+
+    Args:
+        q: (B, Hq, Lq, D).
+        k: (B, Hkv, Lk, D), with Hq a multiple of Hkv: query head h uses key head h // (Hq / Hkv).
+        v: (B, Hkv, Lk, Dv).
+        space: where the tokens sit, or (space of the queries, space of the keys). Without it, keys
+            are `Sequence(Lk)` and queries its last Lq places, as in decoding.
+        mask: which pairs are allowed; a bool tensor (True: may attend) becomes a `DenseMask`.
+        bias: what is added to their scores; a float tensor becomes a `DenseBias`.
+        score: another score than the dot product.
+        scale: factor on the score; 1/√D for the dot product, 1 for another score.
+        softcap: c limits a score to (-c, c) by c · tanh(score / c) (Gemma 2, 2024).
+        sink: (Hq,) logits of a key without value, which takes weight and gives nothing
+            (Xiao et al., StreamingLLM, 2023; as trained in gpt-oss, 2025).
+        dropout_p: chance that a weight is dropped; layers pass 0 in eval mode.
+        return_weights: also return the weights (B, Hq, Lq, Lk), before dropout.
+        return_lse: also return the log-sum-exp (B, Hq, Lq) of the allowed scores, sink aside.
+        backend: "reference", "dense" or "edges" instead of the plan's choice.
+        plan: a plan made before, which then replaces space, mask and backend.
+
+    Returns: (B, Hq, Lq, Dv), or a tuple of it with the weights and the log-sum-exp asked for.
+
+    Raises:
+        ValueError: shapes do not fit; the message names them.
+        TypeError: a mask that is not bool; a mask or bias that the space cannot serve.
+        BackendError: `backend` cannot do this job.
+    """
+    _check(q, k, v, sink, dropout_p)
+    bias = as_bias(bias)
+    if plan is None:
+        plan = plan_attention(
+            _spaces(space, q, k, mask, bias),
+            mask,
+            bias,
+            score=score,
+            heads=q.shape[1],
+            head_dim=q.shape[-1],
+            batch=q.shape[0],
+            device=q.device,
+            grad=torch.is_grad_enabled() and (q.requires_grad or _learns(bias)),
+            weights=return_weights,
+            softcap=softcap,
+            backend=backend,
+        )
+    elif space is not None or mask is not None or backend is not None:
+        raise ValueError("a plan has its space, mask and backend; give either them or plan=")
+    _check_plan(plan, q, k)
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        # As autocast does for SDPA, so that every backend starts from the same numbers
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    options = Options(
+        bias=bias,
+        score=score,
+        scale=(q.shape[-1] ** -0.5 if score is None else 1.0) if scale is None else scale,
+        softcap=softcap,
+        sink=sink,
+        dropout_p=dropout_p,
+        weights=return_weights,
+        lse=return_lse,
+    )
+    result = BACKENDS[plan.backend].run(plan, q, k, v, options)
+    asked = [x for x, wanted in zip(result[1:], (return_weights, return_lse), strict=True) if wanted]
+    return (result.output, *asked) if asked else result.output
+
+
+plan_attention = plan  # `attend` has a parameter of that name
+
+
+def _learns(bias: Bias | None) -> bool:
+    return bias is not None and any(p.requires_grad for p in bias.parameters())
+
+
+def _spaces(
+    space: Space | tuple[Space, Space] | None,
+    q: Tensor,
+    k: Tensor,
+    mask: Mask | Tensor | None,
+    bias: Bias | None,
+) -> tuple[Space, Space]:
+    queries, keys = q.shape[2], k.shape[2]
+    if space is None:
+        positional = isinstance(mask, Mask) or bias is not None
+        if queries > keys and positional:
+            raise ValueError(
+                f"there are more queries ({queries}) than keys ({keys}), so a mask or bias cannot "
+                "tell where the queries are: give space=(space of queries, space of keys)"
+            )
+        key = Sequence(keys, device=q.device)
+        if queries == keys:
+            return key, key
+        return Sequence(queries, start=max(keys - queries, 0), device=q.device), key
+    return space if isinstance(space, tuple) else (space, space)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, dropout_p: float) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4 or not x.is_floating_point():
+            raise ValueError(f"{name} must be float (B, H, L, D), got {x.dtype} {tuple(x.shape)}")
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"query heads must be a multiple of key heads, got {q.shape[1]} and {k.shape[1]} ({shapes})"
+        )
+    if sink is not None and sink.shape != (q.shape[1],):
+        raise ValueError(f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+
+
+def _check_plan(plan: Plan, q: Tensor, k: Tensor) -> None:
+    query, key = plan.job.spaces
+    if (query.length, key.length) != (q.shape[2], k.shape[2]):
+        raise ValueError(
+            f"the space has {query.length} queries and {key.length} keys, but q is {tuple(q.shape)} "
+            f"and k is {tuple(k.shape)}"
+        )
+    if plan.job.batch != q.shape[0] or plan.job.heads != q.shape[1]:
+        raise ValueError(
+            f"the plan is for batch {plan.job.batch} and {plan.job.heads} heads, q is {tuple(q.shape)}"
+        )

@@ -1,0 +1,146 @@
+"""All pairs on `scaled_dot_product_attention`; no tensor of pairs where none is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from attention_core.backends import reference
+from attention_core.masks import Causal
+
+if TYPE_CHECKING:
+    from attention_core.planning import Job, Options, Plan, Result
+
+
+class Prepared:
+    """What SDPA gets: `is_causal`, or a bool mask, and the queries whose output is 0.
+
+    Attributes:
+        causal: leave the mask to SDPA's `is_causal`.
+        allowed: bool broadcastable to (B, H, Lq, Lk), all True on empty rows, or None.
+        empty: bool broadcastable to (B, H, Lq, 1), True where a query may attend to no key.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.pairs = job.pairs()
+        self.allowed: Tensor | None = None
+        self.empty: Tensor | None = None
+        self.causal = _is_plain_causal(job) and job.bias is None
+        if self.causal:
+            return
+        query, key = job.spaces
+        terms = [job.allowed(self.pairs)]
+        # The validity of keys alone has one row for all queries; that of queries needs no pairs
+        if key.valid is not None:
+            terms.append(self.pairs.take("valid", "key"))
+        for term in terms:
+            if term is not None:
+                self.allowed = term if self.allowed is None else self.allowed & term
+        if self.allowed is not None:
+            self.empty = ~self.allowed.any(-1, keepdim=True)
+            # A row of -inf is NaN in some kernels: let it see everything, and zero its output
+            self.allowed = self.allowed | self.empty
+        if query.valid is not None:
+            padding = ~self.pairs.take("valid", "query")
+            self.empty = padding if self.empty is None else self.empty | padding
+
+
+prepare = Prepared
+
+
+def _is_plain_causal(job: Job) -> bool:
+    query, key = job.spaces
+    return job.mask == Causal() and query is key and key.size is not None and key.special is None
+
+
+def lacks(job: Job) -> str | None:
+    if job.softcap is not None:
+        return f"scaled_dot_product_attention cannot cap scores (softcap={job.softcap})"
+    if job.score is not None:
+        return f"scaled_dot_product_attention has no {type(job.score).__name__} score"
+    return None
+
+
+def cost(job: Job) -> float:
+    causal = _is_plain_causal(job) and job.bias is None
+    learned = job.bias is not None and job.grad and any(p.requires_grad for p in job.bias.parameters())
+    units = 0.6 if causal else 4.0 if learned else 1.0
+    return units * job.all_pairs + (reference.cost(job) if job.weights else 0.0)
+
+
+def describe(job: Job, prepared: Prepared) -> str:
+    if prepared.causal:
+        how = "with is_causal, so no mask is stored"
+    elif job.bias is not None:
+        how = f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
+    elif prepared.allowed is not None:
+        how = f"with a bool mask of {' × '.join(map(str, prepared.allowed.shape))}"
+    else:
+        how = "with no mask"
+    return f"scaled_dot_product_attention {how}."
+
+
+def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
+    from attention_core.planning import Result
+
+    prepared: Prepared = plan.prepared
+    mask, empty = prepared.allowed, prepared.empty
+    if options.bias is not None:
+        key = ("attn_mask", options.bias, q.dtype)
+        mask, empty = plan.once(key, lambda: _biased(plan, options, q.dtype))
+    causal = prepared.causal
+    if options.sink is not None:
+        causal, mask, k, v = False, *_with_sink(plan, mask, q, k, v, options.sink)
+    output = scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=causal,
+        dropout_p=options.dropout_p,
+        scale=options.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    if empty is not None:
+        output = output.masked_fill(empty, 0)
+    if not (options.weights or options.lse):
+        return Result(output)
+    with torch.autocast(q.device.type, enabled=False):
+        explicit = plan.once("explicit", lambda: reference.prepare(plan.job))
+        weights, lse = reference.weigh(plan, explicit, q, k[..., : plan.job.spaces[1].length, :], options)
+    return Result(output, weights.to(q.dtype), lse)
+
+
+def _biased(plan: Plan, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The additive mask of SDPA (b, H, Lq, Lk), and the rows that it leaves empty."""
+    prepared: Prepared = plan.prepared
+    bias = plan.bias(options.bias, prepared.pairs)
+    assert bias is not None
+    length = plan.job.spaces[1].length
+    bias = bias.expand(torch.broadcast_shapes(bias.shape, (1, 1, 1, length)))
+    if prepared.allowed is not None:
+        bias = bias.masked_fill(~prepared.allowed, -torch.inf)
+    # A bias may forbid by -inf, so rows may be empty that the mask does not know of
+    empty = (bias.detach() == -torch.inf).all(-1, keepdim=True)
+    bias = bias.masked_fill(empty, 0).to(dtype)
+    return bias, empty if prepared.empty is None else empty | prepared.empty
+
+
+def _with_sink(
+    plan: Plan, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One more key with value 0 whose score is the sink's logit, whatever the query."""
+    if plan.prepared.causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if mask is None:
+        mask = q.new_zeros(1, 1, 1, 1)
+    elif mask.dtype == torch.bool:
+        mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
+    shape = torch.broadcast_shapes(mask.shape, (1, q.shape[1], q.shape[2], k.shape[2]))
+    column = sink.to(q.dtype)[:, None, None].expand(*shape[:-1], 1)
+    mask = torch.cat([mask.expand(shape), column], dim=-1)
+    nothing = k.new_zeros(*k.shape[:2], 1, k.shape[-1]), v.new_zeros(*v.shape[:2], 1, v.shape[-1])
+    return mask, torch.cat([k, nothing[0]], dim=-2), torch.cat([v, nothing[1]], dim=-2)

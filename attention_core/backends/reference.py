@@ -1,0 +1,98 @@
+"""The specification: every pair, explicit scores, softmax in float32 or better."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from attention_core.planning import Job, Options, Pairs, Plan, Result
+
+
+class Prepared:
+    """All pairs, and which of them are allowed: bool broadcastable to (B, H, Lq, Lk), or None."""
+
+    def __init__(self, job: Job) -> None:
+        self.pairs: Pairs = job.pairs()
+        terms = [term for term in (job.allowed(self.pairs), self.pairs.valid) if term is not None]
+        self.allowed: Tensor | None = None
+        if terms:
+            self.allowed = terms[0] & terms[1] if len(terms) == 2 else terms[0]
+
+
+prepare = Prepared
+
+
+def lacks(job: Job) -> str | None:
+    return None
+
+
+def cost(job: Job) -> float:
+    return 5.0 * job.all_pairs
+
+
+def describe(job: Job, prepared: Prepared) -> str:
+    return (
+        "the explicit scores of all pairs, masked, softmaxed and multiplied with the values in "
+        "float32 or better."
+    )
+
+
+def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
+    from attention_core.planning import Result
+
+    with torch.autocast(q.device.type, enabled=False):
+        weights, lse = weigh(plan, plan.prepared, q, k, options)
+        kept = torch.nn.functional.dropout(weights, options.dropout_p)
+        v = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        output = (kept @ v).to(q.dtype)
+    return Result(output, weights.to(q.dtype), lse)
+
+
+def weigh(
+    plan: Plan, prepared: Prepared, q: Tensor, k: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    """The attention weights (B, H, Lq, Lk) before dropout, and the log-sum-exp (B, H, Lq)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    q, k = q.to(dtype), k.to(dtype).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    pairs = prepared.pairs
+    if options.score is None:
+        scores = q @ k.mT
+    else:
+        scores = options.score(q[..., :, None, :], k[..., None, :, :], pairs.head)
+    scores = adjust(scores, plan.bias(options.bias, pairs), options)
+    if prepared.allowed is not None:
+        scores = scores.masked_fill(~prepared.allowed, -torch.inf)
+    return softmax(scores, options.sink)
+
+
+def adjust(scores: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+    """Scale, softcap and bias, in this order (Gemma 2 caps before the mask)."""
+    scores = scores * options.scale
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    return scores if bias is None else scores + bias.to(scores.dtype)
+
+
+def softmax(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimension, 0 and no gradient where every score is -inf.
+
+    The sink (H,) is a key with no value: it takes weight and gives nothing. It has no part in the
+    log-sum-exp, so that a row without a key has -inf with and without it.
+    """
+    if scores.shape[-1] == 0:
+        return scores, scores.sum(-1) - torch.inf
+    top = scores.detach().amax(-1, keepdim=True)
+    logit = None if sink is None else sink.to(scores.dtype)[:, None, None]
+    if logit is not None:
+        top = torch.maximum(top, logit.detach())
+    top = top.masked_fill(top == -torch.inf, 0)
+    exp = torch.exp(scores - top)
+    total = exp.sum(-1, keepdim=True)
+    empty = total == 0
+    lse = (total.masked_fill(empty, 1).log() + top).masked_fill(empty, -torch.inf).squeeze(-1)
+    if logit is not None:
+        total = total + torch.exp(logit - top)
+    return exp / total.masked_fill(empty, 1), lse

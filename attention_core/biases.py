@@ -1,0 +1,346 @@
+"""What is added to the score of a pair: relative positions and edge features.
+
+A bias of your own overrides one method::
+
+    class Gravity(Bias):
+        def score(self, pairs):
+            return -self.strength[pairs.head] * pairs.distance**2
+
+Special tokens sit nowhere, so a bias on a pair with one is 0, or has a row of its own
+(`RelativeTable(special=True)`). Biases are computed in float32 or better under any autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.masks import check_pairwise, take_pairwise
+from attention_core.spaces import Pairs
+
+
+class Bias(nn.Module):
+    """Scores of pairs; `+` adds two biases. Override `score`.
+
+    A score of -inf forbids the pair.
+    """
+
+    def score(self, pairs: Pairs) -> Tensor:
+        """Float of (at most) the broadcast shape of `pairs`, for pairs without special tokens."""
+        raise NotImplementedError
+
+    def special_score(self, pairs: Pairs) -> Tensor | float:
+        """The score of pairs with a special token."""
+        return 0.0
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        """The score of every pair, in float32 or better."""
+        with torch.autocast(pairs.key.device.type, enabled=False):
+            score, special = self.score(pairs), pairs.special
+            if special is not None:
+                score = torch.where(special, self.special_score(pairs), score)
+        return score
+
+    def __add__(self, other: Bias) -> Bias:
+        if not isinstance(other, Bias):
+            raise TypeError(f"biases add to biases, got {type(other).__name__}; see DenseBias")
+        return _Sum(self, other)
+
+
+class _Sum(Bias):
+    def __init__(self, *terms: Bias) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        first, *rest = (term(pairs) for term in self.terms)
+        return sum(rest, first)
+
+
+def as_bias(bias: Bias | Tensor | None) -> Bias | None:
+    """A float tensor becomes a `DenseBias`; anything else that is no bias raises TypeError."""
+    if bias is None or isinstance(bias, Bias):
+        return bias
+    if isinstance(bias, Tensor):
+        return DenseBias(bias)
+    raise TypeError(f"bias must be a Bias or a float tensor, got {type(bias).__name__}")
+
+
+class ALiBi(Bias):
+    """A penalty proportional to distance (Press et al., ALiBi, 2022): ``-slope[head] · distance``.
+
+    Slopes are 2^(-8/H), 2^(-16/H), ...; for H not a power of two, those of the next lower power
+    and then every other one of its double, as published. Unconnected nodes of a graph are
+    infinitely far, so it forbids them.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        if heads < 1:
+            raise ValueError(f"heads must be at least 1, got {heads}")
+
+        def geometric(n: int) -> list[float]:
+            return [2 ** (-8 * (i + 1) / n) for i in range(n)]
+
+        power = 2 ** int(math.log2(heads))
+        slopes = geometric(power) + geometric(2 * power)[0::2][: heads - power]
+        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
+
+    def score(self, pairs: Pairs) -> Tensor:
+        return -self.slopes.float()[pairs.head] * pairs.distance
+
+    def extra_repr(self) -> str:
+        return f"heads={len(self.slopes)}"
+
+
+class RelativeTable(Bias):
+    """A learned score for each bucket of relative position and each head.
+
+    Build it with the constructor of a bucketing: `t5`, `swin` or `hops`.
+
+    Args:
+        heads: number of query heads H.
+        buckets: number of buckets.
+        bucket: maps pairs to bucket indices, int64 in the broadcast shape of `pairs`.
+        special: learn rows of their own for special tokens: as query, as key, and as both
+            (Bao et al., BEiT, 2022); otherwise their scores are 0.
+    """
+
+    def __init__(
+        self, heads: int, buckets: int, bucket: Callable[[Pairs], Tensor], *, special: bool = False
+    ) -> None:
+        super().__init__()
+        self.bucket = bucket
+        self.table = nn.Parameter(torch.empty(buckets, heads))
+        self.special_table = nn.Parameter(torch.empty(3, heads)) if special else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.table, std=0.02)
+        if self.special_table is not None:
+            nn.init.trunc_normal_(self.special_table, std=0.02)
+
+    def score(self, pairs: Pairs) -> Tensor:
+        return self.table[self.bucket(pairs), pairs.head]
+
+    def special_score(self, pairs: Pairs) -> Tensor | float:
+        if self.special_table is None:
+            return 0.0
+        roles = pairs.key.new_zeros(1)
+        for role, (space, side) in enumerate(zip(pairs.spaces, ("query", "key"), strict=True)):
+            if space.special is not None:
+                roles = roles + (role + 1) * pairs.take("special", side)
+        return self.special_table[(roles - 1).clamp(min=0), pairs.head]
+
+    def extra_repr(self) -> str:
+        return f"heads={self.table.shape[1]}, buckets={self.table.shape[0]}"
+
+    @classmethod
+    def t5(
+        cls,
+        heads: int,
+        buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+        *,
+        special: bool = False,
+    ) -> RelativeTable:
+        """Exact for near offsets, logarithmic up to `max_distance` (Raffel et al., T5, 2020)."""
+        if buckets < (4 if bidirectional else 2) or max_distance <= buckets // 2:
+            raise ValueError(
+                f"T5 needs max_distance > buckets / 2, and 4 buckets (2 one way); got "
+                f"buckets={buckets}, max_distance={max_distance}"
+            )
+        bucketing = _T5Bucket(buckets, max_distance, bidirectional)
+        return cls(heads, buckets, bucketing, special=special)
+
+    @classmethod
+    def swin(
+        cls, heads: int, window: int | tuple[int, ...], *, special: bool = False
+    ) -> RelativeTable:
+        """A row for each offset inside a window (Liu et al., Swin, 2021).
+
+        Offsets beyond the window, where a mask lets them through, share the border's row.
+
+        Args:
+            heads: number of query heads.
+            window: size per axis, or one size for two axes.
+        """
+        sizes = (window, window) if isinstance(window, int) else tuple(window)
+        buckets = math.prod(2 * size - 1 for size in sizes)
+        return cls(heads, buckets, _OffsetBucket(sizes), special=special)
+
+    @classmethod
+    def hops(cls, heads: int, max_hops: int, *, special: bool = False) -> RelativeTable:
+        """A row for each distance up to `max_hops`, one beyond, and one for "unreachable".
+
+        On a Graph this is Graphormer's spatial encoding (Ying et al., 2021).
+        """
+        if max_hops < 1:
+            raise ValueError(f"max_hops must be at least 1, got {max_hops}")
+        return cls(heads, max_hops + 3, _HopBucket(max_hops), special=special)
+
+
+class _T5Bucket:
+    def __init__(self, buckets: int, max_distance: int, bidirectional: bool) -> None:
+        self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        offset = pairs.offset
+        if offset.shape[-1] != 1:
+            raise TypeError(f"T5's buckets need a Sequence, got {pairs.spaces[1].describe()}")
+        offset = offset.squeeze(-1)
+        buckets = self.buckets
+        if self.bidirectional:
+            buckets //= 2
+            first, far = (offset > 0) * buckets, offset.abs()
+        else:
+            first, far = torch.zeros_like(offset), (-offset).clamp(min=0)
+        exact = buckets // 2
+        # float32, in the order of operations of the published code, so that no bucket moves
+        ratio = torch.log(far.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        coarse = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+        return first + torch.where(far < exact, far.long(), coarse)
+
+
+class _OffsetBucket:
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        offset = pairs.offset
+        if offset.shape[-1] != len(self.sizes) or offset.is_floating_point():
+            raise TypeError(
+                f"a table of offsets in a window of {self.sizes} needs a Grid with "
+                f"{len(self.sizes)} axes, got {pairs.spaces[1].describe()}"
+            )
+        bucket = torch.zeros_like(offset[..., 0])
+        for axis, size in enumerate(self.sizes):
+            # Swin's tables run over query minus key
+            bucket = bucket * (2 * size - 1) + (-offset[..., axis]).clamp(1 - size, size - 1)
+            bucket = bucket + size - 1
+        return bucket
+
+
+class _HopBucket:
+    def __init__(self, max_hops: int) -> None:
+        self.max_hops = max_hops
+
+    def __call__(self, pairs: Pairs) -> Tensor:
+        distance = pairs.distance
+        far = distance.clamp(max=self.max_hops + 1).long()
+        if distance.is_floating_point():
+            far = far + distance.isinf()
+        return far
+
+
+class ContinuousBias(Bias):
+    """A small network of the log-spaced offset (Liu et al., Swin v2, 2022).
+
+    ``16 · sigmoid(MLP(sign(Δ) · log2(1 + 8 |Δ| / extent) / 3))``, one output per head.
+
+    It extends to offsets that training did not see, and works wherever there are offsets: grids,
+    sequences and point clouds. On whole-number coordinates the network runs once per distinct
+    offset, not once per pair.
+
+    Args:
+        heads: number of query heads.
+        extent: the largest offset along each axis, such as window size - 1; sets the axes.
+        hidden: width of the hidden layer.
+    """
+
+    extent: Tensor
+
+    def __init__(self, heads: int, extent: tuple[float, ...], hidden: int = 512) -> None:
+        super().__init__()
+        if not extent or any(not e >= 0 for e in extent):
+            raise ValueError(f"extent must be a number per axis, at least 0, got {extent}")
+        # a window of one token has extent 0 and the only offset 0, which must not become 0/0
+        extents = torch.tensor([max(float(e), 1.0) for e in extent])
+        self.register_buffer("extent", extents, persistent=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(len(extent), hidden), nn.ReLU(), nn.Linear(hidden, heads, bias=False)
+        )
+
+    def score(self, pairs: Pairs) -> Tensor:
+        offset = pairs.offset
+        if offset.shape[-1] != len(self.extent):
+            raise ValueError(
+                f"ContinuousBias has {len(self.extent)} axes, {pairs.spaces[1].describe()} has "
+                f"{offset.shape[-1]}"
+            )
+        if offset.is_floating_point():
+            heads_last, index = self._network(offset), ()
+        else:
+            flat = offset.reshape(-1, offset.shape[-1])
+            distinct, inverse = flat.unique(dim=0, return_inverse=True)
+            heads_last, index = self._network(distinct), (inverse.view(offset.shape[:-1]),)
+        if index:
+            return heads_last[index[0], pairs.head]
+        shape = torch.broadcast_shapes(offset.shape[:-1], pairs.head.shape)
+        heads_last = heads_last.expand(*shape, -1)
+        return heads_last.gather(-1, pairs.head.expand(shape)[..., None]).squeeze(-1)
+
+    def _network(self, offset: Tensor) -> Tensor:
+        weight = self.mlp[0].weight
+        scaled = offset.to(weight.dtype) * 8 / self.extent.to(weight.dtype)
+        return 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
+
+
+class EdgeBias(Bias):
+    """A learned score for each edge of a Graph, from its type or its features.
+
+    Pairs without an edge score 0.
+
+    Args:
+        heads: number of query heads.
+        types: number of edge types, for `edge_attr` of integers (E,).
+        features: number of edge features F, for `edge_attr` of floats (E, F).
+    """
+
+    def __init__(
+        self, heads: int, *, types: int | None = None, features: int | None = None
+    ) -> None:
+        super().__init__()
+        if (types is None) == (features is None):
+            raise ValueError("EdgeBias needs one of types= and features=")
+        self.types = types
+        self.embed: nn.Embedding | nn.Linear
+        if types is not None:
+            self.embed = nn.Embedding(types, heads)
+        else:
+            self.embed = nn.Linear(features or 0, heads, bias=False)
+        nn.init.trunc_normal_(self.embed.weight, std=0.02)
+
+    def score(self, pairs: Pairs) -> Tensor:
+        attr, edge = pairs.edge_attr, pairs.edge
+        if (self.types is not None) == attr.is_floating_point():
+            wanted = "integer types" if self.types is not None else "float features"
+            raise TypeError(f"EdgeBias was built for {wanted}, edge_attr is {attr.dtype}")
+        scores = self.embed(attr.to(self.embed.weight.dtype) if self.types is None else attr)
+        with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
+        return with_none[edge, pairs.head]  # no edge is -1, the last row
+
+
+class DenseBias(Bias):
+    """Any bias, given pair by pair; it speaks for special tokens too.
+
+    Args:
+        tensor: float, (Lq, Lk), or (B, H, Lq, Lk) where any size may be 1. It may require a
+            gradient; given as `nn.Parameter` it is a parameter of this module.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        if not tensor.is_floating_point():
+            raise TypeError(f"bias must be float, got {tensor.dtype}; a bool tensor is a mask")
+        check_pairwise(tensor, "bias")
+        self.tensor = tensor
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        return take_pairwise(self.tensor, pairs, "bias")

@@ -1,0 +1,256 @@
+"""Which backend computes an attention, and why; decided once per forward, shared by its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from attention_core.backends import dense, edges, reference
+from attention_core.biases import Bias, as_bias
+from attention_core.masks import Mask, as_mask
+from attention_core.scores import Score
+from attention_core.spaces import Pairs, Space
+
+T = TypeVar("T")
+
+BACKENDS: dict[str, ModuleType] = {"reference": reference, "dense": dense, "edges": edges}
+
+
+class BackendError(NotImplementedError):
+    """The backend asked for cannot do this job; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one attention has to compute: all that the choice of a backend may depend on."""
+
+    spaces: tuple[Space, Space]
+    mask: Mask | None = None
+    bias: Bias | None = None
+    score: Score | None = None
+    heads: int = 1
+    head_dim: int = 64
+    batch: int = 1
+    device: torch.device = torch.device("cpu")
+    grad: bool = False
+    weights: bool = False
+    softcap: float | None = None
+
+    @property
+    def all_pairs(self) -> int:
+        """Pairs per head if everyone could attend to everyone in their row."""
+        return self.batch * self.spaces[0].length * self.spaces[1].length
+
+    @cached_property
+    def sample_pairs(self) -> int:
+        """Pairs per head inside samples: what is left of all pairs once segments are apart."""
+        query, key = (space.segments for space in self.spaces)
+        if query is None or key is None or query.ndim > 1 or key.ndim > 1:
+            return self.all_pairs
+        n = max(space.num_segments for space in self.spaces)
+        sizes = [torch.bincount(segments, minlength=n) for segments in (query, key)]
+        return self.batch * int((sizes[0] * sizes[1]).sum())
+
+    @cached_property
+    def count_bound(self) -> int:
+        """At most how many pairs per head are allowed."""
+        if self.mask is None:
+            return self.sample_pairs
+        special = sum(space.num_special for space in self.spaces)
+        with_special = self.batch * special * max(space.length for space in self.spaces)
+        bound = self.batch * self.mask.count_bound(self.spaces) + with_special
+        return int(min(bound, self.sample_pairs))
+
+    def pairs(self) -> Pairs:
+        """Every pair of query and key."""
+        return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
+
+    def allowed(self, pairs: Pairs) -> Tensor | None:
+        """What mask and segments allow, in at most the broadcast shape of `pairs`; None: all.
+
+        Validity is left to the backend, which may know a cheaper way to drop padding.
+        """
+        same, mask = pairs.same_sample, self.mask
+        if mask is None or mask.allows_all(self.spaces):
+            return same
+        allowed = mask.at(pairs)
+        return allowed if same is None else allowed & same
+
+
+class Options(NamedTuple):
+    """What one call of an attention adds to its plan; the backends' arguments."""
+
+    bias: Bias | None
+    score: Score | None
+    scale: float
+    softcap: float | None
+    sink: Tensor | None
+    dropout_p: float
+    weights: bool
+    lse: bool
+
+
+class Result(NamedTuple):
+    """What a backend returns: the output and, where asked for, weights and log-sum-exp."""
+
+    output: Tensor
+    weights: Tensor | None = None
+    lse: Tensor | None = None
+
+
+@dataclass
+class Plan:
+    """The chosen backend and what it prepared from the mask; `str(plan)` explains it.
+
+    A plan belongs to one forward pass: it remembers biases and rotations that layers share, and
+    those hold a graph for the backward pass.
+    """
+
+    job: Job
+    backend: str
+    because: str
+    prepared: Any
+    _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`, the first time that `key` comes up in this forward pass."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        return self._memory[key]
+
+    def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
+        """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
+        return None if bias is None else self.once(("bias", bias), lambda: bias(pairs))
+
+    def __str__(self) -> str:
+        return _explain(self)
+
+
+def plan(
+    space: Space | tuple[Space, Space],
+    mask: Mask | Tensor | None = None,
+    bias: Bias | Tensor | None = None,
+    *,
+    score: Score | None = None,
+    heads: int = 1,
+    head_dim: int = 64,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    grad: bool = False,
+    weights: bool = False,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> Plan:
+    """Choose how to compute an attention, and prepare what its layers and heads share.
+
+    Args:
+        space: where the tokens sit, or (space of the queries, space of the keys).
+        mask, bias, score, softcap: as in `attend`.
+        heads: number of query heads.
+        head_dim: size of a head.
+        batch: batch size; the space's own where it has one, else 1.
+        device: where the attention will run.
+        grad: whether a gradient is needed.
+        weights: whether the attention weights are asked for.
+        backend: a name to override the choice.
+
+    Raises:
+        BackendError: `backend` cannot do this job.
+    """
+    spaces = space if isinstance(space, tuple) else (space, space)
+    device = torch.device(device)
+    moved = spaces[0].to(device)
+    spaces = (moved, moved if spaces[1] is spaces[0] else spaces[1].to(device))
+    sizes = {s.batch for s in spaces} - {None}
+    if len(sizes) > 1 or (batch is not None and sizes and batch not in sizes):
+        got = " and ".join(str(s.batch) for s in spaces)
+        raise ValueError(f"batch size {batch or ''} does not fit the spaces, which hold {got} samples")
+    job = Job(
+        spaces=spaces,
+        mask=as_mask(mask),
+        bias=as_bias(bias),
+        score=score,
+        heads=heads,
+        head_dim=head_dim,
+        batch=batch or next(iter(sizes), 1),
+        device=device,
+        grad=grad,
+        weights=weights,
+        softcap=softcap,
+    )
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    lacks = {name: module.lacks(job) for name, module in BACKENDS.items()}
+    if backend is not None:
+        if lacks[backend]:
+            raise BackendError(f"backend={backend!r} cannot do this: {lacks[backend]}")
+        chosen, because = backend, "You asked for this backend."
+    else:
+        costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not lacks[name]}
+        chosen = min(costs, key=lambda name: costs[name])
+        because = _compare(chosen, costs, lacks)
+    return Plan(job, chosen, because, BACKENDS[chosen].prepare(job))
+
+
+def explain(
+    space: Space | tuple[Space, Space],
+    mask: Mask | Tensor | None = None,
+    bias: Bias | Tensor | None = None,
+    **options: Any,
+) -> str:
+    """In words: which backend `plan` chooses, what it will compute, and why. Arguments as there."""
+    return str(plan(space, mask, bias, **options))
+
+
+def _compare(chosen: str, costs: dict[str, float], lacks: dict[str, str | None]) -> str:
+    sentences = []
+    for name, cost in sorted(costs.items(), key=lambda item: item[1]):
+        if name != chosen:
+            ratio = cost / max(costs[chosen], 1e-9)
+            times = "about as long" if ratio < 1.1 else f"about {ratio:,.1f} times as long"
+            sentences.append(f"{name} would take {times}")
+    sentences += [f"{name} is out: {reason}" for name, reason in lacks.items() if reason]
+    return "; ".join(sentences)[:1].upper() + "; ".join(sentences)[1:] + "." if sentences else ""
+
+
+def _explain(plan: Plan) -> str:
+    job = plan.job
+    query, key = job.spaces
+    who = key.describe() if query is key else f"{query.describe()}, attending to {key.describe()}"
+    where = f"{who[:1].upper()}{who[1:]}"
+    if job.batch > 1 and query.batch is None:
+        where += f", batch {job.batch}"
+    share = job.count_bound / max(job.all_pairs, 1)
+    exact = job.mask is None or job.mask.allows_all(job.spaces)
+    if job.count_bound == job.all_pairs:
+        pairs = f"All {job.all_pairs:,} pairs"
+        pairs += " may attend" if exact else " are looked at, the mask decides"
+    else:
+        percent = f"{100 * share:.2g}%"
+        of = "segments allow" if job.mask is None else "the mask allows at most"
+        pairs = f"Of {job.all_pairs:,} pairs {of} {job.count_bound:,} ({percent})"
+    lines = [
+        f"{where}; mask {job.mask or 'none'}, bias {_name(job.bias)}, "
+        f"{job.heads} heads of {job.head_dim}.",
+        f"{pairs}.",
+        f"Backend {plan.backend}: {BACKENDS[plan.backend].describe(job, plan.prepared)}",
+    ]
+    special = sum(s.num_special for s in dict.fromkeys(job.spaces))
+    if special and job.mask is not None:
+        lines.append("Special tokens are exempt from the mask: they see and are seen by all.")
+    if plan.because:
+        lines.append(plan.because)
+    return "\n".join(lines)
+
+
+def _name(bias: Bias | None) -> str:
+    if bias is None:
+        return "none"
+    learned = any(parameter.requires_grad for parameter in bias.parameters())
+    return f"{'learned ' if learned else ''}{type(bias).__name__.lstrip('_')}"

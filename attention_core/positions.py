@@ -1,0 +1,190 @@
+"""Positions that act on tokens, queries and keys: rotary, sinusoidal and learned.
+
+All read the coordinates of a space, so tokens may be dropped, packed or padded, and special tokens,
+which sit nowhere, are left as they are or have rows of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.spaces import Space
+
+Layout = Literal["half", "interleaved"]
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in ("half", "interleaved"):
+        raise ValueError(f"layout must be 'half' or 'interleaved', got {layout!r}")
+
+
+def angles(space: Space, axes: int, dim: int, base: float) -> Tensor:
+    """Angles (L, dim/2) or (B, L, dim/2) in float32: coordinate · base^(-2i / (dim/axes)).
+
+    The axes follow each other in the last dimension. Special tokens have angle 0.
+    """
+    if dim % (2 * axes):
+        raise ValueError(f"dim must be a multiple of 2 · axes = {2 * axes}, got {dim}")
+    if space.axes != axes or space.coordinates is None:
+        raise ValueError(f"positions have {axes} axes, {space.describe()} has {space.axes}")
+    per_axis = dim // axes
+    exponent = torch.arange(0, per_axis, 2, device=space.device, dtype=torch.float32) / per_axis
+    with torch.autocast(space.device.type, enabled=False):
+        angle = space.coordinates.float()[..., None] * base**-exponent
+        if space.special is not None:
+            angle = angle.masked_fill(space.special[..., None, None], 0)
+    return angle.flatten(-2)
+
+
+def rotate(x: Tensor, angle: Tensor, layout: Layout = "half") -> Tensor:
+    """Rotate pairs of features by `angle`, in float32 (Su et al., RoFormer, 2021).
+
+    Args:
+        x: (..., L, D).
+        angle: (..., L, d/2), broadcastable; the first d features turn, the rest pass.
+        layout: which features are a pair: (i, i + d/2) for "half", (2i, 2i + 1) for "interleaved".
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        d = 2 * angle.shape[-1]
+        turning = x[..., :d].to(torch.promote_types(x.dtype, torch.float32))
+        first, second = _split(turning, layout)
+        cos, sin = angle.cos(), angle.sin()
+        turned = _join(first * cos - second * sin, second * cos + first * sin, layout).to(x.dtype)
+    return turned if d == x.shape[-1] else torch.cat([turned, x[..., d:]], dim=-1)
+
+
+def _split(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    halves = x.chunk(2, dim=-1) if layout == "half" else x.unflatten(-1, (-1, 2)).unbind(-1)
+    return halves[0], halves[1]
+
+
+def _join(first: Tensor, second: Tensor, layout: Layout) -> Tensor:
+    if layout == "half":
+        return torch.cat([first, second], dim=-1)
+    return torch.stack([first, second], dim=-1).flatten(-2)
+
+
+class Rotary(nn.Module):
+    """Rotary positions of queries and keys (Su et al., 2021), along any number of axes.
+
+    With one axis as in language models, with two the axial form of vision transformers
+    (Heo et al., 2024), on a Graph with `coordinates` its spectral form. The angles depend on where
+    tokens sit alone, and are computed in float32.
+
+    Args:
+        axes: number of axes; the head is divided between them.
+        base: of the frequencies, base^(-2i / (dim/axes)).
+        dim: how many features of a head turn; all of them by default.
+        layout: "half" pairs feature i with i + dim/2 (Llama, DINOv3), "interleaved" pairs
+            2i with 2i + 1 (the paper, EVA-02).
+    """
+
+    def __init__(
+        self,
+        axes: int = 1,
+        *,
+        base: float = 10_000.0,
+        dim: int | None = None,
+        layout: Layout = "half",
+    ) -> None:
+        super().__init__()
+        _check_layout(layout)
+        self.axes, self.base, self.dim, self.layout = axes, base, dim, layout
+
+    def angles(self, space: Space, head_dim: int) -> Tensor:
+        """(L, dim/2), or (B, 1, L, dim/2) to broadcast over the heads of a batch."""
+        dim = head_dim if self.dim is None else self.dim
+        if dim > head_dim:
+            raise ValueError(f"dim={dim} exceeds the size of a head, {head_dim}")
+        angle = angles(space, self.axes, dim, self.base)
+        return angle.unsqueeze(1) if angle.ndim == 3 else angle
+
+    def forward(self, x: Tensor, space: Space) -> Tensor:
+        """Rotate x (B, H, L, D) to where its tokens sit."""
+        return rotate(x, self.angles(space.to(x.device), x.shape[-1]), self.layout)
+
+    def extra_repr(self) -> str:
+        return f"axes={self.axes}, base={self.base:g}, layout={self.layout!r}"
+
+
+class Sinusoidal(nn.Module):
+    """Sines and cosines of the coordinates (Vaswani et al., 2017), to add to tokens.
+
+    Args:
+        dim: size D of a token, a multiple of 2 · axes; each axis has D / axes of it.
+        axes: number of axes.
+        base: of the frequencies, base^(-2i / (dim/axes)).
+        layout: per axis all sines and then all cosines ("half"), or alternating ("interleaved",
+            the paper).
+    """
+
+    def __init__(
+        self, dim: int, axes: int = 1, *, base: float = 10_000.0, layout: Layout = "interleaved"
+    ) -> None:
+        super().__init__()
+        _check_layout(layout)
+        self.dim, self.axes, self.base, self.layout = dim, axes, base, layout
+
+    def forward(self, space: Space) -> Tensor:
+        """(L, D) or (B, L, D) in float32; special tokens have zeros."""
+        angle = angles(space, self.axes, self.dim, self.base).unflatten(-1, (self.axes, -1))
+        embedding = _join(angle.sin(), angle.cos(), self.layout).flatten(-2)
+        if space.special is not None:
+            embedding = embedding.masked_fill(space.special[..., None], 0)
+        return embedding
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, axes={self.axes}, base={self.base:g}, layout={self.layout!r}"
+
+
+class LearnedPosition(nn.Module):
+    """A learned vector for every place of a Sequence or Grid, to add to tokens.
+
+    Args:
+        size: number of places along each axis.
+        dim: size D of a token.
+        special: number of special tokens in a sample, which have vectors of their own.
+    """
+
+    def __init__(self, size: int | tuple[int, ...], dim: int, *, special: int = 0) -> None:
+        super().__init__()
+        self.size = (size,) if isinstance(size, int) else tuple(size)
+        self.special = special
+        self.table = nn.Parameter(torch.empty(special + math.prod(self.size), dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, space: Space) -> Tensor:
+        """(L, D) or (B, L, D).
+
+        Raises:
+            ValueError: a token sits outside the table, or has no row.
+        """
+        if space.axes != len(self.size) or space.coordinates is None:
+            raise ValueError(
+                f"positions have {len(self.size)} axes, {space.describe()} has {space.axes}"
+            )
+        if space.num_special > self.special * space.num_segments:
+            raise ValueError(
+                f"{space.describe()}: there are vectors for {self.special} special tokens a sample"
+            )
+        place = space.coordinates
+        extent = torch.tensor(self.size, device=place.device)
+        located = None if space.special is None else ~space.special[..., None]
+        outside = (place < 0) | (place >= extent)
+        if bool((outside if located is None else outside & located).any()):
+            raise ValueError(
+                f"positions are learned for places up to {self.size}, {space.describe()} reaches "
+                f"{tuple((place.flatten(0, -2).amax(0) + 1).tolist())}"
+            )
+        strides = [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
+        row = (place * torch.tensor(strides, device=place.device)).sum(-1) + self.special
+        if space.special is not None:
+            row = torch.where(space.special, (space.special.cumsum(-1) - 1) % max(self.special, 1), row)
+        return self.table[row.to(self.table.device)]
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, dim={self.table.shape[1]}, special={self.special}"
