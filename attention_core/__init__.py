@@ -16,3 +16,14 @@ from attention_core.masks import (
 from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
 from attention_core.scores import Additive, AdditiveV2, Score
 from attention_core.spaces import Graph, Grid, Pairs, Points, Sequence, Space
+from attention_core.cache import KVCache
+from attention_core.layers import (
+    AttentionPool,
+    Block,
+    Decoder,
+    Encoder,
+    FeedForward,
+    MultiheadAttention,
+    pool,
+)
+from attention_core.record import AttentionMaps, record_attention

@@ -1,0 +1,119 @@
+"""Keys and values of the tokens that a decoder has seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces import Sequence, Space
+
+
+class LayerCache:
+    """What one layer keeps: keys and values (B, Hkv, L, D) of past tokens, and of the context."""
+
+    def __init__(self, max_length: int | None, window: int | None) -> None:
+        self.max_length, self.window = max_length, window
+        self.context: tuple[Tensor, Tensor] | None = None
+        self._length = 0
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens; returns those of all tokens held and new."""
+        if self.window is not None:
+            if self._held is not None:
+                held = (x[:, :, max(x.shape[2] - self.window, 0) :] for x in self._held)
+                k, v = (torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+            self._held = (k, v)
+            return k, v
+        if self.max_length is None:
+            if self._held is not None:
+                k, v = (torch.cat(pair, dim=2) for pair in zip(self._held, (k, v), strict=True))
+            self._held = (k, v)
+            return k, v
+        if self._held is None:
+            self._held = tuple(x.new_zeros(*x.shape[:2], self.max_length, x.shape[3]) for x in (k, v))
+        start, self._length = self._length, self._length + k.shape[2]
+        for buffer, new in zip(self._held, (k, v), strict=True):
+            buffer[:, :, start : self._length] = new
+        k, v = (buffer[:, :, : self._length] for buffer in self._held)
+        return k, v
+
+    def reorder(self, index: Tensor) -> None:
+        if self._held is not None:
+            self._held = tuple(x.index_select(0, index) for x in self._held)
+        if self.context is not None:
+            self.context = tuple(x.index_select(0, index) for x in self.context)
+
+
+class KVCache:
+    """The past of a `Decoder`: where its tokens sit, and each layer's keys and values.
+
+    Queries find their keys by coordinates, so decoding in pieces of any length equals one pass,
+    whatever the cache holds. For inference: it overwrites what a backward pass would need.
+
+    Args:
+        max_length: allocate once for this many tokens; more raise ValueError. None grows.
+        window: keep only the last `window` tokens, which suffices where every layer's mask reaches
+            no further back: ``KVCache(window=n)`` for ``Causal() & Neighborhood(n)``.
+
+    Example::
+
+        cache = KVCache(max_length=512)
+        y = decoder(prompt, cache=cache)            # (B, L, D)
+        y = decoder(next_token, cache=cache)        # (B, 1, D)
+    """
+
+    def __init__(self, max_length: int | None = None, *, window: int | None = None) -> None:
+        if max_length is not None and window is not None:
+            raise ValueError("give max_length or window, not both: a window bounds the cache already")
+        if window is not None and window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        self.max_length, self.window = max_length, window
+        self.space: Space | None = None
+        """Where the tokens sit that the cache holds."""
+        self._layers: dict[int, LayerCache] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return 0 if self.space is None else self.space.length
+
+    def __getitem__(self, layer: int) -> LayerCache:
+        return self._layers.setdefault(layer, LayerCache(self.max_length, self.window))
+
+    def next_space(self, length: int, device: torch.device | str = "cpu") -> Sequence:
+        """The places of the next `length` tokens: each sample goes on after its last one."""
+        space = self.space
+        if space is None:
+            return Sequence(length, device=device)
+        if not isinstance(space, Sequence) or space.coordinates is None:
+            raise TypeError(f"the cache holds {space.describe()}; give the space of the new tokens")
+        if space.size is not None:
+            return Sequence(length, start=space.start[0] + space.size[0], device=device)
+        places = space.coordinates.squeeze(-1)
+        if space.valid is not None:
+            places = places.masked_fill(~space.valid, -1)
+        return Sequence(length, start=places.amax(-1) + 1, device=device)
+
+    def extend(self, space: Space) -> Space:
+        """Add the places of new tokens; returns those of all tokens held and new."""
+        held = self.space
+        if held is not None:
+            if self.window is not None and held.length > self.window:
+                held = held.keep(torch.arange(held.length - self.window, held.length))
+            space = held.append(space)
+        if self.max_length is not None and space.length > self.max_length:
+            raise ValueError(
+                f"the cache has room for max_length={self.max_length} tokens, got {space.length}"
+            )
+        self.space = space
+        return space
+
+    def reorder(self, index: Tensor) -> None:
+        """Make sample `index[b]` the new sample b, as beam search does. index: (B,) integers."""
+        if self.space is not None and self.space.batch is not None:
+            self.space = self.space._map(
+                lambda x, dims: x.index_select(0, index) if x.ndim > dims else x
+            )
+        for layer in self._layers.values():
+            layer.reorder(index)

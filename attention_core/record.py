@@ -1,0 +1,77 @@
+"""Exact attention weights out of a model, while it stays on its fused path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from attention_core.layers import MultiheadAttention, recorder
+
+
+class AttentionMaps:
+    """Weights (B, H, Lq, Lk) of the recorded layers, in the order asked for; the latest forward's."""
+
+    def __init__(self, layers: list[tuple[str, MultiheadAttention]]) -> None:
+        self.names = [name for name, _ in layers]
+        self._modules = [module for _, module in layers]
+        self._weights: dict[nn.Module, Tensor] = {}
+
+    def wants(self, module: nn.Module) -> bool:
+        return module in self._modules
+
+    def add(self, module: nn.Module, weights: Tensor) -> None:
+        self._weights[module] = weights.detach()
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Tensor:
+        module = self._modules[index]
+        if module not in self._weights:
+            raise LookupError(f"{self.names[index]} has not run inside record_attention yet")
+        return self._weights[module]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module, layers: Sequence[int] | None = None
+) -> Iterator[AttentionMaps]:
+    """Record the attention weights of `model`'s layers, before dropout.
+
+    The output still comes from the backend that the plan chose; the weights are computed beside it
+    from the same queries and keys.
+
+    Args:
+        model: any module that holds `MultiheadAttention` layers.
+        layers: indices into these layers, in the order the model defines them; negative ones count
+            from the end. All of them by default.
+
+    Example::
+
+        with record_attention(model, layers=[-1]) as maps:
+            model(images)
+        maps[-1]  # (B, H, L, L)
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, MultiheadAttention)
+    ]
+    wanted = range(len(found)) if layers is None else layers
+    for layer in wanted:
+        if not -len(found) <= layer < len(found):
+            raise ValueError(f"the model has {len(found)} attention layers, there is no layer {layer}")
+    maps = AttentionMaps([found[layer] for layer in wanted])
+    token = recorder.set(maps)
+    try:
+        yield maps
+    finally:
+        recorder.reset(token)
