@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def attend(
     return_lse: bool = False,
     backend: str | None = None,
     plan: Plan | None = None,
-):
+) -> Any:
     """Attention of queries to keys: softmax(scores) · values over the allowed pairs.
 
     The order on a score is scale, softcap, bias, mask, sink, softmax, dropout. A query with no
@@ -76,7 +77,7 @@ def attend(
             head_dim=q.shape[-1],
             batch=q.shape[0],
             device=q.device,
-            grad=torch.is_grad_enabled() and (q.requires_grad or _learns(bias)),
+            grad=torch.is_grad_enabled(),
             weights=return_weights,
             softcap=softcap,
             backend=backend,
@@ -99,15 +100,13 @@ def attend(
         lse=return_lse,
     )
     result = BACKENDS[plan.backend].run(plan, q, k, v, options)
-    asked = [x for x, wanted in zip(result[1:], (return_weights, return_lse), strict=True) if wanted]
+    asked = [
+        x for x, wanted in zip(result[1:], (return_weights, return_lse), strict=True) if wanted
+    ]
     return (result.output, *asked) if asked else result.output
 
 
 plan_attention = plan  # `attend` has a parameter of that name
-
-
-def _learns(bias: Bias | None) -> bool:
-    return bias is not None and any(p.requires_grad for p in bias.parameters())
 
 
 def _spaces(
@@ -138,10 +137,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, dropout_p: floa
             raise ValueError(f"{name} must be float (B, H, L, D), got {x.dtype} {tuple(x.shape)}")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}")
+        raise ValueError(
+            f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}"
+        )
     if q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"query heads must be a multiple of key heads, got {q.shape[1]} and {k.shape[1]} ({shapes})"
+            f"the heads of q must be a multiple of those of k, got {q.shape[1]} and {k.shape[1]}: "
+            f"{shapes}"
         )
     if sink is not None and sink.shape != (q.shape[1],):
         raise ValueError(f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}")
@@ -153,10 +155,11 @@ def _check_plan(plan: Plan, q: Tensor, k: Tensor) -> None:
     query, key = plan.job.spaces
     if (query.length, key.length) != (q.shape[2], k.shape[2]):
         raise ValueError(
-            f"the space has {query.length} queries and {key.length} keys, but q is {tuple(q.shape)} "
-            f"and k is {tuple(k.shape)}"
+            f"the space has {query.length} queries and {key.length} keys, but q is "
+            f"{tuple(q.shape)} and k is {tuple(k.shape)}"
         )
     if plan.job.batch != q.shape[0] or plan.job.heads != q.shape[1]:
         raise ValueError(
-            f"the plan is for batch {plan.job.batch} and {plan.job.heads} heads, q is {tuple(q.shape)}"
+            f"the plan is for batch {plan.job.batch} and {plan.job.heads} heads, but q is "
+            f"{tuple(q.shape)}"
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from attention_core.masks import check_pairwise, take_pairwise
+from attention_core.masks.dense import check_pairwise, take_pairwise
 from attention_core.spaces import Pairs
 
 
@@ -35,6 +35,11 @@ class Bias(nn.Module):
     def special_score(self, pairs: Pairs) -> Tensor | float:
         """The score of pairs with a special token."""
         return 0.0
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has anything that needs a gradient."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, pairs: Pairs) -> Tensor:
         """The score of every pair, in float32 or better."""
@@ -274,22 +279,14 @@ class ContinuousBias(Bias):
                 f"ContinuousBias has {len(self.extent)} axes, {pairs.spaces[1].describe()} has "
                 f"{offset.shape[-1]}"
             )
-        if offset.is_floating_point():
-            heads_last, index = self._network(offset), ()
+        flat = offset.reshape(-1, offset.shape[-1])
+        if flat.is_floating_point():
+            row = torch.arange(len(flat), device=flat.device)
         else:
-            flat = offset.reshape(-1, offset.shape[-1])
-            distinct, inverse = flat.unique(dim=0, return_inverse=True)
-            heads_last, index = self._network(distinct), (inverse.view(offset.shape[:-1]),)
-        if index:
-            return heads_last[index[0], pairs.head]
-        shape = torch.broadcast_shapes(offset.shape[:-1], pairs.head.shape)
-        heads_last = heads_last.expand(*shape, -1)
-        return heads_last.gather(-1, pairs.head.expand(shape)[..., None]).squeeze(-1)
-
-    def _network(self, offset: Tensor) -> Tensor:
-        weight = self.mlp[0].weight
-        scaled = offset.to(weight.dtype) * 8 / self.extent.to(weight.dtype)
-        return 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
+            flat, row = flat.unique(dim=0, return_inverse=True)
+        scaled = flat.to(self.extent.dtype) * 8 / self.extent
+        table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
+        return table[row.view(offset.shape[:-1]), pairs.head]
 
 
 class EdgeBias(Bias):
@@ -310,19 +307,19 @@ class EdgeBias(Bias):
         if (types is None) == (features is None):
             raise ValueError("EdgeBias needs one of types= and features=")
         self.types = types
-        self.embed: nn.Embedding | nn.Linear
-        if types is not None:
-            self.embed = nn.Embedding(types, heads)
-        else:
-            self.embed = nn.Linear(features or 0, heads, bias=False)
-        nn.init.trunc_normal_(self.embed.weight, std=0.02)
+        #: (types or features, H)
+        self.table = nn.Parameter(torch.empty(types or features or 0, heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
 
     def score(self, pairs: Pairs) -> Tensor:
         attr, edge = pairs.edge_attr, pairs.edge
         if (self.types is not None) == attr.is_floating_point():
             wanted = "integer types" if self.types is not None else "float features"
             raise TypeError(f"EdgeBias was built for {wanted}, edge_attr is {attr.dtype}")
-        scores = self.embed(attr.to(self.embed.weight.dtype) if self.types is None else attr)
+        if self.types is not None:
+            scores = self.table[attr]
+        else:
+            scores = attr.reshape(len(attr), -1).to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
         return with_none[edge, pairs.head]  # no edge is -1, the last row
 

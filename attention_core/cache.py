@@ -19,19 +19,17 @@ class LayerCache:
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens; returns those of all tokens held and new."""
-        if self.window is not None:
-            if self._held is not None:
-                held = (x[:, :, max(x.shape[2] - self.window, 0) :] for x in self._held)
-                k, v = (torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
-            self._held = (k, v)
-            return k, v
         if self.max_length is None:
             if self._held is not None:
-                k, v = (torch.cat(pair, dim=2) for pair in zip(self._held, (k, v), strict=True))
+                old_k, old_v = (_last(x, self.window) for x in self._held)
+                k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
             self._held = (k, v)
             return k, v
         if self._held is None:
-            self._held = tuple(x.new_zeros(*x.shape[:2], self.max_length, x.shape[3]) for x in (k, v))
+            k_buffer, v_buffer = (
+                x.new_zeros(*x.shape[:2], self.max_length, x.shape[3]) for x in (k, v)
+            )
+            self._held = (k_buffer, v_buffer)
         start, self._length = self._length, self._length + k.shape[2]
         for buffer, new in zip(self._held, (k, v), strict=True):
             buffer[:, :, start : self._length] = new
@@ -39,10 +37,17 @@ class LayerCache:
         return k, v
 
     def reorder(self, index: Tensor) -> None:
-        if self._held is not None:
-            self._held = tuple(x.index_select(0, index) for x in self._held)
-        if self.context is not None:
-            self.context = tuple(x.index_select(0, index) for x in self.context)
+        """Make sample `index[b]` the new sample b."""
+        self._held, self.context = (
+            None
+            if pair is None
+            else (pair[0].index_select(0, index), pair[1].index_select(0, index))
+            for pair in (self._held, self.context)
+        )
+
+
+def _last(x: Tensor, window: int | None) -> Tensor:
+    return x if window is None else x[:, :, max(x.shape[2] - window, 0) :]
 
 
 class KVCache:
@@ -65,7 +70,9 @@ class KVCache:
 
     def __init__(self, max_length: int | None = None, *, window: int | None = None) -> None:
         if max_length is not None and window is not None:
-            raise ValueError("give max_length or window, not both: a window bounds the cache already")
+            raise ValueError(
+                "give max_length or window, not both: a window bounds the cache already"
+            )
         if window is not None and window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         self.max_length, self.window = max_length, window

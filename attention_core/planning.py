@@ -13,7 +13,8 @@ from torch import Tensor
 
 from attention_core.backends import dense, edges, reference
 from attention_core.biases import Bias, as_bias
-from attention_core.masks import Mask, as_mask
+from attention_core.masks import Mask
+from attention_core.masks.dense import as_mask
 from attention_core.scores import Score
 from attention_core.spaces import Pairs, Space
 
@@ -37,7 +38,7 @@ class Job:
     heads: int = 1
     head_dim: int = 64
     batch: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     grad: bool = False
     weights: bool = False
     softcap: float | None = None
@@ -167,10 +168,12 @@ def plan(
     device = torch.device(device)
     moved = spaces[0].to(device)
     spaces = (moved, moved if spaces[1] is spaces[0] else spaces[1].to(device))
-    sizes = {s.batch for s in spaces} - {None}
+    sizes = {s.batch for s in spaces if s.batch is not None}
     if len(sizes) > 1 or (batch is not None and sizes and batch not in sizes):
         got = " and ".join(str(s.batch) for s in spaces)
-        raise ValueError(f"batch size {batch or ''} does not fit the spaces, which hold {got} samples")
+        raise ValueError(
+            f"batch size {batch or ''} does not fit the spaces, which hold {got} samples"
+        )
     job = Job(
         spaces=spaces,
         mask=as_mask(mask),
@@ -178,7 +181,7 @@ def plan(
         score=score,
         heads=heads,
         head_dim=head_dim,
-        batch=batch or next(iter(sizes), 1),
+        batch=next(iter(sizes), 1) if batch is None else batch,
         device=device,
         grad=grad,
         weights=weights,
@@ -252,5 +255,4 @@ def _explain(plan: Plan) -> str:
 def _name(bias: Bias | None) -> str:
     if bias is None:
         return "none"
-    learned = any(parameter.requires_grad for parameter in bias.parameters())
-    return f"{'learned ' if learned else ''}{type(bias).__name__.lstrip('_')}"
+    return f"{'learned ' if bias.learned else ''}{type(bias).__name__.lstrip('_')}"

@@ -183,7 +183,9 @@ class LearnedPosition(nn.Module):
         strides = [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
         row = (place * torch.tensor(strides, device=place.device)).sum(-1) + self.special
         if space.special is not None:
-            row = torch.where(space.special, (space.special.cumsum(-1) - 1) % max(self.special, 1), row)
+            row = torch.where(
+                space.special, (space.special.cumsum(-1) - 1) % max(self.special, 1), row
+            )
         return self.table[row.to(self.table.device)]
 
     def extra_repr(self) -> str:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from attention_core.layers import MultiheadAttention, recorder
+from attention_core.layers.attention import MultiheadAttention, recorder
 
 
 class AttentionMaps:
-    """Weights (B, H, Lq, Lk) of the recorded layers, in the order asked for; the latest forward's."""
+    """Weights (B, H, Lq, Lk) of recorded layers, in the order asked for, of the latest forward."""
 
     def __init__(self, layers: list[tuple[str, MultiheadAttention]]) -> None:
         self.names = [name for name, _ in layers]
@@ -68,7 +68,9 @@ def record_attention(
     wanted = range(len(found)) if layers is None else layers
     for layer in wanted:
         if not -len(found) <= layer < len(found):
-            raise ValueError(f"the model has {len(found)} attention layers, there is no layer {layer}")
+            raise ValueError(
+                f"the model has {len(found)} attention layers, there is no layer {layer}"
+            )
     maps = AttentionMaps([found[layer] for layer in wanted])
     token = recorder.set(maps)
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends import reference
-from attention_core.masks import PairList
+from attention_core.masks.algebra import PairList
 from attention_core.spaces import Pairs
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def _listed(job: Job) -> Pairs | None:
         found = _cat(found, *torch.broadcast_tensors(one, everyone))
         found = _cat(found, *torch.broadcast_tensors(all_others[:, None], one.squeeze(-1)))
     repeated = {
-        name: values.repeat(job.batch) for name, values in found._asdict().items() if values is not None
+        name: values.repeat(job.batch)
+        for name, values in found._asdict().items()
+        if values is not None
     }
     batch = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
     return _pairs(job, batch=batch, **repeated)
@@ -85,7 +87,7 @@ def _cat(found: PairList, query: Tensor, key: Tensor) -> PairList:
 def _chunks(job: Job) -> list[Pairs]:
     """All pairs, some rows of queries at a time."""
     queries = torch.arange(job.spaces[0].length, device=job.device)
-    rows = max(_CHUNK // max(job.batch * job.spaces[1].length, 1), 1)
+    rows: int = max(_CHUNK // max(job.batch * job.spaces[1].length, 1), 1)
     chunks = []
     for chunk in queries.split(rows):
         pairs = job.pairs()
@@ -98,15 +100,16 @@ def _filter(job: Job, pairs: Pairs) -> tuple[Pairs, Tensor | None]:
     """The allowed ones of `pairs`, (E,); and what each head allows, (H, E), where heads differ."""
     terms = [term for term in (job.allowed(pairs), pairs.valid) if term is not None]
     dense = pairs.query.ndim > 1
-    full = (job.batch, 1, pairs.query.shape[0], job.spaces[1].length) if dense else pairs.query.shape
+    full = (
+        (job.batch, 1, pairs.query.shape[0], job.spaces[1].length) if dense else pairs.query.shape
+    )
     allowed = torch.ones((), dtype=torch.bool, device=job.device)
     for term in terms:
         allowed = allowed & term
     allowed = allowed.expand(torch.broadcast_shapes(allowed.shape, full))
     by_head = allowed.movedim(1, 0) if dense else allowed.reshape(-1, *full)
-    any_head = by_head.any(0) if len(by_head) > 1 else by_head[0]
-    at = any_head.nonzero(as_tuple=True)
-    heads = by_head[(slice(None), *at)] if len(by_head) > 1 else None
+    at = by_head.any(0).nonzero(as_tuple=True)
+    heads = torch.stack([head[at] for head in by_head]) if len(by_head) > 1 else None
     if dense:
         batch, query, key = at
         return _pairs(job, batch=batch, query=pairs.query.flatten()[query], key=key), heads
@@ -121,7 +124,7 @@ def lacks(job: Job) -> str | None:
 def cost(job: Job) -> float:
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    return 15.0 * job.count_bound + (0.0 if structured else 1.0 * job.all_pairs) + 20_000.0
+    return 130.0 * job.count_bound + (0.0 if structured else 1.0) * job.all_pairs + 15_000.0
 
 
 def describe(job: Job, prepared: Prepared) -> str:

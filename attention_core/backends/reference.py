@@ -30,7 +30,7 @@ def lacks(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    return 5.0 * job.all_pairs
+    return 3.0 * job.all_pairs
 
 
 def describe(job: Job, prepared: Prepared) -> str:

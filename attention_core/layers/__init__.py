@@ -1,0 +1,21 @@
+"""The layers that every model is a configuration of.
+
+All take tokens as a batch (B, L, D), or packed (T, D) with a packed space, and give back the same.
+"""
+
+from attention_core.layers.attention import AttentionOptions, MultiheadAttention
+from attention_core.layers.block import Block
+from attention_core.layers.encoder import Decoder, Encoder
+from attention_core.layers.feed_forward import FeedForward
+from attention_core.layers.pooling import AttentionPool, pool
+
+__all__ = [
+    "AttentionOptions",
+    "AttentionPool",
+    "Block",
+    "Decoder",
+    "Encoder",
+    "FeedForward",
+    "MultiheadAttention",
+    "pool",
+]

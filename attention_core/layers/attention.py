@@ -1,0 +1,281 @@
+"""Multi-head attention."""
+
+from __future__ import annotations
+
+import math
+from contextvars import ContextVar
+from typing import (
+    Literal,
+    Protocol,
+    TypedDict,
+)
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention_core.attend import attend
+from attention_core.biases import Bias
+from attention_core.cache import LayerCache
+from attention_core.layers.residual import Norm, make_norm
+from attention_core.masks import Mask
+from attention_core.planning import Plan, plan
+from attention_core.positions import Rotary, rotate
+from attention_core.scores import Score
+from attention_core.spaces import Sequence, Space
+
+QKNorm = Literal["layer", "rms", "cosine"]
+
+
+class _Recorder(Protocol):
+    def wants(self, module: nn.Module) -> bool: ...
+    def add(self, module: nn.Module, weights: Tensor) -> None: ...
+
+
+#: Set by `record_attention`.
+recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
+
+
+class AttentionOptions(TypedDict, total=False):
+    """Options of `MultiheadAttention` that a `Block` or `Encoder` passes on."""
+
+    kv_heads: int | None
+    head_dim: int | None
+    rotary: Rotary | None
+    score: Score | None
+    qk_norm: bool | QKNorm
+    gate: bool
+    sink: bool
+    softcap: float | None
+    projection_bias: bool
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention (Vaswani et al., 2017) in any space.
+
+    Args:
+        dim: size D of a token.
+        heads: number of query heads.
+        kv_heads: number of key and value heads, a divisor of `heads` (grouped-query attention,
+            Ainslie et al., 2023); `heads` by default.
+        head_dim: size of a head; dim / heads by default.
+        context_dim: size of a context token, for cross-attention; `dim` by default.
+        rotary: rotary positions of queries and keys.
+        bias: relative positions that this layer adds to its scores.
+        score: another score than the dot product, such as GAT's `Additive`.
+        qk_norm: normalise each head's queries and keys: "layer" (Dehghani et al., ViT-22B, 2023),
+            "rms" or True (Qwen3, 2025), or "cosine", which learns a temperature per head
+            (Liu et al., Swin v2, 2022).
+        gate: multiply the output of each head by a learned sigmoid of its token (Qiu et al., 2025).
+        sink: learn a logit per head that takes weight and gives nothing (gpt-oss, 2025).
+        softcap: limit scores to ± this (Gemma 2, 2024).
+        dropout: chance that an attention weight is dropped in training.
+        projection_bias: whether the linear layers have a bias.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        context_dim: int | None = None,
+        rotary: Rotary | None = None,
+        bias: Bias | None = None,
+        score: Score | None = None,
+        qk_norm: bool | QKNorm = False,
+        gate: bool = False,
+        sink: bool = False,
+        softcap: float | None = None,
+        dropout: float = 0.0,
+        projection_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
+        if head_dim is None:
+            if dim % heads:
+                raise ValueError(f"dim={dim} must be a multiple of heads={heads}, or give head_dim")
+            head_dim = dim // heads
+        if qk_norm not in (False, True, "layer", "rms", "cosine"):
+            raise ValueError(f"qk_norm must be 'layer', 'rms', 'cosine' or a bool, got {qk_norm!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.rotary, self.bias, self.score = rotary, bias, score
+        self.softcap, self.dropout = softcap, dropout
+        inner, kv_inner = heads * head_dim, kv_heads * head_dim
+        self.query = nn.Linear(dim, inner, bias=projection_bias)
+        self.key_value = nn.Linear(context_dim or dim, 2 * kv_inner, bias=projection_bias)
+        self.gate = nn.Linear(dim, inner, bias=projection_bias) if gate else None
+        self.out = nn.Linear(inner, dim, bias=projection_bias)
+        self.sink = nn.Parameter(torch.zeros(heads)) if sink else None
+        self.query_norm = self.key_norm = self.log_temperature = None
+        if qk_norm == "cosine":
+            self.log_temperature = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
+        elif qk_norm:
+            kind: Norm = "layer" if qk_norm == "layer" else "rms"
+            self.query_norm, self.key_norm = (make_norm(kind, head_dim) for _ in range(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # Queries, keys and values as projections of their own, so that fusing them changes nothing
+        width = self.key_value.out_features // 2
+        for weight in (
+            self.query.weight,
+            *self.key_value.weight.split(width),
+            *(layer.weight for layer in (self.gate, self.out) if layer is not None),
+        ):
+            nn.init.xavier_uniform_(weight)
+        for layer in (self.query, self.key_value, self.gate, self.out):
+            if layer is not None and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def plan(
+        self,
+        x: Tensor,
+        space: Space | tuple[Space, Space],
+        mask: Mask | Tensor | None = None,
+        bias: Bias | None = None,
+        backend: str | None = None,
+    ) -> Plan:
+        """The plan of this layer for queries from x, which layers of the same shape can share."""
+        return plan(
+            space,
+            mask,
+            self._biases(bias),
+            score=self.score,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            batch=x.shape[0] if x.ndim == 3 else 1,
+            device=x.device,
+            grad=torch.is_grad_enabled(),
+            softcap=self.softcap,
+            backend=backend,
+        )
+
+    def _biases(self, bias: Bias | None) -> Bias | None:
+        if bias is None or self.bias is None:
+            return self.bias if bias is None else bias
+        return self.bias + bias
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        space: Space | tuple[Space, Space] | None = None,
+        mask: Mask | Tensor | None = None,
+        bias: Bias | None = None,
+        cache: LayerCache | None = None,
+        backend: str | None = None,
+        plan: Plan | None = None,
+    ) -> Tensor:
+        """Attend from x to x, or to the context.
+
+        Args:
+            x: (B, L, D), or (T, D) packed.
+            context: (B, Lc, Dc), or (Tc, Dc) packed, for cross-attention.
+            space: where x sits, or (where x sits, where the context sits).
+            mask: which pairs may attend.
+            bias: added to the layer's own bias.
+            cache: of past keys and values; the space is then (new tokens, all tokens).
+            backend: a name to override the plan's choice.
+            plan: made before by `plan`, instead of space, mask and backend.
+
+        Returns: the shape of x; zeros on padding.
+        """
+        packed = x.ndim == 2
+        if packed:
+            x = x[None]
+            context = None if context is None else context[None]
+        if x.ndim != 3 or x.shape[-1] != self.query.in_features:
+            raise ValueError(f"x must be (B, L, {self.query.in_features}), got {tuple(x.shape)}")
+        source = x if context is None else context
+        if source.shape[-1] != self.key_value.in_features:
+            raise ValueError(
+                f"keys come from tokens of size {self.key_value.in_features}, got "
+                f"{tuple(source.shape)}"
+            )
+        if plan is None:
+            plan = self.plan(x, self._spaces(x, context, space), mask, bias, backend)
+        elif space is not None or mask is not None or backend is not None:
+            raise ValueError("a plan has its space, mask and backend; give either them or plan=")
+        q = self._heads(self.query(x), self.heads)
+        k, v = self._keys_values(source, cache, plan, is_context=context is not None)
+        if self.query_norm is not None:
+            q = self.query_norm(q)
+        if self.log_temperature is not None:
+            # The published clamp keeps a temperature from running away
+            q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
+        q = self._rotate(q, plan, plan.job.spaces[0])
+        recording = recorder.get()
+        if recording is not None and not recording.wants(self):
+            recording = None
+        out = attend(
+            q,
+            k,
+            v,
+            bias=self._biases(bias),
+            score=self.score,
+            scale=None if self.log_temperature is None else 1.0,
+            softcap=self.softcap,
+            sink=self.sink,
+            dropout_p=self.dropout if self.training else 0.0,
+            return_weights=recording is not None,
+            plan=plan,
+        )
+        if recording is not None:
+            out, weights = out
+            recording.add(self, weights)
+        out = out.transpose(1, 2).flatten(2)
+        if self.gate is not None:
+            out = out * torch.sigmoid(self.gate(x))
+        out = plan.job.spaces[0].zero_padding(self.out(out))
+        return out[0] if packed else out
+
+    def _spaces(
+        self, x: Tensor, context: Tensor | None, space: Space | tuple[Space, Space] | None
+    ) -> tuple[Space, Space]:
+        if isinstance(space, tuple):
+            return space
+        if context is None:
+            own = Sequence(x.shape[1], device=x.device) if space is None else space
+            return own, own
+        if space is not None:
+            raise ValueError(
+                "cross-attention needs space=(space of x, space of the context), got one space"
+            )
+        return Space(x.shape[1]), Space(context.shape[1])
+
+    def _keys_values(
+        self, source: Tensor, cache: LayerCache | None, plan: Plan, *, is_context: bool
+    ) -> tuple[Tensor, Tensor]:
+        if cache is not None and is_context and cache.context is not None:
+            return cache.context
+        k, v = (self._heads(x, self.kv_heads) for x in self.key_value(source).chunk(2, dim=-1))
+        if self.key_norm is not None:
+            k = self.key_norm(k)
+        if self.log_temperature is not None:
+            k = F.normalize(k, dim=-1)
+        appended = cache is not None and not is_context
+        k = self._rotate(k, plan, plan.job.spaces[0 if appended else 1])
+        if cache is not None and is_context:
+            cache.context = (k, v)
+        return cache.update(k, v) if cache is not None and not is_context else (k, v)
+
+    @staticmethod
+    def _heads(x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def _rotate(self, x: Tensor, plan: Plan, space: Space) -> Tensor:
+        rotary = self.rotary
+        if rotary is None:
+            return x
+        angle = plan.once(("angles", rotary, space), lambda: rotary.angles(space, self.head_dim))
+        return rotate(x, angle, rotary.layout)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

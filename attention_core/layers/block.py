@@ -1,0 +1,129 @@
+"""One block of a transformer."""
+
+from __future__ import annotations
+
+from typing import (
+    Any,
+    Unpack,
+)
+
+from torch import Tensor, nn
+
+from attention_core.biases import Bias
+from attention_core.cache import LayerCache
+from attention_core.layers.attention import AttentionOptions, MultiheadAttention
+from attention_core.layers.feed_forward import Activation, FeedForward
+from attention_core.layers.residual import Norm, NormOrder, Residual
+from attention_core.planning import Plan
+from attention_core.spaces import Sequence
+
+
+class Block(nn.Module):
+    """Self-attention, optionally cross-attention, and a feed-forward network, each residual.
+
+    Args:
+        dim: size of a token.
+        heads: number of query heads.
+        cross: attend to a context, too.
+        context_dim: size of a context token; `dim` by default.
+        norm: "pre" or "post".
+        norm_layer: "layer" or "rms".
+        eps: of the normalisation.
+        layer_scale: start of LayerScale's factors, or None for no scale.
+        hidden, activation: of the feed-forward network.
+        dropout: on each sublayer's output and after the activation.
+        attention_dropout: on the attention weights.
+        drop_path: chance that a sample skips a sublayer in training.
+        attention: options of `MultiheadAttention`. Rotary positions and `score` serve
+            self-attention alone; a context has places of its own.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        cross: bool = False,
+        context_dim: int | None = None,
+        norm: NormOrder = "pre",
+        norm_layer: Norm = "layer",
+        eps: float = 1e-6,
+        layer_scale: float | None = None,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        **attention: Unpack[AttentionOptions],
+    ) -> None:
+        super().__init__()
+
+        def residual() -> Residual:
+            return Residual(
+                dim,
+                order=norm,
+                norm=norm_layer,
+                eps=eps,
+                layer_scale=layer_scale,
+                dropout=dropout,
+                drop_path=drop_path,
+            )
+
+        self.attention = MultiheadAttention(dim, heads, dropout=attention_dropout, **attention)
+        self.attention_residual = residual()
+        self.cross_attention: MultiheadAttention | None = None
+        if cross:
+            without_places: Any = {
+                k: v for k, v in attention.items() if k not in ("rotary", "score")
+            }
+            self.cross_attention = MultiheadAttention(
+                dim, heads, context_dim=context_dim, dropout=attention_dropout, **without_places
+            )
+            self.cross_attention_residual = residual()
+        self.feed_forward = FeedForward(
+            dim,
+            hidden,
+            activation=activation,
+            dropout=dropout,
+            bias=attention.get("projection_bias", True),
+        )
+        self.feed_forward_residual = residual()
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        plan: Plan | None = None,
+        context_plan: Plan | None = None,
+        bias: Bias | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x, (B, L, D) or (T, D), one block on.
+
+        Args:
+            x: tokens.
+            context: what the block attends to with `cross`.
+            plan: of the self-attention, see `MultiheadAttention.plan`; a plain Sequence without.
+            context_plan: of the cross-attention; every pair without.
+            bias: relative positions of the self-attention.
+            cache: of past keys and values.
+        """
+        if (context is None) != (self.cross_attention is None):
+            raise ValueError(
+                "a block with cross=True needs a context"
+                if context is None
+                else "a context needs a block with cross=True"
+            )
+        if plan is None:
+            plan = self.attention.plan(x, Sequence(x.shape[-2], device=x.device), bias=bias)
+        space = plan.job.spaces[0]
+        x = self.attention_residual(
+            x, lambda y: self.attention(y, plan=plan, bias=bias, cache=cache), space
+        )
+        cross = self.cross_attention
+        if cross is not None:
+            x = self.cross_attention_residual(
+                x, lambda y: cross(y, context, plan=context_plan, cache=cache), space
+            )
+        return self.feed_forward_residual(x, self.feed_forward, space)

@@ -1,0 +1,180 @@
+"""Stacks of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listing
+from typing import (
+    Any,
+)
+
+from torch import Tensor, nn
+
+from attention_core.biases import Bias
+from attention_core.cache import KVCache
+from attention_core.layers.block import Block
+from attention_core.layers.residual import make_norm
+from attention_core.masks import Causal, Mask
+from attention_core.masks.dense import as_mask
+from attention_core.planning import Plan
+from attention_core.spaces import Sequence, Space
+
+
+class Encoder(nn.Module):
+    """A stack of blocks over tokens in any space.
+
+    Args:
+        dim: size of a token.
+        depth: number of blocks.
+        heads: number of query heads.
+        mask: for every layer, or a list of masks (or None) that the layers take in turn:
+            ``[None, Neighborhood(64)]`` alternates full and local layers.
+        bias: relative positions: one module, shared by all layers (T5), or a list that the layers
+            take in turn; with `depth` entries each layer has its own (Swin).
+        drop_path: chance that a sample skips a sublayer of the last block; it grows linearly from
+            0 at the first.
+        final_norm: normalise the output; by default where `norm` is "pre".
+        block: options of `Block` and `MultiheadAttention`, alike for every layer.
+    """
+
+    #: Added to every layer's mask.
+    _always: Mask | None = None
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        mask: Mask | Listing[Mask | None] | None = None,
+        bias: Bias | Listing[Bias] | None = None,
+        drop_path: float = 0.0,
+        final_norm: bool | None = None,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
+        self.blocks: Listing[Block] = nn.ModuleList(  # type: ignore[assignment]
+            Block(dim, heads, drop_path=rate, **block) for rate in rates
+        )
+        masks = list(mask) if isinstance(mask, Listing) else [mask]
+        biases = list(bias) if isinstance(bias, Listing) else [] if bias is None else [bias]
+        for name, values in (("mask", masks), ("bias", biases)):
+            if not 0 <= len(values) <= depth or (name == "mask" and not values):
+                raise ValueError(f"{name} lists {len(values)} entries for {depth} layers")
+        self.masks = [_both(self._always, masks[layer % len(masks)]) for layer in range(depth)]
+        self.biases: Listing[Bias] = nn.ModuleList(biases)  # type: ignore[assignment]
+        if final_norm is None:
+            final_norm = block.get("norm", "pre") == "pre"
+        norm = make_norm(block.get("norm_layer", "layer"), dim, block.get("eps", 1e-6))
+        self.norm = norm if final_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        space: Space | None = None,
+        *,
+        mask: Mask | Tensor | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Encode x.
+
+        Args:
+            x: (B, L, D), or (T, D) packed.
+            space: where the tokens sit; a Sequence by default.
+            mask: of this call, joined to each layer's own with `&`.
+            backend: a name to override the plan's choice.
+
+        Returns: the shape of x; zeros on padding.
+        """
+        space = Sequence(x.shape[-2], device=x.device) if space is None else space
+        return self._run(x, (space, space), mask, backend)
+
+    def _run(
+        self,
+        x: Tensor,
+        spaces: tuple[Space, Space],
+        mask: Mask | Tensor | None,
+        backend: str | None,
+        context: Tensor | None = None,
+        context_plan: Plan | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        if x.ndim not in (2, 3):
+            raise ValueError(f"x must be (B, L, D), or (T, D) packed, got {tuple(x.shape)}")
+        if x.shape[-2] != spaces[0].length:
+            raise ValueError(f"x is {tuple(x.shape)}, but its space is {spaces[0].describe()}")
+        extra = as_mask(mask)
+        plans: dict[tuple[Mask | None, type], Plan] = {}
+        for layer, block in enumerate(self.blocks):
+            bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
+            # Layers whose masks are equal and whose biases are alike share a plan
+            kind = (self.masks[layer], type(bias))
+            if kind not in plans:
+                joined = _both(self.masks[layer], extra)
+                plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
+            x = block(
+                x,
+                context,
+                plan=plans[kind],
+                context_plan=context_plan,
+                bias=bias,
+                cache=None if cache is None else cache[layer],
+            )
+        return spaces[0].zero_padding(self.norm(x))
+
+
+class Decoder(Encoder):
+    """A causal stack of blocks; with `cross=True` it also attends to a context.
+
+    Arguments are those of `Encoder`, with `cross` and `context_dim` as in `Block`; masks are joined
+    with `Causal()`.
+    """
+
+    _always = Causal()
+
+    def forward(
+        self,
+        x: Tensor,
+        space: Space | None = None,
+        *,
+        mask: Mask | Tensor | None = None,
+        context: Tensor | None = None,
+        context_space: Space | None = None,
+        cache: KVCache | None = None,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Decode x.
+
+        Args:
+            x: (B, L, D), or (T, D) packed; with a cache, the new tokens.
+            space: where the tokens sit; a Sequence that goes on after the cache by default.
+            mask: of this call, joined to each layer's own with `&`.
+            context: (B, Lc, Dc), or (Tc, Dc) packed.
+            context_space: where the context sits, which says what of it is padding.
+            cache: keys and values of the past, to which those of x are added.
+            backend: a name to override the plan's choice.
+
+        Returns: the shape of x; zeros on padding.
+        """
+        if space is None:
+            length = x.shape[-2]
+            space = Sequence(length) if cache is None else cache.next_space(length)
+        space = space.to(x.device)
+        context_plan = None
+        if context is not None:
+            if context_space is None:
+                context_space = Space(context.shape[-2])
+            cross = self.blocks[0].cross_attention
+            if cross is None:
+                raise ValueError("a context needs a Decoder with cross=True")
+            context_plan = cross.plan(x, (space, context_space), backend=backend)
+        keys = space if cache is None else cache.extend(space)
+        return self._run(x, (space, keys), mask, backend, context, context_plan, cache)
+
+
+def _both(first: Mask | None, second: Mask | None) -> Mask | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second

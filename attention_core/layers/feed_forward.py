@@ -1,0 +1,75 @@
+"""The position-wise network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import (
+    Literal,
+)
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Activation = Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu"]
+
+
+class FeedForward(nn.Module):
+    """The position-wise network: plain, or gated (Shazeer, GLU Variants, 2020).
+
+    Args:
+        dim: size of a token.
+        hidden: width; 4·dim by default, 8/3·dim for the gated forms, which have a third matrix.
+        activation: "gelu", "gelu-tanh", "relu", or gated "swiglu", "geglu".
+        dropout: after the activation.
+        bias: whether the linear layers have one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int | None = None,
+        *,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "gelu": F.gelu,
+            "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
+            "relu": F.relu,
+            "swiglu": F.silu,
+            "geglu": F.gelu,
+        }
+        if activation not in functions:
+            raise ValueError(
+                f"activation must be one of {', '.join(functions)}, got {activation!r}"
+            )
+        self.activation, self._function = activation, functions[activation]
+        self.gated = activation in ("swiglu", "geglu")
+        if hidden is None:
+            hidden = 8 * round(dim / 3) if self.gated else 4 * dim
+        self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=bias)
+        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in (*self.up.weight.split(self.down.in_features), self.down.weight):
+            nn.init.xavier_uniform_(weight)
+        for layer in (self.up, self.down):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        x = self.up(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            x = self._function(gate) * x
+        else:
+            x = self._function(x)
+        return self.down(self.dropout(x))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"

@@ -1,0 +1,86 @@
+"""From tokens to one vector for each sample."""
+
+from __future__ import annotations
+
+from typing import (
+    Literal,
+    Unpack,
+)
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.layers.attention import AttentionOptions, MultiheadAttention
+from attention_core.spaces import Sequence, Space
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that attend to all tokens of a sample (Lee et al., Set Transformer, 2019).
+
+    Args:
+        dim: size of a token.
+        heads: number of heads.
+        queries: how many learned queries.
+        attention: options of `MultiheadAttention`.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, queries: int = 1, **attention: Unpack[AttentionOptions]
+    ) -> None:
+        super().__init__()
+        if queries < 1:
+            raise ValueError(f"queries must be at least 1, got {queries}")
+        self.queries = nn.Parameter(torch.empty(queries, dim))
+        nn.init.trunc_normal_(self.queries, std=dim**-0.5)
+        self.attention = MultiheadAttention(dim, heads, **attention)
+
+    def forward(self, x: Tensor, space: Space | None = None) -> Tensor:
+        """Pool (B, L, D), or (T, D) packed, to (samples, D); (samples, queries, D) if several."""
+        space = Sequence(x.shape[-2]) if space is None else space
+        count, dim = self.queries.shape
+        segments = space.segments
+        if x.ndim == 2:
+            rows = space.num_segments * count
+            queries = self.queries.repeat(space.num_segments, 1)
+        elif segments is None:
+            rows, queries = count, self.queries.expand(x.shape[0], -1, -1)
+        else:
+            raise ValueError("pool packed samples as (T, D), without a batch dimension")
+        own = None if segments is None else torch.arange(rows, device=segments.device) // count
+        nowhere = torch.ones(rows, dtype=torch.bool, device=space.device)
+        where = Space(rows, segments=own, special=nowhere)
+        pooled = self.attention(queries, x, space=(where, space)).reshape(-1, count, dim)
+        return pooled.squeeze(1) if count == 1 else pooled
+
+
+def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] = "mean") -> Tensor:
+    """One vector for each sample: (B, L, D), or (T, D) packed, to (samples, D).
+
+    Args:
+        x: tokens.
+        space: where they sit; padding has no part.
+        how: "mean", "sum" or "max" over the tokens that sit somewhere, or "special" for the mean
+            of the special ones (the class token). A sample without such tokens gives 0.
+    """
+    if how not in ("mean", "sum", "max", "special"):
+        raise ValueError(f"how must be 'mean', 'sum', 'max' or 'special', got {how!r}")
+    space = space.to(x.device)
+    batch = x.shape[0] if x.ndim == 3 else 1
+    counted = torch.ones(batch, space.length, dtype=torch.bool, device=x.device)
+    if space.valid is not None:
+        counted = counted & space.valid
+    if how == "special" and space.special is None:
+        raise ValueError(f"{space.describe()} has no special tokens to pool")
+    if space.special is not None:
+        counted = counted & (space.special if how == "special" else ~space.special)
+    sample = torch.arange(batch, device=x.device)[:, None] * space.num_segments
+    sample = (sample if space.segments is None else sample + space.segments).expand(counted.shape)
+    rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
+    pooled = x.new_zeros(batch * space.num_segments, x.shape[-1])
+    if how == "max":
+        index = index[:, None].expand_as(rows)
+        return pooled.scatter_reduce(0, index, rows, "amax", include_self=False)
+    pooled = pooled.index_add(0, index, rows)
+    if how == "sum":
+        return pooled
+    return pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None].to(x.dtype)

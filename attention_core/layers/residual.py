@@ -1,0 +1,83 @@
+"""What stands around each sublayer: normalisation, scale, dropout, drop path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import (
+    Literal,
+)
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.spaces import Space
+
+Norm = Literal["layer", "rms"]
+
+
+NormOrder = Literal["pre", "post"]
+
+
+class Residual(nn.Module):
+    """What stands around each sublayer of a block: normalisation, scale, dropout, residual.
+
+    Args:
+        dim: size of a token.
+        order: "pre" is x + f(norm(x)) (Xiong et al., 2020), "post" is norm(x + f(x)) (2017).
+        norm: "layer" (Ba et al., 2016) or "rms" (Zhang & Sennrich, 2019).
+        eps: of the normalisation.
+        layer_scale: start of a learned factor per feature (Touvron et al., CaiT, 2021), or None.
+        dropout: on f's output.
+        drop_path: chance that a sample skips f in training (Huang et al., 2016).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        order: NormOrder = "pre",
+        norm: Norm = "layer",
+        eps: float = 1e-6,
+        layer_scale: float | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if order not in ("pre", "post"):
+            raise ValueError(f"norm must be 'pre' or 'post', got {order!r}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
+        self.order, self.drop_path = order, drop_path
+        self.norm = make_norm(norm, dim, eps)
+        self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], space: Space) -> Tensor:
+        """x, (B, L, D) or (T, D), after one residual step through `f`."""
+        branch = f(self.norm(x) if self.order == "pre" else x)
+        if self.scale is not None:
+            branch = branch * self.scale
+        branch = self.dropout(branch)
+        if self.training and self.drop_path:
+            branch = drop_path(branch, self.drop_path, space)
+        return x + branch if self.order == "pre" else self.norm(x + branch)
+
+
+def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
+    """Zero whole samples of (B, L, D) or packed (T, D) with chance `rate`; scale up the rest."""
+    rows = x.shape[0] if x.ndim == 3 else 1
+    keep = torch.rand(rows, space.num_segments, device=x.device) >= rate
+    if space.segments is None:
+        kept = keep
+    elif space.segments.ndim == 2:
+        kept = keep.gather(1, space.segments)
+    else:
+        kept = keep[:, space.segments]
+    kept = kept if x.ndim == 3 else kept[0]
+    return x * kept[..., None].to(x.dtype) / (1 - rate)
+
+
+def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
+    if norm not in ("layer", "rms"):
+        raise ValueError(f"norm_layer must be 'layer' or 'rms', got {norm!r}")
+    return nn.LayerNorm(dim, eps=eps) if norm == "layer" else nn.RMSNorm(dim, eps=eps)

@@ -1,0 +1,180 @@
+"""The algebra of masks: what a mask answers, and `&`, `|`, `~`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import (
+    NamedTuple,
+)
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces import Pairs, Space
+
+Spaces = tuple[Space, Space]
+
+
+class PairList(NamedTuple):
+    """Pairs of tokens, (E,) each, with what is known of them."""
+
+    query: Tensor
+    key: Tensor
+    edge: Tensor | None = None
+    distance: Tensor | None = None
+
+
+class Mask:
+    """A predicate over pairs of tokens; `&`, `|` and `~` compose.
+
+    Override `allowed`. The other methods tell the plan about structure, so that it need not look
+    at every pair; their defaults promise nothing and are always right.
+    """
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        """Bool of (at most) the broadcast shape of `pairs`: may this query attend to this key?"""
+        raise NotImplementedError
+
+    def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
+        """`allowed`, and `exempt` wherever a special token takes part."""
+        special = pairs.special
+        allowed = self.allowed(pairs)
+        return allowed if special is None else torch.where(special, exempt, allowed)
+
+    def allows_all(self, spaces: Spaces) -> bool:
+        """Whether the structure alone shows that every pair of a sample is allowed."""
+        return False
+
+    def count_bound(self, spaces: Spaces) -> float:
+        """At most how many pairs per batch row are allowed, special tokens aside."""
+        return math.inf
+
+    def candidates(self, spaces: Spaces) -> PairList | None:
+        """A list of pairs that holds all allowed ones, special tokens aside; None if unknown."""
+        return None
+
+    def __and__(self, other: Mask) -> Mask:
+        return _And(self, _a_mask(other))
+
+    def __or__(self, other: Mask) -> Mask:
+        return _Or(self, _a_mask(other))
+
+    def __invert__(self) -> Mask:
+        return _Not(self)
+
+    @staticmethod
+    def from_torch_mha(
+        attn_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        heads: int | None = None,
+    ) -> Mask:
+        """From the masks of `torch.nn.MultiheadAttention`, whose ``True`` means "may not".
+
+        Args:
+            attn_mask: bool (Lq, Lk), or (B·heads, Lq, Lk), which needs `heads`.
+            key_padding_mask: bool (B, Lk).
+        """
+        from attention_core.masks.dense import DenseMask, check_bool
+
+        masks: list[Mask] = []
+        if attn_mask is not None:
+            check_bool(attn_mask, "attn_mask")
+            if attn_mask.ndim == 3:
+                if not heads or attn_mask.shape[0] % heads:
+                    raise ValueError(
+                        f"attn_mask {tuple(attn_mask.shape)} must be (B·heads, Lq, Lk) with heads "
+                        f"given; got heads={heads}"
+                    )
+                attn_mask = attn_mask.unflatten(0, (-1, heads))
+            masks.append(DenseMask(~attn_mask))
+        if key_padding_mask is not None:
+            check_bool(key_padding_mask, "key_padding_mask")
+            if key_padding_mask.ndim != 2:
+                raise ValueError(
+                    f"key_padding_mask must be (B, Lk), got {tuple(key_padding_mask.shape)}"
+                )
+            masks.append(DenseMask(~key_padding_mask[:, None, None, :]))
+        if not masks:
+            raise ValueError("from_torch_mha needs attn_mask or key_padding_mask")
+        return masks[0] if len(masks) == 1 else masks[0] & masks[1]
+
+
+def _a_mask(value: object) -> Mask:
+    if not isinstance(value, Mask):
+        raise TypeError(f"masks compose with masks, got {type(value).__name__}; see DenseMask")
+    return value
+
+
+def tuples(mask: Mask, *names: str) -> None:
+    """Lists, as configuration files give them, become tuples, so that masks stay hashable."""
+    for name in names:
+        if isinstance(getattr(mask, name), list):
+            object.__setattr__(mask, name, tuple(getattr(mask, name)))
+
+
+@dataclass(frozen=True)
+class _And(Mask):
+    """Both::
+
+    Causal()    &  Neighborhood(1)  =
+    ■ · · ·        ■ ■ · ·             ■ · · ·
+    ■ ■ · ·        ■ ■ ■ ·             ■ ■ · ·
+    ■ ■ ■ ·        · ■ ■ ■             · ■ ■ ·
+    ■ ■ ■ ■        · · ■ ■             · · ■ ■
+    """
+
+    first: Mask
+    second: Mask
+
+    def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
+        return self.first.at(pairs, exempt) & self.second.at(pairs, exempt)
+
+    def allows_all(self, spaces: Spaces) -> bool:
+        return self.first.allows_all(spaces) and self.second.allows_all(spaces)
+
+    def count_bound(self, spaces: Spaces) -> float:
+        return min(self.first.count_bound(spaces), self.second.count_bound(spaces))
+
+    def candidates(self, spaces: Spaces) -> PairList | None:
+        terms = sorted((self.first, self.second), key=lambda term: term.count_bound(spaces))
+        found = (term.candidates(spaces) for term in terms)
+        return next((pairs for pairs in found if pairs is not None), None)
+
+    def __repr__(self) -> str:
+        return f"{self.first} & {self.second}"
+
+
+@dataclass(frozen=True)
+class _Or(Mask):
+    """Either."""
+
+    first: Mask
+    second: Mask
+
+    def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
+        return self.first.at(pairs, exempt) | self.second.at(pairs, exempt)
+
+    def allows_all(self, spaces: Spaces) -> bool:
+        return self.first.allows_all(spaces) or self.second.allows_all(spaces)
+
+    def count_bound(self, spaces: Spaces) -> float:
+        return self.first.count_bound(spaces) + self.second.count_bound(spaces)
+
+    def __repr__(self) -> str:
+        return f"({self.first} | {self.second})"
+
+
+@dataclass(frozen=True)
+class _Not(Mask):
+    """The pairs that `mask` does not allow. Special tokens stay exempt."""
+
+    mask: Mask
+
+    def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
+        return ~self.mask.at(pairs, not exempt)
+
+    def __repr__(self) -> str:
+        inner = repr(self.mask)
+        return f"~({inner})" if isinstance(self.mask, _And) else f"~{inner}"

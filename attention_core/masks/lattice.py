@@ -1,0 +1,96 @@
+"""Masks that repeat over a space: windows and dilations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_core.masks.algebra import Mask, Spaces, tuples
+from attention_core.spaces import Pairs
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """Attend within one's window; windows tile the space (Liu et al., Swin, 2021)::
+
+        Window(2)      Window(2, shift=1)
+        ■ ■ · ·        ■ · · ·
+        ■ ■ · ·        · ■ ■ ·
+        · · ■ ■        · ■ ■ ·
+        · · ■ ■        · · · ■
+
+    A shift moves the tiling towards the end; what it cuts off at the border stays a window of its
+    own, which is what rolling, partitioning and masking the seam does in the paper.
+
+    Args:
+        size: window size, one number or one per axis.
+        shift: how far the tiling is moved, one number or one per axis.
+    """
+
+    size: int | tuple[int, ...]
+    shift: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        tuples(self, "size", "shift")
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,)
+        if not sizes or any(size < 1 for size in sizes):
+            raise ValueError(f"size must be at least 1, got {self.size}")
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        axes = pairs.spaces[1].axes
+        for name in ("size", "shift"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != axes:
+                raise ValueError(
+                    f"{name}={value} needs one number per axis of {pairs.spaces[1].describe()}"
+                )
+        pairs.offset  # noqa: B018  raises where query and key have no common axes
+        size, shift = (
+            torch.tensor(n, device=pairs.spaces[1].device) for n in (self.size, self.shift)
+        )
+        query, key = (
+            torch.div(pairs.take("coordinates", side) - shift, size, rounding_mode="floor")
+            for side in ("query", "key")
+        )
+        return (query == key).all(-1)
+
+    def count_bound(self, spaces: Spaces) -> float:
+        if not spaces[1].ordered:
+            return math.inf
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,) * spaces[1].axes
+        return spaces[0].length * math.prod(sizes)
+
+    def __repr__(self) -> str:
+        return f"Window({self.size}{f', shift={self.shift}' if self.shift else ''})"
+
+
+@dataclass(frozen=True)
+class Dilated(Mask):
+    """Attend at offsets that are multiples of `step` along each axis (Child et al., 2019)::
+
+        Dilated(2)
+        ■ · ■ ·
+        · ■ · ■
+        ■ · ■ ·
+        · ■ · ■
+
+    With a reach: ``Dilated(2) & Neighborhood(6)``.
+    """
+
+    step: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        tuples(self, "step")
+        steps = self.step if isinstance(self.step, tuple) else (self.step,)
+        if not steps or any(step < 1 for step in steps):
+            raise ValueError(f"step must be at least 1, got {self.step}")
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        offset = pairs.offset
+        return (offset % torch.tensor(self.step, device=offset.device) == 0).all(-1)
+
+    def __repr__(self) -> str:
+        return f"Dilated({self.step})"

@@ -1,0 +1,109 @@
+"""Attention within a distance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_core.masks.algebra import Mask, PairList, Spaces, tuples
+from attention_core.spaces import Graph, Pairs, Space
+
+
+@dataclass(frozen=True)
+class Neighborhood(Mask):
+    """Attend within `radius`, both ends included::
+
+        Neighborhood(1) on a Sequence   on a Grid(3, 3), its centre   on a Graph a–b–c–d, from b
+        ■ ■ · ·                         ■ ■ ■                         a b c ·
+        ■ ■ ■ ·                         ■ ■ ■
+        · ■ ■ ■                         ■ ■ ■
+        · · ■ ■
+
+    A sliding window (Beltagy et al., Longformer, 2020) on a Sequence, neighborhood attention
+    (Hassani et al., 2023) cut at the border on a Grid, k-hop attention on a Graph (the node itself
+    is at distance 0), a ball around Points.
+
+    Args:
+        radius: in the space's distance; one per axis gives a box on a Sequence, Grid or Points.
+    """
+
+    radius: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        tuples(self, "radius")
+        radii = self.radius if isinstance(self.radius, tuple) else (self.radius,)
+        if not radii or any(isinstance(r, bool) or not r >= 0 for r in radii):
+            raise ValueError(f"radius must be at least 0, got {self.radius}")
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        if not isinstance(self.radius, tuple):
+            return pairs.distance <= self.radius
+        offset = pairs.offset
+        if offset.shape[-1] != len(self.radius):
+            raise ValueError(
+                f"radius {self.radius} has {len(self.radius)} axes, {pairs.spaces[1].describe()} "
+                f"has {offset.shape[-1]}"
+            )
+        return (offset.abs() <= torch.tensor(self.radius, device=offset.device)).all(-1)
+
+    def _per_axis(self, space: Space) -> tuple[float, ...]:
+        return self.radius if isinstance(self.radius, tuple) else (self.radius,) * space.axes
+
+    def allows_all(self, spaces: Spaces) -> bool:
+        query, key = spaces
+        if not (query.size and key.size and type(query) is type(key)):
+            return False
+        return all(
+            radius >= max(k0 + kn - 1 - q0, q0 + qn - 1 - k0)
+            for radius, q0, qn, k0, kn in zip(
+                self._per_axis(key), query.start, query.size, key.start, key.size, strict=True
+            )
+        )
+
+    def count_bound(self, spaces: Spaces) -> float:
+        query, key = spaces
+        if isinstance(key, Graph):
+            if isinstance(self.radius, tuple) or self.radius >= 2:
+                return math.inf
+            return key.length + (key.edges.num_edges if self.radius >= 1 else 0)
+        if not key.ordered:
+            return math.inf
+        return query.length * math.prod(2 * r + 1 for r in self._per_axis(key))
+
+    def candidates(self, spaces: Spaces) -> PairList | None:
+        query, key = spaces
+        if query is not key:
+            return None
+        if isinstance(key, Graph):
+            if isinstance(self.radius, tuple):
+                return None
+            target, source, hops = key.edges.within(self.radius)
+            token = key.token_of_node()
+            queries, keys = token[target], token[source]
+            kept = (queries >= 0) & (keys >= 0)  # dropped tokens are in no pair
+            return PairList(queries[kept], keys[kept], distance=hops[kept])
+        if not key.size:
+            return None
+        return _regular_neighbors(key, self._per_axis(key))
+
+    def __repr__(self) -> str:
+        return f"Neighborhood({self.radius})"
+
+
+def _regular_neighbors(space: Space, radii: tuple[float, ...]) -> PairList:
+    """All pairs of a full sequence or grid at most `radii` apart, axis by axis."""
+    assert space.coordinates is not None and space.size is not None
+    size, device = space.size, space.device
+    first = space.length - math.prod(size)  # special tokens stand in front
+    places = space.coordinates[first:] - torch.tensor(space.start, device=device)
+    reach = [min(r, n) for r, n in zip(radii, size, strict=True)]
+    steps = [torch.arange(-int(r), int(r) + 1, device=device) for r in reach]
+    offsets = torch.cartesian_prod(*steps).reshape(-1, len(size))
+    neighbors = places[:, None] + offsets
+    inside = ((neighbors >= 0) & (neighbors < torch.tensor(size, device=device))).all(-1)
+    strides = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
+    key = (neighbors * torch.tensor(strides, device=device)).sum(-1)[inside]
+    return PairList(inside.nonzero()[:, 0] + first, key + first)

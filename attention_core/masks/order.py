@@ -1,0 +1,62 @@
+"""Masks of reading order: causal, and causal after a prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attention_core.masks.algebra import Mask, Spaces
+from attention_core.spaces import Pairs
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """Attend to oneself and what comes before, in reading order; a Grid reads row by row::
+
+    ■ · · ·
+    ■ ■ · ·
+    ■ ■ ■ ·
+    ■ ■ ■ ■
+    """
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        return pairs.precedes
+
+    def allows_all(self, spaces: Spaces) -> bool:
+        query, key = spaces
+        if not (query.ordered and query.size and key.size and type(query) is type(key)):
+            return False
+        last_key = key.start[0] + key.size[0] - 1
+        return len(key.size) == 1 and query.start[0] >= last_key
+
+    def __repr__(self) -> str:
+        return "Causal()"
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixLM(Mask):
+    """Attend to the first `n` places and to what comes before (Raffel et al., T5, 2020)::
+
+        PrefixLM(2)
+        ■ ■ · ·
+        ■ ■ · ·
+        ■ ■ ■ ·
+        ■ ■ ■ ■
+
+    Args:
+        n: prefix length on a Sequence, or (samples,) integers, one for each sample.
+    """
+
+    n: int | Tensor
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        if pairs.spaces[1].axes != 1:
+            raise TypeError(f"PrefixLM needs a Sequence, got {pairs.spaces[1].describe()}")
+        n = self.n
+        if isinstance(n, Tensor):
+            n = n.to(pairs.batch.device)[pairs.sample] if n.ndim else n
+        return pairs.precedes | (pairs.take("coordinates", "key").squeeze(-1) < n)
+
+    def __repr__(self) -> str:
+        return f"PrefixLM({self.n if isinstance(self.n, int) else '...'})"

@@ -1,0 +1,249 @@
+"""What every space has: coordinates, segments, validity and special tokens of its tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import (
+    TYPE_CHECKING,
+    ClassVar,
+    Self,
+)
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from attention_core.spaces.pairs import Pairs
+
+
+class Space:
+    """A set of tokens, some or all of which sit somewhere.
+
+    Used as it is, it holds tokens without a place, such as the queries of a pooling layer.
+
+    Args:
+        length: number of tokens L.
+        coordinates: (L, A) or (B, L, A), integer or float.
+        segments: (L,) or (B, L) integers, non-decreasing along L; the sample of each token.
+        valid: (L,) or (B, L) bool, False on padding.
+        special: (L,) or (B, L) bool, True on tokens that sit nowhere.
+    """
+
+    ordered = False
+    """Whether "before" and "after" mean something here (they do on a Sequence and a Grid)."""
+
+    #: The tensors that hold one row per token, and their dimensions without a batch.
+    _tokenwise: ClassVar[dict[str, int]] = {
+        "coordinates": 2,
+        "segments": 1,
+        "valid": 1,
+        "special": 1,
+    }
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        coordinates: Tensor | None = None,
+        segments: Tensor | None = None,
+        valid: Tensor | None = None,
+        special: Tensor | None = None,
+    ) -> None:
+        self.length = length
+        self.coordinates = coordinates
+        self.segments = segments
+        self.valid = valid
+        self.special = special
+        #: The full extent along each axis where every place is taken once, in order, and every
+        #: special token comes first; None once tokens were dropped or several samples were packed.
+        self.size: tuple[int, ...] | None = None
+        self.start: tuple[int, ...] = ()
+        self._check()
+        self.num_segments = 1 if segments is None else int(segments.max()) + 1 if length else 0
+
+    def _check(self) -> None:
+        for name, dims in self._tokenwise.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if (
+                tensor.ndim not in (dims, dims + 1)
+                or tensor.shape[tensor.ndim - dims] != self.length
+            ):
+                shape = f"({self.length}, A)" if dims == 2 else f"({self.length},)"
+                raise ValueError(
+                    f"{name} must have shape {shape}, perhaps with a batch in front; got "
+                    f"{tuple(tensor.shape)}"
+                )
+            if name in ("valid", "special") and tensor.dtype != torch.bool:
+                raise TypeError(f"{name} must be bool (True: {name}), got {tensor.dtype}")
+        batches = {t.shape[0] for t in self._batched()}
+        if len(batches) > 1:
+            raise ValueError(
+                f"the tensors of a space disagree on the batch size: {sorted(batches)}"
+            )
+
+    def _batched(self) -> list[Tensor]:
+        tensors = [(getattr(self, name), dims) for name, dims in self._tokenwise.items()]
+        return [t for t, dims in tensors if t is not None and t.ndim > dims]
+
+    @property
+    def batch(self) -> int | None:
+        """Batch size, or None where the space serves every sample of a batch."""
+        return next((t.shape[0] for t in self._batched()), None)
+
+    @property
+    def axes(self) -> int:
+        """Number of coordinates per token; 0 where tokens have no place."""
+        return 0 if self.coordinates is None else self.coordinates.shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        tensors = (getattr(self, name) for name in self._tokenwise)
+        return next((t.device for t in tensors if t is not None), torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same space with its tensors on `device`."""
+        if self.device == torch.device(device):
+            return self
+        return self._map(lambda t, dims: t.to(device))
+
+    def _map(self, function: Callable[[Tensor, int], Tensor]) -> Self:
+        """A copy with `function(tensor, dims without batch)` applied to each per-token tensor."""
+        new = copy.copy(self)
+        for name, dims in self._tokenwise.items():
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(new, name, function(tensor, dims))
+        return new
+
+    def keep(self, index: Tensor) -> Self:
+        """Keep the tokens at `index`; their coordinates, segments and validity follow.
+
+        Args:
+            index: (K,) positions or (L,) bool, the same for every sample; or (B, K) positions,
+                each sample its own.
+        """
+        if index.dtype == torch.bool:
+            if index.shape != (self.length,):
+                raise ValueError(
+                    f"a bool index must have shape ({self.length},), got {tuple(index.shape)}; "
+                    "to keep other tokens in each sample, give positions (B, K)"
+                )
+            index = index.nonzero().squeeze(-1)
+        if index.ndim not in (1, 2) or index.is_floating_point():
+            raise ValueError(
+                f"index must hold integers of shape (K,) or (B, K), got {index.dtype} "
+                f"{tuple(index.shape)}"
+            )
+        index = index.to(self.device)
+
+        def take(tensor: Tensor, dims: int) -> Tensor:
+            if index.ndim == 1:
+                return tensor.index_select(tensor.ndim - dims, index)
+            if tensor.ndim == dims:
+                return tensor[index]
+            return tensor[torch.arange(len(index), device=index.device)[:, None], index]
+
+        new = self._map(take)
+        new.length = index.shape[-1]
+        new.size = None
+        return new
+
+    def append(self, other: Space) -> Self:
+        """The tokens of this space followed by those of `other`, as a cache of keys holds them."""
+        if type(other) is not type(self):
+            raise TypeError(f"cannot append a {type(other).__name__} to a {type(self).__name__}")
+        new = copy.copy(self)
+        batch = self.batch or other.batch
+        defaults = {"segments": 0, "valid": True, "special": False}
+        for name, dims in self._tokenwise.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None and theirs is None:
+                continue
+            both = []
+            for space, tensor in ((self, mine), (other, theirs)):
+                if tensor is None:
+                    like = theirs if mine is None else mine
+                    tensor = like.new_full((space.length,), defaults[name])
+                if batch is not None and tensor.ndim == dims:
+                    tensor = tensor.expand(batch, *tensor.shape)
+                both.append(tensor)
+            setattr(new, name, torch.cat(both, dim=both[0].ndim - dims))
+        new.length = self.length + other.length
+        new.size = None
+        return new
+
+    def place(self, tokens: Tensor, special: Tensor) -> Tensor:
+        """Put special tokens where this space has them.
+
+        Args:
+            tokens: (..., N, D), the tokens that sit somewhere.
+            special: (S, D), the S special tokens of a sample.
+
+        Returns: (..., L, D).
+        """
+        if self.special is None:
+            return tokens
+        count, total = special.shape[0], self.num_special
+        if tokens.shape[-2] + total != self.length or (count == 0) != (total == 0):
+            raise ValueError(
+                f"{self.describe()} has {self.length - total} places and {total} special tokens; "
+                f"got {tokens.shape[-2]} tokens and {count} special ones per sample"
+            )
+        rows = special.to(tokens.dtype).expand(*tokens.shape[:-2], -1, -1)
+        together = torch.cat([rows, tokens], dim=-2)
+        if self.size is not None:
+            return together
+        nth_special = (self.special.cumsum(-1) - 1) % count
+        nth_token = (~self.special).cumsum(-1) - 1
+        return together.index_select(-2, torch.where(self.special, nth_special, nth_token + count))
+
+    def zero_padding(self, x: Tensor) -> Tensor:
+        """x, (B, L, D) or (T, D), with zeros where this space has padding."""
+        return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)
+
+    @property
+    def num_special(self) -> int:
+        """How many tokens of a row are special."""
+        if self.special is None:
+            return 0
+        return int(self.special.sum(-1).max()) if self.length else 0
+
+    @property
+    def num_samples(self) -> int:
+        """Samples held: batch rows times segments."""
+        return (self.batch or 1) * self.num_segments
+
+    def distance(self, pairs: Pairs) -> Tensor:
+        """How far apart query and key are, in the broadcast shape of `pairs`."""
+        raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
+
+    def matches(self, pairs: Pairs, side: str, position: int | tuple[int, ...]) -> Tensor:
+        """Whether the `side` ("query" or "key") of each pair sits at `position`."""
+        wanted = torch.as_tensor(position).reshape(-1)
+        if len(wanted) != self.axes:
+            raise ValueError(
+                f"position {position} needs {self.axes} coordinates in {self.describe()}"
+            )
+        return (pairs.take("coordinates", side) == wanted.to(self.device)).all(-1)
+
+    def describe(self) -> str:
+        """A few words for error messages and `explain`."""
+        return self._describe(f"a set of {self.length:,} tokens")
+
+    def _describe(self, words: str) -> str:
+        if self.batch is not None:
+            words += f" in each of {self.batch} samples"
+        elif self.segments is not None:
+            words += f" from {self.num_segments} samples in one row"
+        if self.num_special:
+            words += f", {self.num_special} of them special"
+        return words + (", some of them padding" if self.valid is not None else "")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.describe()}>"

@@ -1,0 +1,109 @@
+"""Tokens at the nodes of a graph."""
+
+from __future__ import annotations
+
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Self,
+)
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces.base import Space
+from attention_core.spaces.edge_list import EdgeList
+from attention_core.spaces.packing import (
+    insert_special,
+    rows,
+)
+
+if TYPE_CHECKING:
+    from attention_core.spaces.pairs import Pairs
+
+
+class Graph(Space):
+    """The nodes of a graph, or of a batch of graphs. Distance is hops along edges, key to query.
+
+    Args:
+        edge_index: (2, E) integers as in PyG: row 0 the source (key), row 1 the target (query).
+        num_nodes: number of nodes N.
+        edge_attr: (E,) or (E, F), features of the edges, for `EdgeBias`.
+        segments: (N,) non-decreasing integers, the graph of each node; PyG's `batch.batch`.
+        coordinates: (N, A) places of the nodes, such as spectral coordinates for `Rotary`.
+        special: virtual nodes in front of each graph's nodes.
+
+    Unconnected nodes are infinitely far apart.
+    """
+
+    _tokenwise: ClassVar[dict[str, int]] = Space._tokenwise | {"nodes": 1}
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        num_nodes: int,
+        *,
+        edge_attr: Tensor | None = None,
+        segments: Tensor | None = None,
+        coordinates: Tensor | None = None,
+        special: int = 0,
+    ) -> None:
+        self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments)
+        token_segments, source, is_special = insert_special(segments, num_nodes, special)
+        #: (L,) the node at each token, -1 at special tokens.
+        self.nodes: Tensor = source.to(edge_index.device)
+        super().__init__(
+            len(source),
+            coordinates=None if coordinates is None else rows(coordinates, self.nodes, 2, 0.0),
+            segments=token_segments,
+            special=is_special if is_special is None else is_special.to(edge_index.device),
+        )
+
+    @classmethod
+    def from_pyg(cls, data: Any, *, special: int = 0) -> Self:
+        """From a PyG `Data` or `Batch`: `edge_index`, `edge_attr` and, as segments, `batch`."""
+        new = cls(
+            data.edge_index,
+            data.num_nodes,
+            edge_attr=data.edge_attr,
+            segments=getattr(data, "batch", None),
+            special=special,
+        )
+        if getattr(data, "batch", None) is not None:
+            new.num_segments = data.num_graphs
+        return new
+
+    def to(self, device: torch.device | str) -> Self:
+        new = super().to(device)
+        if new is not self:
+            new.edges = self.edges.to(device)
+        return new
+
+    def token_of_node(self) -> Tensor:
+        """(N,) the token of each node, -1 where it was dropped; for spaces without a batch."""
+        token = self.nodes.new_full((self.edges.num_nodes,), -1)
+        at = (self.nodes >= 0).nonzero().squeeze(-1)
+        token[self.nodes[at]] = at
+        return token
+
+    def distance(self, pairs: Pairs) -> Tensor:
+        return self.edges.hops(*self._ends(pairs))
+
+    def edge(self, pairs: Pairs) -> Tensor:
+        """The edge from key to query of each pair, -1 where there is none."""
+        return self.edges.find(*self._ends(pairs))
+
+    @staticmethod
+    def _ends(pairs: Pairs) -> tuple[Tensor, Tensor]:
+        return pairs.take("nodes", "query"), pairs.take("nodes", "key")
+
+    def matches(self, pairs: Pairs, side: str, position: int | tuple[int, ...]) -> Tensor:
+        if isinstance(position, tuple):
+            raise TypeError(f"nodes of a Graph are numbers, got {position}")
+        return pairs.take("nodes", side) == torch.tensor(position, device=self.device)
+
+    def describe(self) -> str:
+        return self._describe(
+            f"a graph of {self.length:,} nodes and {self.edges.num_edges:,} edges"
+        )

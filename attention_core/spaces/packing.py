@@ -1,0 +1,69 @@
+"""Samples end to end in one row, with special tokens first in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def first_special(count: int, length: int, device: torch.device | str) -> Tensor | None:
+    return torch.arange(length, device=device) < count if count else None
+
+
+def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    counts = torch.as_tensor(
+        lengths if isinstance(lengths, Tensor) else list(lengths), device=device
+    ).reshape(-1)
+    if counts.numel() == 0:
+        return counts.long()
+    if counts.is_floating_point() or bool((counts < 0).any()):
+        raise ValueError(f"lengths must be whole numbers of at least 0, got {counts.tolist()}")
+    return counts.long()
+
+
+def packed(counts: Tensor, special: int) -> tuple[Tensor, Tensor]:
+    """The segment of each token of a packed row, and its rank among the segment's located tokens.
+
+    Special tokens come first in their segment and have negative ranks.
+    """
+    totals = counts + special
+    segments = torch.repeat_interleave(totals)
+    starts = totals.cumsum(0) - totals
+    return segments, torch.arange(len(segments), device=counts.device) - starts[segments] - special
+
+
+def unravel(rank: Tensor, sizes: list[tuple[int, ...]], segments: Tensor | None) -> Tensor:
+    """Row-major coordinates of the `rank`-th place of a grid, 0 for special tokens (rank < 0)."""
+    rank = rank.clamp(min=0)
+    extents = torch.tensor(sizes, device=rank.device).clamp(min=1)
+    extents = extents[0] if segments is None else extents[segments]
+    axes = []
+    for axis in reversed(range(extents.shape[-1])):
+        axes.append(rank % extents[..., axis])
+        rank = rank // extents[..., axis]
+    return torch.stack(axes[::-1], dim=-1)
+
+
+def insert_special(
+    segments: Tensor | None, count: int, special: int
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
+    `special` more stand in front of each segment."""
+    if segments is None:
+        source = torch.arange(-special, count).clamp(min=-1)
+        return None, source, source < 0 if special else None
+    if special == 0:
+        return segments, torch.arange(count), None
+    token_segments, within = packed(torch.bincount(segments), special)
+    is_special = within < 0
+    source = torch.where(is_special, -1, (~is_special).cumsum(0) - 1)
+    return token_segments, source, is_special
+
+
+def rows(tensor: Tensor, source: Tensor, dims: int, fill: float | bool) -> Tensor:
+    """Rows of a per-token tensor, `fill` where `source` is -1."""
+    rows = tensor.index_select(tensor.ndim - dims, source.clamp(min=0))
+    missing = (source < 0).reshape(-1, *(1,) * (dims - 1))
+    return rows.masked_fill(missing, fill)

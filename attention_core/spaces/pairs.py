@@ -1,0 +1,172 @@
+"""Pairs of tokens: all that masks and biases see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces.base import Space
+from attention_core.spaces.graph import Graph
+
+
+class Pairs:
+    """Pairs of a query and a key token: what masks and biases see.
+
+    `batch`, `head`, `query` and `key` are index tensors of any broadcastable shape; everything
+    computed from them has their broadcast shape. That shape is the only difference between the
+    ways of computing attention: all pairs are (B, 1, 1, 1), (1, H, 1, 1), (1, 1, Lq, 1) and
+    (1, 1, 1, Lk); the edges of a graph are (E,) each, with heads (H, 1).
+    """
+
+    def __init__(
+        self,
+        spaces: tuple[Space, Space],
+        *,
+        shape: tuple[int, int, int, int],
+        batch: Tensor,
+        head: Tensor,
+        query: Tensor,
+        key: Tensor,
+        edge: Tensor | None = None,
+        distance: Tensor | None = None,
+    ) -> None:
+        self.spaces = spaces
+        #: (B, H, Lq, Lk): the sizes that the indices run over.
+        self.shape = shape
+        self.batch, self.head, self.query, self.key = batch, head, query, key
+        #: (E,) "edge" and "distance", where the list that the pairs come from knows them.
+        self.known = {
+            name: value
+            for name, value in (("edge", edge), ("distance", distance))
+            if value is not None
+        }
+        self._computed: dict[str, Tensor] = dict(self.known)
+
+    @classmethod
+    def all(
+        cls,
+        spaces: tuple[Space, Space],
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Pairs:
+        """Every pair, as indices that broadcast to (B, H, Lq, Lk)."""
+        return cls(
+            spaces,
+            shape=(batch, heads, spaces[0].length, spaces[1].length),
+            batch=torch.arange(batch, device=device)[:, None, None, None],
+            head=torch.arange(heads, device=device)[:, None, None],
+            query=torch.arange(spaces[0].length, device=device)[:, None],
+            key=torch.arange(spaces[1].length, device=device),
+        )
+
+    def take(self, name: str, side: str) -> Tensor:
+        """The space's tensor `name` at the "query" or "key" of each pair."""
+        space = self.spaces[side == "key"]
+        tensor = getattr(space, name, None)
+        if tensor is None:
+            raise TypeError(f"{space.describe()} has no {name}")
+        index: Tensor = getattr(self, side)
+        if tensor.ndim == space._tokenwise[name]:
+            return tensor[index]
+        return tensor[self.batch, index]
+
+    def _memo(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return self._computed[name]
+
+    def _same_kind(self, what: str) -> Space:
+        query, key = self.spaces
+        if type(query) is not type(key) or query.axes != key.axes:
+            raise TypeError(
+                f"there is no {what} between {query.describe()} and {key.describe()}: "
+                "give both in one kind of space, or a mask and bias that do not ask for it"
+            )
+        return key
+
+    @property
+    def distance(self) -> Tensor:
+        """How far the key is from the query; the space says in what sense."""
+        return self._memo("distance", lambda: self._same_kind("distance").distance(self))
+
+    @property
+    def offset(self) -> Tensor:
+        """Key minus query along each axis, in a last dimension of size A."""
+        self._same_kind("offset")
+        return self._memo(
+            "offset", lambda: self.take("coordinates", "key") - self.take("coordinates", "query")
+        )
+
+    @property
+    def edge(self) -> Tensor:
+        """Index into `edge_index` of the edge from key to query, -1 where there is none."""
+        space = self._same_kind("edge")
+        if not isinstance(space, Graph):
+            raise TypeError(f"{space.describe()} has no edges: Edges and EdgeBias need a Graph")
+        return self._memo("edge", lambda: space.edge(self))
+
+    @property
+    def edge_attr(self) -> Tensor:
+        """Features of the graph's edges, (E,) or (E, F); index it with `edge`."""
+        space = self.spaces[1]
+        if not isinstance(space, Graph) or space.edges.attr is None:
+            raise TypeError(
+                f"{space.describe()} has no edge features: give Graph(..., edge_attr=...)"
+            )
+        return space.edges.attr
+
+    @property
+    def precedes(self) -> Tensor:
+        """Whether the key is at or before the query in reading order (row-major on a grid)."""
+        space = self._same_kind("order")
+        if not space.ordered:
+            raise TypeError(f"{space.describe()} has no order: Causal needs a Sequence or a Grid")
+
+        def compute() -> Tensor:
+            *slow, fastest = self.offset.unbind(-1)
+            before = fastest <= 0
+            for offset in reversed(slow):
+                before = (offset < 0) | ((offset == 0) & before)
+            return before
+
+        return self._memo("precedes", compute)
+
+    @property
+    def special(self) -> Tensor | None:
+        """Whether the query or the key sits nowhere; None where no token does."""
+        return self._either("special", torch.logical_or)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Whether neither query nor key is padding; None where nothing is."""
+        return self._either("valid", torch.logical_and)
+
+    def _either(self, name: str, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+        sides = [
+            self.take(name, side)
+            for space, side in zip(self.spaces, ("query", "key"), strict=True)
+            if getattr(space, name) is not None
+        ]
+        return join(*sides) if len(sides) == 2 else sides[0] if sides else None
+
+    @property
+    def same_sample(self) -> Tensor | None:
+        """Whether query and key are in one segment; None where there are no segments."""
+        query, key = self.spaces
+        if query.segments is None and key.segments is None:
+            return None
+        if query.segments is None or key.segments is None:
+            raise ValueError(
+                f"queries and keys must both be in segments or neither: got {query.describe()} "
+                f"and {key.describe()}"
+            )
+        return self.take("segments", "query") == self.take("segments", "key")
+
+    @property
+    def sample(self) -> Tensor:
+        """The sample of each pair: its segment where samples share a row, else its batch index."""
+        return self.batch if self.spaces[0].segments is None else self.take("segments", "query")

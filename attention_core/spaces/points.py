@@ -1,0 +1,61 @@
+"""Tokens anywhere in space."""
+
+from __future__ import annotations
+
+from typing import (
+    TYPE_CHECKING,
+)
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces.base import Space
+from attention_core.spaces.packing import (
+    insert_special,
+    rows,
+)
+
+if TYPE_CHECKING:
+    from attention_core.spaces.pairs import Pairs
+
+
+class Points(Space):
+    """Tokens anywhere in space, as in a point cloud. Distance is Euclidean.
+
+    Args:
+        coordinates: (N, A) or (B, N, A) float.
+        segments: (N,) non-decreasing integers: several clouds in one row.
+        valid: (N,) or (B, N) bool, False on padding.
+        special: tokens in front of each sample that sit nowhere.
+    """
+
+    def __init__(
+        self,
+        coordinates: Tensor,
+        *,
+        segments: Tensor | None = None,
+        valid: Tensor | None = None,
+        special: int = 0,
+    ) -> None:
+        if coordinates.ndim not in (2, 3) or not coordinates.is_floating_point():
+            raise ValueError(
+                "coordinates must be float of shape (N, A) or (B, N, A), got "
+                f"{coordinates.dtype} {tuple(coordinates.shape)}"
+            )
+        token_segments, source, is_special = insert_special(
+            segments, coordinates.shape[-2], special
+        )
+        source = source.to(coordinates.device)
+        super().__init__(
+            len(source),
+            coordinates=rows(coordinates, source, 2, 0.0),
+            segments=token_segments,
+            valid=None if valid is None else rows(valid, source, 1, True),
+            special=is_special if is_special is None else is_special.to(coordinates.device),
+        )
+
+    def distance(self, pairs: Pairs) -> Tensor:
+        return torch.linalg.vector_norm(pairs.offset, dim=-1)
+
+    def describe(self) -> str:
+        return self._describe(f"{self.length:,} points in {self.axes} dimensions")

@@ -1,0 +1,124 @@
+"""Tokens in a row: whole, padded or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import (
+    TYPE_CHECKING,
+    Self,
+)
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces.base import Space
+from attention_core.spaces.packing import (
+    first_special,
+    packed,
+    whole_lengths,
+)
+
+if TYPE_CHECKING:
+    from attention_core.spaces.pairs import Pairs
+
+
+class Sequence(Space):
+    """Tokens in a row. Distance is |Δ|.
+
+    Args:
+        length: number of places.
+        start: position of the first token, or (B,) positions: tokens decoded after a past.
+        special: tokens in front that sit nowhere.
+    """
+
+    ordered = True
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        start: int | Tensor = 0,
+        special: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if isinstance(start, Tensor) and start.ndim == 1:
+            at = start[:, None] + torch.arange(-special, length, device=start.device)
+        else:
+            start = int(start)
+            at = torch.arange(start - special, start + length, device=device)
+        super().__init__(
+            length + special,
+            coordinates=at[..., None],
+            special=first_special(special, length + special, device),
+        )
+        if isinstance(start, int):
+            self.size, self.start = (length,), (start,)
+
+    @classmethod
+    def padded(
+        cls,
+        lengths: Iterable[int] | Tensor,
+        length: int | None = None,
+        *,
+        side: str = "right",
+        special: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """A padded batch (B, L): sample b has `lengths[b]` tokens, padding fills the `side`.
+
+        Positions count from 0 at a sample's first token on either side.
+        """
+        counts = whole_lengths(lengths, device)
+        longest = int(counts.max()) if len(counts) else 0
+        length = longest if length is None else length
+        if length < longest:
+            raise ValueError(f"length={length} is shorter than the longest sample, {longest}")
+        if side not in ("left", "right"):
+            raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+        if side == "left" and special:
+            raise ValueError("special tokens come first, so special > 0 needs side='right'")
+        new = cls(length, special=special, device=device)
+        at = torch.arange(-special, length, device=device)
+        if side == "left":
+            at = at - (length - counts)[:, None]
+            new.coordinates = at.clamp(min=0)[..., None]
+            new.valid = at >= 0
+        else:
+            new.valid = at < counts[:, None]
+        new.size = None
+        return new
+
+    @classmethod
+    def packed(
+        cls,
+        lengths: Iterable[int] | Tensor,
+        *,
+        special: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Several samples in one row of tokens (T,); positions restart in each."""
+        segments, within = packed(whole_lengths(lengths, device), special)
+        new = cls(0, device=device)
+        Space.__init__(
+            new,
+            len(within),
+            coordinates=within[:, None],
+            segments=segments,
+            special=within < 0 if special else None,
+        )
+        new.num_segments = len(whole_lengths(lengths))
+        return new
+
+    def append(self, other: Space) -> Self:
+        new = super().append(other)
+        if self.size is None or other.size is None or other.special is not None:
+            return new
+        if other.start[0] == self.start[0] + self.size[0]:
+            new.size = (self.size[0] + other.size[0],)
+        return new
+
+    def distance(self, pairs: Pairs) -> Tensor:
+        return pairs.offset.squeeze(-1).abs()
+
+    def describe(self) -> str:
+        return self._describe(f"a sequence of {self.length:,} tokens")

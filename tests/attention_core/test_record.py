@@ -1,0 +1,64 @@
+"""Recorded attention weights are exact, and recording changes nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attention_core import Encoder, Graph, Neighborhood, RelativeTable, Sequence, record_attention
+
+DIM, HEADS = 16, 4
+
+
+def test_weights_reproduce_the_output_of_the_fused_path() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(DIM, 3, HEADS, bias=RelativeTable.t5(HEADS), mask=Neighborhood(2)).eval()
+    x = torch.randn(2, 6, DIM)
+    inputs = []
+    attention = encoder.blocks[-1].attention
+    attention.register_forward_hook(lambda module, args, out: inputs.append((args[0], out)))
+    plain = encoder(x)
+    with record_attention(encoder, layers=[-1]) as maps:
+        recorded = encoder(x)
+    assert torch.equal(recorded, plain)
+    assert maps[-1].shape == (2, HEADS, 6, 6) and not maps[-1].requires_grad
+    tokens, out = inputs[-1]
+    values = attention.key_value(tokens).chunk(2, -1)[1].unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    torch.testing.assert_close(attention.out((maps[-1] @ values).transpose(1, 2).flatten(2)), out)
+
+
+def test_all_layers_by_default_in_the_models_order() -> None:
+    encoder = Encoder(DIM, 3, HEADS)
+    with record_attention(encoder) as maps:
+        encoder(torch.randn(1, 4, DIM))
+    assert len(maps) == 3 and maps.names[0] == "blocks.0.attention"
+    for weights in maps:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(1, HEADS, 4))
+
+
+def test_training_goes_on_while_recording() -> None:
+    encoder = Encoder(DIM, 2, HEADS, attention_dropout=0.5)
+    with record_attention(encoder, layers=[0]) as maps:
+        encoder(torch.randn(1, 4, DIM)).sum().backward()
+    torch.testing.assert_close(maps[0].sum(-1), torch.ones(1, HEADS, 4))  # before dropout
+    assert encoder.blocks[0].attention.query.weight.grad is not None
+
+
+def test_padding_and_graphs() -> None:
+    encoder = Encoder(DIM, 1, HEADS)
+    with record_attention(encoder) as maps:
+        encoder(torch.randn(2, 4, DIM), Sequence.padded([4, 2]))
+        assert maps[0][1, :, 2:].eq(0).all() and maps[0][1, :, :, 2:].eq(0).all()
+        encoder(torch.randn(3, DIM), Graph(torch.tensor([[0], [1]]), 3), mask=Neighborhood(1))
+    assert maps[0].shape == (1, HEADS, 3, 3) and maps[0][0, 0, 2].tolist() == [0, 0, 1]
+
+
+def test_errors() -> None:
+    encoder = Encoder(DIM, 2, HEADS)
+    with (
+        pytest.raises(ValueError, match="has 2 attention layers, there is no layer 2"),
+        record_attention(encoder, layers=[2]),
+    ):
+        pass
+    with record_attention(encoder) as maps, pytest.raises(LookupError, match="has not run"):
+        maps[0]
