@@ -81,7 +81,7 @@ def describe(job: Job, prepared: Prepared) -> str:
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
         )
     elif prepared.allowed is not None:
-        how = f"with a bool mask of {' × '.join(map(str, prepared.allowed.shape))}"
+        how = f"with a bool mask of {' × '.join(map(str, prepared.allowed.squeeze().shape))}"
     else:
         how = "with no mask"
     return f"scaled_dot_product_attention {how}."

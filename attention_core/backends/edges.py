@@ -91,7 +91,7 @@ def _chunks(job: Job) -> list[Pairs]:
     chunks = []
     for chunk in queries.split(rows):
         pairs = job.pairs()
-        pairs.query = chunk[:, None]
+        pairs.query = chunk[:, None].expand(1, 1, -1, 1)
         chunks.append(pairs)
     return chunks
 
@@ -101,7 +101,7 @@ def _filter(job: Job, pairs: Pairs) -> tuple[Pairs, Tensor | None]:
     terms = [term for term in (job.allowed(pairs), pairs.valid) if term is not None]
     dense = pairs.query.ndim > 1
     full = (
-        (job.batch, 1, pairs.query.shape[0], job.spaces[1].length) if dense else pairs.query.shape
+        (job.batch, 1, pairs.query.shape[-2], job.spaces[1].length) if dense else pairs.query.shape
     )
     allowed = torch.ones((), dtype=torch.bool, device=job.device)
     for term in terms:

@@ -33,7 +33,8 @@ class Edges(Mask):
         edge = torch.arange(edges.num_edges, device=edges.source.device)
         query, key = token[edges.target], token[edges.source]
         kept = (query >= 0) & (key >= 0)  # dropped tokens have no edges
-        return PairList(query[kept], key[kept], edge=edge[kept])
+        hops = (edges.target != edges.source).float()  # one, or none along a self-loop
+        return PairList(query[kept], key[kept], edge=edge[kept], distance=hops[kept])
 
     def __repr__(self) -> str:
         return "Edges()"

@@ -58,9 +58,9 @@ class Pairs:
             spaces,
             shape=(batch, heads, spaces[0].length, spaces[1].length),
             batch=torch.arange(batch, device=device)[:, None, None, None],
-            head=torch.arange(heads, device=device)[:, None, None],
-            query=torch.arange(spaces[0].length, device=device)[:, None],
-            key=torch.arange(spaces[1].length, device=device),
+            head=torch.arange(heads, device=device)[None, :, None, None],
+            query=torch.arange(spaces[0].length, device=device)[None, None, :, None],
+            key=torch.arange(spaces[1].length, device=device)[None, None, None, :],
         )
 
     def take(self, name: str, side: str) -> Tensor:

@@ -1,0 +1,108 @@
+"""What the plan chooses, shares and says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attention_core import (
+    ALiBi,
+    BackendError,
+    Causal,
+    Edges,
+    Graph,
+    Grid,
+    Neighborhood,
+    Plan,
+    RelativeTable,
+    Sequence,
+    attend,
+    explain,
+    plan,
+)
+from attention_core.spaces import Pairs
+
+
+def ring(nodes: int) -> Graph:
+    node = torch.arange(nodes)
+    return Graph(torch.stack([node, (node + 1) % nodes]), nodes)
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "expected"),
+    [
+        (Sequence(512), None, "dense"),
+        (Sequence(512), Causal(), "dense"),
+        (Grid(14, 14), Neighborhood(3), "dense"),
+        (ring(2000), Edges(), "edges"),
+        (ring(10), Edges(), "dense"),
+        (Sequence(20_000), Neighborhood(4), "edges"),
+    ],
+)
+def test_choice(space: Sequence | Grid | Graph, mask: object, expected: str) -> None:
+    assert plan(space, mask, grad=True).backend == expected
+
+
+def test_weights_come_from_the_explicit_softmax() -> None:
+    assert plan(Sequence(512), weights=True).backend == "reference"
+
+
+def test_no_tensor_is_made_where_none_is_needed() -> None:
+    for mask in (None, Neighborhood(511), Causal() | ~Causal()):
+        prepared = plan(Sequence(512), mask, backend="dense").prepared
+        if mask is None or isinstance(mask, Neighborhood):
+            assert prepared.allowed is None and not prepared.causal
+    causal = plan(Sequence(512), Causal(), backend="dense").prepared
+    assert causal.causal and causal.allowed is None
+    last = plan((Sequence(1, start=511), Sequence(512)), Causal(), backend="dense").prepared
+    assert not last.causal and last.allowed is None
+    padded = plan(Sequence.padded([3, 512]), backend="dense").prepared
+    assert padded.allowed.shape == (2, 1, 1, 512)
+
+
+def test_a_million_edges_are_planned_without_their_square() -> None:
+    chosen = plan(ring(100_000), Edges() & ~Neighborhood(0))
+    assert chosen.backend == "edges" and len(chosen.prepared.row) == 100_000
+
+
+def test_a_shared_bias_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bias, calls = RelativeTable.t5(2), []
+    score = bias.score
+
+    def counted(pairs: Pairs) -> torch.Tensor:
+        calls.append(pairs)
+        return score(pairs)
+
+    monkeypatch.setattr(bias, "score", counted)
+    q = torch.randn(1, 2, 6, 4)
+    shared = plan(Sequence(6), Causal(), bias, heads=2, grad=True)
+    for _ in range(3):
+        attend(q, q, q, bias=bias, plan=shared)
+    assert len(calls) == 1
+
+
+def test_explanations_read_as_sentences() -> None:
+    text = explain(Sequence(1024), Causal() & Neighborhood(128), ALiBi(8), heads=8, grad=True)
+    assert text.startswith(
+        "A sequence of 1,024 tokens; mask Causal() & Neighborhood(128), bias ALiBi"
+    )
+    assert "Of 1,048,576 pairs the mask allows at most 263,168 (25%)." in text
+    assert "Backend dense: " in text and text.endswith(".")
+    assert "Special tokens are exempt" in explain(Grid(4, 4, special=1), Neighborhood(1))
+    assert "softcap=50.0" in explain(Sequence(8), softcap=50.0)
+    assert str(plan(Sequence(8), backend="edges")).endswith("You asked for this backend.")
+
+
+def test_errors() -> None:
+    q = torch.randn(2, 4, 6, 8)
+    with pytest.raises(ValueError, match="backend must be one of reference, dense, edges"):
+        attend(q, q, q, backend="flash")
+    with pytest.raises(BackendError, match="backend='dense' cannot do this.*softcap=5.0"):
+        attend(q, q, q, softcap=5.0, backend="dense")
+    with pytest.raises(ValueError, match="the plan is for batch 1 and 4 heads"):
+        attend(q, q, q, plan=plan(Sequence(6), heads=4))
+    with pytest.raises(ValueError, match="give either them or plan="):
+        attend(q, q, q, plan=plan(Sequence(6), heads=4, batch=2), mask=Causal())
+    with pytest.raises(ValueError, match="does not fit the spaces, which hold 3"):
+        attend(q, q, q, space=Sequence.padded([6, 1, 2]))
+    assert isinstance(plan(Sequence(6)), Plan)

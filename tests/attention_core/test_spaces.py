@@ -1,0 +1,159 @@
+"""Spaces: where tokens sit, after packing, padding, dropping and appending."""
+
+from __future__ import annotations
+
+import networkx
+import pytest
+import torch
+from torch_geometric.data import Batch, Data
+
+from attention_core import Graph, Grid, Pairs, Points, Sequence
+from attention_core.spaces.edge_list import EdgeList
+
+
+def distances(space: Sequence | Grid | Graph | Points) -> torch.Tensor:
+    return Pairs.all((space, space)).distance[0, 0]
+
+
+def test_packed_positions_restart() -> None:
+    space = Sequence.packed([2, 0, 3], special=1)
+    assert space.coordinates.squeeze(-1).tolist() == [-1, 0, 1, -1, -1, 0, 1, 2]
+    assert space.segments.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert space.special.nonzero().squeeze(-1).tolist() == [0, 3, 4]
+    assert space.num_samples == 3
+
+
+def test_padding_stands_on_either_side() -> None:
+    right, left = (Sequence.padded([1, 3], side=side) for side in ("right", "left"))
+    assert right.valid.tolist() == [[True, False, False], [True] * 3]
+    assert left.valid.tolist() == [[False, False, True], [True] * 3]
+    assert left.coordinates[0].squeeze(-1).tolist() == [0, 0, 0]
+
+
+def test_grids_run_row_by_row() -> None:
+    space = Grid(2, 3, special=1)
+    assert space.coordinates[1:].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    packed = Grid.packed([(1, 2), (2, 2)])
+    assert packed.coordinates.tolist() == [[0, 0], [0, 1], [0, 0], [0, 1], [1, 0], [1, 1]]
+    volume = Grid(2, 2, 2).coordinates
+    assert volume[5].tolist() == [1, 0, 1]
+
+
+def test_chebyshev_and_euclid() -> None:
+    assert distances(Grid(3, 3))[0].tolist() == [0, 1, 2, 1, 1, 2, 2, 2, 2]
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert distances(Points(points)).tolist() == [[0, 5], [5, 0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hops_equal_networkx(seed: int) -> None:
+    graphs = [
+        networkx.gnp_random_graph(n, 0.15, seed=seed * 7 + n, directed=True) for n in (1, 12, 30, 2)
+    ]
+    whole = networkx.disjoint_union_all(graphs)
+    edge_index = torch.tensor(list(whole.edges), dtype=torch.long).reshape(-1, 2).T
+    segments = torch.repeat_interleave(torch.tensor([1, 12, 30, 2]))
+    hops = distances(Graph(edge_index, 45, segments=segments))
+    lengths = dict(networkx.all_pairs_shortest_path_length(whole))
+    for query in range(45):
+        for key in range(45):
+            assert hops[query, key] == lengths[key].get(query, float("inf"))
+    edges = EdgeList(edge_index, 45, graph=segments)
+    for radius in (0, 1, 3):
+        target, source, near = edges.within(radius)
+        found = torch.full((45, 45), torch.inf)
+        found[target, source] = near
+        assert len(target) == int((hops <= radius).sum())
+        assert torch.equal(found, hops.masked_fill(hops > radius, torch.inf))
+
+
+def test_graphs_from_pyg() -> None:
+    one = Data(
+        edge_index=torch.tensor([[0, 1], [1, 2]]), edge_attr=torch.tensor([4, 5]), num_nodes=3
+    )
+    alone = Data(
+        edge_index=torch.zeros(2, 0, dtype=torch.long), edge_attr=torch.zeros(0).long(), num_nodes=2
+    )
+    space = Graph.from_pyg(Batch.from_data_list([one, alone, one]), special=1)
+    assert space.segments.tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert space.nodes.tolist() == [-1, 0, 1, 2, -1, 3, 4, -1, 5, 6, 7]
+    pairs = Pairs.all((space, space))
+    edge = pairs.edge[0, 0]
+    assert [tuple(at) for at in (edge >= 0).nonzero().tolist()] == [(2, 1), (3, 2), (9, 8), (10, 9)]
+    assert pairs.edge_attr[edge[edge >= 0]].tolist() == [4, 5, 4, 5]
+    assert Graph.from_pyg(one).segments is None
+
+
+def test_place_puts_special_tokens_first_in_each_sample() -> None:
+    special, tokens = torch.full((1, 2), 9.0), torch.arange(5.0)[:, None].expand(5, 2)
+    assert Sequence.packed([2, 3], special=1).place(tokens, special)[:, 0].tolist() == [
+        9, 0, 1, 9, 2, 3, 4
+    ]  # fmt: skip
+    assert Sequence(5, special=1).place(tokens[None], special)[0, :, 0].tolist() == [
+        9,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    with pytest.raises(ValueError, match="has 5 places and 1 special tokens; got 4 tokens"):
+        Sequence(5, special=1).place(tokens[:4], special)
+
+
+def test_keep_follows_every_tensor() -> None:
+    space = Sequence.padded([2, 4], special=1)
+    kept = space.keep(torch.tensor([[0, 2], [1, 4]]))
+    assert kept.special.tolist() == [[True, False], [False, False]]
+    assert kept.coordinates[0, 1].item() == 1 and kept.coordinates[1].flatten().tolist() == [0, 3]
+    assert kept.valid.tolist() == [[True, True], [True, True]] and kept.size is None
+    graph = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]), 4).keep(torch.tensor([3, 1]))
+    assert distances(graph).tolist() == [[0, 2], [torch.inf, 0]]
+    flags = torch.tensor([True, False, True])
+    assert Sequence(3).keep(flags).coordinates.squeeze(-1).tolist() == [0, 2]
+
+
+def test_append_goes_on() -> None:
+    whole = Sequence(3).append(Sequence(2, start=3))
+    assert whole.size == (5,) and whole.coordinates.squeeze(-1).tolist() == [0, 1, 2, 3, 4]
+    mixed = Sequence.padded([1, 2]).append(Sequence(1, start=torch.tensor([1, 2])))
+    assert mixed.coordinates.squeeze(-1).tolist() == [[0, 1, 1], [0, 1, 2]]
+    assert mixed.valid.tolist() == [[True, False, True], [True, True, True]]
+    with pytest.raises(TypeError, match="cannot append a Grid to a Sequence"):
+        Sequence(3).append(Grid(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Graph(torch.tensor([[0], [5]]), 3), ValueError, "names node 5, but num_nodes=3"),
+        (lambda: Graph(torch.tensor([[0], [-1]]), 3), ValueError, "names node -1"),
+        (lambda: Graph(torch.zeros(2, 3), 3), TypeError, "must hold integers, got torch.float32"),
+        (lambda: Graph(torch.zeros(3, 2).long(), 3), ValueError, r"shape \(2, E\), got \(3, 2\)"),
+        (
+            lambda: Graph(torch.zeros(2, 3).long(), 3, edge_attr=torch.zeros(4)),
+            ValueError,
+            "edge_attr has 4 rows for 3 edges",
+        ),
+        (
+            lambda: Graph(torch.zeros(2, 0).long(), 3, segments=torch.tensor([1, 0, 1])),
+            ValueError,
+            "must not decrease",
+        ),
+        (
+            lambda: Graph(torch.tensor([[0], [2]]), 3, segments=torch.tensor([0, 0, 1])),
+            ValueError,
+            "joins nodes of different graphs",
+        ),
+        (lambda: Sequence.padded([1, -2]), ValueError, "lengths must be whole numbers"),
+        (lambda: Sequence.padded([5], length=3), ValueError, "length=3 is shorter"),
+        (lambda: Sequence.padded([5], side="top"), ValueError, "side must be"),
+        (lambda: Grid(), ValueError, "extent of each axis"),
+        (lambda: Grid.packed([(1, 2), (3,)]), ValueError, "one number of axes"),
+        (lambda: Points(torch.zeros(3, 2).long()), ValueError, "coordinates must be float"),
+        (lambda: Sequence(3).keep(torch.tensor([True])), ValueError, r"shape \(3,\)"),
+    ],
+)
+def test_bad_input_is_named(make: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
