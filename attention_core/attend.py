@@ -84,7 +84,7 @@ def attend(
         )
     elif space is not None or mask is not None or backend is not None:
         raise ValueError("a plan has its space, mask and backend; give either them or plan=")
-    _check_plan(plan, q, k)
+    _check_plan(plan, q, k, score, softcap)
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         # As autocast does for SDPA, so that every backend starts from the same numbers
@@ -151,7 +151,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, dropout_p: floa
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
 
 
-def _check_plan(plan: Plan, q: Tensor, k: Tensor) -> None:
+def _check_plan(
+    plan: Plan, q: Tensor, k: Tensor, score: Score | None, softcap: float | None
+) -> None:
+    if plan.job.softcap != softcap or type(plan.job.score) is not type(score):
+        raise ValueError(
+            f"the plan is for softcap={plan.job.softcap} and score={plan.job.score}, got "
+            f"softcap={softcap} and score={score}"
+        )
     query, key = plan.job.spaces
     if (query.length, key.length) != (q.shape[2], k.shape[2]):
         raise ValueError(

@@ -13,7 +13,7 @@ Special tokens sit nowhere, so a bias on a pair with one is 0, or has a row of i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,15 @@ class Bias(nn.Module):
 class _Sum(Bias):
     def __init__(self, *terms: Bias) -> None:
         super().__init__()
-        self.terms = nn.ModuleList(terms)
+        self.terms: Iterable[Bias] = nn.ModuleList(terms)  # type: ignore[assignment]
 
     def forward(self, pairs: Pairs) -> Tensor:
         first, *rest = (term(pairs) for term in self.terms)
         return sum(rest, first)
+
+    @property
+    def learned(self) -> bool:
+        return any(term.learned for term in self.terms)
 
 
 def as_bias(bias: Bias | Tensor | None) -> Bias | None:
@@ -338,6 +342,10 @@ class DenseBias(Bias):
             raise TypeError(f"bias must be float, got {tensor.dtype}; a bool tensor is a mask")
         check_pairwise(tensor, "bias")
         self.tensor = tensor
+
+    @property
+    def learned(self) -> bool:
+        return self.tensor.requires_grad
 
     def forward(self, pairs: Pairs) -> Tensor:
         return take_pairwise(self.tensor, pairs, "bias")

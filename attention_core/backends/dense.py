@@ -28,7 +28,7 @@ class Prepared:
         self.pairs = job.pairs()
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
-        self.causal = _is_plain_causal(job) and job.bias is None
+        self.causal = _is_plain_causal(job)
         if self.causal:
             return
         query, key = job.spaces
@@ -74,12 +74,12 @@ def cost(job: Job) -> float:
 
 
 def describe(job: Job, prepared: Prepared) -> str:
-    if prepared.causal:
-        how = "with is_causal, so no mask is stored"
-    elif job.bias is not None:
+    if job.bias is not None:
         how = (
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
         )
+    elif prepared.causal:
+        how = "with is_causal, so no mask is stored"
     elif prepared.allowed is not None:
         how = f"with a bool mask of {' × '.join(map(str, prepared.allowed.squeeze().shape))}"
     else:
@@ -91,17 +91,21 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     from attention_core.planning import Result
 
     prepared: Prepared = plan.prepared
-    mask, empty = prepared.allowed, prepared.empty
-    if options.bias is not None:
+    mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
+    if causal and (options.bias is not None or options.sink is not None):
+        # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
+        causal, mask = False, plan.once("causal mask", lambda: plan.job.allowed(prepared.pairs))
+    scores = plan.bias(options.bias, prepared.pairs)
+    if scores is not None:
         key = ("attn_mask", options.bias, q.dtype)
-        mask, empty = plan.once(key, lambda: _biased(plan, options, q.dtype))
-    causal = prepared.causal
+        mask, empty = plan.once(key, lambda: _biased(plan, scores, mask, q.dtype))
+    keys, values = k, v
     if options.sink is not None:
-        causal, mask, k, v = False, *_with_sink(plan, mask, q, k, v, options.sink)
+        mask, keys, values = _with_sink(mask, q, k, v, options.sink)
     output = scaled_dot_product_attention(
         q,
-        k,
-        v,
+        keys,
+        values,
         attn_mask=mask,
         is_causal=causal,
         dropout_p=options.dropout_p,
@@ -114,33 +118,29 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         return Result(output)
     with torch.autocast(q.device.type, enabled=False):
         explicit = plan.once("explicit", lambda: reference.prepare(plan.job))
-        weights, lse = reference.weigh(
-            plan, explicit, q, k[..., : plan.job.spaces[1].length, :], options
-        )
+        weights, lse = reference.weigh(plan, explicit, q, k, options)
     return Result(output, weights.to(q.dtype), lse)
 
 
-def _biased(plan: Plan, options: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _biased(
+    plan: Plan, scores: Tensor, allowed: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The additive mask of SDPA (b, H, Lq, Lk), and the rows that it leaves empty."""
     prepared: Prepared = plan.prepared
-    bias = plan.bias(options.bias, prepared.pairs)
-    assert bias is not None
     length = plan.job.spaces[1].length
-    bias = bias.expand(torch.broadcast_shapes(bias.shape, (1, 1, 1, length)))
-    if prepared.allowed is not None:
-        bias = bias.masked_fill(~prepared.allowed, -torch.inf)
+    scores = scores.expand(torch.broadcast_shapes(scores.shape, (1, 1, 1, length)))
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
     # A bias may forbid by -inf, so rows may be empty that the mask does not know of
-    empty = (bias.detach() == -torch.inf).all(-1, keepdim=True)
-    bias = bias.masked_fill(empty, 0).to(dtype)
-    return bias, empty if prepared.empty is None else empty | prepared.empty
+    empty = (scores.detach() == -torch.inf).all(-1, keepdim=True)
+    scores = scores.masked_fill(empty, 0).to(dtype)
+    return scores, empty if prepared.empty is None else empty | prepared.empty
 
 
 def _with_sink(
-    plan: Plan, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor
+    mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One more key with value 0 whose score is the sink's logit, whatever the query."""
-    if plan.prepared.causal:
-        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     if mask is None:
         mask = q.new_zeros(1, 1, 1, 1)
     elif mask.dtype == torch.bool:

@@ -155,7 +155,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             scores = (queries * keys).sum(-1)
         else:
             scores = options.score(queries, keys, prepared.pairs.head)
-        scores = reference.adjust(scores, plan.bias(options.bias, prepared.pairs), options)
+        bias = plan.bias(options.bias, prepared.pairs)
+        scores = reference.adjust(scores, bias, options)
         if prepared.allowed is not None:
             scores = scores.masked_fill(~prepared.allowed, -torch.inf)
         weights, lse = softmax(scores, prepared.row, batch * length, options.sink)

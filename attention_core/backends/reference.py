@@ -62,7 +62,8 @@ def weigh(
         scores = q @ k.mT
     else:
         scores = options.score(q[..., :, None, :], k[..., None, :, :], pairs.head)
-    scores = adjust(scores, plan.bias(options.bias, pairs), options)
+    bias = plan.bias(options.bias, pairs)
+    scores = adjust(scores, bias, options)
     if prepared.allowed is not None:
         scores = scores.masked_fill(~prepared.allowed, -torch.inf)
     return softmax(scores, options.sink)

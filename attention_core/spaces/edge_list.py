@@ -72,6 +72,14 @@ class EdgeList:
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
         keys, order = (self.target * self.num_nodes + self.source).sort()
+        twice = (keys[1:] == keys[:-1]).nonzero()
+        if len(twice):
+            edge = int(order[twice[0]])
+            raise ValueError(
+                f"edge_index lists the edge {int(self.source[edge])} → {int(self.target[edge])} "
+                "more than once, and only backend='edges' with the mask Edges() tells such edges "
+                "apart; coalesce the edges, or use that"
+            )
         return keys, order
 
     def find(self, target: Tensor, source: Tensor) -> Tensor:
@@ -81,14 +89,6 @@ class EdgeList:
         come from the edge list itself, as in the `edges` backend, know their edge without this.)
         """
         keys, order = self._sorted
-        twice = (keys[1:] == keys[:-1]).nonzero()
-        if len(twice):
-            edge = int(order[twice[0]])
-            raise ValueError(
-                f"edge_index lists the edge {int(self.source[edge])} → {int(self.target[edge])} "
-                "more than once, and only backend='edges' with the mask Edges() tells such edges "
-                "apart; coalesce the edges, or use that"
-            )
         wanted = target * self.num_nodes + source
         if len(keys) == 0:
             return torch.full_like(wanted, -1)

@@ -33,6 +33,7 @@ class Graph(Space):
         segments: (N,) non-decreasing integers, the graph of each node; PyG's `batch.batch`.
         coordinates: (N, A) places of the nodes, such as spectral coordinates for `Rotary`.
         special: virtual nodes in front of each graph's nodes.
+        num_graphs: number of graphs in `segments`, where the last ones may have no nodes.
 
     Unconnected nodes are infinitely far apart.
     """
@@ -48,9 +49,12 @@ class Graph(Space):
         segments: Tensor | None = None,
         coordinates: Tensor | None = None,
         special: int = 0,
+        num_graphs: int | None = None,
     ) -> None:
         self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments)
-        token_segments, source, is_special = insert_special(segments, num_nodes, special)
+        token_segments, source, is_special = insert_special(
+            segments, num_nodes, special, num_graphs
+        )
         #: (L,) the node at each token, -1 at special tokens.
         self.nodes: Tensor = source.to(edge_index.device)
         super().__init__(
@@ -59,20 +63,21 @@ class Graph(Space):
             segments=token_segments,
             special=is_special if is_special is None else is_special.to(edge_index.device),
         )
+        if num_graphs is not None:
+            self.num_segments = num_graphs
 
     @classmethod
     def from_pyg(cls, data: Any, *, special: int = 0) -> Self:
         """From a PyG `Data` or `Batch`: `edge_index`, `edge_attr` and, as segments, `batch`."""
-        new = cls(
+        segments = getattr(data, "batch", None)
+        return cls(
             data.edge_index,
             data.num_nodes,
             edge_attr=data.edge_attr,
-            segments=getattr(data, "batch", None),
+            segments=segments,
             special=special,
+            num_graphs=None if segments is None else data.num_graphs,
         )
-        if getattr(data, "batch", None) is not None:
-            new.num_segments = data.num_graphs
-        return new
 
     def to(self, device: torch.device | str) -> Self:
         new = super().to(device)

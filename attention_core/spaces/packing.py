@@ -47,16 +47,16 @@ def unravel(rank: Tensor, sizes: list[tuple[int, ...]], segments: Tensor | None)
 
 
 def insert_special(
-    segments: Tensor | None, count: int, special: int
+    segments: Tensor | None, count: int, special: int, samples: int | None = None
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
-    `special` more stand in front of each segment."""
+    `special` more stand in front of each of `samples` segments, the last of which may be empty."""
     if segments is None:
         source = torch.arange(-special, count).clamp(min=-1)
         return None, source, source < 0 if special else None
     if special == 0:
         return segments, torch.arange(count), None
-    token_segments, within = packed(torch.bincount(segments), special)
+    token_segments, within = packed(torch.bincount(segments, minlength=samples or 0), special)
     is_special = within < 0
     source = torch.where(is_special, -1, (~is_special).cumsum(0) - 1)
     return token_segments, source, is_special
