@@ -1,0 +1,84 @@
+# Everything runs in $(VENV). Stamp files in it say what has been installed: they are written after
+# pip has succeeded, so an interrupted install is done again, and a finished one is not.
+
+VENV    ?= .venv
+PYTHON  ?= python3
+WORKERS ?= 2
+ARGS    ?=
+
+BIN       := $(VENV)/bin
+READY     := $(VENV)/.attention-core-venv
+DATA      := $(VENV)/.attention-core-data
+DEV       := $(VENV)/.attention-core-dev
+DECLARED  := pyproject.toml setup.py requirements.lock
+# `python -m` works whatever the length of the path; a script's #! line does not.
+RUN       := $(BIN)/python -m
+INSTALL   := $(RUN) pip install --disable-pip-version-check -c requirements.lock
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install train test slow lint format lock clean
+
+help:  ## Explain the targets
+	@echo "Usage: make TARGET [NAME=value ...]"
+	@echo
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=...    passed on: make train ARGS='experiment=graph/mutag trainer.max_epochs=5'"
+	@echo "                         make test ARGS='-k causal'"
+	@echo "  PYTHON=...  the interpreter that creates the environment, 3.11 or newer ($(PYTHON))"
+	@echo "  VENV=...    the environment, created where it is missing ($(VENV))"
+	@echo "  WORKERS=n   processes of make test ($(WORKERS))"
+
+train: $(DATA)  ## Train the default experiment, or ARGS='experiment=...'
+	$(RUN) attention_core.training train $(ARGS)
+
+# One thread per process: the processes of the tests already fill the cores.
+test: $(DEV)  ## Run the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+# One at a time, because some of them hold a training to a time.
+slow: $(DEV)  ## Run the slow tests: trainings, large parities, the built wheel
+	$(RUN) pytest -m slow $(ARGS)
+
+lint: $(DEV)  ## Check style, format and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(DEV)  ## Put the code into the one format, and fix what can be fixed
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+install: $(DATA)  ## Create the environment and install, with the data sets
+
+lock: $(READY)  ## Resolve every extra anew and write requirements.lock
+	$(BIN)/python tools/lock.py
+
+clean:  ## Remove caches, builds and the environment made here; keep outputs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .venv
+
+# An environment that works is taken as it is: it may be the user's own.
+$(READY):
+	@if ! $(RUN) pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "attention-core needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)."; \
+	    echo "Name another one: make PYTHON=python3.12 ..."; exit 1; }; \
+	  echo "Creating $(VENV) with $(PYTHON)"; \
+	  $(PYTHON) -m venv "$(VENV)" || { \
+	    echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv"; exit 1; }; \
+	fi
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "attention-core needs Python 3.11 or newer; $(VENV) has $$($(BIN)/python --version)."; exit 1; }
+	@touch $@
+
+$(DATA): $(READY) $(DECLARED)
+	$(INSTALL) -e ".[data,text]"
+	@touch $@
+
+# The dev extra contains the data extra.
+$(DEV): $(READY) $(DECLARED)
+	$(INSTALL) -e ".[dev]"
+	@touch $(DATA) $@
