@@ -1,33 +1,77 @@
 """Attention for any domain: where tokens sit, which pairs may attend, what is added to a score."""
 
-from attention_core.attend import attend
-from attention_core.biases import ALiBi, Bias, ContinuousBias, DenseBias, EdgeBias, RelativeTable
-from attention_core.cache import KVCache
-from attention_core.layers import (
-    AttentionPool,
-    Block,
-    Decoder,
-    Encoder,
-    FeedForward,
-    MultiheadAttention,
-    pool,
-)
-from attention_core.masks import (
-    Causal,
-    DenseMask,
-    Dilated,
-    Edges,
-    GlobalTokens,
-    Mask,
-    Neighborhood,
-    PrefixLM,
-    Window,
-)
-from attention_core.planning import BackendError, Plan, explain, plan
-from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
-from attention_core.record import AttentionMaps, record_attention
-from attention_core.scores import Additive, AdditiveV2, Score
-from attention_core.spaces import Graph, Grid, Pairs, Points, Sequence, Space
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attention_core.attention import attend
+    from attention_core.biases import (
+        ALiBi,
+        Bias,
+        ContinuousBias,
+        DenseBias,
+        EdgeBias,
+        RelativeTable,
+    )
+    from attention_core.cache import KVCache
+    from attention_core.layers import (
+        AttentionPool,
+        Block,
+        Decoder,
+        Encoder,
+        FeedForward,
+        MultiheadAttention,
+        pool,
+    )
+    from attention_core.masks import (
+        Causal,
+        DenseMask,
+        Dilated,
+        Edges,
+        GlobalTokens,
+        Mask,
+        Neighborhood,
+        PrefixLM,
+        Window,
+    )
+    from attention_core.planning import BackendError, Plan, explain, plan
+    from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
+    from attention_core.record import AttentionMaps, record_attention
+    from attention_core.scores import Additive, AdditiveV2, Score
+    from attention_core.spaces import Graph, Grid, Pairs, Points, Sequence, Space
+
+# Loaded on first use: `attn --help` must not wait for torch.
+_HOMES = {
+    "attention": ["attend"],
+    "biases": ["ALiBi", "Bias", "ContinuousBias", "DenseBias", "EdgeBias", "RelativeTable"],
+    "cache": ["KVCache"],
+    "layers": [
+        "AttentionPool",
+        "Block",
+        "Decoder",
+        "Encoder",
+        "FeedForward",
+        "MultiheadAttention",
+        "pool",
+    ],
+    "masks": [
+        "Causal",
+        "DenseMask",
+        "Dilated",
+        "Edges",
+        "GlobalTokens",
+        "Mask",
+        "Neighborhood",
+        "PrefixLM",
+        "Window",
+    ],
+    "planning": ["BackendError", "Plan", "explain", "plan"],
+    "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
+    "record": ["AttentionMaps", "record_attention"],
+    "scores": ["Additive", "AdditiveV2", "Score"],
+    "spaces": ["Graph", "Grid", "Pairs", "Points", "Sequence", "Space"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ALiBi",
@@ -73,3 +117,15 @@ __all__ = [
     "pool",
     "record_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.attend import attend
+from attention_core.attention import attend
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
 from attention_core.layers.residual import Norm, make_norm

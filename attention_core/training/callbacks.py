@@ -1,0 +1,122 @@
+"""Callbacks of every run: step seeding, step logging and the progress bar."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch.optim import Optimizer
+
+from attention_core.training.seeding import seed_generators
+
+
+class StepSeed(Callback):
+    """Seeds every training step from (seed, epoch, batch, rank), so that dropout after a resume
+    is the dropout that the uninterrupted run would have drawn."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        seed_generators(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
+
+
+class StepLog(Callback):
+    """Logs loss and learning rate of every `log_every_n_steps`-th optimizer step.
+
+    `LightningModule.log` would pass them on only after the callbacks of the batch, and so after
+    the checkpoint: a run resumed from there would miss the row of its last step.
+    """
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        # Read here: by the end of the batch the schedule has moved on to the next step's.
+        self._rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        step = trainer.global_step
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step % every or trainer.fit_loop._should_accumulate():
+            return
+        row = {"epoch": trainer.current_epoch, "step/loss": float(outputs["loss"])}
+        for logger in trainer.loggers:
+            logger.log_metrics({**row, "step/lr": self._rate}, step=step - 1)
+
+
+class ProgressBar(Callback):
+    """One bar over the whole training, with the latest epoch's values beside it.
+
+    Where the output is no terminal (a log file, CI), about ten plain lines take its place.
+    """
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._bar = TaskID(0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        console = Console(file=sys.stderr)
+        if not trainer.is_global_zero or not console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            expand=True,
+        )
+        epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)
+        self._bar = self._progress.add_task(
+            "training",
+            total=epochs * batches,
+            completed=trainer.current_epoch * batches,
+            epoch=f"{trainer.current_epoch + 1}/{epochs}",
+            values="",
+        )
+        self._progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._progress is not None:
+            done = trainer.current_epoch * int(trainer.num_training_batches)
+            self._progress.update(self._bar, completed=done + trainer.fit_loop.batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        names = dict.fromkeys(["val/loss", str(pl_module.monitor)])
+        known = trainer.callback_metrics
+        values = "  ".join(f"{name} {float(known[name]):.4f}" for name in names if name in known)
+        if self._progress is not None:
+            now = f"{min(epoch + 1, epochs)}/{epochs}"
+            self._progress.update(self._bar, epoch=now, values=values)
+        elif trainer.is_global_zero and (epoch % max(1, epochs // 10) == 0 or epoch == epochs):
+            print(f"epoch {epoch}/{epochs}  {values}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

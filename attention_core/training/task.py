@@ -1,0 +1,197 @@
+"""What is trained: a model with its loss, its metrics and its optimizer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from attention_core.training.errors import UsageError
+from attention_core.training.optim import decay_groups
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batch = dict[str, Any]
+
+
+class Task(LightningModule):
+    """A model with a loss and metrics, logged as `{train,val,test}/{loss, <metric>}` per epoch.
+
+    A subclass says what the loss is; a batch's `target` is the label and everything else is passed
+    to the model by name: `output = model(**inputs)`.
+
+    Args:
+        model: any module.
+        optimizer: partial of a `torch.optim` class; called with decay groups.
+        schedule: partial of a function of `optim.py`, called with the optimizer and `total_steps`
+            and stepped once per optimizer step. None keeps the rate constant.
+        metrics: torchmetrics by name, copied for training, validation and test.
+
+    `monitor` and `mode` name the validation value that picks the best checkpoint.
+    """
+
+    monitor = "val/loss"
+    mode = "min"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        collection = MetricCollection(dict(metrics or {}), compute_groups=False)
+        stages = ("train", "val", "test")
+        # "train" is taken: it is a method of every module.
+        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric() for stage in stages})
+        self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
+        for metric in (self.means["train_mean"], self.measures["train_metrics"]):
+            # What an epoch has summed so far goes into its checkpoints: its mean after a resume
+            # is then the mean over the whole epoch.
+            metric.persistent(True)  # type: ignore[operator]
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """The scalar to minimise, a mean over the samples of the batch."""
+        raise NotImplementedError(f"{type(self).__name__}.loss must return the loss of a batch.")
+
+    def attention_figure(self, batch: Batch) -> "Figure | None":
+        """A figure of attention over one real input of `batch`, or None; drawn after every run."""
+        return None
+
+    def figures(self, batch: Batch) -> dict[str, "Figure"]:
+        """Figures to write after testing, by file name, given the first test batch."""
+        figure = self.attention_figure(batch)
+        return {} if figure is None else {"attention": figure}
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        values = self._epoch_values("train")
+        self.log_dict(values, logger=False)
+        # Straight to the loggers: Lightning would hand these on only after the checkpoint of the
+        # epoch is written, and a resumed run would never log them.
+        numbers = {name: float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=self.global_step - 1)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._epoch_values("val"))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._epoch_values("test"))
+
+    def configure_optimizers(self) -> Any:
+        decay = getattr(self.optimizer, "keywords", {}).get("weight_decay", 0.0)
+        optimizer = self.optimizer(decay_groups(self.model, decay))
+        if self.schedule is None:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = self.schedule(optimizer, total_steps=total)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
+        """Adds a batch to the metrics; override where they want more than (output, target)."""
+        metrics.update(output, batch["target"])
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        output = self(**{name: value for name, value in batch.items() if name != "target"})
+        loss = self.loss(output, batch)
+        with torch.no_grad():
+            self.means[f"{stage}_mean"].update(loss.detach(), weight=len(batch["target"]))  # type: ignore[operator]
+            self.update_metrics(self.measures[f"{stage}_metrics"], output, batch)  # type: ignore[arg-type]
+        return loss
+
+    def _epoch_values(self, stage: str) -> dict[str, Tensor]:
+        """The scalars of the epoch that ends; starts the next one."""
+        mean, metrics = self.means[f"{stage}_mean"], self.measures[f"{stage}_metrics"]
+        values = {"loss": mean.compute(), **metrics.compute()}  # type: ignore[operator]
+        if stage != "test":  # the figures read the test metrics once more
+            mean.reset()  # type: ignore[operator]
+            metrics.reset()  # type: ignore[operator]
+        return {f"{stage}/{name}": value for name, value in values.items() if value.ndim == 0}
+
+
+class ClassificationTask(Task):
+    """Cross-entropy over classes, with accuracy, macro F1 and a confusion matrix.
+
+    The model returns logits (B, C); `target` holds class indices (B,).
+
+    Args:
+        classes: the names of the C classes, in the order of the labels.
+        label_smoothing: the share of a label spread over all classes (Szegedy et al., 2016).
+    """
+
+    monitor = "val/accuracy"
+    mode = "max"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classes: Sequence[str],
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if len(classes) < 2:
+            raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
+        count = len(classes)
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            metrics={
+                "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
+                "f1": MulticlassF1Score(count, average="macro", validate_args=False),
+            },
+        )
+        self.classes = [str(name) for name in classes]
+        self.label_smoothing = label_smoothing
+        self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        if output.ndim != 2 or output.shape[1] != len(self.classes):
+            raise UsageError(
+                f"model: logits of shape (B, {len(self.classes)}) expected, one per class, "
+                f"got {tuple(output.shape)}."
+            )
+        return F.cross_entropy(output, batch["target"], label_smoothing=self.label_smoothing)
+
+    def update_metrics(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
+        super().update_metrics(metrics, output, batch)
+        if self.trainer.testing:
+            self.confusion.update(output, batch["target"])
+
+    def figures(self, batch: Batch) -> dict[str, "Figure"]:
+        from attention_core.training.figures import confusion_matrix
+
+        counts = self.confusion.compute().cpu().numpy()
+        return {"confusion": confusion_matrix(counts, self.classes), **super().figures(batch)}

@@ -1,0 +1,1 @@
+"""The Hydra groups, installed as `attention_core.conf`."""

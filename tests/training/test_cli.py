@@ -1,0 +1,128 @@
+"""The command line as a user meets it: every mistake answered in a sentence."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from attention_core.training.cli import main
+from tests.training.conftest import CONF
+
+Attn = Any
+
+
+@pytest.fixture
+def attn_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Attn:
+    """Runs a command in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+TOY = ("experiment=toy", "--config-dir", str(CONF))
+
+
+def test_help_names_every_command(attn_here: Attn) -> None:
+    for arguments in ((), ("--help",), ("-h",)):
+        code, out, _ = attn_here(*arguments)
+        assert code == 0
+        assert all(name in out for name in ("attn train", "attn evaluate", "attn list"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("trian",), "'trian' is not a command. Did you mean train?"),
+        (("train", "experiment=toi", *TOY[1:]), "experiment: there is no 'toi'. Did you mean toy?"),
+        (("train", *TOY, "optimizer=adam"), "there is no 'adam'. Did you mean adamw?"),
+        (
+            ("train", *TOY, "model.dimm=3"),
+            "model.dimm: not a key of this configuration. Did you mean model.d",
+        ),
+        (("train", *TOY, "sede=3"), "sede: not a key of this configuration. Did you mean seed"),
+        (("train", *TOY, "seed"), "'seed': an override is written key=value"),
+        (
+            ("train", *TOY, "+optimiser.lr=3"),
+            "optimiser: not a key of a configuration. Did you mean optimizer",
+        ),
+        (
+            ("train", *TOY, "+model.dimension=3"),
+            "model.dimension: toy_domain.MLP takes no argument 'dimension'",
+        ),
+        (
+            ("train", *TOY, "+trainer.max_epoch=3"),
+            "takes no argument 'max_epoch'. Did you mean max_epochs",
+        ),
+        (
+            ("train", *TOY, "data.batch_size=0"),
+            "data.batch_size must be an integer of at least 1, got 0",
+        ),
+        (("train", *TOY, "schedule.warmup=3"), "schedule.warmup is a share between 0 and 1, got 3"),
+        (("train", *TOY, "data.classes=[one]"), "task.classes must name at least two classes"),
+        (("train", *TOY, "seed=${sead}"), "sead"),
+        (("train", *TOY, "allow=[]"), "'toy_domain.Rings' is not allowed"),
+        (
+            ("train", "experiment=toy", "--config-dir", "nowhere"),
+            "--config-dir: 'nowhere' is not a folder",
+        ),
+        (("train", "run=nowhere"), "run: the folder 'nowhere' does not exist"),
+        (("train", "run=."), "run: '.' is not a run folder: it has no config.yaml"),
+        (("train", "run=.", "seed=2"), "continues a run exactly as it was configured"),
+        (("evaluate",), "evaluate takes one argument: run=FOLDER"),
+        (("evaluate", "run=."), "run: '.' is not a run folder"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(
+    arguments: tuple[str, ...], expected: str, attn_here: Attn
+) -> None:
+    code, _, err = attn_here(*arguments)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_list_shows_title_needs_and_gives(
+    attn_here: Attn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copytree(CONF, tmp_path / "conf")
+    experiment = tmp_path / "conf" / "experiment" / "toy.yaml"
+    missing = yaml.safe_load(experiment.read_text())
+    missing["about"] |= {"needs": ["a_package_nobody_has"], "extra": "rings"}
+    (experiment.parent / "missing.yaml").write_text(yaml.safe_dump(missing))
+    code, out, _ = attn_here("list", "--config-dir", "conf")
+    assert code == 0
+    assert "Tells the points of two rings apart" in out
+    assert "98% test accuracy" in out
+    assert "pip install 'attention-core[rings]'" in out
+
+
+def test_show_the_configuration(attn_here: Attn, tmp_path: Path) -> None:
+    code, out, _ = attn_here("train", *TOY, "seed=7", "--cfg", "job")
+    assert code == 0
+    assert yaml.safe_load(out)["data"]["seed"] == 7
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_sweep_writes_one_folder_per_job(attn_here: Attn, tmp_path: Path) -> None:
+    code, _, err = attn_here("train", "-m", *TOY, "seed=1,2", "trainer.max_epochs=1")
+    assert code == 0, err
+    seeds = {
+        yaml.safe_load(path.read_text())["seed"]
+        for path in tmp_path.glob("outputs/*/*/*/config.yaml")
+    }
+    assert seeds == {1, 2}

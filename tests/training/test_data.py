@@ -1,0 +1,108 @@
+"""The order of the training samples, and what a loader continues with."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_core.training import Loader, UsageError, require
+
+
+class Noisy(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Sample i is i and a random number, as augmentation would draw it."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"index": torch.tensor(index), "noise": torch.rand(())}
+
+
+def epoch_of(loader: Loader, epoch: int) -> list[dict[str, Any]]:
+    loader.set_epoch(epoch)
+    return [{name: value.tolist() for name, value in batch.items()} for batch in loader]
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    first = Loader(Noisy(50), 8, seed=1, shuffle=True)
+    epochs = [epoch_of(first, epoch) for epoch in range(3)]
+    torch.manual_seed(99)
+    second = Loader(Noisy(50), 8, seed=1, shuffle=True)
+    assert [epoch_of(second, epoch) for epoch in (2, 0, 1)] == [epochs[2], epochs[0], epochs[1]]
+    assert epochs[0] != epochs[1]
+    assert epoch_of(Loader(Noisy(50), 8, seed=2, shuffle=True), 0) != epochs[0]
+
+
+def test_a_loader_leaves_the_global_generator_unread() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    iter(Loader(Noisy(4), 2, shuffle=True))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_workers_change_nothing(shuffle: bool) -> None:
+    alone = Loader(Noisy(20), 4, shuffle=shuffle)
+    helped = Loader(Noisy(20), 4, shuffle=shuffle, workers=2)
+    for epoch in range(2):
+        assert epoch_of(alone, epoch) == epoch_of(helped, epoch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_continues_where_another_stopped(workers: int) -> None:
+    whole = epoch_of(Loader(Noisy(30), 4, shuffle=True), 3)
+    stopped = Loader(Noisy(30), 4, shuffle=True, workers=workers)
+    stopped.set_epoch(3)
+    list(itertools.islice(stopped, 5))
+    continued = Loader(Noisy(30), 4, shuffle=True, workers=workers)
+    continued.load_state_dict(stopped.state_dict())
+    assert stopped.state_dict() == {"epoch": 3, "served": 5}
+    assert epoch_of(continued, 3) == whole[5:]
+    # The state is used up: the next epoch begins at its beginning.
+    assert epoch_of(continued, 4) == epoch_of(Loader(Noisy(30), 4, shuffle=True), 4)
+
+
+def test_a_state_of_an_earlier_epoch_skips_nothing() -> None:
+    loader = Loader(Noisy(10), 2, shuffle=True)
+    loader.load_state_dict({"epoch": 1, "served": 5})
+    assert epoch_of(loader, 2) == epoch_of(Loader(Noisy(10), 2, shuffle=True), 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    samples=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    world=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_shards_together_are_the_data_set(
+    samples: int, batch_size: int, world: int, epoch: int
+) -> None:
+    def shards(shuffle: bool) -> list[list[int]]:
+        found = []
+        for rank in range(world):
+            loader = Loader(Noisy(samples), batch_size, shuffle=shuffle, rank=rank, world=world)
+            batches = epoch_of(loader, epoch)
+            assert len(batches) == len(loader)
+            found.append([index for batch in batches for index in batch["index"]])
+        return found
+
+    training, evaluation = shards(True), shards(False)
+    # Training: equally many for every process, so that none waits for a step that never comes.
+    assert {len(shard) for shard in training} == {-(-samples // world)}
+    assert set(itertools.chain(*training)) == set(range(samples))
+    # Evaluation: every sample exactly once, so that the metrics are exact.
+    assert sorted(itertools.chain(*evaluation)) == list(range(samples))
+
+
+def test_a_missing_package_names_the_extra() -> None:
+    require("torch")
+    with pytest.raises(UsageError, match=r"pip install 'attention-core\[data\]'"):
+        require("a_package_nobody_has")

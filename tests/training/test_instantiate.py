@@ -1,0 +1,117 @@
+"""What a configuration may build, and what it may not."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from attention_core.training import UsageError
+from attention_core.training.instantiate import build, check
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "builtins.open",
+        "builtins.eval",
+        "os.system",
+        "posix.system",
+        "subprocess.run",
+        "pickle.loads",
+        "importlib.import_module",
+        "torch.load",
+        "torch.hub.load",
+        "torch.serialization.load",
+        "torch.jit.load",
+        "torch.utils.cpp_extension.load",
+        "torch.os.system",
+        "torch.nn.modules.module.torch.load",
+        "torch.utils.data.dataloader.os.system",
+        "attention_core.training.run.torch.load",
+        "attention_core.training.instantiate.importlib.import_module",
+        "attention_core.training.run.yaml.unsafe_load",
+        "torchvision.datasets.utils._urlretrieve",
+        "torchvision.models._api.load_state_dict_from_url",
+        "lightning.pytorch.callbacks.Callback.__subclasses__",
+        "numpy.load",
+        "joblib.load",
+        "hydra.utils.get_method",
+    ],
+)
+@pytest.mark.parametrize("place", ["top", "nested", "in a list"])
+def test_dangerous_targets_are_refused_before_anything_is_built(target: str, place: str) -> None:
+    bad: dict[str, Any] = {"_target_": target}
+    if place == "nested":
+        bad = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": bad}
+    elif place == "in a list":
+        bad = {"_target_": "torch.nn.Sequential", "_args_": [bad]}
+    with pytest.raises(UsageError, match="refused|not allowed"):
+        build(bad)
+
+
+@pytest.mark.parametrize("prefix", ["os", "builtins", "subprocess", "torch.hub", "torch.load"])
+def test_allow_cannot_reach_the_standard_library_or_loaders(prefix: str) -> None:
+    with pytest.raises(UsageError, match="never safe"):
+        check({}, allow=[prefix])
+
+
+def test_allowing_all_of_torch_does_not_allow_loading() -> None:
+    build({"_target_": "torch.Generator"}, allow=["torch"])
+    for target in ("torch.load", "torch.hub.load", "torch.os.system", "torch._C.Generator"):
+        with pytest.raises(UsageError, match="refused"):
+            build({"_target_": target}, allow=["torch"])
+
+
+def test_a_package_that_begins_like_an_allowed_one_is_not_allowed() -> None:
+    with pytest.raises(UsageError, match="not allowed"):
+        build({"_target_": "torchmetrics_evil.Metric"})
+    with pytest.raises(UsageError, match="not allowed"):
+        build({"_target_": "visionary.Model"})
+
+
+def test_build() -> None:
+    layer = build({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3})
+    assert isinstance(layer, torch.nn.Linear)
+    make = build({"_target_": "torch.optim.AdamW", "_partial_": True, "betas": [0.9, 0.99]})
+    assert isinstance(make, partial)
+    assert make.func is torch.optim.AdamW
+    assert make.keywords == {"betas": [0.9, 0.99]}
+    nested = build(
+        {
+            "_target_": "torch.nn.Sequential",
+            "_args_": [{"_target_": "torch.nn.Identity"}, {"_target_": "torch.nn.ReLU"}],
+        }
+    )
+    assert [type(layer) for layer in nested] == [torch.nn.Identity, torch.nn.ReLU]
+
+
+def test_objects_passed_in_are_the_same_objects() -> None:
+    model = torch.nn.Linear(1, 1)
+    wrapped = build({"_target_": "torch.nn.Sequential", "_args_": []})
+    assert len(wrapped) == 0
+    holder = build({"_target_": "torch.nn.ModuleDict"}, modules={"model": model})
+    assert holder["model"] is model
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_target_": "torch.nn.Liner"}, "'torch.nn.Liner' does not exist. Did you mean Linear"),
+        ({"_target_": "vision_of_mine.X"}, "not allowed"),
+        ({"_target_": 3}, "_target_ must be a dotted name, got 3"),
+        (
+            {"_target_": "torch.nn.Linear", "in_feature": 3},
+            "in_feature: torch.nn.Linear takes no argument 'in_feature'. Did you mean in_features",
+        ),
+        ({"_target_": "torch.nn.Linear", "in_features": 3}, "torch.nn.Linear: .*out_features"),
+    ],
+)
+def test_mistakes_are_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(config)
+
+
+def test_a_missing_package_of_the_users_is_named() -> None:
+    with pytest.raises(UsageError, match="the package 'my_audio' .* cannot be imported"):
+        build({"_target_": "my_audio.Model"}, allow=["my_audio"])

@@ -1,0 +1,142 @@
+"""A killed run, continued, equals the uninterrupted one bit for bit."""
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attention_core.training import resume, train
+from attention_core.training.folder import RunFolder
+from tests.training.conftest import CONF, Compose, attn
+
+STEPS_PER_EPOCH = 8  # 120 samples, batches of 16
+
+
+class Killed(Exception):
+    pass
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = RunFolder(one), RunFolder(other)
+    # Every step's loss and rate, every epoch's values and the test: the text of the whole file.
+    assert first.metrics.read_text() == second.metrics.read_text()
+    assert first.results.read_text() == second.results.read_text()
+    for name in ("last", "best"):
+        weights = [
+            torch.load(getattr(folder, name), weights_only=True) for folder in (first, second)
+        ]
+        assert same(weights[0]["state_dict"], weights[1]["state_dict"]), name
+        assert same(weights[0].get("optimizer_states"), weights[1].get("optimizer_states")), name
+
+
+def interrupt(config: dict[str, Any], path: Path, step: int, monkeypatch: Any) -> None:
+    """Trains until after optimizer step `step`, then stops with nothing cleaned up."""
+    import toy_domain
+
+    def stop(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_domain.KillAt, "on_train_batch_end", stop)
+        with pytest.raises(Killed):
+            train(config, path)
+
+
+# The checkpoint every 3 steps: before the first one, in the middle of an epoch, on the last step
+# of an epoch, on the first step of one, on a checkpoint's own step.
+@pytest.mark.parametrize("step", [2, 5, 8, 9, 12, 17, 24])
+def test_resume_is_exact_wherever_the_run_stopped(
+    step: int, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", step, monkeypatch)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resume_is_exact_with_accumulated_gradients(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(
+        "experiment=toy",
+        "trainer.max_epochs=3",
+        "trainer.accumulate_grad_batches=3",
+        "checkpoint.every_steps=2",
+    )
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", 5, monkeypatch)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resume_twice(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", 7, monkeypatch)
+    import toy_domain
+
+    def stop(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == 14:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_domain.KillAt, "on_train_batch_end", stop)
+        with pytest.raises(Killed):
+            resume(tmp_path / "cut")
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_process_resumes_exactly(workers: int, compose: Compose, tmp_path: Path) -> None:
+    step = random.randrange(1, 3 * STEPS_PER_EPOCH)
+    setting = [f"data.workers={workers}", "trainer.max_epochs=3", "checkpoint.every_steps=3"]
+    where = ["--config-dir", str(CONF)]
+    killed = attn(
+        *["train", "experiment=toy", *setting, *where, f"hydra.run.dir={tmp_path}/cut"],
+        cwd=tmp_path,
+        TOY_KILL_AT=str(step),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # The uninterrupted run loads without workers: their number makes no difference either.
+    train(compose("experiment=toy", *setting, "data.workers=0"), tmp_path / "whole")
+    continued = attn("train", f"run={tmp_path}/cut", *where, cwd=tmp_path)
+    assert continued.returncode == 0, f"killed at step {step}: {continued.stderr}"
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_stopped_between_training_and_test_is_tested(
+    compose: Compose, tmp_path: Path
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=2")
+    for name in ("whole", "cut"):
+        train(config, tmp_path / name)
+    RunFolder(tmp_path / "cut").results.unlink()
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_has_nothing_to_resume(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=1")
+    results = train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.csv").read_text()
+    assert resume(tmp_path / "run") == results
+    assert "Finished already" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.csv").read_text() == before

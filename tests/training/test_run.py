@@ -1,0 +1,168 @@
+"""What a run leaves behind, and that its test can be repeated."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+import yaml
+
+from attention_core.training import UsageError, evaluate, train
+from attention_core.training.checkpoint import PlainCheckpointIO, load_checkpoint
+from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.metrics import CSVMetrics, read_metrics
+from tests.training.conftest import Compose
+
+
+@pytest.fixture
+def trained(compose: Compose, tmp_path: Path) -> RunFolder:
+    train(compose("experiment=toy"), tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def test_run_folder_is_complete_and_evaluates_the_same(
+    trained: RunFolder, compose: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {str(p.relative_to(trained.path)) for p in trained.path.rglob("*") if p.is_file()}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "figures/learning_curves.png",
+        "figures/confusion.png",
+        "figures/attention.png",
+    }
+    assert yaml.safe_load(trained.config.read_text()) == compose("experiment=toy")
+
+    results = json.loads(trained.results.read_text())
+    assert results["test/accuracy"] > 0.9
+    assert evaluate(trained.path) == results
+    assert "digit for digit" in capsys.readouterr().out
+
+    rows = read_metrics(trained.metrics)
+    assert [row["step"] for row in rows if "step/loss" in row] == list(range(64))
+    assert [row["epoch"] for row in rows if "val/loss" in row] == list(range(8))
+    assert [row["epoch"] for row in rows if "train/loss" in row] == list(range(8))
+    best = max((row for row in rows if "val/accuracy" in row), key=lambda row: row["val/accuracy"])
+    assert results["best_epoch"] == best["epoch"]
+
+    for path in trained.figures.iterdir():
+        image = matplotlib.image.imread(path)
+        assert min(image.shape[:2]) > 300
+        assert image[..., :3].std() > 0.05, f"{path.name} is empty"
+        border = [image[0], image[-1], image[:, 0], image[:, -1]]
+        assert all((edge[..., :3] > 0.99).all() for edge in border), f"{path.name} is cut off"
+
+
+def test_the_same_configuration_gives_the_same_run(compose: Compose, tmp_path: Path) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=2")
+    train(config, tmp_path / "one")
+    train(yaml.safe_load((tmp_path / "one" / "config.yaml").read_text()), tmp_path / "two")
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    assert one.metrics.read_text() == two.metrics.read_text()
+    other = compose("experiment=toy", "trainer.max_epochs=2", "seed=2")
+    train(other, tmp_path / "three")
+    assert one.metrics.read_text() != RunFolder(tmp_path / "three").metrics.read_text()
+
+
+def test_a_run_folder_is_not_overwritten(trained: RunFolder, compose: Compose) -> None:
+    with pytest.raises(UsageError, match="holds a run already. To continue it"):
+        train(compose("experiment=toy"), trained.path)
+
+
+def test_a_wrong_target_is_refused_before_anything_is_written(
+    compose: Compose, tmp_path: Path
+) -> None:
+    config = compose("experiment=toy")
+    config["model"]["_target_"] = "os.system"
+    with pytest.raises(UsageError, match=r"model\._target_: 'os.system' is refused"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_are_plain(trained: RunFolder) -> None:
+    for path in (trained.best, trained.last):
+        content = torch.load(path, weights_only=True)
+        assert any(name.startswith("model.") for name in content["state_dict"])
+    assert "optimizer_states" not in torch.load(trained.best, weights_only=True)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        load_checkpoint(tmp_path / "bomb.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        PlainCheckpointIO().load_checkpoint(tmp_path / "bomb.ckpt", weights_only=False)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_what_is_not_plain_is_refused_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"checkpoint\['callbacks'\]\[1\] is a function"):
+        PlainCheckpointIO().save_checkpoint({"callbacks": [1, print_nothing]}, tmp_path / "x.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def print_nothing() -> None:
+    pass
+
+
+def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    PlainCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def disk_is_full() -> None:
+        with replace_file(path) as file:
+            file.write(b"half a check")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        disk_is_full()
+    assert load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_metrics_survive_a_cut_last_line_and_a_new_column(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = CSVMetrics(path)
+    log.log_metrics({"epoch": 0, "a": 0.1}, step=0)
+    log.log_metrics({"epoch": 0, "a": 1 / 3}, step=1)
+    with path.open("a") as file:
+        file.write("0,2,0.")  # killed while writing
+    log = CSVMetrics(path)
+    assert log.rows == 2
+    log.log_metrics({"epoch": 1, "b": math.inf}, step=2)
+    assert read_metrics(path) == [
+        {"epoch": 0, "step": 0, "a": 0.1},
+        {"epoch": 0, "step": 1, "a": 1 / 3},
+        {"epoch": 1, "step": 2, "b": math.inf},
+    ]
+    log.truncate(1)
+    with path.open() as file:
+        assert len(list(csv.DictReader(file))) == 1
+
+
+def test_weight_decay_reaches_the_optimizer_in_groups(compose: Compose, tmp_path: Path) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=1", "optimizer.weight_decay=0.25")
+    train(config, tmp_path / "run")
+    groups = load_checkpoint(RunFolder(tmp_path / "run").last)["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
+
+
+def test_the_task_names_a_model_of_the_wrong_width(compose: Compose, tmp_path: Path) -> None:
+    config = compose("experiment=toy", "model.classes=5")
+    with pytest.raises(UsageError, match=r"logits of shape \(B, 2\) expected.*got \(16, 5\)"):
+        train(config, tmp_path / "run")
