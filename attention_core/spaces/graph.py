@@ -64,6 +64,10 @@ class Graph(Space):
             special=is_special if is_special is None else is_special.to(edge_index.device),
         )
         if num_graphs is not None:
+            if num_graphs < self.num_segments:
+                raise ValueError(
+                    f"num_graphs={num_graphs}, but segments name {self.num_segments} graphs"
+                )
             self.num_segments = num_graphs
 
     @classmethod

@@ -1,0 +1,68 @@
+"""What text models are trained for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attention_core import record_attention
+from attention_core.training import ClassificationTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TextClassification(ClassificationTask):
+    """Classification of packed texts; a run ends with attention drawn over texts of its test set.
+
+    Arguments are those of `ClassificationTask`. The data module has a `tokenizer`.
+    """
+
+    def attention_figure(self, batch: dict[str, Any]) -> Figure | None:
+        """The attention of the last layer over one test text of each class."""
+        from nlp.figures import ReadText, attention_over_text
+
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        rows = batch["ids"].split(batch["lengths"].tolist())
+        with torch.no_grad():
+            shares = self.model(batch["ids"], batch["lengths"]).softmax(-1)
+        texts = []
+        for index in choose(batch["lengths"], batch["target"], shares):
+            with record_attention(self.model, layers=[self._last_layer()]) as maps:
+                self.model(rows[index], batch["lengths"][index : index + 1])
+            predicted = int(shares[index].argmax())
+            texts.append(
+                ReadText(
+                    tokenizer.pieces(rows[index].tolist()),
+                    maps[0][0],
+                    self.classes[predicted],
+                    self.classes[int(batch["target"][index])],
+                    float(shares[index, predicted]),
+                )
+            )
+        return attention_over_text(texts, title="Attention of the last layer, mean of its heads")
+
+    def _last_layer(self) -> int:
+        # A pooling layer attends, too, and comes after the encoder
+        return len(self.model.encoder.blocks) - 1  # type: ignore[union-attr, arg-type]
+
+
+def choose(lengths: Tensor, target: Tensor, shares: Tensor) -> list[int]:
+    """One text of each class that is there: of readable length if any is, rightly classified if
+    any is, and of those the surest; not only the flattering ones where there are no such.
+
+    Args:
+        lengths: (B,) tokens.
+        target: (B,) classes.
+        shares: (B, C) probabilities.
+    """
+    readable = (lengths >= 8) & (lengths <= 24)
+    right = shares.argmax(-1) == target
+    chosen = []
+    for label in target.unique().tolist():
+        # Readable counts most, then right, then how sure the model is
+        rank = shares[:, label] + 2 * right + 4 * readable
+        chosen.append(int(rank.masked_fill(target != label, -1).argmax()))
+    return chosen

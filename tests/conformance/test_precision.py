@@ -1,0 +1,271 @@
+"""Values and gradients in every dtype, and rule 10: positions stay float32 under any autocast."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attention_core import (
+    ALiBi,
+    Bias,
+    ContinuousBias,
+    Grid,
+    Pairs,
+    RelativeTable,
+    Rotary,
+    Sequence,
+    Sinusoidal,
+    attend,
+)
+from tests.conformance import straight
+from tests.conformance.cases import (
+    BACKENDS,
+    HEADS,
+    PLACES,
+    biases_of,
+    can,
+    gradients,
+    masks_of,
+    tensors,
+)
+
+# -- gradcheck in float64 --------------------------------------------------------------------------
+
+CHECKED = [
+    ("padded", "(causal & near)", "t5+special"), ("packed+special", "(causal & ~dense)", "sum"),
+    ("grid+special", "near", "continuous"), ("graph", "edges", "edge-types"),
+    ("graphs+virtual", "near-2", "hops"), ("padded-points", "near", "continuous"),
+    ("kept-grid-each", "~causal", "swin"), ("decoding-each", "causal", "t5-oneway"),
+    ("cross-packed", "none", "dense-heads"), ("graph", "near-2", "sum-alibi"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("place", "mask", "bias"), CHECKED)
+def test_gradcheck(place: str, mask: str, bias: str, backend: str) -> None:
+    """Output and log-sum-exp, against finite differences; queries without keys included."""
+    where, masked, biased = PLACES[place], masks_of(place)[mask], biases_of(place)[bias]
+    sink = torch.randn(HEADS, dtype=torch.float64, requires_grad=True)
+    finite = straight.truth(where.world, masked.claim, HEADS).any(-1)
+    inputs = (*tensors(where), sink, *biased.parameters)
+
+    def function(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, *_: Tensor) -> Any:
+        out, lse = attend(
+            q, k, v, space=where.space, mask=masked.mask, bias=biased.bias, sink=sink,
+            backend=backend, return_lse=True,
+        )  # fmt: skip
+        return out, lse.masked_fill(~finite | lse.isinf(), 0)
+
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("place", "mask", "bias"), CHECKED)
+def test_gradcheck_of_every_entry(place: str, mask: str, bias: str, backend: str) -> None:
+    """The whole Jacobian, entry by entry."""
+    where, masked, biased = PLACES[place], masks_of(place)[mask], biases_of(place)[bias]
+    q, k, v = (x.detach()[:, :2].requires_grad_() for x in tensors(where))
+
+    def function(*inputs: Tensor) -> Tensor:
+        return attend(
+            inputs[0].repeat(1, 2, 1, 1), *inputs[1:3], space=where.space, mask=masked.mask,
+            bias=biased.bias, backend=backend,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, (q, k, v, *biased.parameters))
+
+
+@pytest.mark.parametrize("backend", can("softcap"))
+def test_gradcheck_with_softcap(backend: str) -> None:
+    where, masked = PLACES["padded"], masks_of("padded")["causal"]
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(
+            q, k, v, space=where.space, mask=masked.mask, softcap=0.8, backend=backend
+        )
+
+    assert torch.autograd.gradcheck(function, tensors(where), fast_mode=True)
+
+
+# -- float32 and bfloat16 against float64 ----------------------------------------------------------
+
+#: bfloat16 has 8 bits: a softmax over a handful of scores of size 1 is good to a few hundredths.
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 0.05, "atol": 0.08},
+}
+
+
+def _run(
+    place: str, mask: str, bias: str, backend: str, dtype: torch.dtype, autocast: bool
+) -> list[Tensor]:
+    where, masked, biased = PLACES[place], masks_of(place)[mask], biases_of(place)[bias]
+    # Values that bfloat16 holds exactly, so that all start from the same numbers
+    start = [x.detach().to(torch.bfloat16) for x in tensors(where)]
+    q, k, v = (x.to(torch.float32 if autocast else dtype).requires_grad_() for x in start)
+    module = biased.bias
+    if dtype != torch.float64 and module is not None:
+        module = module.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, weights, lse = attend(
+            q, k, v, space=where.space, mask=masked.mask, bias=module, backend=backend,
+            return_weights=True, return_lse=True,
+        )  # fmt: skip
+    expected = torch.bfloat16 if autocast else dtype
+    assert out.dtype == weights.dtype == expected
+    assert lse.dtype == torch.promote_types(expected, torch.float32)
+    parameters = [] if module is None else list(module.parameters())
+    found = gradients(out, [q, k, v, *parameters])
+    assert [g.dtype for g in found[:3]] == [q.dtype] * 3
+    return [x.detach() for x in (out, weights, lse, *found)]
+
+
+def _claims() -> list[tuple[str, str, str]]:
+    claims = []
+    for turn, place in enumerate(PLACES):
+        masks, biases = list(masks_of(place)), list(biases_of(place))
+        for i in (1, 2):
+            claims.append((place, masks[(5 * turn * i) % len(masks)], biases[-(turn + i) % len(biases)]))
+    return claims
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize(("place", "mask", "bias"), _claims())
+def test_lower_precision(place: str, mask: str, bias: str, dtype: str) -> None:
+    """float32 and bfloat16 tensors, and autocast, in every backend; gradients too."""
+    expected = _run(place, mask, bias, "reference", torch.float64, False)
+    autocast = dtype == "autocast"
+    kind = torch.bfloat16 if autocast else getattr(torch, dtype)
+    for backend in BACKENDS:
+        found = _run(place, mask, bias, backend, kind, autocast)
+        for i, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+            torch.testing.assert_close(
+                got.double(), wanted, **TOLERANCE[kind],
+                msg=lambda m, b=backend, i=i: f"{b}, result {i}: {m}",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_softmax_of_bfloat16_is_summed_in_float32(backend: str) -> None:
+    """4,096 equal weights: summed in bfloat16, they would stop at 256."""
+    q = torch.zeros(1, 1, 1, 8, dtype=torch.bfloat16)
+    k = torch.zeros(1, 1, 4096, 8, dtype=torch.bfloat16)
+    v = torch.ones_like(k)
+    space = (Sequence(1), Sequence(4096))
+    out, lse = attend(q, k, v, space=space, backend=backend, return_lse=True)
+    torch.testing.assert_close(out.float(), torch.ones(1, 1, 1, 8), rtol=0.01, atol=0)
+    assert lse.item() == pytest.approx(math.log(4096), rel=1e-5)
+
+
+# -- rule 10 ---------------------------------------------------------------------------------------
+
+
+def _positional() -> dict[str, tuple[Bias, Sequence | Grid]]:
+    torch.manual_seed(0)
+    far = Sequence(4, start=40_001)  # bfloat16 cannot tell these places apart
+    return {
+        "alibi": (ALiBi(12), far),
+        "t5": (RelativeTable.t5(12), Sequence(700)),
+        "swin": (RelativeTable.swin(3, 7), Grid(7, 7, special=1)),
+        "hops": (RelativeTable.hops(3, 300, special=True), Sequence(400, special=1)),
+        "continuous": (ContinuousBias(3, (30, 30), 16), Grid(9, 5)),
+        "sum": (ALiBi(3) + RelativeTable.t5(3), Sequence(300)),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", _positional())
+def test_biases_are_the_same_under_autocast(name: str, dtype: torch.dtype) -> None:
+    """Bit for bit, and in float32."""
+    bias, space = _positional()[name]
+    pairs = Pairs.all((space, space), heads=3)
+    plain = bias(pairs)
+    with torch.autocast("cpu", dtype):
+        under = bias(Pairs.all((space, space), heads=3))
+    assert plain.dtype == under.dtype == torch.float32 and torch.equal(plain, under)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_angles_are_the_same_under_autocast(axes: int, dtype: torch.dtype) -> None:
+    """The angles bit for bit; and rotating in bfloat16 rounds once, at the end."""
+    space = Sequence(8, start=30_000) if axes == 1 else Grid(40, 3, special=1)
+    rotary = Rotary(axes=axes)
+    x = torch.randn(1, 2, space.length, 16)
+    plain, turned = rotary.angles(space, 16), rotary(x, space)
+    sines = Sinusoidal(16, axes=axes)(space)
+    with torch.autocast("cpu", dtype):
+        under = rotary.angles(space, 16)
+        assert under.dtype == torch.float32 and torch.equal(plain, under)
+        assert torch.equal(sines, Sinusoidal(16, axes=axes)(space))
+        assert torch.equal(rotary(x, space), turned)
+        low = rotary(x.to(dtype), space)
+    assert low.dtype == dtype
+    assert torch.equal(low, rotary(x.to(dtype).float(), space).to(dtype))
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_angles_from_first_principles(axes: int) -> None:
+    """coordinate · 10000^(-2i/d) for each axis, to float32's precision; special tokens have 0."""
+    space = Sequence(5, start=3, special=1) if axes == 1 else Grid(2, 3, special=1)
+    places = straight_places = [(i,) for i in range(3, 8)]
+    if axes == 2:
+        straight_places = [(i, j) for i in range(2) for j in range(3)]
+    places = [(0,) * axes, *straight_places]
+    d = 8 // axes
+    expected = [
+        [place[a] * 10_000 ** (-2 * i / d) for a in range(axes) for i in range(d // 2)]
+        for place in places
+    ]
+    torch.testing.assert_close(Rotary(axes=axes).angles(space, 8), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 8, 12, 20])
+def test_slopes_from_first_principles(heads: int) -> None:
+    assert ALiBi(heads).slopes.tolist() == torch.tensor(straight.alibi_slopes(heads)).tolist()
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 20), (320, 800), (4, 3)])
+def test_t5_buckets_from_first_principles(buckets: int, max_distance: int, both: bool) -> None:
+    """Every offset to both sides, far beyond max_distance.
+
+    Where the formula lands on a whole number in exact arithmetic, rounding decides; the published
+    code rounds in float32, so such offsets may be one bucket off from this one, in Python floats.
+    """
+    bias = RelativeTable.t5(1, buckets, max_distance, both)
+    bias.table = nn.Parameter(torch.arange(buckets, dtype=torch.float32)[:, None])
+    length = 1000
+    space = (Sequence(1, start=length), Sequence(2 * length))
+    found = bias(Pairs.all(space))[0, 0, 0].long().tolist()
+    expected = [
+        straight.t5_bucket(place - length, buckets, max_distance, both)
+        for place in range(2 * length)
+    ]
+    differ = [i for i in range(2 * length) if found[i] != expected[i]]
+    assert all(abs(found[i] - expected[i]) == 1 and _on_the_edge(i - length, buckets, max_distance, both) for i in differ)
+
+
+def _on_the_edge(offset: int, buckets: int, max_distance: int, both: bool) -> bool:
+    buckets = buckets // 2 if both else buckets
+    exact = buckets // 2
+    growth = math.log(abs(offset) / exact) / math.log(max_distance / exact) * (buckets - exact)
+    return abs(growth - round(growth)) < 1e-4
+
+
+def test_a_half_precision_query_does_not_round_the_bias() -> None:
+    """The bias of a far key in bfloat16 attention is that of float32, in `reference` and `edges`."""
+    space = (Sequence(1, start=1001), Sequence(1002))
+    q, k = torch.zeros(1, 1, 1, 4, dtype=torch.bfloat16), torch.zeros(1, 1, 1002, 4).bfloat16()
+    for backend in BACKENDS:
+        _, lse = attend(
+            q, k, k, space=space, bias=ALiBi(1), backend=backend, return_lse=True
+        )
+        slope = 2.0**-8
+        exact = math.log(sum(math.exp(-slope * d) for d in range(-0, 1002)))
+        assert lse.item() == pytest.approx(exact, rel=1e-5), backend

@@ -1,0 +1,58 @@
+"""Every backend against the straight computation: rule 3 (masks) and rule 13 (gradients).
+
+Every mask and every bias in every space, and (slow) every mask with every bias: output, weights,
+log-sum-exp, and the gradients of queries, keys, values and of every parameter of the bias.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from tests.conformance.cases import (
+    BACKENDS,
+    PLACES,
+    Biased,
+    assert_same,
+    attend_with_gradients,
+    biases_of,
+    masks_of,
+    straight_with_gradients,
+)
+
+
+
+@cache
+def _biases(place: str) -> dict[str, Biased]:
+    return biases_of(place)
+
+
+@cache
+def _claims(place: str) -> list[tuple[str, str]]:
+    """(mask, bias): every mask and every bias of a space at least once, in turn."""
+    masks, biases = list(masks_of(place)), list(_biases(place))
+    turns = [(mask, biases[i % len(biases)]) for i, mask in enumerate(masks)]
+    return list(dict.fromkeys(turns + [("none", bias) for bias in biases]))
+
+
+def _prove(place: str, mask: str, bias: str) -> None:
+    where, masked, biased = PLACES[place], masks_of(place)[mask], _biases(place)[bias]
+    expected = straight_with_gradients(where, masked, biased)
+    for backend in BACKENDS:
+        actual = attend_with_gradients(backend, where, masked, biased)
+        assert_same(actual, expected, f"{backend}, bias {bias}", rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("place", "mask", "bias"), [(p, *claim) for p in PLACES for claim in _claims(p)]
+)
+def test_backends_equal_the_straight_computation(place: str, mask: str, bias: str) -> None:
+    _prove(place, mask, bias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "mask"), [(p, m) for p in PLACES for m in masks_of(p)])
+def test_every_mask_with_every_bias(place: str, mask: str) -> None:
+    for bias in _biases(place):
+        _prove(place, mask, bias)

@@ -1,0 +1,120 @@
+"""What must hold of a text encoder: packed, padded and alone are the same."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from attention_core import Neighborhood
+from nlp import TextEncoder, TokenEmbedding
+from nlp.models import Pooling, Positions, pad
+
+LENGTHS = [5, 1, 12, 7]
+
+
+def build(**options: Any) -> TextEncoder:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "classes": 3}
+    return TextEncoder(50, **{**settings, **options}).double().eval()
+
+
+def packed() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randint(0, 50, (sum(LENGTHS),), generator=draw), torch.tensor(LENGTHS)
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+@pytest.mark.parametrize("positions", [*get_args(Positions), None])
+def test_packed_padded_and_alone_are_the_same(positions: Any, pooling: Any) -> None:
+    model = build(positions=positions, pooling=pooling)
+    ids, lengths = packed()
+    together = model(ids, lengths)
+    assert together.shape == (4, 3)
+    # Whatever stands in the padding
+    for value in (0, 49):
+        torch.testing.assert_close(model(pad(ids, lengths, value), lengths), together)
+    alone = [model(row) for row in ids.split(LENGTHS)]
+    torch.testing.assert_close(torch.cat(alone), together)
+    batch_of_one = [model(row[None]) for row in ids.split(LENGTHS)]
+    torch.testing.assert_close(torch.cat(batch_of_one), together)
+
+
+def test_packed_and_padded_have_the_same_gradients() -> None:
+    gradients = []
+    ids, lengths = packed()
+    for padded in (False, True):
+        model = build(positions="t5")
+        model(pad(ids, lengths) if padded else ids, lengths).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("positions", [*get_args(Positions), None])
+def test_order_matters_where_there_are_positions(positions: Any) -> None:
+    model = build(positions=positions)
+    ids, shuffled = torch.arange(9), torch.tensor([3, 0, 8, 4, 1, 7, 2, 6, 5])
+    changed = (model(ids) - model(shuffled)).abs().max() > 1e-6
+    assert bool(changed) == (positions is not None)
+
+
+def test_alibi_sees_distance_and_not_direction() -> None:
+    ids = torch.arange(9)
+    for positions, alike in (("alibi", True), ("t5", False), ("rotary", False)):
+        model = build(positions=positions)
+        assert bool((model(ids) - model(ids.flip(0))).abs().max() < 1e-9) == alike
+
+
+def test_alternating_local_layers_equal_full_ones_on_short_texts() -> None:
+    ids, lengths = packed()
+    full, local = build(), build(mask=[None, Neighborhood(16)])
+    torch.testing.assert_close(local(ids, lengths), full(ids, lengths))
+    narrow = build(mask=[None, Neighborhood(1)])
+    assert (narrow(ids, lengths) - full(ids, lengths)).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention"])
+def test_a_text_of_length_0_is_defined_and_disturbs_no_other(pooling: Any) -> None:
+    model = build(pooling=pooling)
+    ids, lengths = packed()
+    with_empty = model(ids, torch.tensor([0, 5, 1, 0, 12, 7, 0]))
+    torch.testing.assert_close(with_empty[[1, 2, 4, 5]], model(ids, lengths))
+    assert with_empty.isfinite().all()
+    torch.testing.assert_close(with_empty[0], with_empty[6])
+
+
+def test_the_first_token_of_a_text_without_one() -> None:
+    with pytest.raises(ValueError, match="pooling='first' .* text 1 has length 0"):
+        build(pooling="first")(torch.arange(3), torch.tensor([3, 0]))
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "error", "words"),
+    [
+        (torch.arange(4), [3], ValueError, "packed ids hold 4 tokens, but lengths sum to 3"),
+        (torch.zeros(2, 4).long(), [3], ValueError, "2 texts, but there are 1 lengths"),
+        (torch.zeros(1, 4).long(), [5], ValueError, "length=4 is shorter .* 5"),
+        (torch.tensor([50]), [1], ValueError, "ids run from 50 to 50, but the vocabulary has 50"),
+        (torch.tensor([-1]), [1], ValueError, "ids run from -1"),
+        (torch.rand(3), [3], TypeError, "ids must be integers"),
+        (torch.zeros(1, 1, 1).long(), [1], ValueError, r"got \(1, 1, 1\)"),
+        (torch.arange(2), [[2]], ValueError, r"shape \(B,\), got torch.int64 \(1, 1\)"),
+    ],
+)
+def test_bad_input_is_named(ids: Tensor, lengths: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        build()(ids, torch.tensor(lengths))
+
+
+def test_texts_longer_than_the_learned_positions() -> None:
+    with pytest.raises(ValueError, match=r"learned for places up to \(8,\)"):
+        build(positions="learned", max_length=8)(torch.zeros(9).long())
+
+
+def test_unknown_choices_list_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="positions must be one of 'learned', .*got 'rope'"):
+        build(positions="rope")
+    with pytest.raises(ValueError, match="pooling must be one of 'mean', .*got 'cls'"):
+        build(pooling="cls")
+    with pytest.raises(ValueError, match="positions must be 'learned'"):
+        TokenEmbedding(5, 4, positions="rotary")  # type: ignore[arg-type]

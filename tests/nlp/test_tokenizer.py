@@ -1,0 +1,107 @@
+"""Every text survives the tokenizer."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_core.training import UsageError
+
+pytest.importorskip("tokenizers")
+
+from nlp.tokenizer import SMALLEST, Tokenizer
+
+TEXTS = ["the plane is late again", "the plane was on time, thanks!", "late, late, late 😡"] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, vocabulary=320)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the plane is late",
+        "never seen: Žluťoučký kůň, 漢字, עברית",
+        "👩‍👩‍👧 😀 🇪🇺",
+        "  two  spaces, tab\t, lines\r\n\n",
+        "nul \x00, escape \x1b, replaced \ufffd, last \U0010ffff",
+        "it may say <s> or <pad>",
+        "",
+        " ",
+    ],
+)
+def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer.decode(ids) == text
+    assert ids[0] == tokenizer.start
+    assert not {tokenizer.start, tokenizer.pad} & set(ids[1:])
+    assert max(ids) < len(tokenizer)
+    assert len(tokenizer.pieces(ids)) == len(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_round_trip_of_anything(text: str) -> None:
+    tokenizer = _small()
+    assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+
+
+_cached: list[Tokenizer] = []
+
+
+def _small() -> Tokenizer:
+    if not _cached:
+        _cached.append(Tokenizer.train(TEXTS, vocabulary=300))
+    return _cached[0]
+
+
+def test_an_empty_text_is_its_start_token(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(["", "late"])[0] == [tokenizer.start]
+
+
+def test_a_lone_surrogate_is_no_text_and_becomes_a_question_mark(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode(["a\ud800b"])[0]) == "a?b"
+
+
+def test_merges_are_learned_and_bytes_remain(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode([" late"])[0]
+    assert tokenizer.pieces(ids) == ["<s>", "·late"]
+    assert len(tokenizer) <= 320
+    # A character that no text had falls apart into its bytes, and each is shown
+    assert tokenizer.pieces(tokenizer.encode(["漢"])[0]) == ["<s>", "⟨e6⟩", "⟨bc⟩", "⟨a2⟩"]
+
+
+def test_training_is_deterministic_and_a_file_brings_it_back(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    assert Tokenizer.train(TEXTS, vocabulary=320).to_json() == tokenizer.to_json()
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    odd = [*TEXTS, "😡 <s> <pad> ž"]
+    assert loaded.encode(odd) == tokenizer.encode(odd)
+    assert len(loaded) == len(tokenizer)
+
+
+def test_no_text_at_all_leaves_the_bytes() -> None:
+    tokenizer = Tokenizer.train([], vocabulary=1000)
+    assert len(tokenizer) == SMALLEST
+    assert tokenizer.decode(tokenizer.encode(["é!"])[0]) == "é!"
+
+
+def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="vocabulary must be at least 258"):
+        Tokenizer.train(TEXTS, vocabulary=100)
+    with pytest.raises(FileNotFoundError, match="no tokenizer file"):
+        Tokenizer.load(tmp_path / "none.json")
+    with pytest.raises(TypeError, match="texts must be a list of str, got 'one text'"):
+        tokenizer.encode("one text")
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"'tokenizers'.*attention-core\[text\]"):
+        Tokenizer.train(TEXTS, vocabulary=300)
