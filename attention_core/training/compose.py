@@ -68,6 +68,7 @@ def run_hydra(
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -78,17 +79,27 @@ def run_hydra(
     # it sees every traceback.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
+    mistakes: list[Exception] = []
+
     def task(composed: DictConfig) -> Any:
-        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         choices = HydraConfig.get().runtime.choices
         folder = Path(HydraConfig.get().runtime.output_dir)
-        return job({"experiment": choices.get("experiment"), **config}, folder)  # type: ignore[dict-item]
+        try:
+            config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            return job({"experiment": choices.get("experiment"), **config}, folder)  # type: ignore[dict-item]
+        except (UsageError, OmegaConfBaseException) as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # Hydra adds a line that names the job
+            mistakes.append(error)
+            return None
 
     argv = sys.argv
     extra = [f"--config-dir={roots[1]}"] if config_dir else []
     sys.argv = ["attn", *flags, *extra, *overrides]
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(task)()
+        if mistakes:
+            raise mistakes[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides, roots) from error
     finally:

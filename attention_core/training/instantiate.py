@@ -8,15 +8,18 @@ the first object is built:
    layers, optimizers, data sets, callbacks, loggers) or of the configuration's `allow` list;
 2. what the name finds is *defined* there too: `vision.os.system` is found but defined elsewhere;
 3. it is neither private nor part of the standard library, whatever `allow` says;
-4. it takes the arguments that the configuration gives.
+4. it takes the arguments that the configuration gives, and their types fit.
 
 `allow` is trust: the code of a package named there runs. Read that line in files of others.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
 import sys
+import types
+import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -48,7 +51,8 @@ ALLOWED = (
     "lightning.pytorch.profilers",
     "lightning.pytorch.strategies",
 )
-# These load pickles or code, so not even `allow: [torch]` reaches them.
+# These load pickles or code, or write files that the network sends: not even `allow: [torch]`
+# reaches them.
 REFUSED = (
     "torch.hub",
     "torch.jit",
@@ -56,7 +60,11 @@ REFUSED = (
     "torch.package",
     "torch.serialization",
     "torch.utils.cpp_extension",
+    "torch.utils.data.datapipes",
     "torch.utils.model_zoo",
+    "torch_geometric.data.download",
+    "torch_geometric.data.extract",
+    "torchvision.datasets.utils",
 )
 
 
@@ -96,16 +104,18 @@ def _build(config: Any, place: str, allow: tuple[str, ...], extra: dict[str, Any
     arguments = built.pop("_args_", [])
     if built.pop("_partial_", False):
         return functools.partial(found, *arguments, **built, **extra)
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         return found(*arguments, **built, **extra)
     except UsageError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"{place or target}: {error}") from error
 
 
 def check(config: Any, *, allow: Iterable[str] = ()) -> None:
-    """Checks every target inside `config` and the names of its arguments; builds nothing.
+    """Checks every target inside `config`, and its arguments' names and types; builds nothing.
 
     Raises:
         UsageError: naming the place in the configuration, what came and what was expected.
@@ -189,17 +199,43 @@ def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int
 
 def _check_arguments(found: Any, node: dict[str, Any], place: str, target: str) -> None:
     try:
-        parameters = inspect.signature(found).parameters.values()
+        signature = inspect.signature(found)
     except (TypeError, ValueError):
         return  # written in C, says nothing about its arguments
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+    with contextlib.suppress(Exception):  # annotations kept as text that cannot be evaluated
+        signature = inspect.signature(found, eval_str=True)
+    parameters = signature.parameters.values()
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     special = {"_target_", "_partial_", "_args_"}
-    for key in node:
-        if key not in names | special:
-            full = f"{place}.{key}" if place else str(key)
+    for key, value in node.items():
+        full = f"{place}.{key}" if place else str(key)
+        if key in names:
+            parameter = signature.parameters[key]
+            if not _fits(value, parameter.annotation) and value != parameter.default:
+                wanted = inspect.formatannotation(parameter.annotation).replace("typing.", "")
+                raise UsageError(f"{full}: {target} expects {wanted}, got {value!r}.")
+        elif key not in special and not open_ended:
             raise UsageError(
                 f"{full}: {target} takes no argument {key!r}.{did_you_mean(str(key), names)}"
                 f" It takes {', '.join(sorted(names)) or 'none'}."
             )
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a number, text, truth value or None fits an annotation; False only where certain."""
+    if not isinstance(value, bool | int | float | str | None):
+        return True
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return value in typing.get_args(annotation)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if annotation in (None, types.NoneType):
+        return value is None
+    return not (isinstance(annotation, type) and issubclass(annotation, dict | list | tuple))

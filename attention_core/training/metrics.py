@@ -81,4 +81,4 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def _text(value: Any) -> str:
     # repr gives the shortest text that reads back as the same float.
-    return repr(value.item() if hasattr(value, "item") else value)
+    return "" if value is None else repr(value.item() if hasattr(value, "item") else value)

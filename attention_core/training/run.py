@@ -29,6 +29,7 @@ from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.instantiate import build, check
 from attention_core.training.metrics import CSVMetrics, read_metrics
+from attention_core.training.processes import joined_by_others
 from attention_core.training.task import Task
 
 Config = dict[str, Any]
@@ -145,6 +146,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{key}: a mapping with a _target_ is needed, got {config.get(key)!r}."
             )
+    if not isinstance(config.get("seed", 1), int):
+        raise UsageError(f"seed: an integer is needed, got {config['seed']!r}.")
     check(dict(config), allow=config.get("allow") or ())
 
 
@@ -152,7 +155,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     """Builds data, model, task and trainer. The seed is set first: the same configuration gives
     the same weights."""
     allow = config.get("allow") or ()
-    seed = int(config.get("seed", 1))
+    seed: int = config.get("seed", 1)
     _quiet()
     seed_everything(seed, verbose=False)
     # Deterministic algorithms would otherwise also fill every empty tensor with NaN.
@@ -196,14 +199,15 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
         for logger in parts.trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 logger.truncate(0)
-    try:
-        parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last, weights_only=True)
-    except SystemExit:
-        if not parts.trainer.interrupted:
-            raise
-        # Lightning turns Ctrl-C into a silent exit.
-        raise KeyboardInterrupt(f"To continue: attn train run={folder.path}") from None
-    results = _test(parts, folder)
+    with joined_by_others(parts.trainer, folder.path):
+        try:
+            parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last, weights_only=True)
+        except SystemExit:
+            if not parts.trainer.interrupted:
+                raise
+            # Lightning turns Ctrl-C into a silent exit.
+            raise KeyboardInterrupt(f"To continue: attn train run={folder.path}") from None
+        results = _test(parts, folder)
     if parts.trainer.is_global_zero:
         with replace_file(folder.results, "w") as file:
             json.dump(results, file, indent=2)
@@ -214,6 +218,11 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
 
 def _test(parts: Parts, folder: RunFolder) -> dict[str, float]:
     """Tests the best weights: results by name, with the epoch that they are from."""
+    if not folder.best.exists():
+        raise UsageError(
+            "trainer: no validation was run, so there is no best checkpoint to test. At least one "
+            "epoch with one validation batch is needed (max_epochs, limit_val_batches)."
+        )
     best = load_checkpoint(folder.best)
     (values,) = parts.trainer.test(
         parts.task, datamodule=parts.data, ckpt_path=folder.best, verbose=False, weights_only=True
@@ -282,5 +291,7 @@ def _quiet() -> None:
         r"The `srun` command is available on your system",
         r".*smaller than the logging interval.*",
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        # What is logged are torchmetrics, which have been computed over all processes already.
+        r"It is recommended to use `self\.log\(.*sync_dist=True\)`",
     ):
         warnings.filterwarnings("ignore", message=message)

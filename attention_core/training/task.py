@@ -102,12 +102,21 @@ class Task(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self._epoch_values("val"))
 
+    def on_test_epoch_start(self) -> None:
+        # Reset here and not at the end: the figures read the metrics after the test.
+        self.means["test_mean"].reset()  # type: ignore[operator]
+        self.measures["test_metrics"].reset()  # type: ignore[operator]
+
     def on_test_epoch_end(self) -> None:
         self.log_dict(self._epoch_values("test"))
 
     def configure_optimizers(self) -> Any:
         decay = getattr(self.optimizer, "keywords", {}).get("weight_decay", 0.0)
-        optimizer = self.optimizer(decay_groups(self.model, decay))
+        groups = decay_groups(self.model, decay)
+        try:
+            optimizer = self.optimizer(groups)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"optimizer: {error}") from error
         if self.schedule is None:
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
@@ -133,7 +142,7 @@ class Task(LightningModule):
         """The scalars of the epoch that ends; starts the next one."""
         mean, metrics = self.means[f"{stage}_mean"], self.measures[f"{stage}_metrics"]
         values = {"loss": mean.compute(), **metrics.compute()}  # type: ignore[operator]
-        if stage != "test":  # the figures read the test metrics once more
+        if stage != "test":
             mean.reset()  # type: ignore[operator]
             metrics.reset()  # type: ignore[operator]
         return {f"{stage}/{name}": value for name, value in values.items() if value.ndim == 0}
@@ -190,8 +199,17 @@ class ClassificationTask(Task):
         if self.trainer.testing:
             self.confusion.update(output, batch["target"])
 
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self.confusion.reset()
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        # Here, where every process takes part; only one of them draws.
+        self.counts = self.confusion.compute()
+
     def figures(self, batch: Batch) -> dict[str, "Figure"]:
         from attention_core.training.figures import confusion_matrix
 
-        counts = self.confusion.compute().cpu().numpy()
+        counts = self.counts.cpu().numpy()
         return {"confusion": confusion_matrix(counts, self.classes), **super().figures(batch)}

@@ -74,6 +74,16 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         (("train", *TOY, "schedule.warmup=3"), "schedule.warmup is a share between 0 and 1, got 3"),
         (("train", *TOY, "data.classes=[one]"), "task.classes must name at least two classes"),
         (("train", *TOY, "seed=${sead}"), "sead"),
+        (("train", *TOY, "seed=abc"), "seed: an integer is needed, got 'abc'"),
+        (("train", *TOY, "model.dim=3.5"), "model.dim: toy_domain.MLP expects int, got 3.5"),
+        (
+            ("train", *TOY, "trainer.max_epochs=few"),
+            "trainer.max_epochs: lightning.pytorch.Trainer",
+        ),
+        (("train", *TOY, "trainer.precision=banana"), "trainer.precision: "),
+        (("train", *TOY, "trainer.accelerator=abacus"), "invalid accelerator name"),
+        (("train", *TOY, "optimizer.lr=-1"), "optimizer: Invalid learning rate: -1"),
+        (("train", *TOY, "trainer.max_epochs=0"), "trainer: no validation was run"),
         (("train", *TOY, "allow=[]"), "'toy_domain.Rings' is not allowed"),
         (
             ("train", "experiment=toy", "--config-dir", "nowhere"),
@@ -93,6 +103,7 @@ def test_a_mistake_is_answered_in_a_sentence(
     assert code == 2
     assert expected in err
     assert "Traceback" not in err
+    assert "Error executing job" not in err
 
 
 def test_list_shows_title_needs_and_gives(

@@ -1,7 +1,8 @@
 """What a configuration may build, and what it may not."""
 
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -32,6 +33,10 @@ from attention_core.training.instantiate import build, check
         "attention_core.training.instantiate.importlib.import_module",
         "attention_core.training.run.yaml.unsafe_load",
         "torchvision.datasets.utils._urlretrieve",
+        "torchvision.datasets.utils.download_url",
+        "torch_geometric.data.download_url",
+        "torch_geometric.data.extract_tar",
+        "torch.utils.data.datapipes.utils.decoder.basichandlers",
         "torchvision.models._api.load_state_dict_from_url",
         "lightning.pytorch.callbacks.Callback.__subclasses__",
         "numpy.load",
@@ -115,3 +120,41 @@ def test_mistakes_are_named(config: dict[str, Any], message: str) -> None:
 def test_a_missing_package_of_the_users_is_named() -> None:
     with pytest.raises(UsageError, match="the package 'my_audio' .* cannot be imported"):
         build({"_target_": "my_audio.Model"}, allow=["my_audio"])
+
+
+def sized(
+    count: int,
+    share: float = 0.5,
+    name: str | None = None,
+    mode: Literal["min", "max"] = "min",
+    width: "int" = 1,
+    odd: int = None,  # type: ignore[assignment]  # noqa: RUF013 - a default is always accepted
+    anything: Any = None,
+    where: Path | None = None,
+) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ({"count": 1, "share": 1, "name": None, "mode": "max", "odd": None}, True),
+        ({"anything": "x", "where": "a/path", "width": 2, "name": "${x}"}, True),
+        ({"count": [1]}, True),  # not a plain value: left to the function
+        ({"count": "1"}, False),
+        ({"count": 1.0}, False),
+        ({"count": True}, False),
+        ({"share": "0.5"}, False),
+        ({"name": 3}, False),
+        ({"mode": "mean"}, False),
+        ({"width": "wide"}, False),
+    ],
+)
+def test_plain_values_must_fit_their_annotation(given: dict[str, Any], fits: bool) -> None:
+    config = {"_target_": f"{__name__}.sized", **given}
+    if fits:
+        check(config, allow=[__name__])
+    else:
+        (key,) = given
+        with pytest.raises(UsageError, match=rf"^{key}: .* expects .*, got "):
+            check(config, allow=[__name__])

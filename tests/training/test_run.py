@@ -11,11 +11,12 @@ import pytest
 import torch
 import yaml
 
-from attention_core.training import UsageError, evaluate, train
+from attention_core.training import ClassificationTask, UsageError, evaluate, train
 from attention_core.training.checkpoint import PlainCheckpointIO, load_checkpoint
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from tests.training.conftest import Compose
+from attention_core.training.run import assemble, read_config
+from tests.training.conftest import CONF, Compose, attn
 
 
 @pytest.fixture
@@ -166,3 +167,40 @@ def test_the_task_names_a_model_of_the_wrong_width(compose: Compose, tmp_path: P
     config = compose("experiment=toy", "model.classes=5")
     with pytest.raises(UsageError, match=r"logits of shape \(B, 2\) expected.*got \(16, 5\)"):
         train(config, tmp_path / "run")
+
+
+def test_callbacks_of_lightning_may_log(compose: Compose, tmp_path: Path) -> None:
+    config = compose(
+        "experiment=toy",
+        "trainer.max_epochs=1",
+        "+callbacks.rate._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+    )
+    train(config, tmp_path / "run")
+    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert any("lr-AdamW/pg1" in row for row in rows)
+
+
+def test_testing_twice_gives_the_same_counts_and_not_twice_as_many(trained: RunFolder) -> None:
+    parts = assemble(read_config(trained), trained, log=False)
+    assert isinstance(parts.task, ClassificationTask)
+    for _ in range(2):
+        parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
+        assert int(parts.task.confusion.compute().sum()) == 60
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_gives_both_the_same_job(tmp_path: Path) -> None:
+    ran = attn(
+        *["train", "-m", "experiment=toy", "--config-dir", str(CONF), "optimizer.lr=1e-2,1e-3"],
+        *["+trainer.strategy=ddp", "trainer.devices=2", "trainer.max_epochs=1"],
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    results = sorted(tmp_path.glob("outputs/*/*/*/results.json"))
+    assert [path.parent.name for path in results] == ["0-toy", "1-toy"]
+    assert ran.stdout.count("run folder") == 2  # by one process of each job
+    for path, rate in zip(results, (1e-2, 1e-3), strict=True):
+        rows = read_metrics(RunFolder(path.parent).metrics)
+        rates = [row["step/lr"] for row in rows if "step/lr" in row]
+        assert max(rates) == pytest.approx(rate)
+        assert len(rates) == 4  # 120 samples, 2 processes, batches of 16

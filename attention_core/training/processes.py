@@ -1,0 +1,70 @@
+"""The other processes of a distributed run: each is told the run folder, and nothing else.
+
+Lightning's launcher repeats the command line in every process. Under a Hydra sweep each of them
+would run the whole sweep again, and a sweeper that draws values would draw others in each. Here a
+process continues one folder, whose resolved configuration is written before any is started.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import (
+    _launch_process_observer,
+    _SubprocessScriptLauncher,
+)
+
+
+@contextmanager
+def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
+    """Starts the processes that `trainer` wants beside this one, as `attn train run=<folder>`.
+
+    Does nothing where it wants none, or where they are started from outside (torchrun, SLURM).
+    Afterwards they have ended and the process group is gone: another run can follow, as in a sweep.
+    """
+    strategy = trainer.strategy
+    launcher = strategy.launcher
+    environment = getattr(strategy, "cluster_environment", None)
+    if (
+        environment is None
+        or environment.creates_processes_externally
+        or not isinstance(launcher, _SubprocessScriptLauncher)
+    ):
+        yield
+        return
+    ours = {
+        "MASTER_ADDR": environment.main_address,
+        "MASTER_PORT": str(environment.main_port),
+        "NODE_RANK": str(environment.node_rank()),
+        "WORLD_SIZE": str(launcher.num_processes * launcher.num_nodes),
+        "LOCAL_RANK": "0",  # which also tells Lightning that nothing is left to start
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    search = os.pathsep.join(filter(None, sys.path))  # where the user's packages were found
+    launcher.procs = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", __package__, "train", f"run={folder.resolve()}"],
+            env={**os.environ, "LOCAL_RANK": str(rank), "PYTHONPATH": search},
+        )
+        for rank in range(1, launcher.num_processes)
+    ]
+    _launch_process_observer(launcher.procs)  # ends this process where one of them fails
+    try:
+        yield
+        for process in launcher.procs:
+            process.wait()
+    finally:
+        for process in launcher.procs:
+            process.kill()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)  # Lightning has removed some
+            if value is not None:
+                os.environ[name] = value
