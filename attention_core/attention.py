@@ -65,7 +65,7 @@ def attend(
         TypeError: a mask that is not bool; a mask or bias that the space cannot serve.
         BackendError: `backend` cannot do this job.
     """
-    _check(q, k, v, sink, dropout_p)
+    _check(q, k, v, score, softcap, sink, dropout_p)
     bias = as_bias(bias)
     if plan is None:
         plan = plan_attention(
@@ -85,6 +85,9 @@ def attend(
     elif space is not None or mask is not None or backend is not None:
         raise ValueError("a plan has its space, mask and backend; give either them or plan=")
     _check_plan(plan, q, k, score, softcap)
+    query_space, key_space = plan.job.spaces
+    # Zero weight times NaN is NaN, so what lies in padding must not take part at all
+    q, k, v = query_space.zero_heads(q), key_space.zero_heads(k), key_space.zero_heads(v)
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         # As autocast does for SDPA, so that every backend starts from the same numbers
@@ -131,7 +134,15 @@ def _spaces(
     return space if isinstance(space, tuple) else (space, space)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, dropout_p: float) -> None:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score: Score | None,
+    softcap: float | None,
+    sink: Tensor | None,
+    dropout_p: float,
+) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4 or not x.is_floating_point():
             raise ValueError(f"{name} must be float (B, H, L, D), got {x.dtype} {tuple(x.shape)}")
@@ -145,6 +156,12 @@ def _check(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, dropout_p: floa
             f"the heads of q must be a multiple of those of k, got {q.shape[1]} and {k.shape[1]}: "
             f"{shapes}"
         )
+    if len({q.dtype, k.dtype, v.dtype}) > 1 and not torch.is_autocast_enabled(q.device.type):
+        raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if score is not None and score.heads not in (None, q.shape[1]):
+        raise ValueError(f"score has heads={score.heads}, but q has {q.shape[1]} heads: {shapes}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, got {softcap}")
     if sink is not None and sink.shape != (q.shape[1],):
         raise ValueError(f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}")
     if not 0 <= dropout_p < 1:

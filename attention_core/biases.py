@@ -26,7 +26,12 @@ class Bias(nn.Module):
     """Scores of pairs; `+` adds two biases. Override `score`.
 
     A score of -inf forbids the pair.
+
+    Attributes:
+        heads: for how many query heads it is made; None for any number.
     """
+
+    heads: int | None = None
 
     def score(self, pairs: Pairs) -> Tensor:
         """Float of (at most) the broadcast shape of `pairs`, for pairs without special tokens."""
@@ -42,7 +47,16 @@ class Bias(nn.Module):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """The score of every pair, in float32 or better."""
+        """The score of every pair, in float32 or better.
+
+        Raises:
+            ValueError: it is made for another number of heads.
+        """
+        if self.heads not in (None, pairs.shape[1]):
+            raise ValueError(
+                f"{type(self).__name__} has heads={self.heads}, but attention has "
+                f"{pairs.shape[1]} query heads"
+            )
         with torch.autocast(pairs.key.device.type, enabled=False):
             score, special = self.score(pairs), pairs.special
             if special is not None:
@@ -86,10 +100,9 @@ class ALiBi(Bias):
     infinitely far, so it forbids them.
     """
 
-    slopes: Tensor
-
     def __init__(self, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         if heads < 1:
             raise ValueError(f"heads must be at least 1, got {heads}")
 
@@ -98,13 +111,19 @@ class ALiBi(Bias):
 
         power = 2 ** int(math.log2(heads))
         slopes = geometric(power) + geometric(2 * power)[0::2][: heads - power]
-        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
+        # Numbers rather than a buffer, which `model.bfloat16()` would round
+        self._slopes = slopes
+
+    @property
+    def slopes(self) -> Tensor:
+        """(H,) in float32."""
+        return torch.tensor(self._slopes)
 
     def score(self, pairs: Pairs) -> Tensor:
-        return -self.slopes.float()[pairs.head] * pairs.distance
+        return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
 
     def extra_repr(self) -> str:
-        return f"heads={len(self.slopes)}"
+        return f"heads={self.heads}"
 
 
 class RelativeTable(Bias):
@@ -124,7 +143,7 @@ class RelativeTable(Bias):
         self, heads: int, buckets: int, bucket: Callable[[Pairs], Tensor], *, special: bool = False
     ) -> None:
         super().__init__()
-        self.bucket = bucket
+        self.heads, self.bucket = heads, bucket
         self.table = nn.Parameter(torch.empty(buckets, heads))
         self.special_table = nn.Parameter(torch.empty(3, heads)) if special else None
         self.reset_parameters()
@@ -147,7 +166,7 @@ class RelativeTable(Bias):
         return self.special_table[(roles - 1).clamp(min=0), pairs.head]
 
     def extra_repr(self) -> str:
-        return f"heads={self.table.shape[1]}, buckets={self.table.shape[0]}"
+        return f"heads={self.heads}, buckets={len(self.table)}"
 
     @classmethod
     def t5(
@@ -263,15 +282,12 @@ class ContinuousBias(Bias):
         hidden: width of the hidden layer.
     """
 
-    extent: Tensor
-
     def __init__(self, heads: int, extent: tuple[float, ...], hidden: int = 512) -> None:
         super().__init__()
         if not extent or any(not e >= 0 for e in extent):
             raise ValueError(f"extent must be a number per axis, at least 0, got {extent}")
         # a window of one token has extent 0 and the only offset 0, which must not become 0/0
-        extents = torch.tensor([max(float(e), 1.0) for e in extent])
-        self.register_buffer("extent", extents, persistent=False)
+        self.heads, self.extent = heads, tuple(max(float(e), 1.0) for e in extent)
         self.mlp = nn.Sequential(
             nn.Linear(len(extent), hidden), nn.ReLU(), nn.Linear(hidden, heads, bias=False)
         )
@@ -288,7 +304,8 @@ class ContinuousBias(Bias):
             row = torch.arange(len(flat), device=flat.device)
         else:
             flat, row = flat.unique(dim=0, return_inverse=True)
-        scaled = flat.to(self.extent.dtype) * 8 / self.extent
+        dtype = next(self.mlp.parameters()).dtype
+        scaled = 8 * flat.to(dtype) / torch.tensor(self.extent, dtype=dtype, device=flat.device)
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
         return table[row.view(offset.shape[:-1]), pairs.head]
 
@@ -310,7 +327,7 @@ class EdgeBias(Bias):
         super().__init__()
         if (types is None) == (features is None):
             raise ValueError("EdgeBias needs one of types= and features=")
-        self.types = types
+        self.heads, self.types = heads, types
         #: (types or features, H)
         self.table = nn.Parameter(torch.empty(types or features or 0, heads))
         nn.init.trunc_normal_(self.table, std=0.02)

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 
 class Score(nn.Module):
-    """A score of queries and keys other than their dot product; override `forward`."""
+    """A score of queries and keys other than their dot product; override `forward`.
+
+    Attributes:
+        heads: for how many query heads it is made; None for any number.
+    """
+
+    heads: int | None = None
 
     def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:
         """Scores of pairs of broadcastable shape.
@@ -32,7 +38,7 @@ class Additive(Score):
         super().__init__()
         self.query = nn.Parameter(torch.empty(heads, head_dim))
         self.key = nn.Parameter(torch.empty(heads, head_dim))
-        self.negative_slope = negative_slope
+        self.heads, self.negative_slope = heads, negative_slope
         for weight in (self.query, self.key):
             nn.init.xavier_uniform_(weight)
 
@@ -54,7 +60,7 @@ class AdditiveV2(Score):
     def __init__(self, heads: int, head_dim: int, negative_slope: float = 0.2) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(heads, head_dim))
-        self.negative_slope = negative_slope
+        self.heads, self.negative_slope = heads, negative_slope
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:

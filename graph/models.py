@@ -122,22 +122,14 @@ class GraphTransformer(nn.Module):
             raise ValueError(
                 "edge_attr is missing: the model was built with edge_types or edge_features"
             )
-        graph = Graph(
+        return Graph(
             edge_index,
             num_nodes,
             edge_attr=edge_attr if self.uses_edge_attr else None,
             segments=batch,
             special=len(self.virtual_tokens),
+            num_graphs=None if batch is None else num_graphs,
         )
-        if num_graphs is not None:
-            if num_graphs < graph.num_segments:
-                raise ValueError(
-                    f"num_graphs={num_graphs}, but batch names {graph.num_segments} graphs"
-                )
-            if batch is not None:
-                # Graphs without nodes at the end of the batch leave no trace in `batch`
-                graph.num_segments = num_graphs
-        return graph
 
     def encode(self, x: Tensor, space: Graph, edge_index: Tensor) -> Tensor:
         """The encoded tokens (L, D) of nodes x, virtual nodes included, where `space` has them."""
@@ -160,8 +152,8 @@ class GraphTransformer(nn.Module):
             edge_index: (2, E), row 0 the source (key), row 1 the target (query).
             edge_attr: (E,) integer types or (E, F) float features of all edges.
             batch: (N,) non-decreasing integers, the graph of each node; None for one graph.
-            num_graphs: G, needed where the last graphs may have no nodes. A graph without nodes
-                pools to zeros.
+            num_graphs: G, needed where the last graphs may have no nodes. The mean, sum and maximum
+                of a graph without nodes are zeros.
 
         Raises:
             TypeError, ValueError: an input of another shape, kind or range; the message names it.

@@ -57,8 +57,9 @@ def attention_over_text(texts: Sequence[ReadText], *, title: str = "") -> Figure
         weights = text.weights.detach().float().cpu()
         weights = weights.mean(0) if weights.ndim == 3 else weights
         map_axis, bar_axis = row.subplots(1, 2, width_ratios=(1.25, 1.0))
-        _map(map_axis, text.pieces, weights)
-        _bars(bar_axis, text.pieces, weights.mean(0))
+        pieces = [_shorten(piece) for piece in text.pieces]
+        _map(map_axis, pieces, weights)
+        _bars(bar_axis, pieces, weights.mean(0))
         right = text.predicted == text.label
         verdict = f"read as {text.predicted} ({text.share:.0%})" + (
             ", rightly" if right else f", labelled {text.label}"
@@ -106,6 +107,11 @@ def _bars(axis: Axes, pieces: list[str], received: Tensor) -> None:
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)
+
+
+def _shorten(piece: str, length: int = 16) -> str:
+    # "$" would start a formula
+    return (piece if len(piece) <= length else f"{piece[: length - 1]}…").replace("$", r"\$")
 
 
 def _size(pieces: list[str]) -> float:

@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
         Args:
             ids: (T,) packed, all texts end to end; or (B, L) padded on the right, with any id.
             lengths: (B,) tokens of each text; without it, packed ids are one text and padded ids
-                have no padding. A text of length 0 pools to zeros.
+                have no padding. The mean and maximum of a text of length 0 are zeros.
 
         Raises:
             TypeError, ValueError: ids or lengths of another shape, kind or range.

@@ -126,9 +126,11 @@ class Tokenizer:
         characters = self._backend.id_to_token(token)
         if characters is None:
             raise ValueError(f"ids are below {len(self)}, got {token}")
-        text = self.decode([token])
-        if "\ufffd" in text:
-            return "".join(f"⟨{_BYTE[c]:02x}⟩" for c in characters)
+        spelled = bytes(_BYTE[c] for c in characters)
+        try:
+            text = spelled.decode("utf-8")
+        except UnicodeDecodeError:
+            return "".join(f"⟨{byte:02x}⟩" for byte in spelled)
         return text.replace(" ", "·").replace("\n", "↵").replace("\r", "↵").replace("\t", "→")
 
 

@@ -17,7 +17,7 @@ Sample = dict[str, Tensor]
 class Digits(DataModule):
     """Handwritten digits (Alpaydin & Kaynak, UCI, 1998): 1,797 images of 8×8 in scikit-learn.
 
-    The split is stratified and fixed: 20% test, 10% of the rest for validation. A batch holds
+    The split is stratified and fixed: 20% test, 20% of the rest for validation. A batch holds
     `image` (B, 1, 8, 8), ink in [0, 1], and `target` (B,).
 
     Training images are turned, scaled and shifted a little, anew in each epoch.
@@ -51,7 +51,7 @@ class Digits(DataModule):
             return sorted(first), sorted(second)
 
         rest, test = split(list(range(len(targets))), 0.2)
-        train, val = split(rest, 0.1)
+        train, val = split(rest, 0.2)
         self.train_set = Images(
             images[train], targets[train], self.rotation, self.scale, self.shift
         )

@@ -97,21 +97,24 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         causal, mask = False, plan.once("causal mask", lambda: plan.job.allowed(prepared.pairs))
     scores = plan.bias(options.bias, prepared.pairs)
     if scores is not None:
-        key = ("attn_mask", options.bias, q.dtype)
-        mask, empty = plan.once(key, lambda: _biased(plan, scores, mask, q.dtype))
+        # SDPA on a CPU adds float32 to the scores of halves; elsewhere kernels want their own type
+        dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
+        key = ("attn_mask", options.bias, dtype)
+        mask, empty = plan.once(key, lambda: _biased(plan, scores, mask, dtype))
     keys, values = k, v
     if options.sink is not None:
         mask, keys, values = _with_sink(mask, q, k, v, options.sink)
-    output = scaled_dot_product_attention(
-        q,
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=causal,
-        dropout_p=options.dropout_p,
-        scale=options.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    with torch.autocast(q.device.type, enabled=False):  # which would round the bias
+        output = scaled_dot_product_attention(
+            q,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=options.dropout_p,
+            scale=options.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
     if empty is not None:
         output = output.masked_fill(empty, 0)
     if not (options.weights or options.lse):
@@ -146,7 +149,7 @@ def _with_sink(
     elif mask.dtype == torch.bool:
         mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
     shape = torch.broadcast_shapes(mask.shape, (1, q.shape[1], q.shape[2], k.shape[2]))
-    column = sink.to(q.dtype)[:, None, None].expand(*shape[:-1], 1)
+    column = sink.to(mask.dtype)[:, None, None].expand(*shape[:-1], 1)
     mask = torch.cat([mask.expand(shape), column], dim=-1)
     nothing = k.new_zeros(*k.shape[:2], 1, k.shape[-1]), v.new_zeros(*v.shape[:2], 1, v.shape[-1])
     return mask, torch.cat([k, nothing[0]], dim=-2), torch.cat([v, nothing[1]], dim=-2)

@@ -107,7 +107,7 @@ def _filter(job: Job, pairs: Pairs) -> tuple[Pairs, Tensor | None]:
     for term in terms:
         allowed = allowed & term
     allowed = allowed.expand(torch.broadcast_shapes(allowed.shape, full))
-    by_head = allowed.movedim(1, 0) if dense else allowed.reshape(-1, *full)
+    by_head = allowed.movedim(1, 0) if dense else allowed if allowed.ndim > 1 else allowed[None]
     at = by_head.any(0).nonzero(as_tuple=True)
     heads = torch.stack([head[at] for head in by_head]) if len(by_head) > 1 else None
     if dense:

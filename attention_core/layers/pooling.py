@@ -35,7 +35,10 @@ class AttentionPool(nn.Module):
         self.attention = MultiheadAttention(dim, heads, **attention)
 
     def forward(self, x: Tensor, space: Space | None = None) -> Tensor:
-        """Pool (B, L, D), or (T, D) packed, to (samples, D); (samples, queries, D) if several."""
+        """Pool (B, L, D), or (T, D) packed, to (samples, D); (samples, queries, D) if several.
+
+        A sample without tokens gives 0.
+        """
         space = Sequence(x.shape[-2]) if space is None else space
         count, dim = self.queries.shape
         segments = space.segments
@@ -50,6 +53,10 @@ class AttentionPool(nn.Module):
         nowhere = torch.ones(rows, dtype=torch.bool, device=space.device)
         where = Space(rows, segments=own, special=nowhere)
         pooled = self.attention(queries, x, space=(where, space)).reshape(-1, count, dim)
+        # The projection's bias would otherwise stand for a sample that has no tokens
+        sample, present = _samples(x, space.to(x.device))
+        empty = torch.bincount(sample[present], minlength=len(pooled)) == 0
+        pooled = pooled.masked_fill(empty[:, None, None], 0)
         return pooled.squeeze(1) if count == 1 else pooled
 
 
@@ -65,18 +72,13 @@ def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] 
     if how not in ("mean", "sum", "max", "special"):
         raise ValueError(f"how must be 'mean', 'sum', 'max' or 'special', got {how!r}")
     space = space.to(x.device)
-    batch = x.shape[0] if x.ndim == 3 else 1
-    counted = torch.ones(batch, space.length, dtype=torch.bool, device=x.device)
-    if space.valid is not None:
-        counted = counted & space.valid
     if how == "special" and space.special is None:
         raise ValueError(f"{space.describe()} has no special tokens to pool")
+    sample, counted = _samples(x, space)
     if space.special is not None:
         counted = counted & (space.special if how == "special" else ~space.special)
-    sample = torch.arange(batch, device=x.device)[:, None] * space.num_segments
-    sample = (sample if space.segments is None else sample + space.segments).expand(counted.shape)
     rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
-    pooled = x.new_zeros(batch * space.num_segments, x.shape[-1])
+    pooled = x.new_zeros(len(sample) * space.num_segments, x.shape[-1])
     if how == "max":
         index = index[:, None].expand_as(rows)
         return pooled.scatter_reduce(0, index, rows, "amax", include_self=False)
@@ -84,3 +86,15 @@ def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] 
     if how == "sum":
         return pooled
     return pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None].to(x.dtype)
+
+
+def _samples(x: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """(B, L): the sample of each token of x, and whether it is none of the padding."""
+    batch = x.shape[0] if x.ndim == 3 else 1
+    present = torch.ones(batch, space.length, dtype=torch.bool, device=x.device)
+    if space.valid is not None:
+        present = present & space.valid
+    sample = torch.arange(batch, device=x.device)[:, None] * space.num_segments
+    if space.segments is not None:
+        sample = sample + space.segments
+    return sample.expand(present.shape), present

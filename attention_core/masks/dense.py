@@ -22,7 +22,7 @@ def as_mask(mask: Mask | Tensor | None) -> Mask | None:
 
 @dataclass(frozen=True, eq=False)
 class DenseMask(Mask):
-    """Any mask, given pair by pair; it speaks for special tokens too.
+    """Any mask, given pair by pair. It speaks for special tokens too, which exempts no one.
 
     Args:
         tensor: bool, (Lq, Lk), or (B, H, Lq, Lk) where any size may be 1. (B, Lk) and

@@ -35,22 +35,27 @@ class Neighborhood(Mask):
     def __post_init__(self) -> None:
         tuples(self, "radius")
         radii = self.radius if isinstance(self.radius, tuple) else (self.radius,)
-        if not radii or any(isinstance(r, bool) or not r >= 0 for r in radii):
+        if any(isinstance(r, bool) or not isinstance(r, int | float) for r in radii):
+            raise TypeError(f"radius must be a number, or one per axis, got {self.radius!r}")
+        if not radii or any(not r >= 0 for r in radii):
             raise ValueError(f"radius must be at least 0, got {self.radius}")
 
     def allowed(self, pairs: Pairs) -> Tensor:
         if not isinstance(self.radius, tuple):
             return pairs.distance <= self.radius
+        self._per_axis(pairs.spaces[1])
         offset = pairs.offset
-        if offset.shape[-1] != len(self.radius):
-            raise ValueError(
-                f"radius {self.radius} has {len(self.radius)} axes, {pairs.spaces[1].describe()} "
-                f"has {offset.shape[-1]}"
-            )
         return (offset.abs() <= torch.tensor(self.radius, device=offset.device)).all(-1)
 
     def _per_axis(self, space: Space) -> tuple[float, ...]:
-        return self.radius if isinstance(self.radius, tuple) else (self.radius,) * space.axes
+        if not isinstance(self.radius, tuple):
+            return (self.radius,) * space.axes
+        if len(self.radius) != space.axes:
+            raise ValueError(
+                f"radius {self.radius} has {len(self.radius)} axes, {space.describe()} has "
+                f"{space.axes}"
+            )
+        return self.radius
 
     def allows_all(self, spaces: Spaces) -> bool:
         query, key = spaces
@@ -78,7 +83,7 @@ class Neighborhood(Mask):
         if query is not key:
             return None
         if isinstance(key, Graph):
-            if isinstance(self.radius, tuple):
+            if isinstance(self.radius, tuple) or key.batch is not None or math.isinf(self.radius):
                 return None
             target, source, hops = key.edges.within(self.radius)
             token = key.token_of_node()

@@ -55,7 +55,13 @@ class PrefixLM(Mask):
             raise TypeError(f"PrefixLM needs a Sequence, got {pairs.spaces[1].describe()}")
         n = self.n
         if isinstance(n, Tensor):
-            n = n.to(pairs.batch.device)[pairs.sample] if n.ndim else n
+            query = pairs.spaces[0]
+            samples = pairs.shape[0] if query.segments is None else query.num_segments
+            if n.shape != (samples,):
+                raise ValueError(
+                    f"n must be a number or one for each of {samples} samples, got {tuple(n.shape)}"
+                )
+            n = n.to(pairs.batch.device)[pairs.sample]
         return pairs.precedes | (pairs.take("coordinates", "key").squeeze(-1) < n)
 
     def __repr__(self) -> str:

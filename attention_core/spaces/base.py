@@ -25,7 +25,7 @@ class Space:
     Args:
         length: number of tokens L.
         coordinates: (L, A) or (B, L, A), integer or float.
-        segments: (L,) or (B, L) integers, non-decreasing along L; the sample of each token.
+        segments: (L,) or (B, L) integers, the sample of each token.
         valid: (L,) or (B, L) bool, False on padding.
         special: (L,) or (B, L) bool, True on tokens that sit nowhere.
     """
@@ -206,6 +206,13 @@ class Space:
     def zero_padding(self, x: Tensor) -> Tensor:
         """x, (B, L, D) or (T, D), with zeros where this space has padding."""
         return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)
+
+    def zero_heads(self, x: Tensor) -> Tensor:
+        """x, (B, H, L, D), with zeros where this space has padding."""
+        if self.valid is None:
+            return x
+        valid = self.valid if self.valid.ndim == 1 else self.valid[:, None]
+        return x.masked_fill(~valid[..., None], 0)
 
     @property
     def num_special(self) -> int:

@@ -97,7 +97,8 @@ class Sequence(Space):
         device: torch.device | str = "cpu",
     ) -> Self:
         """Several samples in one row of tokens (T,); positions restart in each."""
-        segments, within = packed(whole_lengths(lengths, device), special)
+        counts = whole_lengths(lengths, device)
+        segments, within = packed(counts, special)
         new = cls(0, device=device)
         Space.__init__(
             new,
@@ -106,7 +107,7 @@ class Sequence(Space):
             segments=segments,
             special=within < 0 if special else None,
         )
-        new.num_segments = len(whole_lengths(lengths))
+        new.num_segments = len(counts)
         return new
 
     def append(self, other: Space) -> Self:

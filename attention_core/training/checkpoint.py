@@ -109,8 +109,10 @@ class Checkpoint(callbacks.Checkpoint):
             raise UsageError(f"{type(pl_module).__name__}.monitor is {monitor!r}; logged: {known}.")
         score = float(trainer.callback_metrics[monitor])
         best = self.best_score
+        # A tie goes to the later epoch: on a small validation set many tie, and the learning rate
+        # has come down further
         better = (
-            best is None or math.isnan(best) or (score > best if mode == "max" else score < best)
+            best is None or math.isnan(best) or (score >= best if mode == "max" else score <= best)
         )
         if better:
             self.best_score, self.best_epoch = score, trainer.current_epoch

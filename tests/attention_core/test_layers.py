@@ -340,6 +340,13 @@ class TestPooling:
         for how in ("mean", "sum", "max"):
             assert pool(torch.randn(3, DIM), space, how)[1].eq(0).all()
 
+    def test_attention_pool_gives_zeros_for_an_empty_sample(self) -> None:
+        layer = AttentionPool(DIM, HEADS)
+        nn.init.ones_(layer.attention.out.bias)
+        packed = layer(torch.randn(3, DIM), Sequence.packed([2, 0, 1]))
+        assert packed[1].eq(0).all() and packed[0].ne(0).any()
+        assert layer(torch.randn(2, 3, DIM), Sequence.padded([3, 0]))[1].eq(0).all()
+
     def test_attention_pool_is_the_same_packed_padded_and_alone(self) -> None:
         layer = AttentionPool(DIM, HEADS, queries=2)
         lengths = [3, 5]

@@ -174,7 +174,9 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
     ragged = alike(*(pad(row(m), 5) for m in (3, 0, 5)))
     ragged_left = alike(*(pad(row(m), 5, "left") for m in (3, 0, 5)))
     ragged_special = alike(*(pad(row(m, special=1), 5) for m in (2, 0, 4)))
-    per_row = alike(chosen(cells(3, 3, special=1), each[0]), chosen(cells(3, 3, special=1), each[1]))
+    per_row = alike(
+        chosen(cells(3, 3, special=1), each[0]), chosen(cells(3, 3, special=1), each[1])
+    )
     node_rows = alike(chosen(nodes([0] * 7), each[0]), chosen(nodes([0] * 7), each[1] - 1))
     return {
         "sequence": (Sequence(6), w(s, twice(row(6)))),
@@ -333,12 +335,10 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "global-two": (GlobalTokens(0, 4), straight.global_tokens(0, 4)),
         }
         samples = max(place.spaces[0].num_samples, shape[0])
-        if place.spaces[0].segments is None:
-            # each sample its own prefix: the straight tokens number samples within a row only
-            of_row = torch.tensor(lengths[:samples])
-            found["prefix-each"] = (PrefixLM(of_row), _prefix_of_row(lengths))
-        else:
-            found["prefix-each"] = (PrefixLM(torch.tensor(lengths)), straight.prefix(lengths))
+        of_sample = torch.tensor(lengths[:samples])
+        # the straight tokens number samples within a row only
+        each = _prefix_of_row if place.spaces[0].segments is None else straight.prefix
+        found["prefix-each"] = (PrefixLM(of_sample), each(lengths))
     if kind == "graph":
         found |= {
             "edges": (Edges(), straight.edges()),
@@ -351,6 +351,7 @@ def single_masks(place: Place) -> dict[str, Masked]:
         radii_f = (1.5, 0.5, 1.0)[:axes]
         found |= {
             "near": (Neighborhood(1.3), straight.near(1.3)),
+            "window": (Window(2, shift=1), straight.window(2, 1)),
             "near-axes": (Neighborhood(radii_f), straight.near(radii_f)),
         }
     return {name: Masked(name, *parts) for name, parts in found.items()}
@@ -358,9 +359,7 @@ def single_masks(place: Place) -> dict[str, Masked]:
 
 def _prefix_of_row(lengths: list[int]) -> Claim:
     return straight.claim(
-        lambda pair: (
-            pair.key.place[0] < lengths[pair.batch] or pair.key.place <= pair.query.place
-        )
+        lambda pair: pair.key.place[0] < lengths[pair.batch] or pair.key.place <= pair.query.place
     )
 
 

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Pair:
         return max(abs(delta) for delta in self.offset)
 
 
-@lru_cache(maxsize=None)
+@cache
 def hops_from(edges: tuple[tuple[int, int], ...], start: int) -> dict[int, int]:
     """Breadth-first search along the edges: hops to every node that can be reached."""
     found, waiting = {start: 0}, deque([start])
@@ -155,9 +155,7 @@ def _per_axis(value: int | tuple[int, ...], place: tuple[float, ...]) -> tuple[i
 def window(size: int | tuple[int, ...], shift: int | tuple[int, ...] = 0) -> Claim:
     def cell(place: tuple[float, ...]) -> list[int]:
         sizes, shifts = _per_axis(size, place), _per_axis(shift, place)
-        return [
-            math.floor((p - move) / n) for p, n, move in zip(place, sizes, shifts, strict=True)
-        ]
+        return [math.floor((p - move) / n) for p, n, move in zip(place, sizes, shifts, strict=True)]
 
     return claim(lambda pair: cell(pair.query.place) == cell(pair.key.place))
 
@@ -327,7 +325,9 @@ def written(table: Tensor) -> Scored:
 def added(*terms: Scored) -> Scored:
     def score(pair: Pair) -> Tensor | float:
         scores = [term(pair) for term in terms]
-        return -math.inf if -math.inf in [s for s in scores if isinstance(s, float)] else sum(scores)
+        return (
+            -math.inf if -math.inf in [s for s in scores if isinstance(s, float)] else sum(scores)
+        )
 
     return score
 

@@ -83,7 +83,7 @@ def test_dropout_keeps_the_mean(backend: str) -> None:
     torch.testing.assert_close(mean, attend(q, k, v, backend=backend), atol=0.06, rtol=0)
 
 
-# -- rule 13: no L × L tensor outside `reference` and `dense` ---------------------------------------
+# -- rule 13: no L × L tensor outside `reference` and `dense` -------------------------------------
 
 
 class Largest(TorchDispatchMode):
@@ -101,9 +101,10 @@ class Largest(TorchDispatchMode):
 
 
 def ring(nodes: int) -> Graph:
+    """Each node sees the two before it."""
     node = torch.arange(nodes)
-    edges = torch.stack([node, (node + 1) % nodes])
-    return Graph(edges, nodes, edge_attr=node % 3)
+    source, target = torch.cat([node, node]), torch.cat([node + 1, node + 2]) % nodes
+    return Graph(torch.stack([source, target]), nodes, edge_attr=torch.arange(2 * nodes) % 3)
 
 
 L, H = 1024, 2

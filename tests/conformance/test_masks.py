@@ -30,13 +30,13 @@ from attention_core import (
 from tests.conformance import straight
 from tests.conformance.cases import (
     BACKENDS,
+    NO_MASK,
     PLACES,
     Masked,
     attend_with_gradients,
     biases_of,
     masks_of,
     single_masks,
-    tensors,
 )
 
 
@@ -95,7 +95,9 @@ def test_masks_that_do_not_say_which_dimension_is_which(shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("backend", [None, *BACKENDS])
-@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 3), (2, 1, 4, 3), (3, 1, 3, 3), (1, 2, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3), (3, 2), (1, 3), (2, 1, 4, 3), (3, 1, 3, 3), (1, 2, 3, 3)]
+)
 def test_masks_of_another_shape(shape: tuple[int, ...], backend: str | None) -> None:
     """(B, Lk) among them: it would broadcast silently where B is 1 or Lq."""
     x = torch.zeros(2, 1, 3, 4)
@@ -176,6 +178,19 @@ def test_de_morgan(data: st.DataObject, place: str) -> None:
         not_both = attended_at(place, ~(one & two), backend)
         assert torch.equal(not_both, attended_at(place, ~one | ~two, backend))
         assert torch.equal(attended_at(place, ~~one, backend), attended_at(place, one, backend))
+
+
+@drawn
+@given(data=st.data(), place=st.sampled_from(list(PLACES)))
+def test_what_a_mask_promises_of_its_structure_is_true(data: st.DataObject, place: str) -> None:
+    """The plan relies on it: never more pairs than `count_bound`; all of them if `allows_all`."""
+    mask = data.draw(expressions(place))
+    batch, heads, queries, keys = PLACES[place].shape
+    job = plan(PLACES[place].space, mask.mask, batch=batch, heads=heads, backend="dense").job
+    allowed = truth(place, mask)
+    assert allowed.any(1).sum() <= job.count_bound <= batch * queries * keys
+    if job.mask is not None and job.mask.allows_all(job.spaces):
+        assert torch.equal(allowed, truth(place, NO_MASK))
 
 
 @settings(drawn, max_examples=30)
@@ -337,7 +352,6 @@ def test_a_radius_of_just_the_extent_costs_no_mask(place: str) -> None:
         straight.Pair(places.world, 0, 0, i, j).distance
         for i, j in product(range(len(queries)), range(len(keys)))
     )
-    q, k, v = tensors(places)
     for radius, tensor in ((extent, False), (extent - 1, True)):
-        made = plan(places.space, Neighborhood(radius), batch=len(q), backend="dense")
+        made = plan(places.space, Neighborhood(radius), batch=places.shape[0], backend="dense")
         assert (made.prepared.allowed is not None) == tensor

@@ -113,6 +113,26 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         & torch.ones(3, 3, dtype=torch.bool)),
     "biases of other heads": (ValueError, r"bias.*\(1, 3, 3, 3\)", lambda: attend(
         x(), x(), x(), bias=torch.zeros(1, 3, 3, 3))),
+    "slopes of fewer heads": (
+        ValueError,
+        "(?i)heads.*2.*4|4.*heads.*2",
+        lambda: attend(x(heads=4), x(heads=4), x(heads=4), bias=ALiBi(2)),
+    ),
+    "slopes of more heads": (
+        ValueError,
+        "(?i)heads.*8.*4|4.*heads.*8",
+        lambda: attend(x(heads=4), x(heads=4), x(heads=4), bias=ALiBi(8)),
+    ),
+    "a table of more heads": (
+        ValueError,
+        "(?i)heads.*8.*4|4.*heads.*8",
+        lambda: attend(x(heads=4), x(heads=4), x(heads=4), bias=RelativeTable.t5(8)),
+    ),
+    "prefixes of fewer samples": (
+        ValueError,
+        "(?i)samples",
+        lambda: attend(x(batch=2), x(batch=2), x(batch=2), mask=PrefixLM(torch.tensor([1]))),
+    ),
     "float edges": (TypeError, "edge_index must hold integers, got torch.float32", lambda: Graph(
         EDGE.float(), 2)),
     "edges of another shape": (ValueError, r"edge_index must have shape \(2, E\), got \(1, 2\)",
@@ -173,6 +193,7 @@ CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
     "Dilated on a Graph": (GRAPH, Dilated(2), None, "no coordinates"),
     "Neighborhood nowhere": (Space(3), Neighborhood(1), None, "no distance"),
     "a radius of two axes on a Sequence": (Sequence(3), Neighborhood((1, 1)), None, "axes"),
+    "a far radius of two axes on a Sequence": (Sequence(3), Neighborhood((9, 9)), None, "axes"),
     "a radius of two axes on a Graph": (GRAPH, Neighborhood((1, 1)), None, "axes|no coordinates"),
     "a window of three axes on a Grid": (Grid(2, 2), Window((1, 1, 1)), None, "per axis"),
     "a global place of two axes": (Sequence(3), GlobalTokens((0, 1)), None, "1 coordinates"),
@@ -205,7 +226,7 @@ def test_what_a_space_cannot_serve(name: str, backend: str | None) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_edge_listed_twice(backend: str) -> None:
-    """`edges` gives each its own score; elsewhere a pair has one score, so it is refused in words."""
+    """`edges` gives each its own score; elsewhere a pair has one, so it is refused in words."""
     twice = Graph(torch.tensor([[0, 0, 1], [1, 1, 0]]), 2, edge_attr=torch.tensor([0, 1, 0]))
     q, k, v = x(2), x(2), x(2)
     bias = EdgeBias(2, types=2)

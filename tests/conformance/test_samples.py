@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -45,7 +46,12 @@ MASKS: list[Mask | None] = [
 
 def sequence_biases() -> list[Bias | None]:
     torch.manual_seed(0)
-    return [None, ALiBi(H), RelativeTable.t5(H, 6, 5).double(), RelativeTable.swin(H, (4,)).double()]
+    return [
+        None,
+        ALiBi(H),
+        RelativeTable.t5(H, 6, 5).double(),
+        RelativeTable.swin(H, (4,)).double(),
+    ]
 
 
 def randn(*shape: int) -> Tensor:
@@ -68,9 +74,7 @@ def test_decoding_one_token_equals_the_last_row(mask: Mask | None, backend: str)
     for bias in sequence_biases():
         full = attend(q, k, v, mask=mask, bias=bias, backend=backend)
         for space in (None, (Sequence(1, start=6), Sequence(7))):
-            last = attend(
-                q[:, :, -1:], k, v, space=space, mask=mask, bias=bias, backend=backend
-            )
+            last = attend(q[:, :, -1:], k, v, space=space, mask=mask, bias=bias, backend=backend)
             torch.testing.assert_close(last, full[:, :, -1:], **CLOSE)
 
 
@@ -89,7 +93,7 @@ def test_any_chunking_of_the_queries_equals_the_full_pass(
             q[:, :, a:b], k, v, space=(Sequence(b - a, start=a), Sequence(7)),
             mask=mask, bias=bias, backend=backend,
         )
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in pairwise(edges)
     ]  # fmt: skip
     torch.testing.assert_close(torch.cat(chunks, dim=2), full, **CLOSE)
 

@@ -104,9 +104,7 @@ def test_additive_scores(place: str, kind: type[Score], backend: str) -> None:
         backend=backend, return_weights=True, return_lse=True,
     )  # fmt: skip
     assert_same(list(found), [expected, weights, lse], backend, **EXACT)
-    for got, wanted in zip(
-        gradients(found[0], learned), gradients(expected, learned), strict=True
-    ):
+    for got, wanted in zip(gradients(found[0], learned), gradients(expected, learned), strict=True):
         torch.testing.assert_close(got, wanted, **EXACT)
 
 
@@ -202,7 +200,7 @@ def test_softcap_spares_the_sink(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sink", [None, 0.5])
 def test_softmax_then_dropout(backend: str, sink: float | None) -> None:
-    """Kept weights grow by 1 / (1 - p), and no others are renormalised; those returned are whole."""
+    """Kept weights grow by 1 / (1 - p), nothing is renormalised; those returned are whole."""
     torch.manual_seed(0)
     p, scores = 0.25, [0.1 * i for i in range(400)]
     logit = None if sink is None else torch.tensor([sink], dtype=torch.float64)
@@ -235,9 +233,7 @@ def test_a_bias_per_head_is_that_of_the_query_head(kv_heads: int, backend: str) 
         order = [h // share for h in range(heads)]
         whole = attend(q, k[:, order], v[:, order], **common)
         torch.testing.assert_close(grouped, whole, **EXACT)
-        for got, wanted in zip(
-            gradients(grouped, learned), gradients(whole, learned), strict=True
-        ):
+        for got, wanted in zip(gradients(grouped, learned), gradients(whole, learned), strict=True):
             torch.testing.assert_close(got, wanted, **EXACT)
         for h in range(heads):  # and each head is what it is alone
             if b is by_head:

@@ -142,6 +142,14 @@ def test_a_graph_without_nodes_pools_to_zeros() -> None:
     torch.testing.assert_close(pooled[1:2], run(model, one))
 
 
+def test_the_virtual_node_of_a_graph_without_nodes() -> None:
+    model = build(pooling="virtual_node")
+    one = molecule(5, seed=11)
+    batch = torch.ones(5, dtype=torch.long)
+    inside, last = model(one["x"], one["edge_index"], one["edge_attr"], batch, num_graphs=3)[[0, 2]]
+    torch.testing.assert_close(inside, last)
+
+
 def test_learns_through_every_parameter() -> None:
     model = build(pooling="virtual_node")
     run(model, molecule(7, 12), molecule(9, 13)).square().sum().backward()
@@ -186,7 +194,11 @@ def test_arguments_that_contradict_each_other(options: dict[str, Any], words: st
         ({"edge_index": torch.zeros(2, 10)}, TypeError, "edge_index must hold integers"),
         ({"edge_index": torch.zeros(3, 10).long()}, ValueError, r"edge_index must have shape"),
         ({"batch": torch.zeros(4).long()}, ValueError, "batch must hold the graph of each node"),
-        ({"batch": torch.ones(6).long(), "num_graphs": 1}, ValueError, "num_graphs=1, but batch"),
+        (
+            {"batch": torch.ones(6).long(), "num_graphs": 1},
+            ValueError,
+            "num_graphs=1, but .* 2 graphs",
+        ),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], words: str) -> None:

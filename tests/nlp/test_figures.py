@@ -17,7 +17,7 @@ def read(tokens: int) -> ReadText:
 
 @pytest.mark.parametrize("tokens", [1, 2, 20])
 def test_texts_are_drawn(tokens: int, tmp_path: Path) -> None:
-    one = read(tokens)
+    one = read(tokens)._replace(pieces=["$x_{", "·", "\ufffd" * 30, *["w"] * 17][:tokens])
     figure = attention_over_text([one, one._replace(weights=one.weights[0])], title="attention")
     save_figure(figure, tmp_path / "attention.png")
     assert (tmp_path / "attention.png").stat().st_size > 10_000

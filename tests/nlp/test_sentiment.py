@@ -43,5 +43,5 @@ def test_sentiment_trains_to_its_stated_accuracy(
 ) -> None:
     results = train(compose("experiment=nlp/sentiment_tiny", config_dir=None), tmp_path / "run")
     # Always answering "negative" gives 41.9%
-    assert results["test/accuracy"] > 0.60
+    assert results["test/accuracy"] > 0.67
     assert evaluate(tmp_path / "run") == results

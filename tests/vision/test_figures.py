@@ -12,11 +12,11 @@ from vision.figures import attention_sheet, pooling_attention
 from vision.tasks import ImageClassification, _one_of_each
 
 
-def vit(pooling: Any, channels: int = 1) -> VisionTransformer:
+def vit(pooling: Any, channels: int = 1, depth: int = 2) -> VisionTransformer:
     torch.manual_seed(0)
     return VisionTransformer(
         dim=16,
-        depth=2,
+        depth=depth,
         heads=2,
         patch=(2, 4),
         classes=3,
@@ -39,8 +39,8 @@ def test_maps_are_the_shares_of_the_patches(pooling: str) -> None:
 
 
 def test_maps_are_laid_out_as_the_image() -> None:
-    """Tokens that keys find by their value: only the lit patch's key differs from the others."""
-    model = vit("class")
+    """In one layer a lit patch has another key than before, and what it gains all others lose."""
+    model = vit("class", depth=1)
     image = torch.zeros(1, 1, 8, 12)
     image[..., 2:4, 8:12] = 50.0
     flat = pooling_attention(model, torch.zeros(1, 1, 8, 12))
