@@ -124,7 +124,7 @@ def lacks(job: Job) -> str | None:
 def cost(job: Job) -> float:
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    return 130.0 * job.count_bound + (0.0 if structured else 1.0) * job.all_pairs + 15_000.0
+    return 100.0 * job.count_bound + (0.0 if structured else 1.0) * job.all_pairs + 15_000.0
 
 
 def describe(job: Job, prepared: Prepared) -> str:
