@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_core.biases import Bias, as_bias
-from attention_core.masks import Mask
+from attention_core.biases import Bias, DenseBias, as_bias
+from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
 from attention_core.scores import Score
 from attention_core.spaces import Sequence, Space
@@ -84,7 +84,7 @@ def attend(
         )
     elif space is not None or mask is not None or backend is not None:
         raise ValueError("a plan has its space, mask and backend; give either them or plan=")
-    _check_plan(plan, q, k, score, softcap)
+    _check_plan(plan, q, k, bias, score, softcap)
     query_space, key_space = plan.job.spaces
     # Zero weight times NaN is NaN, so what lies in padding must not take part at all
     q, k, v = query_space.zero_heads(q), key_space.zero_heads(k), key_space.zero_heads(v)
@@ -121,7 +121,9 @@ def _spaces(
 ) -> tuple[Space, Space]:
     queries, keys = q.shape[2], k.shape[2]
     if space is None:
-        positional = isinstance(mask, Mask) or bias is not None
+        positional = (isinstance(mask, Mask) and not isinstance(mask, DenseMask)) or (
+            bias is not None and not isinstance(bias, DenseBias)
+        )
         if queries > keys and positional:
             raise ValueError(
                 f"there are more queries ({queries}) than keys ({keys}), so a mask or bias cannot "
@@ -169,8 +171,16 @@ def _check(
 
 
 def _check_plan(
-    plan: Plan, q: Tensor, k: Tensor, score: Score | None, softcap: float | None
+    plan: Plan,
+    q: Tensor,
+    k: Tensor,
+    bias: Bias | None,
+    score: Score | None,
+    softcap: float | None,
 ) -> None:
+    if (plan.job.bias is None) != (bias is None):
+        made, given = ("without" if b is None else "with" for b in (plan.job.bias, bias))
+        raise ValueError(f"the plan was made {made} a bias, but attention is called {given} one")
     if plan.job.softcap != softcap or type(plan.job.score) is not type(score):
         raise ValueError(
             f"the plan is for softcap={plan.job.softcap} and score={plan.job.score}, got "

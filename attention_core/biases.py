@@ -300,14 +300,28 @@ class ContinuousBias(Bias):
                 f"{offset.shape[-1]}"
             )
         flat = offset.reshape(-1, offset.shape[-1])
-        if flat.is_floating_point():
+        if flat.is_floating_point() or not len(flat):
             row = torch.arange(len(flat), device=flat.device)
         else:
-            flat, row = flat.unique(dim=0, return_inverse=True)
+            flat, row = _distinct(flat)
         dtype = next(self.mlp.parameters()).dtype
         scaled = 8 * flat.to(dtype) / torch.tensor(self.extent, dtype=dtype, device=flat.device)
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
         return table[row.view(offset.shape[:-1]), pairs.head]
+
+
+def _distinct(offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets (M, A) that hold each of `offset` (N, A) once, and the row of each in them."""
+    low = offset.amin(0)
+    sizes = (offset.amax(0) - low + 1).tolist()
+    if math.prod(sizes) > len(offset):
+        distinct, row = offset.unique(dim=0, return_inverse=True)
+        return distinct, row
+    # All offsets of their bounding box, which needs no sorting
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    row = ((offset - low) * torch.tensor(strides, device=offset.device)).sum(-1)
+    steps = [torch.arange(size, device=offset.device) for size in sizes]
+    return torch.cartesian_prod(*steps).reshape(-1, len(sizes)) + low, row
 
 
 class EdgeBias(Bias):

@@ -104,6 +104,11 @@ class KVCache:
 
     def extend(self, space: Space) -> Space:
         """Add the places of new tokens; returns those of all tokens held and new."""
+        if self.window is not None and space.valid is not None and not space.valid[..., -1].all():
+            raise ValueError(
+                "a cache with a window drops the oldest columns, so prompts of different lengths "
+                "must be padded on the left: Sequence.padded(lengths, side='left')"
+            )
         held = self.space
         if held is not None:
             if self.window is not None and held.length > self.window:

@@ -61,7 +61,7 @@ class Job:
     @cached_property
     def count_bound(self) -> int:
         """At most how many pairs per head are allowed."""
-        if self.mask is None:
+        if self.mask is None or not self.sample_pairs:
             return self.sample_pairs
         special = sum(space.num_special for space in self.spaces)
         with_special = self.batch * special * max(space.length for space in self.spaces)
@@ -81,6 +81,8 @@ class Job:
         if mask is None or mask.allows_all(self.spaces):
             return same
         allowed = mask.at(pairs)
+        if not allowed.ndim:
+            allowed = allowed.expand(torch.broadcast_shapes(pairs.query.shape, pairs.key.shape))
         return allowed if same is None else allowed & same
 
 

@@ -167,25 +167,27 @@ class LearnedPosition(nn.Module):
             raise ValueError(
                 f"positions have {len(self.size)} axes, {space.describe()} has {space.axes}"
             )
-        if space.num_special > self.special * space.num_segments:
-            raise ValueError(
-                f"{space.describe()}: there are vectors for {self.special} special tokens a sample"
-            )
         place = space.coordinates
-        extent = torch.tensor(self.size, device=place.device)
-        located = None if space.special is None else ~space.special[..., None]
-        outside = (place < 0) | (place >= extent)
-        if bool((outside if located is None else outside & located).any()):
+        outside = (place < 0) | (place >= torch.tensor(self.size, device=place.device))
+        if space.special is not None and space.special_rank is not None:
+            if bool((space.special & (space.special_rank >= self.special)).any()):
+                raise ValueError(
+                    f"{space.describe()}: there are vectors for {self.special} special tokens a "
+                    "sample"
+                )
+            outside = outside & ~space.special[..., None]
+        if space.valid is not None:
+            outside = outside & space.valid[..., None]
+        if bool(outside.any()):
             raise ValueError(
                 f"positions are learned for places up to {self.size}, {space.describe()} reaches "
                 f"{tuple((place.flatten(0, -2).amax(0) + 1).tolist())}"
             )
         strides = [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
         row = (place * torch.tensor(strides, device=place.device)).sum(-1) + self.special
-        if space.special is not None:
-            row = torch.where(
-                space.special, (space.special.cumsum(-1) - 1) % max(self.special, 1), row
-            )
+        if space.special is not None and space.special_rank is not None:
+            row = torch.where(space.special, space.special_rank, row)
+        row = row.clamp(0, len(self.table) - 1)  # of padding beyond the table
         return self.table[row.to(self.table.device)]
 
     def extra_repr(self) -> str:

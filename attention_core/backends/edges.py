@@ -91,7 +91,7 @@ def _chunks(job: Job) -> list[Pairs]:
     chunks = []
     for chunk in queries.split(rows):
         pairs = job.pairs()
-        pairs.query = chunk[:, None].expand(1, 1, -1, 1)
+        pairs.query, pairs.whole = chunk[:, None].expand(1, 1, -1, 1), False
         chunks.append(pairs)
     return chunks
 

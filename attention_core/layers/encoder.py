@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         self.blocks: Listing[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(dim, heads, drop_path=rate, **block) for rate in rates
         )
-        masks = list(mask) if isinstance(mask, Listing) else [mask]
+        masks = [as_mask(m) for m in (mask if isinstance(mask, Listing) else [mask])]
         biases = list(bias) if isinstance(bias, Listing) else [] if bias is None else [bias]
         for name, values in (("mask", masks), ("bias", biases)):
             if not 0 <= len(values) <= depth or (name == "mask" and not values):
@@ -88,7 +88,8 @@ class Encoder(nn.Module):
 
         Returns: the shape of x; zeros on padding.
         """
-        space = Sequence(x.shape[-2], device=x.device) if space is None else space
+        space = Sequence(x.shape[-2]) if space is None else space
+        space = space.to(x.device)
         return self._run(x, (space, space), mask, backend)
 
     def _run(
@@ -105,6 +106,11 @@ class Encoder(nn.Module):
             raise ValueError(f"x must be (B, L, D), or (T, D) packed, got {tuple(x.shape)}")
         if x.shape[-2] != spaces[0].length:
             raise ValueError(f"x is {tuple(x.shape)}, but its space is {spaces[0].describe()}")
+        if x.ndim == 2 and spaces[0].batch is not None:
+            raise ValueError(
+                f"x is packed, {tuple(x.shape)}, but its space is {spaces[0].describe()}: give "
+                "x as (B, L, D), or a packed space"
+            )
         extra = as_mask(mask)
         plans: dict[tuple[Mask | None, type], Plan] = {}
         for layer, block in enumerate(self.blocks):
@@ -153,7 +159,8 @@ class Decoder(Encoder):
             mask: of this call, joined to each layer's own with `&`.
             context: (B, Lc, Dc), or (Tc, Dc) packed.
             context_space: where the context sits, which says what of it is padding.
-            cache: keys and values of the past, to which those of x are added.
+            cache: keys and values of the past, to which those of x are added; it also keeps those
+                of the first call's context, which later calls only have to name.
             backend: a name to override the plan's choice.
 
         Returns: the shape of x; zeros on padding.
@@ -161,6 +168,11 @@ class Decoder(Encoder):
         if space is None:
             length = x.shape[-2]
             space = Sequence(length) if cache is None else cache.next_space(length)
+        if space.special is not None:
+            raise ValueError(
+                "special tokens see and are seen by all, so they would carry the future to the "
+                "past: give a Decoder tokens with places only"
+            )
         space = space.to(x.device)
         context_plan = None
         if context is not None:
@@ -170,8 +182,15 @@ class Decoder(Encoder):
             if cross is None:
                 raise ValueError("a context needs a Decoder with cross=True")
             context_plan = cross.plan(x, (space, context_space), backend=backend)
-        keys = space if cache is None else cache.extend(space)
-        return self._run(x, (space, keys), mask, backend, context, context_plan, cache)
+        if cache is None:
+            return self._run(x, (space, space), mask, backend, context, context_plan)
+        past = cache.space
+        try:
+            keys = cache.extend(space)
+            return self._run(x, (space, keys), mask, backend, context, context_plan, cache)
+        except Exception:
+            cache.space = past  # a wrong call must not make the next one fail
+            raise
 
 
 def _both(first: Mask | None, second: Mask | None) -> Mask | None:

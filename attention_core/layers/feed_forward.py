@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import (
     Literal,
 )
@@ -36,7 +37,7 @@ class FeedForward(nn.Module):
         super().__init__()
         functions: dict[str, Callable[[Tensor], Tensor]] = {
             "gelu": F.gelu,
-            "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
+            "gelu-tanh": partial(F.gelu, approximate="tanh"),
             "relu": F.relu,
             "swiglu": F.silu,
             "geglu": F.gelu,

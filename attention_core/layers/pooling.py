@@ -74,18 +74,27 @@ def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] 
     space = space.to(x.device)
     if how == "special" and space.special is None:
         raise ValueError(f"{space.describe()} has no special tokens to pool")
+    if space.size is not None and space.length:  # one sample a row, special tokens in front
+        first = space.num_special
+        tokens = x[..., :first, :] if how == "special" else x[..., first:, :]
+        tokens = tokens.reshape(-1, tokens.shape[-2], x.shape[-1])
+        if tokens.shape[1]:
+            if how == "max":
+                return tokens.amax(1)
+            return tokens.sum(1) if how == "sum" else tokens.mean(1)
     sample, counted = _samples(x, space)
     if space.special is not None:
         counted = counted & (space.special if how == "special" else ~space.special)
     rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
-    pooled = x.new_zeros(len(sample) * space.num_segments, x.shape[-1])
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
+    pooled = rows.new_zeros(len(sample) * space.num_segments, x.shape[-1])
     if how == "max":
         index = index[:, None].expand_as(rows)
-        return pooled.scatter_reduce(0, index, rows, "amax", include_self=False)
+        return pooled.scatter_reduce(0, index, rows, "amax", include_self=False).to(x.dtype)
     pooled = pooled.index_add(0, index, rows)
-    if how == "sum":
-        return pooled
-    return pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None].to(x.dtype)
+    if how != "sum":
+        pooled = pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None]
+    return pooled.to(x.dtype)
 
 
 def _samples(x: Tensor, space: Space) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,8 @@ def take_pairwise(tensor: Tensor, pairs: Pairs, name: str) -> Tensor:
             )
     else:
         tensor = tensor[None, None]
+    if pairs.whole:
+        return tensor.to(pairs.key.device)
     indices = (pairs.batch, pairs.head, pairs.query, pairs.key)
     at = [torch.zeros_like(i) if n == 1 else i for i, n in zip(indices, tensor.shape, strict=True)]
     return tensor.to(pairs.key.device)[tuple(at)]

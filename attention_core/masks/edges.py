@@ -27,9 +27,10 @@ class Edges(Mask):
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         space = spaces[1]
-        if not isinstance(space, Graph) or spaces[0] is not space or space.batch is not None:
+        token = space.token_of_node() if isinstance(space, Graph) else None
+        if not isinstance(space, Graph) or spaces[0] is not space or token is None:
             return None
-        edges, token = space.edges, space.token_of_node()
+        edges = space.edges
         edge = torch.arange(edges.num_edges, device=edges.source.device)
         query, key = token[edges.target], token[edges.source]
         kept = (query >= 0) & (key >= 0)  # dropped tokens have no edges

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core.masks.algebra import Mask, Spaces, tuples
-from attention_core.spaces import Pairs
+from attention_core.spaces import Pairs, Space
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,7 @@ class Window(Mask):
             raise ValueError(f"size must be at least 1, got {self.size}")
 
     def allowed(self, pairs: Pairs) -> Tensor:
-        axes = pairs.spaces[1].axes
-        for name in ("size", "shift"):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != axes:
-                raise ValueError(
-                    f"{name}={value} needs one number per axis of {pairs.spaces[1].describe()}"
-                )
+        _check_axes(pairs.spaces[1], size=self.size, shift=self.shift)
         pairs.offset  # noqa: B018  raises where query and key have no common axes
         size, shift = (
             torch.tensor(n, device=pairs.spaces[1].device) for n in (self.size, self.shift)
@@ -89,8 +83,15 @@ class Dilated(Mask):
             raise ValueError(f"step must be at least 1, got {self.step}")
 
     def allowed(self, pairs: Pairs) -> Tensor:
+        _check_axes(pairs.spaces[1], step=self.step)
         offset = pairs.offset
         return (offset % torch.tensor(self.step, device=offset.device) == 0).all(-1)
 
     def __repr__(self) -> str:
         return f"Dilated({self.step})"
+
+
+def _check_axes(space: Space, **values: int | tuple[int, ...]) -> None:
+    for name, value in values.items():
+        if isinstance(value, tuple) and len(value) != space.axes:
+            raise ValueError(f"{name}={value} needs one number per axis of {space.describe()}")

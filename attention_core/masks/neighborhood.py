@@ -83,10 +83,10 @@ class Neighborhood(Mask):
         if query is not key:
             return None
         if isinstance(key, Graph):
-            if isinstance(self.radius, tuple) or key.batch is not None or math.isinf(self.radius):
+            token = key.token_of_node()
+            if isinstance(self.radius, tuple) or token is None or math.isinf(self.radius):
                 return None
             target, source, hops = key.edges.within(self.radius)
-            token = key.token_of_node()
             queries, keys = token[target], token[source]
             kept = (queries >= 0) & (keys >= 0)  # dropped tokens are in no pair
             return PairList(queries[kept], keys[kept], distance=hops[kept])

@@ -39,6 +39,7 @@ class Space:
         "segments": 1,
         "valid": 1,
         "special": 1,
+        "special_rank": 1,
     }
 
     def __init__(
@@ -55,6 +56,8 @@ class Space:
         self.segments = segments
         self.valid = valid
         self.special = special
+        #: (L,) which of its sample's special tokens each one is; it stays theirs when others go.
+        self.special_rank = None if special is None else _ranks(special, segments)
         #: The full extent along each axis where every place is taken once, in order, and every
         #: special token comes first; None once tokens were dropped or several samples were packed.
         self.size: tuple[int, ...] | None = None
@@ -160,7 +163,7 @@ class Space:
             raise TypeError(f"cannot append a {type(other).__name__} to a {type(self).__name__}")
         new = copy.copy(self)
         batch = self.batch or other.batch
-        defaults = {"segments": 0, "valid": True, "special": False}
+        defaults = {"segments": 0, "valid": True, "special": False, "special_rank": -1}
         for name, dims in self._tokenwise.items():
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is None and theirs is None:
@@ -179,7 +182,7 @@ class Space:
         return new
 
     def place(self, tokens: Tensor, special: Tensor) -> Tensor:
-        """Put special tokens where this space has them.
+        """Put special tokens where this space has them, before any token is dropped.
 
         Args:
             tokens: (..., N, D), the tokens that sit somewhere.
@@ -187,10 +190,10 @@ class Space:
 
         Returns: (..., L, D).
         """
-        if self.special is None:
+        if self.special is None or self.special_rank is None:
             return tokens
         count, total = special.shape[0], self.num_special
-        if tokens.shape[-2] + total != self.length or (count == 0) != (total == 0):
+        if tokens.shape[-2] + total != self.length or total != count * self.num_segments:
             raise ValueError(
                 f"{self.describe()} has {self.length - total} places and {total} special tokens; "
                 f"got {tokens.shape[-2]} tokens and {count} special ones per sample"
@@ -199,9 +202,9 @@ class Space:
         together = torch.cat([rows, tokens], dim=-2)
         if self.size is not None:
             return together
-        nth_special = (self.special.cumsum(-1) - 1) % count
         nth_token = (~self.special).cumsum(-1) - 1
-        return together.index_select(-2, torch.where(self.special, nth_special, nth_token + count))
+        source = torch.where(self.special, self.special_rank, nth_token + count)
+        return together.index_select(-2, source)
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """x, (B, L, D) or (T, D), with zeros where this space has padding."""
@@ -254,3 +257,15 @@ class Space:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.describe()}>"
+
+
+def _ranks(special: Tensor, segments: Tensor | None) -> Tensor:
+    """Rank of each special token among those of its segment."""
+    running = special.long().cumsum(-1) - 1
+    if segments is None or not segments.numel():
+        return running
+    if segments.ndim < special.ndim:
+        segments = segments.expand_as(special)
+    count = running.new_zeros(*segments.shape[:-1], int(segments.max()) + 1)
+    count = count.scatter_add(-1, segments, special.long().expand_as(segments))
+    return running - (count.cumsum(-1) - count).gather(-1, segments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 
 import torch
@@ -63,9 +64,12 @@ class EdgeList:
         return self.source.shape[0]
 
     def to(self, device: torch.device | str) -> EdgeList:
-        moved = [None if t is None else t.to(device) for t in (self.attr, self.graph)]
-        edge_index = torch.stack([self.source, self.target]).to(device)
-        return EdgeList(edge_index, self.num_nodes, *moved)
+        new = copy.copy(self)
+        new.source, new.target = self.source.to(device), self.target.to(device)
+        new.attr, new.graph = (None if t is None else t.to(device) for t in (self.attr, self.graph))
+        for name in ("_sorted", "_sizes", "_local", "_hop_table"):
+            new.__dict__.pop(name, None)  # what was computed lies on the old device
+        return new
 
     # -- which edge ---------------------------------------------------------------------------
 

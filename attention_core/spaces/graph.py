@@ -89,12 +89,15 @@ class Graph(Space):
             new.edges = self.edges.to(device)
         return new
 
-    def token_of_node(self) -> Tensor:
-        """(N,) the token of each node, -1 where it was dropped; for spaces without a batch."""
-        token = self.nodes.new_full((self.edges.num_nodes,), -1)
+    def token_of_node(self) -> Tensor | None:
+        """(N,) the token of each node, -1 where it was dropped; None where that is not one row,
+        because samples kept different nodes, or a node was kept more than once."""
+        if self.batch is not None:
+            return None
         at = (self.nodes >= 0).nonzero().squeeze(-1)
+        token = self.nodes.new_full((self.edges.num_nodes,), -1)
         token[self.nodes[at]] = at
-        return token
+        return token if int((token >= 0).sum()) == len(at) else None
 
     def distance(self, pairs: Pairs) -> Tensor:
         return self.edges.hops(*self._ends(pairs))

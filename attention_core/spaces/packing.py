@@ -51,6 +51,8 @@ def insert_special(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
     `special` more stand in front of each of `samples` segments, the last of which may be empty."""
+    if segments is not None and bool((segments[1:] < segments[:-1]).any()):
+        raise ValueError("segments must not decrease: keep the tokens of a sample together")
     if segments is None:
         source = torch.arange(-special, count).clamp(min=-1)
         return None, source, source < 0 if special else None

@@ -36,6 +36,8 @@ class Pairs:
         #: (B, H, Lq, Lk): the sizes that the indices run over.
         self.shape = shape
         self.batch, self.head, self.query, self.key = batch, head, query, key
+        #: Whether these are all pairs, in order, so that a tensor of them need not be indexed.
+        self.whole = False
         #: (E,) "edge" and "distance", where the list that the pairs come from knows them.
         self.known = {
             name: value
@@ -54,7 +56,7 @@ class Pairs:
         device: torch.device | str = "cpu",
     ) -> Pairs:
         """Every pair, as indices that broadcast to (B, H, Lq, Lk)."""
-        return cls(
+        pairs = cls(
             spaces,
             shape=(batch, heads, spaces[0].length, spaces[1].length),
             batch=torch.arange(batch, device=device)[:, None, None, None],
@@ -62,6 +64,8 @@ class Pairs:
             query=torch.arange(spaces[0].length, device=device)[None, None, :, None],
             key=torch.arange(spaces[1].length, device=device)[None, None, None, :],
         )
+        pairs.whole = True
+        return pairs
 
     def take(self, name: str, side: str) -> Tensor:
         """The space's tensor `name` at the "query" or "key" of each pair."""

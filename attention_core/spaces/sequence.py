@@ -42,7 +42,8 @@ class Sequence(Space):
         device: torch.device | str = "cpu",
     ) -> None:
         if isinstance(start, Tensor) and start.ndim == 1:
-            at = start[:, None] + torch.arange(-special, length, device=start.device)
+            device = start.device
+            at = start[:, None] + torch.arange(-special, length, device=device)
         else:
             start = int(start)
             at = torch.arange(start - special, start + length, device=device)
