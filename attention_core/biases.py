@@ -35,7 +35,7 @@ class Bias(nn.Module):
 
     def score(self, pairs: Pairs) -> Tensor:
         """Float of (at most) the broadcast shape of `pairs`, for pairs without special tokens."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define score(self, pairs)")
 
     def special_score(self, pairs: Pairs) -> Tensor | float:
         """The score of pairs with a special token."""
@@ -61,6 +61,14 @@ class Bias(nn.Module):
             score, special = self.score(pairs), pairs.special
             if special is not None:
                 score = torch.where(special, self.special_score(pairs), score)
+        indices = (pairs.batch, pairs.head, pairs.query, pairs.key)
+        shape = torch.broadcast_shapes(*(index.shape for index in indices))
+        sizes = zip(reversed(score.shape), reversed(shape), strict=False)
+        if score.ndim > len(shape) or any(n not in (1, size) for n, size in sizes):
+            raise ValueError(
+                f"{type(self).__name__} scores {tuple(score.shape)}, but the pairs have the shape "
+                f"{tuple(shape)}: compute it from pairs.distance, pairs.offset, pairs.head, ..."
+            )
         return score
 
     def __add__(self, other: Bias) -> Bias:

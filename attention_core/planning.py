@@ -141,7 +141,7 @@ def plan(
     bias: Bias | Tensor | None = None,
     *,
     score: Score | None = None,
-    heads: int = 1,
+    heads: int | None = None,
     head_dim: int = 64,
     batch: int | None = None,
     device: torch.device | str = "cpu",
@@ -155,7 +155,7 @@ def plan(
     Args:
         space: where the tokens sit, or (space of the queries, space of the keys).
         mask, bias, score, softcap: as in `attend`.
-        heads: number of query heads.
+        heads: number of query heads; those of the bias where it has a number, else 1.
         head_dim: size of a head.
         batch: batch size; the space's own where it has one, else 1.
         device: where the attention will run.
@@ -167,6 +167,14 @@ def plan(
         BackendError: `backend` cannot do this job.
     """
     spaces = space if isinstance(space, tuple) else (space, space)
+    if len(spaces) != 2 or not all(isinstance(s, Space) for s in spaces):
+        raise TypeError(
+            "space must be a Space such as Sequence(length), or (space of queries, space of keys); "
+            f"got {space!r}"
+        )
+    bias = as_bias(bias)
+    if heads is None:
+        heads = (None if bias is None else bias.heads) or 1
     device = torch.device(device)
     moved = spaces[0].to(device)
     spaces = (moved, moved if spaces[1] is spaces[0] else spaces[1].to(device))
@@ -179,7 +187,7 @@ def plan(
     job = Job(
         spaces=spaces,
         mask=as_mask(mask),
-        bias=as_bias(bias),
+        bias=bias,
         score=score,
         heads=heads,
         head_dim=head_dim,
@@ -241,7 +249,7 @@ def _explain(plan: Plan) -> str:
         of = "segments allow" if job.mask is None else "the mask allows at most"
         pairs = f"Of {job.all_pairs:,} pairs {of} {job.count_bound:,} ({percent})"
     lines = [
-        f"{where}; mask {job.mask or 'none'}, bias {_name(job.bias)}, "
+        f"{where}; mask {'none' if job.mask is None else job.mask}, bias {_name(job.bias)}, "
         f"{job.heads} heads of {job.head_dim}.",
         f"{pairs}.",
         f"Backend {plan.backend}: {BACKENDS[plan.backend].describe(job, plan.prepared)}",

@@ -22,7 +22,7 @@ class Score(nn.Module):
             query, key: (..., D), broadcastable against each other.
             head: index of the query head of each pair, broadcastable to (...).
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define forward(query, key, head)")
 
 
 class Additive(Score):

@@ -34,12 +34,15 @@ class Mask:
 
     def allowed(self, pairs: Pairs) -> Tensor:
         """Bool of (at most) the broadcast shape of `pairs`: may this query attend to this key?"""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define allowed(self, pairs)")
 
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         """`allowed`, and `exempt` wherever a special token takes part."""
         special = pairs.special
         allowed = self.allowed(pairs)
+        if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
+            got = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
+            raise TypeError(f"{type(self).__name__}.allowed must return a bool tensor, got {got}")
         return allowed if special is None else torch.where(special, exempt, allowed)
 
     def allows_all(self, spaces: Spaces) -> bool:
@@ -62,6 +65,12 @@ class Mask:
 
     def __invert__(self) -> Mask:
         return _Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("masks compose with &, | and ~; `and`, `or` and `not` would drop one")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     @staticmethod
     def from_torch_mha(

@@ -113,7 +113,8 @@ def _list(arguments: list[str]) -> None:
     from attention_core.training.compose import about, config_roots
 
     table = Table(header_style="bold", row_styles=["", "dim"])
-    for column in ("experiment", "what it does", "data it needs", "what it gives"):
+    table.add_column("experiment", no_wrap=True)  # to be copied
+    for column in ("what it does", "data it needs", "what it gives"):
         table.add_column(column, overflow="fold")
     for name, section in about(config_roots(given.config_dir)).items():
         needs = [str(section.get("data", ""))]
