@@ -13,6 +13,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from attention_core.training.seeding import seed_generators
@@ -32,7 +34,8 @@ class StepSeed(Callback):
 
 
 class StepLog(Callback):
-    """Logs loss and learning rate of every `log_every_n_steps`-th optimizer step.
+    """Logs loss (the mean over processes), learning rate and the norm of the gradient, before it is
+    clipped, of every `log_every_n_steps`-th optimizer step.
 
     `LightningModule.log` would pass them on only after the callbacks of the batch, and so after
     the checkpoint: a run resumed from there would miss the row of its last step.
@@ -40,12 +43,17 @@ class StepLog(Callback):
 
     def __init__(self) -> None:
         self._rate = 0.0
+        self._norm = 0.0
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         # Read here: by the end of the batch the schedule has moved on to the next step's.
         self._rate = optimizer.param_groups[0]["lr"]
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norm = get_total_norm(gradients)
+            self._norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
@@ -54,9 +62,15 @@ class StepLog(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step % every or trainer.fit_loop._should_accumulate():
             return
-        row = {"epoch": trainer.current_epoch, "step/loss": float(outputs["loss"])}
+        loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
+        row = {
+            "epoch": trainer.current_epoch,
+            "step/loss": float(loss),
+            "step/lr": self._rate,
+            "step/gradient_norm": self._norm,
+        }
         for logger in trainer.loggers:
-            logger.log_metrics({**row, "step/lr": self._rate}, step=step - 1)
+            logger.log_metrics(row, step=step - 1)
 
 
 class ProgressBar(Callback):

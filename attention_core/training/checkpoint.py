@@ -1,20 +1,31 @@
 """Checkpoints of plain data, written so that a kill or a full disk cannot damage the last one."""
 
 import math
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
+from rich.console import Console
 
 from attention_core.training.errors import UsageError
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
+from attention_core.training.processes import gather
+
+# A sharded tensor in a process's file: {SHAPE: of the whole, "local": this process's rows}.
+SHAPE = "shape of the whole"
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """Writes atomically and reads with `weights_only=True`, whatever the caller asks for."""
+    """Writes atomically and reads with `weights_only=True`, whatever the caller asks for.
+
+    A checkpoint that a run continues from and that is damaged is reported, and the one before it
+    is read instead; all processes agree on which.
+    """
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         _check_plain(checkpoint, "checkpoint")
@@ -24,13 +35,115 @@ class PlainCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return load_checkpoint(Path(path), map_location)
+        return load_checkpoint(_newest_whole(Path(path)), map_location)
+
+    def load_shard(self, path: Path, rank: int) -> dict[str, Any]:
+        """What process `rank` wrote into the sharded checkpoint `path`."""
+        return load_checkpoint(shard_path(_newest_whole(path, rank), rank))
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of plain data; code inside it is refused, not run."""
-    content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    """Reads a checkpoint of plain data; code inside it is refused, not run.
+
+    Where it is a folder, written by several processes, their shards are put together.
+
+    Raises:
+        UsageError: it is damaged, or holds anything but plain data.
+    """
+    damage = find_damage(path)
+    if damage:
+        raise UsageError(f"checkpoint: {str(path)!r} is damaged: {damage}.")
+    content: dict[str, Any]
+    if path.is_dir():
+        parts = [load_checkpoint(part, map_location) for part in _shard_paths(path)]
+        content = _put_together(parts)
+        return content
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"checkpoint: {str(path)!r} is refused: it holds more than plain data, and reading that "
+            f"could run code ({str(error).splitlines()[0]})"
+        ) from error
     return content
+
+
+def find_damage(path: Path, rank: int | None = None) -> str:
+    """What keeps a checkpoint from being read, or "".
+
+    Every byte is checked against the checksums that were written with it.
+
+    Args:
+        path: a file, or the folder of a sharded checkpoint.
+        rank: check the file of this process alone; of the others only that they are there.
+    """
+    if not path.is_dir():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entry = archive.testzip()
+        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            return f"it is no complete file ({error})"
+        return f"its part {entry!r} does not match its checksum" if entry else ""
+    parts = _shard_paths(path)
+    if not parts:
+        return "it is an empty folder"
+    for number, part in enumerate(parts):
+        if not part.exists():
+            return f"{part.name} is missing"
+        if rank in (None, number) and (damage := find_damage(part)):
+            return f"{part.name}: {damage}"
+    return ""
+
+
+def shard_path(path: Path, rank: int) -> Path:
+    """The file of one process in the folder of a sharded checkpoint."""
+    return path / f"rank-{rank:05}.ckpt"
+
+
+def _shard_paths(path: Path) -> list[Path]:
+    names = sorted(path.glob("rank-*.ckpt"))
+    if not names:
+        return []
+    last = int(names[-1].stem.removeprefix("rank-"))
+    return [shard_path(path, rank) for rank in range(last + 1)]
+
+
+def _put_together(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, dict):
+        if SHAPE in first:
+            whole = torch.cat([part["local"] for part in parts])
+            return whole.reshape(first[SHAPE])
+        return {key: _put_together([part[key] for part in parts]) for key in first}
+    if isinstance(first, list):
+        return [_put_together(list(items)) for items in zip(*parts, strict=True)]
+    return first
+
+
+def _newest_whole(path: Path, rank: int | None = None) -> Path:
+    """`path`, or where it is damaged the newest checkpoint before it that is not."""
+    folder = RunFolder(path.parent.parent)
+    candidates = folder.resumable
+    if path not in candidates:
+        return path  # the best one has no predecessor
+    damages: list[str] = []
+    for candidate in candidates[candidates.index(path) :]:
+        damage = next(filter(None, gather(find_damage(candidate, rank))), "")
+        if not damage:
+            if damages:
+                _warn(f"{'; '.join(damages)}. Continuing from {candidate.name}, the one before.")
+            return candidate
+        damages.append(f"{candidate.name} is damaged: {damage}")
+    raise UsageError(
+        f"run: no checkpoint in {str(path.parent)!r} can be read: {'; '.join(damages)}. To train "
+        "the same again, copy config.yaml into an empty folder and continue that."
+    )
+
+
+def _warn(message: str) -> None:
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    Console(stderr=True).print(f"[yellow]checkpoint:[/] {message}", highlight=False)
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -50,7 +163,8 @@ def _check_plain(value: Any, place: str) -> None:
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Keeps `best.ckpt` (weights, by the task's `monitor`) and `last.ckpt` (everything).
+    """Keeps `best.ckpt` (weights, by the task's `monitor`), `last.ckpt` (everything) and the one
+    before it, `previous.ckpt`.
 
     The last checkpoint is written at the end of every epoch and, between, every `every_steps`
     optimizer steps. It knows how many rows of `metrics.csv` precede it, so that a resumed run
@@ -98,7 +212,7 @@ class Checkpoint(callbacks.Checkpoint):
             and not trainer.is_last_batch
             and not trainer.fit_loop._should_accumulate()
         ):
-            trainer.save_checkpoint(self.folder.last)
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -116,10 +230,28 @@ class Checkpoint(callbacks.Checkpoint):
         )
         if better:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            trainer.save_checkpoint(self.folder.best, weights_only=True)
+            self._save(trainer, self.folder.best, weights_only=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self.folder.last)
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        # Complete before any other moves: whenever a kill comes, one of the three is whole.
+        self._save(trainer, self.folder.next)
+        if trainer.is_global_zero:
+            self.folder.advance()
+
+    def _save(self, trainer: Trainer, path: Path, weights_only: bool = False) -> None:
+        try:
+            trainer.save_checkpoint(path, weights_only=weights_only)
+        except (OSError, RuntimeError) as error:  # torch may turn the one into the other
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise UsageError(
+                f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one before "
+                f"is intact. Once there is room, continue with: attn train run={self.folder.path}"
+            ) from error
 
 
 def _csv(trainer: Trainer) -> list[CSVMetrics]:

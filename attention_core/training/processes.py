@@ -5,12 +5,15 @@ would run the whole sweep again, and a sweeper that draws values would draw othe
 process continues one folder, whose resolved configuration is written before any is started.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,6 +21,38 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
     _launch_process_observer,
     _SubprocessScriptLauncher,
 )
+
+
+T = TypeVar("T")
+
+
+def gather(value: T) -> list[T]:
+    """`value` of every process, by rank; in a single process, a list of one."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    values: list[T] = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def joins_another() -> bool:
+    """Whether this process was started to join another one, which leads the run."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def started_from_outside() -> str:
+    """The name of what started this process as one of several, torchrun or srun; or ""."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return "torchrun"
+    if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return "srun"
+    return ""
+
+
+def _end_with_parent() -> None:
+    # A killed parent must not leave children that wait for it forever. Linux alone has this.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 @contextmanager
@@ -51,6 +86,7 @@ def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
         subprocess.Popen(
             [sys.executable, "-P", "-m", __package__, "train", f"run={folder.resolve()}"],
             env={**os.environ, "LOCAL_RANK": str(rank), "PYTHONPATH": search},
+            preexec_fn=_end_with_parent,
         )
         for rank in range(1, launcher.num_processes)
     ]

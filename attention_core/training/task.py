@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -17,6 +19,8 @@ from torchmetrics.classification import (
 
 from attention_core.training.errors import UsageError
 from attention_core.training.optim import decay_groups
+from attention_core.training.parallel import FSDP2
+from attention_core.training.processes import gather
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,14 +64,91 @@ class Task(LightningModule):
         # "train" is taken: it is a method of every module.
         self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric() for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
-        for metric in (self.means["train_mean"], self.measures["train_metrics"]):
-            # What an epoch has summed so far goes into its checkpoints: its mean after a resume
-            # is then the mean over the whole epoch.
-            metric.persistent(True)  # type: ignore[operator]
+
+    def configure_model(self) -> None:
+        """Lightning's hook, called once the processes of a run know each other."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDP2) and not isinstance(self.model, FSDPModule):
+            strategy.shard(self.model, self.trainer.precision)
+
+    # What an epoch has summed so far goes into its checkpoints, for each process: a metric is then
+    # the same, bit for bit, whether or not the epoch was interrupted.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_metrics"] = gather(
+            {name: _copied(metric.metric_state) for name, metric in self._train_metrics().items()}
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn != "fit":
+            return
+        of_each = checkpoint["train_metrics"]
+        if len(of_each) != self.trainer.world_size:
+            raise UsageError(
+                f"run: {len(of_each)} processes wrote its checkpoint, but {self.trainer.world_size} "
+                "continue it. A run that continues exactly has as many (trainer.devices, num_nodes)."
+            )
+        for name, metric in self._train_metrics().items():
+            for part, value in of_each[self.trainer.global_rank][name].items():
+                setattr(metric, part, move_data_to_device(value, self.device))
+
+    def _train_metrics(self) -> dict[str, Metric]:
+        collection = self.measures["train_metrics"]
+        return {"loss": self.means["train_mean"], **dict(collection.items())}  # type: ignore[dict-item,operator]
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `nn.Module.load_state_dict`; weights of another model are named, the first of them.
+
+        Raises:
+            UsageError: a name or a shape differs.
+        """
+        ours = self.state_dict()
+        differing = [
+            f"{name} is missing" if name not in state_dict else f"{name} is not a part of it"
+            for name in dict.fromkeys([*ours, *state_dict])
+            if (name in ours) != (name in state_dict)
+        ] + [
+            f"{name} is {tuple(state_dict[name].shape)}, not {tuple(ours[name].shape)}"
+            for name in ours
+            if name in state_dict and state_dict[name].shape != ours[name].shape
+        ]
+        if strict and differing:
+            more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UsageError(
+                f"checkpoint: its weights are not those of {type(self.model).__name__} as "
+                f"configured: {'; '.join(differing[:3])}{more}."
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The scalar to minimise, a mean over the samples of the batch."""
         raise NotImplementedError(f"{type(self).__name__}.loss must return the loss of a batch.")
+
+    def predictions(self, output: Any) -> list[dict[str, Any]]:
+        """One row per sample of what `attn predict` writes: values by column, the same columns in
+        every row, of text, numbers and truth values."""
+        raise UsageError(
+            f"predict: {type(self).__name__} does not say what to write of an output. Write its "
+            "method predictions(output), which returns a row (a dict) per sample."
+        )
+
+    def export_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+        """What the program that `attn export` writes is given for a batch: the model's arguments
+        by name, and of each the names of its dimensions that are not the same in every batch.
+
+        By default everything but `target`, each with as many rows as there are samples. Override
+        it where the model also takes a form whose shapes say more, such as padded texts.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "target"}
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise UsageError(
+                    f"export: {name!r} is no tensor with a row per sample, got {value!r:.80}. "
+                    f"Write {type(self).__name__}.export_inputs(batch), or export the weights "
+                    "alone, by format=safetensors."
+                )
+        return inputs, {name: {0: "batch"} for name in inputs}
 
     def attention_figure(self, batch: Batch) -> "Figure | None":
         """A figure of attention over one real input of `batch`, or None; drawn after every run."""
@@ -148,6 +229,15 @@ class Task(LightningModule):
         return {f"{stage}/{name}": value for name, value in values.items() if value.ndim == 0}
 
 
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [part.cpu().clone() for part in value]
+        if isinstance(value, list)
+        else value.cpu().clone()
+        for name, value in state.items()
+    }
+
+
 class ClassificationTask(Task):
     """Cross-entropy over classes, with accuracy, macro F1 and a confusion matrix.
 
@@ -193,6 +283,21 @@ class ClassificationTask(Task):
                 f"got {tuple(output.shape)}."
             )
         return F.cross_entropy(output, batch["target"], label_smoothing=self.label_smoothing)
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """`prediction`, the name of the likeliest class, its `probability`, and the probability
+        of each class as `probability_<class>`."""
+        # In the shortest digits that give the same float32 again
+        shares = output.float().softmax(dim=-1).cpu().numpy().astype(str).astype(float)
+        columns = [f"probability_{name}" for name in self.classes]
+        return [
+            {
+                "prediction": self.classes[row.argmax()],
+                "probability": row.max().item(),
+                **dict(zip(columns, row.tolist(), strict=True)),
+            }
+            for row in shares
+        ]
 
     def update_metrics(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         super().update_metrics(metrics, output, batch)

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from attention_core.training import train
+from attention_core.training.checkpoint import load_checkpoint
+from attention_core.training.folder import RunFolder
 
 CONF = Path(__file__).parent / "conf"
 
@@ -40,10 +44,13 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     return composed
 
 
-def attn(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in a process of its own."""
+def attn(
+    *arguments: str, cwd: Path, under: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own, `under` a module that starts it, if any."""
+    launcher = ["-m", *under] if under else []
     return subprocess.run(
-        [sys.executable, "-m", "attention_core.training", *arguments],
+        [sys.executable, *launcher, "-m", "attention_core.training", *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -51,3 +58,42 @@ def attn(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
         timeout=300,
         check=False,
     )
+
+
+class Killed(Exception):
+    pass
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = RunFolder(one), RunFolder(other)
+    # Every step's loss and rate, every epoch's values and the test: the text of the whole file.
+    assert first.metrics.read_text() == second.metrics.read_text()
+    assert first.results.read_text() == second.results.read_text()
+    for name in ("last", "best"):
+        weights = [load_checkpoint(getattr(folder, name)) for folder in (first, second)]
+        assert same(weights[0]["state_dict"], weights[1]["state_dict"]), name
+        assert same(weights[0].get("optimizer_states"), weights[1].get("optimizer_states")), name
+
+
+def interrupt(config: dict[str, Any], path: Path, step: int, monkeypatch: Any) -> None:
+    """Trains until after optimizer step `step`, then stops with nothing cleaned up."""
+    import toy_domain
+
+    def stop(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_domain.KillAt, "on_train_batch_end", stop)
+        with pytest.raises(Killed):
+            train(config, path)

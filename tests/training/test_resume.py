@@ -1,59 +1,18 @@
 """A killed run, continued, equals the uninterrupted one bit for bit."""
 
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from attention_core.training import resume, train
 from attention_core.training.folder import RunFolder
-from tests.training.conftest import CONF, Compose, attn
+from tests.training.conftest import CONF, Compose, Killed, assert_same_run, attn, interrupt
 
 STEPS_PER_EPOCH = 8  # 120 samples, batches of 16
-
-
-class Killed(Exception):
-    pass
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(*pair) for pair in zip(a, b, strict=True))
-    return bool(a == b)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    first, second = RunFolder(one), RunFolder(other)
-    # Every step's loss and rate, every epoch's values and the test: the text of the whole file.
-    assert first.metrics.read_text() == second.metrics.read_text()
-    assert first.results.read_text() == second.results.read_text()
-    for name in ("last", "best"):
-        weights = [
-            torch.load(getattr(folder, name), weights_only=True) for folder in (first, second)
-        ]
-        assert same(weights[0]["state_dict"], weights[1]["state_dict"]), name
-        assert same(weights[0].get("optimizer_states"), weights[1].get("optimizer_states")), name
-
-
-def interrupt(config: dict[str, Any], path: Path, step: int, monkeypatch: Any) -> None:
-    """Trains until after optimizer step `step`, then stops with nothing cleaned up."""
-    import toy_domain
-
-    def stop(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        if trainer.global_step == step:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(toy_domain.KillAt, "on_train_batch_end", stop)
-        with pytest.raises(Killed):
-            train(config, path)
 
 
 # The checkpoint every 3 steps: before the first one, in the middle of an epoch, on the last step
@@ -117,6 +76,43 @@ def test_killed_process_resumes_exactly(workers: int, compose: Compose, tmp_path
     train(compose("experiment=toy", *setting, "data.workers=0"), tmp_path / "whole")
     continued = attn("train", f"run={tmp_path}/cut", *where, cwd=tmp_path)
     assert continued.returncode == 0, f"killed at step {step}: {continued.stderr}"
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+# Augmentation, dropout, drop path, packed batches, gradients accumulated, workers: whatever the domain
+# has. A few batches of each epoch are enough to be killed in the middle, at an end and after one.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "more"),
+    [
+        ("vision/digits", ["data.workers=2", "data.batch_size=32"]),
+        ("graph/mutag", ["trainer.accumulate_grad_batches=2"]),
+        ("nlp/sentiment_tiny", ["data.limit=1000", "data.vocabulary=512"]),
+    ],
+)
+def test_every_domain_resumes_exactly(experiment: str, more: list[str], tmp_path: Path) -> None:
+    setting = [
+        f"experiment={experiment}",
+        *["trainer.max_epochs=3", "trainer.limit_train_batches=6", "trainer.log_every_n_steps=1"],
+        *["checkpoint.every_steps=2", "allow=[toy_domain]"],
+        "+callbacks.kill._target_=toy_domain.KillAt",
+        *more,
+    ]
+    where = ["--config-dir", str(CONF)]
+    steps = 9 if "accumulate" in more[0] else 18
+    step = random.randrange(1, steps)
+    killed = attn(
+        *["train", *setting, *where, f"hydra.run.dir={tmp_path}/cut"],
+        cwd=tmp_path,
+        TOY_KILL_AT=str(step),
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    for name in ("cut", "whole"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        if name == "whole":  # repeated from its configuration alone
+            shutil.copy(tmp_path / "cut" / "config.yaml", tmp_path / name)
+        ran = attn("train", f"run={tmp_path}/{name}", *where, cwd=tmp_path)
+        assert ran.returncode == 0, f"killed at step {step}: {ran.stderr}"
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 

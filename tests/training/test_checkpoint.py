@@ -1,0 +1,251 @@
+"""Checkpoints survive what happens to files: kills, full disks, damage, malice, another model."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from attention_core.training import UsageError, evaluate, resume, train
+from attention_core.training.checkpoint import (
+    PlainCheckpointIO,
+    find_damage,
+    load_checkpoint,
+)
+from attention_core.training.folder import RunFolder, replace_file
+from tests.training.conftest import Compose, assert_same_run, interrupt
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("exploded"),))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """Changes one bit of the largest tensor, which no parser would notice."""
+    content = load_checkpoint(path)
+    largest = max(content["state_dict"].values(), key=torch.Tensor.numel)
+    data = bytearray(path.read_bytes())
+    place = data.find(largest.numpy().tobytes())
+    assert place > 0
+    data[place + 5] ^= 16
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
+    damage: Any,
+    compose: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", 13, monkeypatch)
+    folder = RunFolder(tmp_path / "cut")
+    steps = [load_checkpoint(path)["global_step"] for path in (folder.previous, folder.last)]
+    assert steps == [9, 12]
+    damage(folder.last)
+    capsys.readouterr()
+    resume(tmp_path / "cut")
+    assert "last.ckpt is damaged" in (said := capsys.readouterr().err), said
+    assert "Continuing from previous.ckpt" in said.replace("\n", " ")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_damage_to_all_checkpoints_is_an_error_that_says_what_to_do(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    interrupt(config, tmp_path, 13, monkeypatch)
+    folder = RunFolder(tmp_path)
+    cut(folder.last)
+    cut(folder.previous)
+    with pytest.raises(UsageError, match=r"no checkpoint .* can be read: last.ckpt is damaged"):
+        resume(tmp_path)
+
+
+def test_damage_to_the_best_checkpoint_is_named(compose: Compose, tmp_path: Path) -> None:
+    train(compose("experiment=toy", "trainer.max_epochs=1"), tmp_path)
+    flip(RunFolder(tmp_path).best)
+    with pytest.raises(UsageError, match=r"best.ckpt' is damaged: its part .* checksum"):
+        evaluate(tmp_path)
+
+
+# After the new one is complete, after the last has become the previous.
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_kill_between_two_moves_loses_nothing(
+    moved: int, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", 13, monkeypatch)
+    folder = RunFolder(tmp_path / "cut")
+    folder.last.rename(folder.next)
+    if not moved:
+        folder.previous.rename(folder.last)
+    assert load_checkpoint(folder.resumable[0])["global_step"] == 12
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert not folder.next.exists()
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.ckpt")
+    for load in (
+        load_checkpoint,
+        lambda path: PlainCheckpointIO().load_checkpoint(path, weights_only=False),
+    ):
+        with pytest.raises(UsageError, match="is refused: it holds more than plain data"):
+            load(tmp_path / "bomb.ckpt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_run_folder_with_a_bomb_is_refused(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not damage: nobody goes back to the checkpoint before as if nothing had happened."""
+    monkeypatch.chdir(tmp_path)
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    interrupt(config, tmp_path, 13, monkeypatch)
+    folder = RunFolder(tmp_path)
+    torch.save({**load_checkpoint(folder.last), "callbacks": Bomb()}, folder.last)
+    with pytest.raises(UsageError, match="last.ckpt' is refused"):
+        resume(tmp_path)
+    torch.save({**load_checkpoint(folder.best), "epoch": Bomb()}, folder.best)
+    with pytest.raises(UsageError, match="best.ckpt' is refused"):
+        evaluate(tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_what_is_not_plain_is_refused_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"checkpoint\['callbacks'\]\[1\] is a function"):
+        PlainCheckpointIO().save_checkpoint({"callbacks": [1, cut]}, tmp_path / "x.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_model_are_named(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=2", "checkpoint.every_steps=3")
+    interrupt(config, tmp_path, 9, monkeypatch)
+    folder = RunFolder(tmp_path)
+    folder.config.write_text(yaml.safe_dump({**config, "model": {**config["model"], "dim": 16}}))
+    shapes = r"not those of MLP as configured: model.layers.0.weight is \(32, 2\), not \(16, 2\)"
+    for use in (resume, evaluate):
+        with pytest.raises(UsageError, match=shapes):
+            use(tmp_path)
+    folder.config.write_text(yaml.safe_dump(config))
+    content = load_checkpoint(folder.last)
+    content["state_dict"]["model.head.weight"] = content["state_dict"].pop("model.layers.3.weight")
+    PlainCheckpointIO().save_checkpoint(content, folder.last)
+    with pytest.raises(
+        UsageError,
+        match="model.layers.3.weight is missing; model.head.weight is not a part of it",
+    ):
+        resume(tmp_path)
+
+
+def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    PlainCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def disk_is_full() -> None:
+        with replace_file(path) as file:
+            file.write(b"half a check")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        disk_is_full()
+    assert load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
+    compose: Compose, tmp_path: Path
+) -> None:
+    """The operating system itself refuses to write more: files may grow to 8 KiB, no further."""
+    config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
+    train(config, tmp_path / "whole")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    code = f"""
+        import resource, signal, sys, yaml
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent / "conf")!r})
+        import toy_domain
+        from attention_core.training.cli import main
+        def fill_the_disk(self, trainer, *args):
+            if trainer.global_step == 7:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+        toy_domain.KillAt.on_train_batch_end = fill_the_disk
+        main(["train", "run=cut"])
+    """
+    RunFolder(tmp_path / "cut").path.mkdir()
+    (tmp_path / "config.yaml").rename(tmp_path / "cut" / "config.yaml")
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "next.ckpt' could not be written: File too large" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    folder = RunFolder(tmp_path / "cut")
+    assert [find_damage(path) for path in folder.resumable] == ["", ""]
+    assert (
+        load_checkpoint(folder.last)["global_step"] == 6
+    )  # the one at the end of the epoch failed
+    assert not list(folder.path.rglob("*.tmp"))
+    resume(folder.path)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_runs_do_not_write_one_folder(compose: Compose, tmp_path: Path) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=1")
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(UsageError, match=r"process \d+ on .* is training in"):
+        train(config, folder.path)
+    assert not folder.config.exists()
+    train(config, folder.path)
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(config, folder.path)
+    folder.results.unlink()  # as if killed before its test
+    with folder.locked(), pytest.raises(UsageError, match="is training in"):
+        resume(folder.path)
+    evaluate(folder.path)  # only looks
+
+
+def test_the_lock_of_a_killed_run_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import time; from pathlib import Path; from attention_core.training.folder import *\n"
+        f"with RunFolder(Path({str(tmp_path)!r})).locked(): print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    with pytest.raises(UsageError, match=f"process {process.pid} on"), RunFolder(tmp_path).locked():
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with RunFolder(tmp_path).locked():
+        pass

@@ -1,0 +1,151 @@
+"""Several processes, recomputed and compiled blocks: the numbers of one plain process."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from attention_core.training import UsageError, resume, train
+from attention_core.training.checkpoint import PlainCheckpointIO, load_checkpoint
+from attention_core.training.folder import RunFolder
+from attention_core.training.metrics import read_metrics
+from attention_core.training.parallel import checkpoint_activations, compile_blocks
+from tests.training.conftest import CONF, Compose, assert_same_run, attn, interrupt
+from vision import VisionTransformer
+
+HERE = ("--config-dir", str(CONF))
+TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
+SHORT = ("trainer.max_epochs=3", "checkpoint.every_steps=2", "data.batch_size=8")
+
+
+def vit() -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(
+        dim=16, depth=2, heads=2, patch=2, channels=1, image_size=8, classes=10, dropout=0.2
+    )
+
+
+def gradients(model: VisionTransformer) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    model(torch.rand(4, 1, 8, 8)).square().sum().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_recomputed_blocks_have_the_same_gradients_and_names() -> None:
+    plain, recomputed = vit(), vit()
+    checkpoint_activations(recomputed)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        expected = gradients(plain)
+        before, kept[:] = sum(kept), []
+        found = gradients(recomputed)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))  # dropout, too
+    assert list(recomputed.state_dict()) == list(plain.state_dict())
+    assert sum(kept) != before
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_one_graph_with_the_same_numbers() -> None:
+    plain, compiled = vit().eval(), vit().eval()
+    checkpoint_activations(compiled)
+    compile_blocks(compiled)
+    counters.clear()
+    for a, b in zip(gradients(compiled), gradients(plain), strict=True):
+        torch.testing.assert_close(a, b)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert not counters["graph_break"]
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_two_processes_take_the_steps_of_one_with_their_batches(
+    trainer: str, compose: Compose, tmp_path: Path
+) -> None:
+    still = [*["data.rotation=0", "data.scale=0", "data.shift=0"], "model.drop_path=0"]
+    # No second moments: Adam would turn a rounding error of a tiny gradient into a whole step
+    plain = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "optimizer.lr=0.1"]
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=6", "trainer.log_every_n_steps=1"]
+    same = ["experiment=vision/digits", *still, *plain, *short]
+    train(compose(*same, "trainer.precision=32-true", "data.batch_size=64"), tmp_path / "one")
+    compiled = ["compile=false"] if trainer == "fsdp2" else []
+    ran = attn(
+        *["train", *same, "data.batch_size=32", f"trainer={trainer}", *TWO, *compiled],
+        "trainer.precision=32-true",
+        f"hydra.run.dir={tmp_path}/two",
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    for name in ("step/loss", "step/gradient_norm", "val/loss", "test/accuracy"):
+        values = [[r[name] for r in read_metrics(f.metrics) if name in r] for f in (one, two)]
+        assert len(values[0]) == (6 if name.startswith("step") else 1)
+        assert values[1] == pytest.approx(values[0], rel=1e-4), name
+    weights = [load_checkpoint(folder.last)["state_dict"] for folder in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=1e-3)
+    sharded = trainer == "fsdp2"
+    assert two.best.is_dir() == two.last.is_dir() == sharded
+    # One process looks at what two have trained
+    again = attn("evaluate", f"run={tmp_path}/two", cwd=tmp_path)
+    assert "the same as results.json" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "more"),
+    [
+        ("ddp", ["data.workers=2", "trainer.accumulate_grad_batches=2"]),
+        ("fsdp2", ["compile=false", "trainer.precision=32-true"]),
+    ],
+)
+def test_two_killed_processes_resume_exactly(trainer: str, more: list[str], tmp_path: Path) -> None:
+    setting = ["experiment=toy", *SHORT, f"trainer={trainer}", *TWO, *more, *HERE]
+    steps = 12 if trainer == "ddp" else 24
+    step = random.randrange(1, steps)
+    whole = attn("train", *setting, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    cut = tmp_path / "cut"
+    killed = attn("train", *setting, f"hydra.run.dir={cut}", cwd=tmp_path, TOY_KILL_AT=str(step))
+    assert killed.returncode in (-signal.SIGKILL, 1), killed.stderr  # or ended by its observer
+    assert not RunFolder(cut).results.exists()
+    continued = attn("train", f"run={cut}", *HERE, cwd=tmp_path)
+    assert continued.returncode == 0, f"killed at step {step}: {continued.stderr}"
+    assert_same_run(tmp_path / "whole", cut)
+
+
+@pytest.mark.slow
+def test_a_prepared_run_is_started_by_torchrun(tmp_path: Path) -> None:
+    setting = ["experiment=toy", *SHORT, "trainer=ddp", *TWO, *HERE]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = attn("train", *setting, cwd=tmp_path, under=torchrun)
+    assert ran.returncode != 0
+    assert "torchrun starts several processes" in ran.stderr
+    assert "attn prepare" in ran.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+    prepared = attn("prepare", *setting, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert f"attn train run={tmp_path}/run" in prepared.stdout, prepared.stderr
+    ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=torchrun)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("run folder") == 1
+    attn("train", *setting, f"hydra.run.dir={tmp_path}/ours", cwd=tmp_path)
+    assert_same_run(tmp_path / "ours", tmp_path / "run")
+
+
+def test_another_number_of_processes_cannot_continue(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=2", "checkpoint.every_steps=3")
+    interrupt(config, tmp_path, 5, monkeypatch)
+    last = RunFolder(tmp_path).last
+    content = load_checkpoint(last)
+    content["train_metrics"] *= 2
+    PlainCheckpointIO().save_checkpoint(content, last)
+    with pytest.raises(UsageError, match="2 processes wrote its checkpoint, but 1 continue it"):
+        resume(tmp_path)
