@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from attention_core.masks.dense import check_pairwise, take_pairwise
 from attention_core.spaces import Pairs
@@ -308,7 +309,8 @@ class ContinuousBias(Bias):
                 f"{offset.shape[-1]}"
             )
         flat = offset.reshape(-1, offset.shape[-1])
-        if flat.is_floating_point() or not len(flat):
+        # How many offsets are distinct depends on values, which an exported program cannot look at
+        if flat.is_floating_point() or is_exporting() or not len(flat):
             row = torch.arange(len(flat), device=flat.device)
         else:
             flat, row = _distinct(flat)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.backends import dense, edges, reference
 from attention_core.biases import Bias, as_bias
@@ -78,7 +79,9 @@ class Job:
         Validity is left to the backend, which may know a cheaper way to drop padding.
         """
         same, mask = pairs.same_sample, self.mask
-        if mask is None or mask.allows_all(self.spaces):
+        # A length that an exported program leaves open is a symbol: asking would fix its range
+        known = all(isinstance(space.length, int) for space in self.spaces)
+        if mask is None or (known and mask.allows_all(self.spaces)):
             return same
         allowed = mask.at(pairs)
         if not allowed.ndim:
@@ -178,8 +181,8 @@ def plan(
     device = torch.device(device)
     moved = spaces[0].to(device)
     spaces = (moved, moved if spaces[1] is spaces[0] else spaces[1].to(device))
-    sizes = {s.batch for s in spaces if s.batch is not None}
-    if len(sizes) > 1 or (batch is not None and sizes and batch not in sizes):
+    sizes = [s.batch for s in spaces if s.batch is not None]  # no set: they may be symbols
+    if any(size != (sizes[0] if batch is None else batch) for size in sizes):
         got = " and ".join(str(s.batch) for s in spaces)
         raise ValueError(
             f"batch size {batch or ''} does not fit the spaces, which hold {got} samples"
@@ -191,7 +194,7 @@ def plan(
         score=score,
         heads=heads,
         head_dim=head_dim,
-        batch=next(iter(sizes), 1) if batch is None else batch,
+        batch=(sizes or [1])[0] if batch is None else batch,
         device=device,
         grad=grad,
         weights=weights,
@@ -204,6 +207,10 @@ def plan(
         if lacks[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {lacks[backend]}")
         chosen, because = backend, "You asked for this backend."
+    elif is_exporting():
+        # Costs depend on sizes that stay open, and lists of pairs on values
+        chosen = "dense" if not lacks["dense"] else "reference"
+        because = "An exported program computes all pairs, whatever its sizes."
     else:
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not lacks[name]}
         chosen = min(costs, key=lambda name: costs[name])

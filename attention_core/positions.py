@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from attention_core.spaces import Space
 
@@ -168,6 +169,16 @@ class LearnedPosition(nn.Module):
                 f"positions have {len(self.size)} axes, {space.describe()} has {space.axes}"
             )
         place = space.coordinates
+        if not is_exporting():  # an exported program cannot look at values
+            self._check(space, place)
+        strides = [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
+        row = (place * torch.tensor(strides, device=place.device)).sum(-1) + self.special
+        if space.special is not None and space.special_rank is not None:
+            row = torch.where(space.special, space.special_rank, row)
+        row = row.clamp(0, len(self.table) - 1)  # of padding beyond the table
+        return self.table[row.to(self.table.device)]
+
+    def _check(self, space: Space, place: Tensor) -> None:
         outside = (place < 0) | (place >= torch.tensor(self.size, device=place.device))
         if space.special is not None and space.special_rank is not None:
             if bool((space.special & (space.special_rank >= self.special)).any()):
@@ -183,12 +194,6 @@ class LearnedPosition(nn.Module):
                 f"positions are learned for places up to {self.size}, {space.describe()} reaches "
                 f"{tuple((place.flatten(0, -2).amax(0) + 1).tolist())}"
             )
-        strides = [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
-        row = (place * torch.tensor(strides, device=place.device)).sum(-1) + self.special
-        if space.special is not None and space.special_rank is not None:
-            row = torch.where(space.special, space.special_rank, row)
-        row = row.clamp(0, len(self.table) - 1)  # of padding beyond the table
-        return self.table[row.to(self.table.device)]
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.table.shape[1]}, special={self.special}"

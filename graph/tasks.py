@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from attention_core import record_attention
-from attention_core.training import ClassificationTask
+from attention_core.training import ClassificationTask, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +19,14 @@ class GraphClassification(ClassificationTask):
 
     Arguments are those of `ClassificationTask`. The data module has `node_names` and `edge_names`.
     """
+
+    def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
+        """Refuses: no fixed program computes a graph transformer."""
+        raise UsageError(
+            "export: a graph model has no form as a program: the distances between nodes and the "
+            "pairs that attend are searched in each graph, with as many steps and results as that "
+            "graph needs. Its weights can be written, by format=safetensors."
+        )
 
     def attention_figure(self, batch: dict[str, Any]) -> Figure | None:
         """The attention of the last layer on up to four test graphs, the classes in turn."""

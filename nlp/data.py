@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attention_core.training import DataModule, UsageError, require
 from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.inputs import csv_rows, files, json_lines, json_object, text_lines
 from nlp.tokenizer import Tokenizer
 
 Sample = dict[str, Tensor]
@@ -72,13 +73,16 @@ class TweetSentiment(DataModule):
     A batch is packed: `ids` (T,) holds all texts end to end, `lengths` (B,) their tokens, `target`
     (B,). The tokenizer learns from the training texts; a run keeps it as `tokenizer.json`.
 
+    `attn predict` reads one text per line of .txt files, empty ones too, the column `text` of .csv
+    files, and the key "text" of .jsonl files: one file, or those below a folder.
+
     Args:
         vocabulary: number of token ids, at most.
         limit: use this many texts, drawn by their hash; None for all.
         settings: those of `DataModule`; `classes` names the labels to use, in their order.
 
     Attributes:
-        tokenizer: set by `load`.
+        tokenizer: set by `load`, and by `setup("predict")` to the run's.
         texts: the parts "train", "val" and "test" as texts with labels, set by `load`.
     """
 
@@ -106,10 +110,41 @@ class TweetSentiment(DataModule):
             self._encoded(part) for part in self.texts.values()
         )
 
-    def _tokenizer(self) -> Tokenizer:
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        if stage == "predict":
+            path = self._tokenizer_file()
+            if path is None or not path.is_file():
+                raise UsageError(
+                    "run: it has no tokenizer.json, without which its model cannot be given a text."
+                )
+            self.tokenizer = Tokenizer.load(path)
+
+    def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
+        for name, file in files(path, (".txt", ".csv", ".jsonl")):
+            kind = file.suffix.lower()
+            if kind == ".txt":
+                yield from text_lines(name, file)
+            elif kind == ".csv":
+                yield from csv_rows(name, file, ["text"])
+            else:
+                yield from json_lines(name, file)
+
+    def read(self, raw: str | dict[str, str] | bytes) -> Sample:
+        if isinstance(raw, bytes):
+            raw = json_object(raw, ["text"])
+        text = raw["text"] if isinstance(raw, dict) else raw
+        if not isinstance(text, str):
+            raise ValueError(f"text must be a string, got {text!r:.80}")
+        return {"ids": torch.tensor(self.tokenizer.encode([text])[0])}
+
+    def _tokenizer_file(self) -> Path | None:
         # The trainer's root is the run folder, where training runs in one
         folder = RunFolder(Path(self.trainer.default_root_dir)) if self.trainer else None
-        path = folder.path / "tokenizer.json" if folder and folder.config.is_file() else None
+        return folder.path / "tokenizer.json" if folder and folder.config.is_file() else None
+
+    def _tokenizer(self) -> Tokenizer:
+        path = self._tokenizer_file()
         if path is not None and path.is_file():
             return Tokenizer.load(path)
         tokenizer = Tokenizer.train((row.text for row in self.texts["train"]), self.vocabulary)
@@ -123,11 +158,13 @@ class TweetSentiment(DataModule):
         return _Texts(ids, [self.classes.index(row.label) for row in rows])
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
-        return {
+        batch = {
             "ids": torch.cat([sample["ids"] for sample in samples]),
             "lengths": torch.tensor([len(sample["ids"]) for sample in samples]),
-            "target": torch.stack([sample["target"] for sample in samples]),
         }
+        if "target" in samples[0]:
+            batch["target"] = torch.stack([sample["target"] for sample in samples])
+        return batch
 
 
 def read_tweets() -> list[Labelled]:

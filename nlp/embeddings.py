@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from attention_core import LearnedPosition, Sequence, Sinusoidal
 
@@ -56,11 +57,13 @@ class TokenEmbedding(nn.Module):
         """
         if ids.is_floating_point():
             raise TypeError(f"ids must be integers, got {ids.dtype}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.table.num_embeddings:
-            raise ValueError(
-                f"ids run from {int(ids.min())} to {int(ids.max())}, but the vocabulary has "
-                f"{self.table.num_embeddings}: ids are 0 to {self.table.num_embeddings - 1}"
-            )
+        if not is_exporting() and ids.numel():  # an exported program cannot look at values
+            low, high = int(ids.min()), int(ids.max())
+            if not 0 <= low <= high < self.table.num_embeddings:
+                raise ValueError(
+                    f"ids run from {low} to {high}, but the vocabulary has "
+                    f"{self.table.num_embeddings}: ids are 0 to {self.table.num_embeddings - 1}"
+                )
         tokens: Tensor = self.table(ids)
         if self.positions is not None:
             tokens = tokens + self.positions(space).to(tokens.dtype)

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from attention_core import (
     ALiBi,
@@ -118,7 +119,7 @@ class TextEncoder(nn.Module):
                     f"packed ids hold {len(ids)} tokens, but lengths sum to {int(lengths.sum())}"
                 )
             return Sequence.packed(lengths, device=ids.device)
-        if len(lengths) != len(ids):
+        if lengths.shape[0] != ids.shape[0]:  # len() would fix the batch of an exported program
             raise ValueError(
                 f"padded ids hold {len(ids)} texts, but there are {len(lengths)} lengths"
             )
@@ -151,7 +152,7 @@ class TextEncoder(nn.Module):
             pooled: Tensor = self.pool(tokens, space)
             return pooled
         if self.pooling == "first":
-            if lengths is not None and bool((lengths < 1).any()):
+            if lengths is not None and not is_exporting() and bool((lengths < 1).any()):
                 text = int((lengths < 1).nonzero()[0])
                 raise ValueError(f"pooling='first' needs a first token: text {text} has length 0")
             if tokens.ndim == 3:

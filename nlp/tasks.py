@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_core import record_attention
 from attention_core.training import ClassificationTask
+from nlp.models import pad
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +20,13 @@ class TextClassification(ClassificationTask):
 
     Arguments are those of `ClassificationTask`. The data module has a `tokenizer`.
     """
+
+    def export_inputs(
+        self, batch: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+        """The texts padded, `ids` (batch, length), and their `lengths` (batch,)."""
+        inputs = {"ids": pad(batch["ids"], batch["lengths"]), "lengths": batch["lengths"]}
+        return inputs, {"ids": {0: "batch", 1: "length"}, "lengths": {0: "batch"}}
 
     def attention_figure(self, batch: dict[str, Any]) -> Figure | None:
         """The attention of the last layer over one test text of each class."""

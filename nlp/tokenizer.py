@@ -42,6 +42,10 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has no token {token!r}")
         return int(found)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._backend.encode_special_tokens = True  # which a copy of the backend forgets
+
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int, *, min_count: int = 2) -> Self:
         """Learns merges from `texts`; the same texts give the same tokenizer.

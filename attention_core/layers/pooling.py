@@ -55,7 +55,10 @@ class AttentionPool(nn.Module):
         pooled = self.attention(queries, x, space=(where, space)).reshape(-1, count, dim)
         # The projection's bias would otherwise stand for a sample that has no tokens
         sample, present = _samples(x, space.to(x.device))
-        empty = torch.bincount(sample[present], minlength=len(pooled)) == 0
+        if segments is None:
+            empty = ~present.any(1)
+        else:
+            empty = torch.bincount(sample[present], minlength=len(pooled)) == 0
         pooled = pooled.masked_fill(empty[:, None, None], 0)
         return pooled.squeeze(1) if count == 1 else pooled
 
@@ -85,6 +88,8 @@ def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] 
     sample, counted = _samples(x, space)
     if space.special is not None:
         counted = counted & (space.special if how == "special" else ~space.special)
+    if space.segments is None:  # one sample a row: nothing has to be gathered
+        return _pool_rows(x.reshape(-1, space.length, x.shape[-1]), counted[..., None], how)
     rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
     rows = rows.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
     pooled = rows.new_zeros(len(sample) * space.num_segments, x.shape[-1])
@@ -95,6 +100,18 @@ def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] 
     if how != "sum":
         pooled = pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None]
     return pooled.to(x.dtype)
+
+
+def _pool_rows(x: Tensor, counted: Tensor, how: str) -> Tensor:
+    """`pool` of (B, L, D) over the tokens that `counted` (B, L, 1) says."""
+    if how == "max":
+        if not x.shape[1]:
+            return x.sum(1)
+        most = x.masked_fill(~counted, -torch.inf).amax(1)
+        return most.masked_fill(~counted.any(1), 0)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
+    total = wide.masked_fill(~counted, 0).sum(1)
+    return (total if how == "sum" else total / counted.sum(1).clamp(min=1)).to(x.dtype)
 
 
 def _samples(x: Tensor, space: Space) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import (
     TYPE_CHECKING,
@@ -81,10 +82,10 @@ class Space:
                 )
             if name in ("valid", "special") and tensor.dtype != torch.bool:
                 raise TypeError(f"{name} must be bool (True: {name}), got {tensor.dtype}")
-        batches = {t.shape[0] for t in self._batched()}
-        if len(batches) > 1:
+        batches = [t.shape[0] for t in self._batched()]  # no set: they may be symbols
+        if any(batch != batches[0] for batch in batches):
             raise ValueError(
-                f"the tensors of a space disagree on the batch size: {sorted(batches)}"
+                f"the tensors of a space disagree on the batch size: {sorted(set(batches))}"
             )
 
     def _batched(self) -> list[Tensor]:
@@ -222,6 +223,8 @@ class Space:
         """How many tokens of a row are special."""
         if self.special is None:
             return 0
+        if self.size is not None:  # they come first, and every place is taken
+            return self.length - math.prod(self.size)
         return int(self.special.sum(-1).max()) if self.length else 0
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 
 def first_special(count: int, length: int, device: torch.device | str) -> Tensor | None:
@@ -18,7 +19,9 @@ def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = 
     ).reshape(-1)
     if counts.numel() == 0:
         return counts.long()
-    if counts.is_floating_point() or bool((counts < 0).any()):
+    # An exported program cannot look at values; it takes a negative length for 0
+    negative = not is_exporting() and bool((counts < 0).any())
+    if counts.is_floating_point() or negative:
         raise ValueError(f"lengths must be whole numbers of at least 0, got {counts.tolist()}")
     return counts.long()
 

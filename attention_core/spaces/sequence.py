@@ -10,6 +10,7 @@ from typing import (
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
@@ -70,10 +71,11 @@ class Sequence(Space):
         Positions count from 0 at a sample's first token on either side.
         """
         counts = whole_lengths(lengths, device)
-        longest = int(counts.max()) if len(counts) else 0
-        length = longest if length is None else length
-        if length < longest:
-            raise ValueError(f"length={length} is shorter than the longest sample, {longest}")
+        if length is None or not is_exporting():  # an exported program cannot look at values
+            longest = int(counts.max()) if len(counts) else 0
+            length = longest if length is None else length
+            if length < longest:
+                raise ValueError(f"length={length} is shorter than the longest sample, {longest}")
         if side not in ("left", "right"):
             raise ValueError(f"side must be 'left' or 'right', got {side!r}")
         if side == "left" and special:

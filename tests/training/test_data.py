@@ -1,14 +1,18 @@
 """The order of the training samples, and what a loader continues with."""
 
 import itertools
+import multiprocessing
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
 
-from attention_core.training import Loader, UsageError, require
+from attention_core.training import DataModule, Loader, UsageError, require
 
 
 class Noisy(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -100,6 +104,55 @@ def test_shards_together_are_the_data_set(
     assert set(itertools.chain(*training)) == set(range(samples))
     # Evaluation: every sample exactly once, so that the metrics are exact.
     assert sorted(itertools.chain(*evaluation)) == list(range(samples))
+
+
+def test_a_closed_loader_leaves_no_worker_and_can_be_iterated_again() -> None:
+    loader = Loader(Noisy(20), 4, workers=2)
+    before = epoch_of(loader, 0)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    loader.close()
+    assert multiprocessing.active_children() == []
+    assert epoch_of(loader, 0) == before
+    loader.close()
+
+
+def test_a_data_module_travels_to_other_processes() -> None:
+    """With its `collate` to spawned workers, as a whole to spawned ranks: there it loads anew."""
+    data = DataModule(batch_size=4)
+    data.train_set = data.val_set = Noisy(8)
+    data.train_dataloader()
+    sent = pickle.loads(pickle.dumps(data))
+    assert epoch_of(sent.val_dataloader(), 0) == epoch_of(data.val_dataloader(), 0)
+
+
+def test_no_worker_outlives_the_training(tmp_path: Path) -> None:
+    class Data(DataModule):
+        def load(self) -> None:
+            self.train_set = self.val_set = self.test_set = Noisy(8)
+
+    class Module(LightningModule):
+        def training_step(self, batch: Any) -> None:
+            return None
+
+        def validation_step(self, batch: Any) -> None: ...
+        def test_step(self, batch: Any) -> None: ...
+        def configure_optimizers(self) -> None: ...
+
+    data, module = Data(batch_size=4, workers=1), Module()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, data)
+    assert multiprocessing.active_children() == []
+    trainer.test(module, data)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_missing_package_names_the_extra() -> None:

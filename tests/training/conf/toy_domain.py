@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.inputs import csv_rows, files
 
 
 class Rings(DataModule):
@@ -30,6 +33,13 @@ class Rings(DataModule):
         self.train_set = Points(points[: -2 * third], target[: -2 * third], jitter=0.05)
         self.val_set = Points(points[-2 * third : -third], target[-2 * third : -third])
         self.test_set = Points(points[-third:], target[-third:])
+
+    def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
+        for name, file in files(path, [".csv"]):
+            yield from csv_rows(name, file, ["x", "y"])
+
+    def read(self, raw: dict[str, str]) -> dict[str, Tensor]:
+        return {"points": torch.tensor([float(raw["x"]), float(raw["y"])])}
 
 
 class Points(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -1,0 +1,172 @@
+"""The model card of a run: what was trained, how, on what, with what result, and what is not known.
+
+After Mitchell et al., Model Cards for Model Reporting, 2019.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from lightning.pytorch import Trainer
+
+from attention_core.training.data import DataModule
+from attention_core.training.folder import RunFolder, replace_file
+
+
+def write_card(
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    results: Mapping[str, float],
+    trainer: Trainer,
+    *,
+    seconds: float,
+    resumed: bool = False,
+) -> None:
+    """Writes `README.md` of the run in `folder`, once it is tested and its figures are drawn.
+
+    Args:
+        config: resolved.
+        results: of the test, by name, with "best_epoch".
+        trainer: that has trained and tested; it knows data, model and devices.
+        seconds: that this process trained and tested.
+        resumed: whether another process had trained before it.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    task: Any = trainer.lightning_module
+    sizes = {
+        "training": len(data.train_set),
+        "validation": len(data.val_set),
+        "test": len(data.test_set),
+    }
+    about = config.get("about") or {}
+    target, arguments = _described(config["model"])
+    run = _short(folder.path)
+    text = _template().render(
+        experiment=config.get("experiment") or "A run",
+        title=str(about.get("title") or "").rstrip("."),
+        source=str(about.get("data") or ""),
+        samples=", ".join(f"{size:,} {name}" for name, size in sizes.items()),
+        reader=_call({k: v for k, v in config["data"].items() if k != "classes"}),
+        classes=data.classes,
+        parameters=sum(parameter.numel() for parameter in task.parameters()),
+        test_samples=sizes["test"],
+        epoch=int(results["best_epoch"]) + 1,
+        epochs=trainer.current_epoch,
+        monitor=task.monitor,
+        mode=task.mode,
+        results={name: f"{value:.4f}" for name, value in results.items() if name != "best_epoch"},
+        interval=_interval(results.get("test/accuracy"), sizes["test"]),
+        figures=[
+            (path.stem.replace("_", " ").capitalize(), f"{folder.figures.name}/{path.name}")
+            for path in sorted(folder.figures.glob("*.png"))
+        ],
+        allow=config.get("allow") or [],
+        run=shlex.quote(run),
+        run_in_python=json.dumps(run, ensure_ascii=False),
+        predicts=type(data).inputs is not DataModule.inputs,
+        model={"target": target, "arguments": arguments},
+        training=_training(config, trainer, data, seconds, resumed),
+        seed=config.get("seed", 1),
+    )
+    with replace_file(folder.path / "README.md", "w") as file:
+        file.write(text)
+
+
+def _training(
+    config: Mapping[str, Any], trainer: Trainer, data: DataModule, seconds: float, resumed: bool
+) -> dict[str, str]:
+    world, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+    batch = f"{data.batch_size * world * accumulated:,}"
+    if world * accumulated > 1:
+        batch += f" ({data.batch_size:,} × {world} processes × {accumulated} accumulated)"
+    device = trainer.strategy.root_device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    time = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
+    rows = {
+        "optimizer": _code(_call(config["optimizer"])),
+        "schedule": _code(_call(config["schedule"])) if config.get("schedule") else "none",
+        "epochs": f"{trainer.current_epoch:,} ({trainer.global_step:,} optimizer steps)",
+        "batch size": batch,
+        "precision": str(trainer.precision),
+        "seed": str(config.get("seed", 1)),
+        "time": time + (", since the run was last continued" if resumed else ""),
+        "hardware": f"{world} × {where}" if world > 1 else where,
+    }
+    versions = {"Python": platform.python_version(), "torch": torch.__version__}
+    versions |= {name: version(name) for name in ("lightning", "attention-core")}
+    return {**rows, "versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
+
+
+def _processor() -> str:
+    kind = platform.processor() or platform.machine()
+    return f"CPU ({kind}), {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def _described(part: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return part["_target_"], {name: value for name, value in part.items() if name[:1] != "_"}
+
+
+def _call(part: Mapping[str, Any]) -> str:
+    target, arguments = _described(part)
+    return f"{target}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
+
+
+def _interval(accuracy: float | None, n: int) -> str:
+    """How far chance in the choice of the test samples reaches (Wilson, 1927)."""
+    if accuracy is None or not 0 <= accuracy <= 1:
+        return ""
+    z = 1.96
+    middle = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return (
+        "With so many samples, the 95% interval of the accuracy is "
+        f"{100 * (middle - half):.1f}% to {100 * (middle + half):.1f}% (Wilson)."
+    )
+
+
+def _short(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("attention_core.training"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(text=_text, code=_code, json=_json)
+    return environment.get_template("card.md.j2")
+
+
+def _line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _text(value: Any) -> str:
+    """Words on one line, in which no character means anything to Markdown."""
+    text = re.sub(r"([\\|*_`~<>\[\]#&])", r"\\\1", _line(value))
+    return re.sub(r"^(\d*)([-+=.)])(?!\w)", r"\1\\\2", text)  # which would begin a list
+
+
+def _code(text: str) -> str:
+    """Text between backticks, in a table."""
+    text = _line(text).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
