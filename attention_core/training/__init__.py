@@ -79,6 +79,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attention_core.training.data import DataModule, Loader, require
     from attention_core.training.errors import UsageError
+    from attention_core.training.export import load_model
     from attention_core.training.run import evaluate, resume, train
     from attention_core.training.task import ClassificationTask, Task
 
@@ -90,6 +91,7 @@ _HOMES = {
     "Task": "task",
     "UsageError": "errors",
     "evaluate": "run",
+    "load_model": "export",
     "require": "data",
     "resume": "run",
     "train": "run",
@@ -102,6 +104,7 @@ __all__ = [
     "Task",
     "UsageError",
     "evaluate",
+    "load_model",
     "require",
     "resume",
     "train",

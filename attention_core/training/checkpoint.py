@@ -62,8 +62,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"checkpoint: {str(path)!r} is refused: it holds more than plain data, and reading that "
-            f"could run code ({str(error).splitlines()[0]})"
+            f"checkpoint: {str(path)!r} is refused: it holds more than plain data, and reading "
+            f"that could run code ({str(error).splitlines()[0]})"
         ) from error
     return content
 
@@ -249,8 +249,8 @@ class Checkpoint(callbacks.Checkpoint):
             if not isinstance(reason, OSError):
                 raise
             raise UsageError(
-                f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one before "
-                f"is intact. Once there is room, continue with: attn train run={self.folder.path}"
+                f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one "
+                f"before is intact. Once there is room, continue with: attn train run={self.folder.path}"
             ) from error
 
 

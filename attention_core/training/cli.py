@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +15,13 @@ usage: attn COMMAND [...]
 
   attn train [key=value ...]         train an experiment; the default is vision/digits
   attn train run=FOLDER              continue an interrupted run, exactly
+  attn prepare [key=value ...]       write a run folder and train nothing, for torchrun and SLURM
+  attn find-lr [key=value ...]       try rising learning rates and suggest one
   attn evaluate run=FOLDER           test the best checkpoint of a run again
+  attn predict run=FOLDER input=...  classify the files, folders or records at a path
+  attn export run=FOLDER format=...  write the model as safetensors, torch_export or onnx
   attn list                          the experiments, what each needs and gives
+  attn new-domain NAME               write the files that a domain of your own begins with
 
 examples:
   attn train experiment=graph/mutag trainer.max_epochs=20
@@ -34,7 +40,16 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
-    commands = {"train": _train, "evaluate": _evaluate, "list": _list}
+    commands = {
+        "train": _train,
+        "prepare": _prepare,
+        "find-lr": _find_lr,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "export": _export,
+        "list": _list,
+        "new-domain": _new_domain,
+    }
     name, *rest = arguments
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     try:
@@ -81,27 +96,75 @@ def _train(arguments: list[str]) -> None:
 
     flags = ["--multirun"] if given.multirun else []
     flags += ["--cfg", given.cfg, "--resolve"] if given.cfg else []
-    run_hydra(_job, given.overrides, flags=flags, config_dir=given.config_dir)
+    failed = run_hydra(_job, given.overrides, flags=flags, config_dir=given.config_dir, sweeps=True)
+    if failed:
+        sys.exit(1)
 
 
-def _job(config: dict[str, Any], folder: Path) -> float | None:
+def _job(config: dict[str, Any], folder: Path) -> None:
+    # A function of this module, because launchers send it to other processes
     from attention_core.training.run import train
 
     train(config, folder)
-    return None
+
+
+def _prepare(arguments: list[str]) -> None:
+    parser = _parser("prepare", "Write the folder of a run; start it with attn train run=FOLDER.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for attn train")
+    given = parser.parse_intermixed_args(arguments)
+    _make_importable(given.config_dir)
+    from attention_core.training.compose import run_hydra
+    from attention_core.training.run import prepare
+
+    run_hydra(prepare, given.overrides, flags=[], config_dir=given.config_dir)
+
+
+def _find_lr(arguments: list[str]) -> None:
+    parser = _parser("find-lr", "Try rising learning rates on an experiment and suggest one.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for attn train")
+    given = parser.parse_intermixed_args(arguments)
+    _make_importable(given.config_dir)
+    from attention_core.training.compose import run_hydra
+    from attention_core.training.find_lr import find_lr
+
+    run_hydra(find_lr, given.overrides, flags=[], config_dir=given.config_dir)
 
 
 def _evaluate(arguments: list[str]) -> None:
-    parser = _parser("evaluate", "Test the best checkpoint of a run again.")
-    parser.add_argument("overrides", nargs="*", metavar="run=FOLDER")
-    given = parser.parse_intermixed_args(arguments)
-    _make_importable(given.config_dir)
-    folder = _run_folder(given.overrides)
-    if folder is None or len(given.overrides) > 1:
-        raise UsageError("evaluate takes one argument: run=FOLDER, the folder of a run.")
+    given = _of_run("evaluate", "Test the best checkpoint of a run again.", arguments, ["run"])
     from attention_core.training.run import evaluate
 
-    evaluate(folder)
+    evaluate(Path(given["run"]))
+
+
+def _predict(arguments: list[str]) -> None:
+    given = _of_run(
+        "predict",
+        "Predict what a file or folder holds with the best checkpoint of a run. Writes CSV, or "
+        "JSON lines where output ends in .jsonl; without output, CSV to the terminal.",
+        arguments,
+        ["run", "input", "output"],
+        optional=["output"],
+    )
+    from attention_core.training.predict import predict
+
+    output = Path(given["output"]) if "output" in given else None
+    if predict(Path(given["run"]), Path(given["input"]), output) > 0:
+        sys.exit(1)
+
+
+def _export(arguments: list[str]) -> None:
+    given = _of_run(
+        "export",
+        "Write the model of a run, with the weights of its best checkpoint, as one file.",
+        arguments,
+        ["run", "format", "output"],
+        optional=["output"],
+    )
+    from attention_core.training.export import export
+
+    output = Path(given["output"]) if "output" in given else None
+    export(Path(given["run"]), given["format"], output)
 
 
 def _list(arguments: list[str]) -> None:
@@ -126,6 +189,54 @@ def _list(arguments: list[str]) -> None:
     console = Console()
     console.print(table)
     console.print("train one with: attn train experiment=NAME", highlight=False)
+
+
+def _new_domain(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "attn new-domain", description="Write a Python file and a YAML file that train as written."
+    )
+    parser.add_argument("name", metavar="NAME", help="a Python name, such as audio")
+    parser.add_argument(
+        "--into", type=Path, metavar="DIR", help="the folder to write; default: NAME"
+    )
+    given = parser.parse_args(arguments)
+    from attention_core.training.new_domain import new_domain
+
+    new_domain(given.name, given.into or Path(given.name))
+
+
+def _of_run(
+    command: str,
+    description: str,
+    arguments: list[str],
+    names: list[str],
+    *,
+    optional: Iterable[str] = (),
+) -> dict[str, str]:
+    """The arguments `name=value` of a command that works on a finished run."""
+    parser = _parser(command, description)
+    parser.add_argument("values", nargs="*", metavar="name=value", help=", ".join(names))
+    parsed = parser.parse_intermixed_args(arguments)
+    _make_importable(parsed.config_dir)
+    usage = " ".join(
+        f"[{name}=...]"
+        if name in optional
+        else f"{name}=FOLDER"
+        if name == "run"
+        else f"{name}=..."
+        for name in names
+    )
+    given: dict[str, str] = {}
+    for argument in parsed.values:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in names or name in given:
+            near = did_you_mean(name, names) if equals and name not in names else ""
+            raise UsageError(f"{command}: {argument!r} is not understood.{near} It takes {usage}.")
+        given[name] = value
+    missing = [name for name in names if name not in given and name not in optional]
+    if missing:
+        raise UsageError(f"{command} needs {missing[0]}=...: attn {command} {usage}")
+    return given
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

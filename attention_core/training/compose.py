@@ -9,15 +9,21 @@ import importlib.resources
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 CONF = "attention_core.conf"
+HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not what
 
 
 def config_roots(config_dir: Path | None) -> list[Path]:
@@ -53,23 +59,74 @@ def about(roots: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@dataclass
+class _Task:
+    """What Hydra calls with each composed configuration: here, or in a process of a launcher."""
+
+    job: Callable[[dict[str, Any], Path], Any]
+    mistakes: list[Exception] = field(default_factory=list)
+    search: list[str] = field(default_factory=lambda: list(sys.path))
+
+    def __call__(self, composed: "DictConfig") -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+
+        def config() -> dict[str, Any]:
+            values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            return {"experiment": hydra.runtime.choices.get("experiment"), **values}
+
+        if hydra.mode is RunMode.MULTIRUN:
+            from attention_core.training.sweep import run_job
+
+            return run_job(
+                self.job,
+                config,
+                folder,
+                number=hydra.job.num,
+                overrides=[o for o in hydra.overrides.task if not o.startswith(HOW)],
+                direction=hydra.sweeper.get("direction"),
+            )
+        try:
+            return self.job(config(), folder)
+        except (UsageError, OmegaConfBaseException) as error:
+            self.mistakes.append(error)
+            return None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # In a process that a launcher has started, before Hydra resolves anything there
+        self.__dict__.update(state)
+        sys.path += [place for place in self.search if place not in sys.path]
+        _register_resolvers()
+
+
 def run_hydra(
     job: Callable[[dict[str, Any], Path], Any],
     overrides: list[str],
     *,
     flags: list[str],
     config_dir: Path | None,
-) -> None:
+    sweeps: bool = False,
+) -> int:
     """Composes the configuration and calls `job(config, folder)`, once or once per sweep job.
+
+    Args:
+        job: in a sweep, a training: it leaves metrics in `folder`, by which jobs are compared.
+        flags: of Hydra's command line.
+        sweeps: whether several jobs may be asked for.
+
+    Returns:
+        The number of jobs of a sweep that failed. They are reported, and stop no other job.
 
     Raises:
         UsageError: in place of what Hydra raises for a wrong name, key or value.
     """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     roots = config_roots(config_dir)
@@ -79,31 +136,92 @@ def run_hydra(
     # it sees every traceback.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-    mistakes: list[Exception] = []
-
-    def task(composed: DictConfig) -> Any:
-        choices = HydraConfig.get().runtime.choices
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            return job({"experiment": choices.get("experiment"), **config}, folder)  # type: ignore[dict-item]
-        except (UsageError, OmegaConfBaseException) as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise  # Hydra adds a line that names the job
-            mistakes.append(error)
-            return None
-
+    task = _Task(job)
     argv = sys.argv
     extra = [f"--config-dir={roots[1]}"] if config_dir else []
-    sys.argv = ["attn", *flags, *extra, *overrides]
+    folder, failed = None, 0
     try:
-        hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(task)()
-        if mistakes:
-            raise mistakes[0]
+        if "--cfg" not in flags:
+            folder = _sweep_folder(overrides, roots, multirun="--multirun" in flags)
+        if folder is not None:
+            if not sweeps:
+                raise UsageError("A sweep is for attn train; this command works on one run.")
+            _quiet_sweepers()
+            quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+            overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
+        sys.argv = ["attn", *flags, *extra, *overrides]
+        try:
+            hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
+                task
+            )()
+        finally:
+            sys.argv = argv
+            if folder is not None:
+                from attention_core.training.sweep import report
+
+                failed = report(folder)
+        if task.mistakes:
+            raise task.mistakes[0]
+    except UsageError:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides, roots) from error
-    finally:
-        sys.argv = argv
+    except Exception as error:
+        if not failed:
+            raise
+        # A launcher lost a job, or a sampler was left without any score
+        print(f"attn: {type(error).__name__}: {error}", file=sys.stderr)
+    return failed
+
+
+def _sweep_folder(overrides: list[str], roots: list[Path], *, multirun: bool) -> Path | None:
+    """Where the sweep that is asked for writes, None for a single run.
+
+    Raises:
+        UsageError: a sweep of nothing, or one that would look for the worst.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    composed = _compose(plain, roots)
+    hydra = composed.hydra
+    launcher = hydra.runtime.choices["hydra/launcher"]
+    local = launcher == "basic"
+    if not multirun and hydra.mode is not RunMode.MULTIRUN:
+        if not local:
+            raise UsageError(
+                f"launcher: {launcher!r} starts the jobs of a sweep. Add sweep=grid and values "
+                "separated by commas, as in seed=1,2,3; or -m, to start a single job by it."
+            )
+        return None
+    HydraConfig.instance().set_config(composed)
+    if local and len(plain) == len(parsed) and not hydra.sweeper.get("params"):
+        raise UsageError(
+            "There is nothing to sweep over. Give values separated by commas, as in seed=1,2,3, or "
+            "leave out sweep=... and -m to train once."
+        )
+    if "direction" in hydra.sweeper:
+        from attention_core.training.sweep import check_direction
+
+        task = {"_target_": composed.task.get("_target_")}
+        allow = OmegaConf.to_container(composed.allow)
+        check_direction({"task": task, "allow": allow}, hydra.sweeper.direction)
+    folder = Path(hydra.sweep.dir).absolute()
+    if any(folder.glob("*/job.json")):
+        raise UsageError(f"hydra.sweep.dir: {str(folder)!r} holds a sweep already.")
+    return folder
+
+
+def _quiet_sweepers() -> None:
+    # What failed is said in our own words, and a table tells the scores
+    import logging
+
+    logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)
+    logging.getLogger("optuna.storages").setLevel(logging.WARNING)
 
 
 def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
@@ -121,7 +239,7 @@ def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
             continue
         known = options(group, roots) if re.fullmatch(r"[\w/]+", group) else []
         for choice in value.split(",") if known else []:
-            choice = choice.strip().strip("'\"")
+            choice = choice.strip().strip("'\"[] ")
             if choice not in known and re.fullmatch(r"[\w/.-]+", choice) and choice != "null":
                 raise UsageError(
                     f"{group}: there is no {choice!r}.{did_you_mean(choice, known)}"
@@ -131,7 +249,26 @@ def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
 
 def explain(error: Exception, overrides: list[str], roots: list[Path]) -> UsageError:
     """The error that Hydra raised, as what a user needs to know."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UsageError):
+            return cause  # of a resolver
+        cause = cause.__cause__
     message = str(error)
+    plugin = re.search(r"Could not find 'hydra/(?:launcher|sweeper)/([a-z]+)", message)
+    if plugin:
+        name = plugin.group(1)
+        return UsageError(
+            f"{name}: it needs a package that is not installed. Install it with: "
+            f"pip install 'attention-core[{'ray' if name == 'ray' else 'sweep'}]'"
+        )
+    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", message.splitlines()[0])
+    if several:
+        key, values = several.groups()
+        return UsageError(
+            f"{key}: several values, {values}. To train once with each, add sweep=grid. "
+            f"A list is written {key}=[{values}], and a text with a comma {key}=\\'{values}\\'."
+        )
     wrong = re.search(r"Could not (?:override|delete) '?([\w./@]+)'?", message)
     if wrong:
         key = wrong.group(1).rstrip(".")
@@ -147,22 +284,27 @@ def explain(error: Exception, overrides: list[str], roots: list[Path]) -> UsageE
     return UsageError(" ".join(lines))
 
 
+def _compose(overrides: list[str], roots: list[Path]) -> "DictConfig":
+    """The configuration with Hydra's own part, not yet resolved."""
+    from hydra import compose, initialize_config_module
+
+    search = [f"hydra.searchpath=[file://{roots[1]}]"] if len(roots) > 1 else []
+    with initialize_config_module(CONF, version_base="1.3"):
+        return compose("config", [*overrides, *search], return_hydra_config=True)
+
+
 def _known_keys(overrides: list[str], roots: list[Path]) -> list[str]:
     """All keys of the configuration that the group choices among `overrides` give."""
-    from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     chosen = [o for o in overrides if options(o.partition("=")[0].lstrip("+"), roots)]
-    chosen = [o.split(",")[0] for o in chosen]
-    if len(roots) > 1:
-        chosen.append(f"hydra.searchpath=[file://{roots[1]}]")
     try:
-        with initialize_config_module(CONF, version_base="1.3"):
-            config = OmegaConf.to_container(compose("config", chosen), resolve=False)
+        composed = _compose([o.split(",")[0] for o in chosen], roots)
     except HydraException:
         return []
-    return list(_flatten(config, ""))
+    config = OmegaConf.to_container(composed, resolve=False)
+    return [key for key in _flatten(config, "") if not key.startswith("hydra")]
 
 
 def _flatten(config: Any, place: str) -> Iterable[str]:
@@ -174,8 +316,17 @@ def _flatten(config: Any, place: str) -> Iterable[str]:
 
 
 def _register_resolvers() -> None:
-    """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name."""
+    """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
+    this run alone; `${direction:TARGET,ALLOW}`: what a sweeper does with a task's score."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", len, replace=True)
     OmegaConf.register_new_resolver("slug", lambda name: str(name).replace("/", "-"), replace=True)
+    OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:12], replace=True)
+    OmegaConf.register_new_resolver("direction", _direction, replace=True)
+
+
+def _direction(target: str, allow: list[str]) -> str:
+    from attention_core.training.sweep import DIRECTIONS, monitored
+
+    return DIRECTIONS[monitored({"task": {"_target_": target}, "allow": list(allow)})[1]]

@@ -1,7 +1,7 @@
 """The one error that the command line shows without a traceback, and its "did you mean"."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class UsageError(ValueError):
@@ -11,7 +11,16 @@ class UsageError(ValueError):
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Returns " Did you mean a or b?" for the nearest candidates, or "" where none is near."""
     known = sorted(set(candidates))
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    # "sentiment" is far from "nlp/sentiment_tiny" in edits, yet plainly meant.
-    near += [other for other in known if name and name in other and other not in near][:2]
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    # Only what is about as near as the nearest: model.dim for model.dimm, and not model.norm
+    closeness = [SequenceMatcher(None, other, name).ratio() for other in near]
+    near = [near[i] for i, close in enumerate(closeness) if close > closeness[0] - 0.1]
+    # "sentiment" is far from "nlp/sentiment_tiny" in edits, and "lr" from "optimizer.lr", yet both
+    # are plainly meant.
+    near += [
+        other
+        for other in known
+        if (len(name) > 2 and name in other) or other.endswith(f".{name}")
+        if other not in near
+    ][:2]
     return f" Did you mean {' or '.join(near[:3])}?" if near else ""

@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def next(self) -> Path:
-        """A checkpoint that is written and not yet the last: there only where a kill came between."""
+        """A checkpoint that is written and not yet the last: there only if a kill came between."""
         return self.path / "checkpoints" / "next.ckpt"
 
     @property

@@ -100,7 +100,7 @@ def _build(config: Any, place: str, allow: tuple[str, ...], extra: dict[str, Any
     if "_target_" not in config:
         return built
     target = built.pop("_target_")
-    found = _locate(target, place, allow)
+    found = locate(target, place, allow)
     arguments = built.pop("_args_", [])
     if built.pop("_partial_", False):
         return functools.partial(found, *arguments, **built, **extra)
@@ -126,7 +126,7 @@ def check(config: Any, *, allow: Iterable[str] = ()) -> None:
             raise UsageError(f"allow: {prefix!r} cannot be allowed: it is never safe as a target.")
     for place, node in _targets(config, ""):
         target = node["_target_"]
-        found = _locate(target, place, allow)
+        found = locate(target, place, allow)
         _check_arguments(found, node, place, target)
 
 
@@ -149,19 +149,24 @@ def _is_refused(name: str) -> bool:
     return name.split(".")[0] in sys.stdlib_module_names or _begins(name, REFUSED)
 
 
-def _locate(target: Any, place: str, allow: tuple[str, ...]) -> Any:
+def locate(target: Any, place: str, allow: Iterable[str] = ()) -> Any:
+    """The class or function that the target of `place` names.
+
+    Raises:
+        UsageError: it is refused or cannot be found.
+    """
     where = f"{place}._target_" if place else "_target_"
     if not isinstance(target, str):
         raise UsageError(f"{where} must be a dotted name, got {target!r}.")
     parts = target.split(".")
     if _is_refused(target) or any(part.startswith("_") for part in parts):
         raise UsageError(f"{where}: {target!r} is refused: it is never safe as a target.")
-    prefixes = ALLOWED + allow
+    prefixes = (*ALLOWED, *allow)
     if not _begins(target, prefixes):
         raise UsageError(
-            f"{where}: {target!r} is not allowed. Targets begin with one of "
-            f"{', '.join(sorted(prefixes))}. To trust a package of your own, add its name to the "
-            "list `allow` of the configuration."
+            f"{where}: {target!r} is not allowed. To trust a package of your own, add its name to "
+            f"the list `allow` of the configuration, as in allow=[{parts[0]}]. Targets otherwise "
+            f"begin with one of {', '.join(sorted(prefixes))}."
         )
     found, consumed = _import_longest(parts, where, target)
     for name in parts[consumed:]:

@@ -126,8 +126,8 @@ class FSDP2(ModelParallelStrategy):
         written_by = content.get("processes", 1)
         if written_by != self.world_size:
             raise UsageError(
-                f"run: its checkpoint is sharded over {written_by} processes, but {self.world_size} "
-                "were started to continue it."
+                f"run: its checkpoint is sharded over {written_by} processes, but "
+                f"{self.world_size} were started to continue it."
             )
         loaded: dict[str, Any] = self._from_shards(content)
         return loaded

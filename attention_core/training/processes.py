@@ -22,7 +22,6 @@ from lightning.pytorch.strategies.launchers.subprocess_script import (
     _SubprocessScriptLauncher,
 )
 
-
 T = TypeVar("T")
 
 

@@ -7,9 +7,12 @@ run can be given the folder and nothing else.
 
 import json
 import logging
+import math
+import os
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +21,23 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 from rich.table import Table
 
 from attention_core.training.callbacks import StepLog, StepSeed
+from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.instantiate import build, check
+from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.processes import joined_by_others
+from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
+from attention_core.training.processes import joined_by_others, joins_another, started_from_outside
 from attention_core.training.task import Task
 
 Config = dict[str, Any]
@@ -47,6 +55,9 @@ KEYS = {
     "schedule": "a partial of a function of attention_core.training.optim",
     "trainer": "a lightning.Trainer",
     "checkpoint": "arguments of attention_core.training.checkpoint.Checkpoint",
+    "activation_checkpointing": "compute each block again in the backward pass, to save memory",
+    "compile": "compile each block with torch.compile",
+    "profiler": "a Lightning profiler; writes to the folder profile/ of the run",
     "callbacks": "Lightning callbacks by name",
     "logger": "Lightning loggers by name, beside metrics.csv",
 }
@@ -68,15 +79,41 @@ def train(config: Config, path: Path) -> dict[str, float]:
     Raises:
         UsageError: the configuration is wrong, or the folder holds a run already.
     """
+    launcher = started_from_outside()
+    if launcher:
+        raise UsageError(
+            f"{launcher} starts several processes, and each would choose a folder of its own. "
+            "Write the folder first, in one process, with `attn prepare` and the same arguments; then "
+            f"start with {launcher}: attn train run=FOLDER"
+        )
     folder = RunFolder(path)
+    check_config(config)
+    with folder.locked():
+        _write_config(config, folder)
+        return _fit_and_test(config, folder)
+
+
+def prepare(config: Config, path: Path) -> None:
+    """Writes the folder of a run that `resume` then starts, in one process or in many.
+
+    Raises:
+        UsageError: as `train`.
+    """
+    folder = RunFolder(path)
+    check_config(config)
+    with folder.locked():
+        _write_config(config, folder)
+    Console().print(f"Prepared. To start: attn train run={path}", highlight=False, soft_wrap=True)
+
+
+def _write_config(config: Config, folder: RunFolder) -> None:
     if folder.config.exists():
         raise UsageError(
-            f"{str(path)!r} holds a run already. To continue it: attn train run={path}"
+            f"{str(folder.path)!r} holds a run already. To continue it: "
+            f"attn train run={folder.path}"
         )
-    check_config(config)
     with replace_file(folder.config, "w") as file:
         yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
-    return _fit_and_test(config, folder)
 
 
 def resume(path: Path) -> dict[str, float]:
@@ -93,7 +130,8 @@ def resume(path: Path) -> dict[str, float]:
         _print_results(results, folder)
         return results
     check_config(config)
-    return _fit_and_test(config, folder)
+    with nullcontext() if joins_another() else folder.locked():
+        return _fit_and_test(config, folder)
 
 
 def evaluate(path: Path) -> dict[str, float]:
@@ -110,15 +148,10 @@ def evaluate(path: Path) -> dict[str, float]:
         )
     check_config(config)
     parts = assemble(config, folder, log=False)
-    results = _test(parts, folder)
+    results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
     recorded = json.loads(folder.results.read_text()) if folder.results.exists() else {}
-    changed = [name for name in results if name in recorded and recorded[name] != results[name]]
-    if changed:
-        difference = ", ".join(f"{name} was {recorded[name]!r}" for name in changed)
-        Console().print(f"[yellow]differs from results.json:[/] {difference}", highlight=False)
-    elif recorded:
-        Console().print("[green]the same as results.json, digit for digit[/]", highlight=False)
+    _print_comparison(results, recorded)
     return results
 
 
@@ -146,6 +179,12 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{key}: a mapping with a _target_ is needed, got {config.get(key)!r}."
             )
+    for key, instead, why in (
+        ("fast_dev_run", "fast_dev_run", "leaves out checkpoints, loggers and the test"),
+        ("overfit_batches", "overfit", "validates on other samples than it trains on"),
+    ):
+        if config["trainer"].get(key):
+            raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
     if not isinstance(config.get("seed", 1), int):
         raise UsageError(f"seed: an integer is needed, got {config['seed']!r}.")
     check(dict(config), allow=config.get("allow") or ())
@@ -153,7 +192,12 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     """Builds data, model, task and trainer. The seed is set first: the same configuration gives
-    the same weights."""
+    the same weights.
+
+    Args:
+        log: False to look at a trained model: nothing is written, and one process does it all,
+            however many trained.
+    """
     allow = config.get("allow") or ()
     seed: int = config.get("seed", 1)
     _quiet()
@@ -164,6 +208,10 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     model = build(config["model"], allow=allow)
     optimizer = build(config["optimizer"], allow=allow)
     schedule = build(config["schedule"], allow=allow) if config.get("schedule") else None
+    if config.get("activation_checkpointing"):
+        checkpoint_activations(model)
+    if config.get("compile"):
+        compile_blocks(model)
     task = build(config["task"], allow=allow, model=model, optimizer=optimizer, schedule=schedule)
     for name, part, kind in (("data", data, DataModule), ("task", task, Task)):
         if not isinstance(part, kind):
@@ -171,17 +219,24 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
     callbacks = [build(part, allow=allow) for part in (config.get("callbacks") or {}).values()]
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
-    loggers = []
+    loggers: list[Logger] = []
     if log:
-        loggers = [CSVMetrics(folder.metrics)]
-        for part in (config.get("logger") or {}).values():
-            loggers.append(build(part, allow=allow, save_dir=folder.path))
+        loggers = [CSVMetrics(folder.metrics), *build_loggers(config, folder.path)]
+    profiler = None
+    if log and config.get("profiler"):
+        where = {"dirpath": folder.path / "profile", "filename": "profile"}
+        profiler = build(config["profiler"], allow=allow, **where)
+    plugins: list[Any] = [PlainCheckpointIO()]
+    if os.environ.get("SLURM_NTASKS") == "1":
+        plugins.append(LightningEnvironment())  # SLURM started one task; the others are ours
     trainer = build(
-        config["trainer"],
+        config["trainer"] if log else _alone(config["trainer"]),
         allow=allow,
-        callbacks=[StepSeed(seed), StepLog(), header, *callbacks, checkpoint] if log else [],
+        profiler=profiler,
+        # The seed last: what other callbacks draw at a step makes no difference to it.
+        callbacks=[header, *callbacks, StepSeed(seed), StepLog(), checkpoint] if log else [],
         logger=loggers or False,
-        plugins=[PlainCheckpointIO()],
+        plugins=plugins,
         default_root_dir=folder.path,
         use_distributed_sampler=False,
         enable_progress_bar=False,
@@ -191,49 +246,69 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     return Parts(data, task, trainer, checkpoint)
 
 
+def _alone(trainer: Mapping[str, Any]) -> Config:
+    """The same trainer, in one process, on a CPU where there is no other device."""
+    alone = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if alone.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        alone["accelerator"] = "cpu"
+    return alone
+
+
 def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
     start = time.monotonic()
     parts = assemble(config, folder)
-    last = folder.last if folder.last.exists() else None
-    if last is None:
+    newest = next(iter(folder.resumable), None)
+    if newest is None:
         for logger in parts.trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 logger.truncate(0)
-    with joined_by_others(parts.trainer, folder.path):
+    with joined_by_others(parts.trainer, folder.path), logged(parts.trainer, config):
         try:
-            parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=last, weights_only=True)
+            parts.trainer.fit(
+                parts.task, datamodule=parts.data, ckpt_path=newest, weights_only=True
+            )
         except SystemExit:
             if not parts.trainer.interrupted:
                 raise
             # Lightning turns Ctrl-C into a silent exit.
             raise KeyboardInterrupt(f"To continue: attn train run={folder.path}") from None
-        results = _test(parts, folder)
+        results = _test(parts, folder, parts.checkpoint.best_epoch)
     if parts.trainer.is_global_zero:
         with replace_file(folder.results, "w") as file:
             json.dump(results, file, indent=2)
-        _draw(parts, folder, str(config.get("experiment") or ""))
+        trainer = parts.trainer
+        if isinstance(trainer.strategy, FSDP2):
+            # A sharded model computes nothing in one process alone: draw with it put together
+            parts = assemble(config, folder, log=False)
+            _test(parts, folder, int(results["best_epoch"]))
+        _draw(parts, folder, str(config.get("experiment") or ""), int(results["best_epoch"]))
+        write_card(
+            config,
+            folder,
+            results,
+            trainer,
+            seconds=time.monotonic() - start,
+            resumed=newest is not None,
+        )
         _print_results(results, folder, seconds=time.monotonic() - start)
     return results
 
 
-def _test(parts: Parts, folder: RunFolder) -> dict[str, float]:
+def _test(parts: Parts, folder: RunFolder, best_epoch: int | None) -> dict[str, float]:
     """Tests the best weights: results by name, with the epoch that they are from."""
-    if not folder.best.exists():
+    if best_epoch is None or not folder.best.exists():
         raise UsageError(
             "trainer: no validation was run, so there is no best checkpoint to test. At least one "
             "epoch with one validation batch is needed (max_epochs, limit_val_batches)."
         )
-    best = load_checkpoint(folder.best)
     (values,) = parts.trainer.test(
         parts.task, datamodule=parts.data, ckpt_path=folder.best, verbose=False, weights_only=True
     )
-    return {**{name: float(value) for name, value in values.items()}, "best_epoch": best["epoch"]}
+    return {**{name: float(value) for name, value in values.items()}, "best_epoch": best_epoch}
 
 
-def _draw(parts: Parts, folder: RunFolder, experiment: str) -> None:
-    curves = learning_curves(
-        read_metrics(folder.metrics), title=experiment, best_epoch=parts.checkpoint.best_epoch
-    )
+def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> None:
+    curves = learning_curves(read_metrics(folder.metrics), title=experiment, best_epoch=best_epoch)
     save_figure(curves, folder.figures / "learning_curves.png")
     task = parts.task.eval()
     batch = next(iter(parts.data.test_dataloader()))
@@ -281,6 +356,22 @@ def _print_results(
             table.add_row(name, f"{value:.4f}")
     console.print(table)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+
+
+def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float]) -> None:
+    both = [name for name in results if name in recorded]
+    if not both:
+        return
+    console = Console(highlight=False)
+    changed = [n for n in both if not math.isclose(results[n], recorded[n], rel_tol=1e-5)]
+    if changed:
+        difference = ", ".join(f"{name} was {recorded[name]!r}" for name in changed)
+        console.print(f"[yellow]differs from results.json:[/] {difference}")
+    elif all(results[name] == recorded[name] for name in both):
+        console.print("[green]the same as results.json, digit for digit[/]")
+    else:
+        # As where several processes have summed what one sums now
+        console.print("[green]the same as results.json, but for rounding[/]")
 
 
 def _quiet() -> None:

@@ -84,8 +84,9 @@ class Task(LightningModule):
         of_each = checkpoint["train_metrics"]
         if len(of_each) != self.trainer.world_size:
             raise UsageError(
-                f"run: {len(of_each)} processes wrote its checkpoint, but {self.trainer.world_size} "
-                "continue it. A run that continues exactly has as many (trainer.devices, num_nodes)."
+                f"run: {len(of_each)} processes wrote its checkpoint, but "
+                f"{self.trainer.world_size} continue it. To continue exactly, start as many "
+                "(trainer.devices, trainer.num_nodes)."
             )
         for name, metric in self._train_metrics().items():
             for part, value in of_each[self.trainer.global_rank][name].items():

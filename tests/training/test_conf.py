@@ -1,12 +1,23 @@
-"""Every experiment that we ship composes, and says what it is."""
+"""Every experiment and every choice that we ship composes, and every experiment runs."""
+
+import importlib.util
+import json
+from pathlib import Path
 
 import pytest
 
-from attention_core.training.compose import about, config_roots, options
+from attention_core.training import train
+from attention_core.training.compose import _compose, about, config_roots, options
 from attention_core.training.run import check_config
 from tests.training.conftest import CONF, Compose
 
 EXPERIMENTS = about(config_roots(None))
+PLUGINS = {"optuna": "hydra_optuna_sweeper", "submitit_local": "hydra_submitit_launcher"} | {
+    name: f"hydra_{name}_launcher" for name in ("joblib", "submitit", "ray")
+}
+OF_A_RUN = [
+    *["optimizer", "schedule", "trainer", "callbacks", "logger", "task", "profiler", "debug"],
+]
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
@@ -17,11 +28,45 @@ def test_experiment_composes(name: str, compose: Compose) -> None:
         assert section.get(key), f"experiment/{name}.yaml: about.{key} is missing"
 
 
-@pytest.mark.parametrize(
-    "group", ["optimizer", "schedule", "trainer", "callbacks", "logger", "task"]
-)
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Path) -> None:
+    for package in EXPERIMENTS[name].get("needs", []):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    config = compose(f"experiment={name}", "debug=fast_dev_run", config_dir=None)
+    results = train(config, tmp_path / "run")
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert any(key.startswith("test/") for key in results)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert (tmp_path / "run" / "figures" / "learning_curves.png").exists()
+
+
+@pytest.mark.parametrize("group", OF_A_RUN)
 def test_every_choice_composes(group: str, compose: Compose) -> None:
     choices = options(group, config_roots(CONF))
     assert choices
     for choice in choices:
         check_config(compose("experiment=toy", f"{group}={choice}"))
+
+
+def test_every_choice_of_a_sweep_composes(compose: Compose) -> None:
+    compose("experiment=toy")  # registers the resolvers
+    chosen = {}
+    for group in ("sweep", "launcher"):
+        for choice in options(group, config_roots(CONF)):
+            plugin = PLUGINS.get(choice)
+            if plugin and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+                continue
+            hydra = _compose(["experiment=toy", f"{group}={choice}"], config_roots(CONF)).hydra
+            part = "sweeper" if group == "sweep" else "launcher"
+            chosen[choice] = (hydra.runtime.choices[f"hydra/{part}"], hydra[part]._target_)
+    assert chosen["grid"][0] == chosen["local"][0] == "basic"
+    for choice, (name, target) in chosen.items():
+        assert name == {"submitit": "submitit_slurm"}.get(choice, name)
+        assert target.startswith("hydra")
+
+
+def test_no_group_is_forgotten_here() -> None:
+    groups = {path.name for root in config_roots(None) for path in root.iterdir() if path.is_dir()}
+    groups -= {"__pycache__"}
+    assert groups == {*OF_A_RUN, "sweep", "launcher", "experiment", "data", "model"}

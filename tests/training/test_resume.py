@@ -79,8 +79,8 @@ def test_killed_process_resumes_exactly(workers: int, compose: Compose, tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-# Augmentation, dropout, drop path, packed batches, gradients accumulated, workers: whatever the domain
-# has. A few batches of each epoch are enough to be killed in the middle, at an end and after one.
+# Augmentation, dropout, drop path, packed batches, gradients accumulated, workers: whatever the
+# domain has. A few batches of each epoch are enough to be killed in the middle, at an end and after one.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "more"),

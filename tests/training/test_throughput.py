@@ -14,16 +14,18 @@ from tests.training.conftest import Compose
 def test_speed_is_logged_beside_the_metrics(compose: Compose, tmp_path: Path) -> None:
     sizes = ["model.dim=16", "model.depth=2", "model.heads=2", "model.hidden=32"]
     few = ["trainer.max_epochs=2", "trainer.limit_train_batches=4", "trainer.log_every_n_steps=2"]
-    config = compose("experiment=vision/digits", *sizes, *few, "callbacks.throughput.peak_tflops=0.5")
+    peak = "callbacks.throughput.peak_tflops=0.5"
+    config = compose("experiment=vision/digits", *sizes, *few, peak)
     train(config, tmp_path)
     rows = read_metrics(RunFolder(tmp_path).speed)
     assert [row["step"] for row in rows] == [1, 3, 5, 7]
     for row in rows:
         tokens = row["speed/tokens_per_second"]
-        assert tokens == pytest.approx(17 * row["speed/samples_per_second"])  # 16 patches, one class
-        # Matrices: 4 of attention, 2 of the feed-forward network, per layer; scores and their sum of
-        # values; the patches, and the head on one token in 17. Two for each multiply-and-add, and
-        # the backward pass counts double
+        # 16 patches and the class token
+        assert tokens == pytest.approx(17 * row["speed/samples_per_second"])
+        # Matrices: 4 of attention, 2 of the feed-forward network, per layer; scores and their sum
+        # of values; the patches, and the head on one token in 17. Two for each multiply-and-add,
+        # and the backward pass counts double
         layer = 4 * 16 * 16 + 2 * 16 * 32 + 2 * 17 * 16
         flops = 3 * 2 * (2 * layer + (16 * 4 * 16 + 16 * 10) / 17)
         assert row["speed/model_tflops"] == pytest.approx(flops * tokens / 1e12, rel=1e-3)

@@ -1,0 +1,212 @@
+"""The jobs of a sweep: what each leaves in its folder, and the table of them all.
+
+A job may run in another process or on another machine, and may be killed there. So each writes
+`job.json` into its own folder, and the table is read from the folders.
+"""
+
+import csv
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from attention_core.training.errors import UsageError
+from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.instantiate import locate
+from attention_core.training.metrics import read_metrics
+
+Config = dict[str, Any]
+
+DIRECTIONS = {"min": "minimize", "max": "maximize"}
+
+
+@dataclass
+class Job:
+    """One job of a sweep, as `job.json` in its folder says."""
+
+    job: int
+    overrides: list[str]
+    monitor: str = ""
+    mode: str = ""
+    score: float | None = None  # the best value of `monitor`, on validation data
+    results: dict[str, float] = field(default_factory=dict)
+    error: str = (
+        "it has not finished. To continue it: attn train run=FOLDER, its folder in the sweep"
+    )
+
+    @property
+    def failed(self) -> bool:
+        return self.error != ""
+
+    def write(self, folder: Path) -> None:
+        with replace_file(folder / "job.json", "w") as file:
+            json.dump(asdict(self), file, indent=2)
+
+
+def monitored(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and mode ("min" or "max") of the validation value that the task is judged by.
+
+    Raises:
+        UsageError: `task._target_` is not a class that has them.
+    """
+    target = config["task"]["_target_"]
+    task = locate(target, "task", config.get("allow") or ())
+    monitor, mode = getattr(task, "monitor", None), getattr(task, "mode", None)
+    if not isinstance(monitor, str) or mode not in DIRECTIONS:
+        raise UsageError(
+            f"task._target_: a sweep compares jobs by the attributes `monitor` and `mode` (min or "
+            f"max) of the Task class, but {target!r} has {monitor!r} and {mode!r}."
+        )
+    return monitor, mode
+
+
+def check_direction(config: Mapping[str, Any], direction: Any) -> None:
+    """Checks the direction of a sweeper that has one, as optuna's has, against the task.
+
+    Raises:
+        UsageError: it would look for the worst value.
+    """
+    given = getattr(direction, "name", direction)
+    monitor, mode = monitored(config)
+    if given is not None and given != DIRECTIONS[mode]:
+        raise UsageError(
+            f"hydra.sweeper.direction is {given!r}, but the task is judged by {monitor}, of which "
+            f"the {mode}imum is best: {DIRECTIONS[mode]!r} is needed, and is the default of "
+            "sweep=optuna."
+        )
+
+
+def run_job(
+    train: Callable[[Config, Path], Any],
+    compose: Callable[[], Config],
+    folder: Path,
+    *,
+    number: int,
+    overrides: Sequence[str],
+    direction: Any = None,
+) -> float | None:
+    """Trains a job of a sweep; returns its score, or None where it failed.
+
+    A failure is written down and goes no further: the other jobs are trained.
+    """
+    job = Job(number, list(overrides))
+    job.write(folder)
+    values = (override.partition("=") for override in overrides)
+    given = "  ".join(f"{key}={_shortened(value)}" for key, _, value in values)
+    Console().print(f"\n[bold]job {number}[/]  {given}", highlight=False)
+    try:
+        config = compose()
+        check_direction(config, direction)
+        job.monitor, job.mode = monitored(config)
+        train(config, folder)
+        job.score = best(folder, job.monitor, job.mode)
+        job.results = json.loads(RunFolder(folder).results.read_text())
+        job.error = ""
+    except Exception as error:
+        if isinstance(error, UsageError):
+            job.error = str(error)
+        else:
+            job.error = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+    job.write(folder)
+    return job.score
+
+
+def best(folder: Path, monitor: str, mode: str) -> float | None:
+    """The best value of `monitor` in the metrics of a run, None where there is none."""
+    values = [row[monitor] for row in read_metrics(RunFolder(folder).metrics) if monitor in row]
+    values = [value for value in values if not math.isnan(value)]
+    return {"min": min, "max": max}[mode](values) if values else None
+
+
+def report(folder: Path) -> int:
+    """Prints the jobs of the sweep in `folder`, the best first, and writes `sweep.csv`.
+
+    Returns:
+        How many jobs have failed or not come to an end.
+    """
+    jobs = {path.parent: Job(**json.loads(path.read_text())) for path in folder.glob("*/job.json")}
+    if not jobs:
+        return 0
+    ranked = sorted(jobs, key=lambda path: _rank(jobs[path]))
+    swept = _swept([job.overrides for job in jobs.values()])
+    results = list(dict.fromkeys(name for job in jobs.values() for name in job.results))
+    rows = []
+    for path in ranked:
+        job = jobs[path]
+        values = dict(override.partition("=")[::2] for override in job.overrides)
+        row: dict[str, Any] = {"job": job.job, **{key: values.get(key, "") for key in swept}}
+        row |= {"monitor": job.monitor, "score": job.score}
+        row |= {name: job.results.get(name) for name in results}
+        rows.append({**row, "folder": path.name, "error": job.error})
+    with replace_file(folder / "sweep.csv", "w") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    _print(rows, swept, results, folder)
+    failed = sorted((job for job in jobs.values() if job.failed), key=lambda job: job.job)
+    if failed:
+        print(f"attn: {len(failed)} of {len(jobs)} jobs failed.", file=sys.stderr)
+    for error in dict.fromkeys(job.error for job in failed):
+        numbers = ", ".join(str(job.job) for job in failed if job.error == error)
+        print(f"  job {numbers}: {error}", file=sys.stderr)
+    return len(failed)
+
+
+def _rank(job: Job) -> tuple[Any, ...]:
+    score = math.inf if job.score is None else job.score * (1 if job.mode == "min" else -1)
+    return (job.failed, job.monitor, score, job.job)
+
+
+def _swept(overrides: list[list[str]]) -> list[str]:
+    """The keys that not all jobs have the same value of, in the order they were given."""
+    common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    keys = (text.partition("=")[0] for job in overrides for text in job if text not in common)
+    return list(dict.fromkeys(keys))
+
+
+def _print(rows: list[dict[str, Any]], swept: list[str], results: list[str], folder: Path) -> None:
+    console = Console()
+    monitors = list(dict.fromkeys(row["monitor"] for row in rows if row["score"] is not None))
+    # What the jobs are judged by, on test data; sweep.csv has the others, too
+    judged = [name.replace("val/", "test/") for name in monitors]
+    tests = [name for name in results if name in judged]
+    table = Table(title=f"sweep of {len(rows)} jobs, the best first", title_justify="left")
+    table.add_column("job", justify="right")
+    for key in swept:
+        last = key.rpartition(".")[2]
+        alone = sum(other.rpartition(".")[2] == last for other in swept) == 1
+        table.add_column(last if alone else key, overflow="fold")
+    table.add_column(monitors[0] if len(monitors) == 1 else "score", justify="right")
+    for name in tests:
+        table.add_column(name, justify="right")
+    table.add_column("folder", overflow="fold")
+    for row in rows:
+        score = "[red]failed[/]" if row["error"] else _number(row["score"])
+        if len(monitors) > 1 and not row["error"]:
+            score = f"{row['monitor']} {score}"
+        values = (_shortened(row[key]) for key in swept)
+        numbers = (_number(row[name]) for name in tests)
+        table.add_row(str(row["job"]), *values, score, *numbers, row["folder"])
+    console.print()
+    console.print(table)
+    console.print(f"sweep folder: {folder}  (sweep.csv)", highlight=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _shortened(text: str) -> str:
+    # A sampler gives sixteen digits; sweep.csv has them all.
+    try:
+        return text if len(text) < 8 else f"{float(text):.4g}"
+    except ValueError:
+        return text
