@@ -4,8 +4,8 @@
 
 Both train the same model with the same optimizer, schedule, clipping, number of threads and batches
 (drawn and augmented by the same loader), sum up loss and accuracy of the training set, and write
-one checkpoint an epoch. The bare loop does nothing else. The harness seeds every step, keeps F1, too,
-logs, draws its progress and writes checkpoints that survive a kill. Neither validates. The two take
+one checkpoint an epoch. The bare loop does nothing else. The harness seeds every step, keeps F1,
+too, logs, draws its progress and writes checkpoints that survive a kill. Neither validates. The two take
 turns; the overhead is the median over pairs of harness / bare − 1, by the clock and by CPU time,
 which other programs on the machine disturb less but which leaves out waiting for the disk.
 """

@@ -250,7 +250,8 @@ class Checkpoint(callbacks.Checkpoint):
                 raise
             raise UsageError(
                 f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one "
-                f"before is intact. Once there is room, continue with: attn train run={self.folder.path}"
+                "before is intact. Once there is room, continue with: "
+                f"attn train run={self.folder.path}"
             ) from error
 
 

@@ -83,8 +83,8 @@ def train(config: Config, path: Path) -> dict[str, float]:
     if launcher:
         raise UsageError(
             f"{launcher} starts several processes, and each would choose a folder of its own. "
-            "Write the folder first, in one process, with `attn prepare` and the same arguments; then "
-            f"start with {launcher}: attn train run=FOLDER"
+            "Write the folder first, in one process, with `attn prepare` and the same arguments; "
+            f"then start with {launcher}: attn train run=FOLDER"
         )
     folder = RunFolder(path)
     check_config(config)
