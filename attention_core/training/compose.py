@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.installed import installed_roots
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,12 +28,13 @@ HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not wh
 
 
 def config_roots(config_dir: Path | None) -> list[Path]:
-    """The folders that configuration is looked for in.
+    """The folders that configuration is looked for in, the first first: ours, those of installed
+    packages, and the user's own.
 
     Raises:
         UsageError: `config_dir` is not a folder.
     """
-    roots = [Path(str(importlib.resources.files(CONF)))]
+    roots = [Path(str(importlib.resources.files(CONF))), *installed_roots()]
     if config_dir is not None:
         if not config_dir.is_dir():
             raise UsageError(f"--config-dir: {str(config_dir)!r} is not a folder.")
@@ -43,19 +45,21 @@ def config_roots(config_dir: Path | None) -> list[Path]:
 def options(group: str, roots: Iterable[Path]) -> list[str]:
     """The choices of a group, nested ones as `vision/digits`."""
     return sorted(
-        path.relative_to(root / group).with_suffix("").as_posix()
-        for root in roots
-        for path in (root / group).rglob("*.yaml")
+        {
+            path.relative_to(root / group).with_suffix("").as_posix()
+            for root in roots
+            for path in (root / group).rglob("*.yaml")
+        }
     )
 
 
 def about(roots: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The `about` section of every experiment, by name."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for root in roots:
         for name in options("experiment", [root]):
             content = yaml.safe_load((root / "experiment" / f"{name}.yaml").read_text()) or {}
-            found[name] = content.get("about") or {}
+            found.setdefault(name, content.get("about") or {})
     return found
 
 
@@ -138,7 +142,6 @@ def run_hydra(
 
     task = _Task(job)
     argv = sys.argv
-    extra = [f"--config-dir={roots[1]}"] if config_dir else []
     folder, failed = None, 0
     try:
         if "--cfg" not in flags:
@@ -149,7 +152,7 @@ def run_hydra(
             _quiet_sweepers()
             quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
             overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
-        sys.argv = ["attn", *flags, *extra, *overrides]
+        sys.argv = ["attn", *flags, *_search(roots), *overrides]
         try:
             hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
                 task
@@ -288,9 +291,14 @@ def _compose(overrides: list[str], roots: list[Path]) -> "DictConfig":
     """The configuration with Hydra's own part, not yet resolved."""
     from hydra import compose, initialize_config_module
 
-    search = [f"hydra.searchpath=[file://{roots[1]}]"] if len(roots) > 1 else []
     with initialize_config_module(CONF, version_base="1.3"):
-        return compose("config", [*overrides, *search], return_hydra_config=True)
+        return compose("config", [*overrides, *_search(roots)], return_hydra_config=True)
+
+
+def _search(roots: list[Path]) -> list[str]:
+    """The override that makes Hydra look into all `roots`, of which it knows the first."""
+    others = ["'file://{}'".format(str(root).replace("'", r"\'")) for root in roots[1:]]
+    return [f"hydra.searchpath=[{','.join(others)}]"] if others else []
 
 
 def _known_keys(overrides: list[str], roots: list[Path]) -> list[str]:
