@@ -1,20 +1,25 @@
 """What the harness costs: training the digits ViT by `attn train` against a bare PyTorch loop.
 
-    python benchmarks/harness_overhead.py [--pairs 12] [--epochs 4] [--batch 128]
+    python benchmarks/harness_overhead.py [--pairs 8] [--epochs 20] [--batch 128]
 
 Both train the same model with the same optimizer, schedule, clipping, number of threads and batches
 (drawn and augmented by the same loader), sum up loss and accuracy of the training set, and write
 one checkpoint an epoch. The bare loop does nothing else. The harness seeds every step, keeps F1,
-too, logs, draws its progress and writes checkpoints that survive a kill. Neither validates. The two take
-turns; the overhead is the median over pairs of harness / bare − 1, by the clock and by CPU time,
-which other programs on the machine disturb less but which leaves out waiting for the disk.
+too, logs, draws its progress and writes checkpoints that survive a kill. Neither validates.
+
+The two take turns, each in a new process and after a warm-up. The overhead is the median over pairs
+of harness / bare − 1, by the clock and by CPU time, which other programs on the machine disturb
+less but which leaves out waiting for the disk.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -94,32 +99,42 @@ def bare(config: dict[str, Any], path: Path) -> Times:
     return now() - start
 
 
+def measure(what: str, batch: int, epochs: int) -> Times:
+    """In a process of its own, where neither inherits what the other has set up."""
+    command = [sys.executable, __file__, "--measure", what]
+    command += ["--batch", str(batch), "--epochs", str(epochs)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Times(*json.loads(ran.stdout.splitlines()[-1]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--measure", choices=["bare", "harness"], help=argparse.SUPPRESS)
     given = parser.parse_args()
-    config = configured(given.batch, given.epochs)
+    if given.measure:
+        run = {"bare": bare, "harness": harness}[given.measure]
+        with tempfile.TemporaryDirectory() as folder:
+            run(configured(given.batch, 1), Path(folder) / "warm-up")
+            print(json.dumps(run(configured(given.batch, given.epochs), Path(folder) / "timed")))
+        return
     ratios: list[Times] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for pair in range(given.pairs + 1):
-            times = {}
-            for name in ("bare", "harness") if pair % 2 else ("harness", "bare"):
-                run = {"bare": bare, "harness": harness}[name]
-                times[name] = run(config, Path(folder) / f"{name}-{pair}")
-            if pair == 0:
-                continue  # warms up
-            ours, theirs = times["harness"], times["bare"]
-            ratios.append(Times(ours.clock / theirs.clock - 1, ours.cpu / theirs.cpu - 1))
-            print(
-                f"pair {pair:2}: bare {theirs.clock:.2f} s, harness {ours.clock:.2f} s, "
-                f"{ratios[-1].clock:+.1%}; CPU {ratios[-1].cpu:+.1%}",
-                flush=True,
-            )
+    for pair in range(given.pairs):
+        order = ("bare", "harness") if pair % 2 else ("harness", "bare")
+        times = {name: measure(name, given.batch, given.epochs) for name in order}
+        ours, theirs = times["harness"], times["bare"]
+        ratios.append(Times(ours.clock / theirs.clock - 1, ours.cpu / theirs.cpu - 1))
+        print(
+            f"pair {pair + 1:2}: bare {theirs.clock:.2f} s, harness {ours.clock:.2f} s, "
+            f"{ratios[-1].clock:+.1%}; CPU {ratios[-1].cpu:+.1%}",
+            flush=True,
+        )
     print(
-        f"\nvision/digits, batch {given.batch}, {torch.get_num_threads()} thread(s), torch "
-        f"{torch.__version__}, {platform.machine()}: the harness takes"
+        f"\nvision/digits, {given.epochs} epochs at batch {given.batch}, "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, {platform.machine()}: "
+        "the harness takes"
     )
     for name, values in zip(("clock", "CPU"), zip(*ratios, strict=True), strict=True):
         quarter, middle, three = statistics.quantiles(values, n=4)

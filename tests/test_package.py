@@ -205,7 +205,8 @@ def test_the_wheel_holds_all_of_it(wheel: Path) -> None:
     wanted = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
     wanted |= {
         f"attention_core/{path.relative_to(ROOT)}"
@@ -232,6 +233,30 @@ def test_the_installed_wheel_trains_from_an_empty_folder(elsewhere: Path, tmp_pa
     assert (run / "config.yaml").is_file()
     assert {"best.ckpt", "last.ckpt"} <= {path.name for path in run.rglob("*.ckpt")}
     assert list((run / "figures").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_trains_a_private_domain(elsewhere: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "audio", tmp_path / "private")
+    private = ("experiment=audio", "--config-dir", "private")
+    short = ("data.samples=64", "trainer.max_epochs=1", "hydra.run.dir=run")
+    run_in(elsewhere, tmp_path, "attn", "train", *private, *short)
+    assert (tmp_path / "run" / "results.json").is_file()
+    assert (tmp_path / "run" / "figures" / "attention.png").is_file()
+    # A run folder never says where code is to be loaded from
+    evaluate = ("attn", "evaluate", "run=run", "--config-dir", "private")
+    assert "digit for digit" in run_in(elsewhere, tmp_path, *evaluate)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_writes_a_domain_that_trains(elsewhere: Path, tmp_path: Path) -> None:
+    run_in(elsewhere, tmp_path, "attn", "new-domain", "tides")
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert written == {"tides/tides.py", "tides/experiment/tides.yaml"}
+    short = ("data.samples=60", "trainer.max_epochs=1", "hydra.run.dir=run")
+    train = ("attn", "train", "experiment=tides", "--config-dir", "tides")
+    run_in(elsewhere, tmp_path, *train, *short)
+    assert (tmp_path / "run" / "results.json").is_file()
 
 
 # ------------------------------------------------------------------- nothing of one machine is kept

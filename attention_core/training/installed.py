@@ -5,9 +5,9 @@ A package that declares, in its pyproject.toml,
     [project.entry-points."attention_core.conf"]
     sound = "sound.conf"
 
-has the YAML files of its package `sound.conf` found beside ours: its experiments are in `attn list`,
-its groups can be chosen. Ours come first, so it cannot replace one of them. Targets of its code must
-still be allowed, in its experiments, with `allow: [sound]`.
+has the YAML files of its package `sound.conf` found beside ours: `attn list` shows its experiments,
+and its groups can be chosen. Ours come first, so it cannot replace one of them. Targets of its code
+must still be allowed, in its experiments, with `allow: [sound]`.
 """
 
 import importlib.util
@@ -29,8 +29,8 @@ def installed_roots() -> list[Path]:
         folder = _folder(entry)
         if folder is None:
             print(
-                f"attn: the configurations {entry.value!r} of {_package(entry)} are left out: there "
-                f"is no such package. It is named in the entry point {entry.name!r} of {GROUP}.",
+                f"attn: the configurations {entry.value!r} of {_package(entry)} are left out: "
+                f"there is no such package. It is named in the entry point {entry.name!r} of {GROUP}.",
                 file=sys.stderr,
             )
         elif folder not in roots:

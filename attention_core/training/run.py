@@ -37,7 +37,12 @@ from attention_core.training.instantiate import build, check
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
-from attention_core.training.processes import joined_by_others, joins_another, started_from_outside
+from attention_core.training.processes import (
+    joined_by_others,
+    joins_another,
+    keep_freed_memory,
+    started_from_outside,
+)
 from attention_core.training.task import Task
 
 Config = dict[str, Any]
@@ -201,6 +206,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     allow = config.get("allow") or ()
     seed: int = config.get("seed", 1)
     _quiet()
+    keep_freed_memory()
     seed_everything(seed, verbose=False)
     # Deterministic algorithms would otherwise also fill every empty tensor with NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

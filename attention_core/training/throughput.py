@@ -120,6 +120,8 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
     modes = [(module, module.training) for module in task.modules()]
     task.eval()
     inputs = {name: value for name, value in batch.items() if name != "target"}
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    task.requires_grad_(False)  # the counter fails on views of parameters made without gradients
     counter = FlopCounterMode(display=False)
     with (
         torch.no_grad(),
@@ -128,6 +130,8 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
         counter,
     ):
         task(**inputs)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     for module, mode in modes:
         module.training = mode
     return int(counter.get_total_flops())

@@ -80,7 +80,7 @@ def test_killed_process_resumes_exactly(workers: int, compose: Compose, tmp_path
 
 
 # Augmentation, dropout, drop path, packed batches, gradients accumulated, workers: whatever the
-# domain has. A few batches of each epoch are enough to be killed in the middle, at its end and after.
+# domain has. A few batches an epoch are enough to be killed in the middle, at its end and after.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "more"),

@@ -46,6 +46,15 @@ def test_measuring_changes_no_number(compose: Compose, tmp_path: Path) -> None:
     assert not plain.speed.exists()
 
 
+def test_a_pool_over_a_padded_batch_is_counted_too(compose: Compose, tmp_path: Path) -> None:
+    few = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
+    train(compose("experiment=vision/digits", "model.pooling=attention", *few), tmp_path)
+    rows = read_metrics(RunFolder(tmp_path).speed)
+    assert all(row["speed/model_tflops"] > 0 for row in rows)
+    losses = [r["step/gradient_norm"] for r in read_metrics(RunFolder(tmp_path).metrics)[:2]]
+    assert all(norm > 0 for norm in losses)  # the parameters are trained again
+
+
 def test_a_peak_that_is_none() -> None:
     with pytest.raises(UsageError, match="peak_tflops must be positive, got -1"):
         Throughput(peak_tflops=-1)
