@@ -30,7 +30,7 @@ def installed_roots() -> list[Path]:
         if folder is None:
             print(
                 f"attn: the configurations {entry.value!r} of {_package(entry)} are left out: "
-                f"there is no such package. It is named in the entry point {entry.name!r} of {GROUP}.",
+                f"there is no such package, which its entry point {entry.name!r} names.",
                 file=sys.stderr,
             )
         elif folder not in roots:
