@@ -13,6 +13,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -44,6 +45,7 @@ class StepLog(Callback):
     def __init__(self) -> None:
         self._rate = 0.0
         self._norm = 0.0
+        self._loss: Tensor | float = 0.0
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -60,9 +62,13 @@ class StepLog(Callback):
     ) -> None:
         step = trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % every or trainer.fit_loop._should_accumulate():
+        self._loss = self._loss + outputs["loss"].detach()  # each is divided by their number
+        if trainer.fit_loop._should_accumulate():
             return
-        loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
+        total, self._loss = self._loss, 0.0
+        if step % every:
+            return
+        loss = trainer.strategy.reduce(total, reduce_op="mean")
         row = {
             "epoch": trainer.current_epoch,
             "step/loss": float(loss),

@@ -3,6 +3,7 @@
 import math
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from attention_core.training.errors import UsageError
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
+
+PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype, torch.Size)
 
 # A sharded tensor in a process's file: {SHAPE: of the whole, "local": this process's rows}.
 SHAPE = "shape of the whole"
@@ -123,11 +126,11 @@ def _put_together(parts: list[Any]) -> Any:
 def _newest_whole(path: Path, rank: int | None = None) -> Path:
     """`path`, or where it is damaged the newest checkpoint before it that is not."""
     folder = RunFolder(path.parent.parent)
-    candidates = folder.resumable
-    if path not in candidates:
+    if path not in (folder.next, folder.last, folder.previous):
         return path  # the best one has no predecessor
+    candidates = gather(folder.resumable)[0]  # a shared file system may show others to others
     damages: list[str] = []
-    for candidate in candidates[candidates.index(path) :]:
+    for candidate in candidates:
         damage = next(filter(None, gather(find_damage(candidate, rank))), "")
         if not damage:
             if damages:
@@ -148,15 +151,16 @@ def _warn(message: str) -> None:
 
 def _check_plain(value: Any, place: str) -> None:
     """Refuses, by its place, what `torch.load(weights_only=True)` would not read back."""
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _check_plain(key, f"a key of {place}")
             _check_plain(item, f"{place}[{key!r}]")
-    elif isinstance(value, list | tuple):
+    elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{place}[{index}]")
-    elif not isinstance(value, torch.Tensor | torch.dtype | str | bytes | int | float | None):
-        raise TypeError(
+    # Exact types: a numpy.float64 is a float, too, and is not read back
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor):
+        raise UsageError(
             f"{place} is a {type(value).__name__}; a checkpoint holds only dicts, lists, numbers, "
             "strings and tensors, so that reading one never runs code."
         )
@@ -193,23 +197,26 @@ class Checkpoint(callbacks.Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["metrics_rows"] = sum(logger.rows for logger in _csv(trainer))
+        checkpoint["should_stop"] = trainer.should_stop  # as early stopping has decided
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for logger in _csv(trainer):
             logger.truncate(checkpoint["metrics_rows"])
+        trainer.should_stop = checkpoint["should_stop"]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        # Not after an epoch's last batch: Lightning would resume past its validation. And not
+        # Not after a batch that a validation follows: Lightning would resume past it. And not
         # between two steps: gradients half accumulated are in no checkpoint.
         if (
             self.every_steps
             and step % self.every_steps == 0
             and not trainer.is_last_batch
+            and (batch_idx + 1) % (trainer.val_check_batch or math.inf)
             and not trainer.fit_loop._should_accumulate()
         ):
             self._save_last(trainer)

@@ -19,11 +19,13 @@ import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.installed import installed_roots
+from attention_core.training.instantiate import targets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "attention_core.conf"
+HYDRAS_OWN = ("hydra.", "hydra_plugins.", "optuna.samplers.")
 HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not what
 
 
@@ -130,6 +132,7 @@ def run_hydra(
         UsageError: in place of what Hydra raises for a wrong name, key or value.
     """
     import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -144,8 +147,14 @@ def run_hydra(
     argv = sys.argv
     folder, failed = None, 0
     try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        composed = _compose(plain, roots)
+        _check_hydra(composed.hydra)
         if "--cfg" not in flags:
-            folder = _sweep_folder(overrides, roots, multirun="--multirun" in flags)
+            folder = _sweep_folder(
+                composed, swept=len(plain) < len(parsed), multirun="--multirun" in flags
+            )
         if folder is not None:
             if not sweeps:
                 raise UsageError("A sweep is for attn train; this command works on one run.")
@@ -177,20 +186,38 @@ def run_hydra(
     return failed
 
 
-def _sweep_folder(overrides: list[str], roots: list[Path], *, multirun: bool) -> Path | None:
+def _check_hydra(config: "DictConfig") -> None:
+    """Refuses code in Hydra's own part of a configuration, which no `allow` names.
+
+    Raises:
+        UsageError: a callback, or a launcher or sweeper that is none of Hydra's.
+    """
+    from omegaconf import OmegaConf
+
+    parts: Any = OmegaConf.to_container(config, resolve=False)
+    for place, node in targets(parts, "hydra"):
+        target = str(node["_target_"])
+        if place.startswith("hydra.callbacks") or not target.startswith(HYDRAS_OWN):
+            raise UsageError(
+                f"{place}._target_: {target!r} is refused: a run starts no code but what its own "
+                "configuration shows."
+            )
+
+
+def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Path | None:
     """Where the sweep that is asked for writes, None for a single run.
+
+    Args:
+        composed: of the overrides that give one value.
+        swept: whether others give several.
 
     Raises:
         UsageError: a sweep of nothing, or one that would look for the worst.
     """
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    composed = _compose(plain, roots)
     hydra = composed.hydra
     launcher = hydra.runtime.choices["hydra/launcher"]
     local = launcher == "basic"
@@ -202,7 +229,7 @@ def _sweep_folder(overrides: list[str], roots: list[Path], *, multirun: bool) ->
             )
         return None
     HydraConfig.instance().set_config(composed)
-    if local and len(plain) == len(parsed) and not hydra.sweeper.get("params"):
+    if local and not swept and not hydra.sweeper.get("params"):
         raise UsageError(
             "There is nothing to sweep over. Give values separated by commas, as in seed=1,2,3, or "
             "leave out sweep=... and -m to train once."

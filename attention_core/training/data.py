@@ -1,6 +1,7 @@
 """Data modules, and a loader whose order is a function of (seed, epoch) and can be continued."""
 
 import importlib.util
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -271,8 +272,14 @@ class _Plan:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.shuffle, self.rank, self.world = shuffle, rank, world
         self.epoch = self.start = 0
-        mine = -(-samples // world) if shuffle else len(range(rank, samples, world))
-        self.batches = -(-mine // batch_size)
+        # As many in every process, or one would wait for the others' next step
+        self.batches = math.ceil(math.ceil(samples / world) / batch_size)
+        if not shuffle and samples // world < self.batches:
+            raise UsageError(
+                f"{samples} samples to evaluate with cannot be dealt to {world} processes in as "
+                f"many batches each of data.batch_size={batch_size}. Take a larger batch, or fewer "
+                "processes."
+            )
 
     def order(self) -> list[int]:
         if not self.shuffle:
@@ -288,9 +295,12 @@ class _Plan:
 
     def __iter__(self) -> Iterator[_Draw]:
         order, size = self.order(), self.batch_size
+        ends = [min((number + 1) * size, len(order)) for number in range(self.batches)]
+        if len(ends) > 1 and ends[-2] == len(order):
+            ends[-2] -= 1  # one sample fewer than other processes have, who have a batch more
         for number in range(self.start, self.batches):
             key = derive_seed(self.seed, "draw", self.epoch, number, self.rank)
-            yield _Draw(key, order[number * size : (number + 1) * size])
+            yield _Draw(key, order[ends[number - 1] if number else 0 : ends[number]])
 
 
 class _Drawn(Dataset[Any]):

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import re
 import sys
 import types
 import typing
@@ -54,6 +55,14 @@ ALLOWED = (
 # These load pickles or code, or write files that the network sends: not even `allow: [torch]`
 # reaches them.
 REFUSED = (
+    # What runs, reads and writes whole configurations, in which another `allow` could hide
+    *(
+        f"attention_core.training.{module}"
+        for module in (
+            *("card", "checkpoint", "cli", "compose", "export", "folder", "inputs", "installed"),
+            *("instantiate", "metrics", "new_domain", "predict", "processes", "run", "sweep"),
+        )
+    ),
     "torch.hub",
     "torch.jit",
     "torch.load",
@@ -111,7 +120,28 @@ def _build(config: Any, place: str, allow: tuple[str, ...], extra: dict[str, Any
     except UsageError:
         raise
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UsageError(f"{place or target}: {error}") from error
+        raise UsageError(f"{place or target}: {error}{_nearest(error, found)}") from error
+
+
+def _nearest(error: Exception, found: Any) -> str:
+    """The nearest argument, where `error` says that one is unexpected.
+
+    What `found` passes on by **options is refused far below it; the functions on the way there, and
+    the classes that `found` inherits from, know what it could have been.
+    """
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not unexpected:
+        return ""
+    names: set[str] = set()
+    for home in getattr(found, "__mro__", [found])[:-1]:
+        with contextlib.suppress(TypeError, ValueError):
+            names.update(inspect.signature(home).parameters)
+    frame = error.__traceback__.tb_next if error.__traceback__ else None  # ours is the first
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+        frame = frame.tb_next
+    return did_you_mean(unexpected[1], names - {"self"})
 
 
 def check(config: Any, *, allow: Iterable[str] = ()) -> None:
@@ -124,21 +154,22 @@ def check(config: Any, *, allow: Iterable[str] = ()) -> None:
     for prefix in allow:
         if _is_refused(prefix):
             raise UsageError(f"allow: {prefix!r} cannot be allowed: it is never safe as a target.")
-    for place, node in _targets(config, ""):
+    for place, node in targets(config, ""):
         target = node["_target_"]
         found = locate(target, place, allow)
-        _check_arguments(found, node, place, target)
+        check_arguments(found, node, place, target)
 
 
-def _targets(config: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def targets(config: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_` inside `config`, which lies at `place`, and where it lies."""
     if isinstance(config, dict):
         if "_target_" in config:
             yield place, config
         for key, value in config.items():
-            yield from _targets(value, f"{place}.{key}" if place else str(key))
+            yield from targets(value, f"{place}.{key}" if place else str(key))
     elif isinstance(config, list):
         for index, value in enumerate(config):
-            yield from _targets(value, f"{place}[{index}]")
+            yield from targets(value, f"{place}[{index}]")
 
 
 def _begins(name: str, prefixes: Iterable[str]) -> bool:
@@ -202,7 +233,12 @@ def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int
     return module, len(parts)
 
 
-def _check_arguments(found: Any, node: dict[str, Any], place: str, target: str) -> None:
+def check_arguments(found: Any, node: dict[str, Any], place: str, target: str) -> None:
+    """Checks the names of the arguments in `node`, and the types of plain ones, for `found`.
+
+    Raises:
+        UsageError: naming the nearest argument, or what was expected.
+    """
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):

@@ -24,6 +24,8 @@ def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
     """
     loggers = []
     for name, part in ({} if joins_another() else config.get("logger") or {}).items():
+        if part is None:
+            continue
         try:
             loggers.append(build(part, allow=config.get("allow") or (), save_dir=folder))
         except ModuleNotFoundError as error:

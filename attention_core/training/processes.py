@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,11 @@ from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers.subprocess_script import (
-    _launch_process_observer,
-    _SubprocessScriptLauncher,
-)
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 T = TypeVar("T")
+
+_LEADER = "ATTENTION_CORE_LEADER"
 
 
 def gather(value: T) -> list[T]:
@@ -61,10 +61,33 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)  # the most that it takes
 
 
-def _end_with_parent() -> None:
-    # A killed parent must not leave children that wait for it forever. Linux alone has this.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def end_with_leader() -> None:
+    """Lets this process be killed with the one that started it by `joined_by_others`: it would wait
+    for it forever. Linux alone can do this."""
+    leader = os.environ.get(_LEADER)
+    if leader is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != int(leader):
+        sys.exit("attn: the process that leads this run has ended.")
+
+
+class _Watch(threading.Thread):
+    """Ends this process where one of the others has failed and this one goes on waiting for it.
+
+    Mostly it need not: what this process waits in fails, too, with an error that can be reported.
+    """
+
+    def __init__(self, others: list[subprocess.Popen[bytes]]) -> None:
+        super().__init__(daemon=True)
+        self.others, self.over = others, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(1.0):
+            codes = [code for process in self.others if (code := process.poll())]
+            if codes and not self.over.wait(60.0):
+                print(f"attn: another process of this run ended with {codes[0]}.", file=sys.stderr)
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -82,7 +105,10 @@ def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
         or environment.creates_processes_externally
         or not isinstance(launcher, _SubprocessScriptLauncher)
     ):
-        yield
+        try:
+            yield
+        finally:
+            _leave()  # what follows is done by one process alone
         return
     ours = {
         "MASTER_ADDR": environment.main_address,
@@ -97,22 +123,33 @@ def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
     launcher.procs = [
         subprocess.Popen(
             [sys.executable, "-P", "-m", __package__, "train", f"run={folder.resolve()}"],
-            env={**os.environ, "LOCAL_RANK": str(rank), "PYTHONPATH": search},
-            preexec_fn=_end_with_parent,
+            env={
+                **os.environ,
+                "LOCAL_RANK": str(rank),
+                "PYTHONPATH": search,
+                _LEADER: str(os.getpid()),
+            },
         )
         for rank in range(1, launcher.num_processes)
     ]
-    _launch_process_observer(launcher.procs)  # ends this process where one of them fails
+    watch = _Watch(launcher.procs)
+    watch.start()
     try:
         yield
-        for process in launcher.procs:
-            process.wait()
+        codes = [process.wait() for process in launcher.procs]
+        if any(codes):
+            raise RuntimeError(f"the other processes of this run ended with {codes}")
     finally:
+        watch.over.set()
         for process in launcher.procs:
             process.kill()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        _leave()
         for name, value in before.items():
             os.environ.pop(name, None)  # Lightning has removed some
             if value is not None:
                 os.environ[name] = value
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

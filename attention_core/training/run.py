@@ -33,11 +33,12 @@ from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.folder import RunFolder, replace_file
-from attention_core.training.instantiate import build, check
+from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
 from attention_core.training.processes import (
+    end_with_leader,
     joined_by_others,
     joins_another,
     keep_freed_memory,
@@ -65,6 +66,16 @@ KEYS = {
     "profiler": "a Lightning profiler; writes to the folder profile/ of the run",
     "callbacks": "Lightning callbacks by name",
     "logger": "Lightning loggers by name, beside metrics.csv",
+}
+TYPES: dict[str, tuple[type, str]] = {
+    "about": (dict, "a mapping"),
+    "allow": (list, "a list of package names"),
+    "seed": (int, "an integer"),
+    "checkpoint": (dict, "a mapping"),
+    "activation_checkpointing": (bool, "true or false"),
+    "compile": (bool, "true or false"),
+    "callbacks": (dict, "a mapping of names to callbacks"),
+    "logger": (dict, "a mapping of names to loggers"),
 }
 
 
@@ -127,6 +138,7 @@ def resume(path: Path) -> dict[str, float]:
     Raises:
         UsageError: `path` is no run folder.
     """
+    end_with_leader()
     folder = RunFolder(path).existing()
     config = read_config(folder)
     if folder.results.exists():
@@ -190,8 +202,18 @@ def check_config(config: Mapping[str, Any]) -> None:
     ):
         if config["trainer"].get(key):
             raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
-    if not isinstance(config.get("seed", 1), int):
-        raise UsageError(f"seed: an integer is needed, got {config['seed']!r}.")
+    for key, (kind, wanted) in TYPES.items():
+        value = config.get(key)
+        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        if value is not None and wrong:
+            raise UsageError(f"{key}: {wanted} is needed, got {value!r}.")
+    for key in ("callbacks", "logger"):
+        for name, part in (config.get(key) or {}).items():
+            if part is not None and (not isinstance(part, dict) or "_target_" not in part):
+                raise UsageError(
+                    f"{key}.{name}: a mapping with a _target_ is needed, or null; got {part!r}."
+                )
+    check_arguments(Checkpoint, config.get("checkpoint") or {}, "checkpoint", "checkpoint")
     check(dict(config), allow=config.get("allow") or ())
 
 
@@ -223,7 +245,8 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         if not isinstance(part, kind):
             raise UsageError(f"{name}: a {kind.__name__} is needed, got {type(part).__name__}.")
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
-    callbacks = [build(part, allow=allow) for part in (config.get("callbacks") or {}).values()]
+    parts = (config.get("callbacks") or {}).values()
+    callbacks = [build(part, allow=allow) for part in parts if part is not None]
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
     loggers: list[Logger] = []
     if log:
@@ -280,8 +303,6 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             raise KeyboardInterrupt(f"To continue: attn train run={folder.path}") from None
         results = _test(parts, folder, parts.checkpoint.best_epoch)
     if parts.trainer.is_global_zero:
-        with replace_file(folder.results, "w") as file:
-            json.dump(results, file, indent=2)
         trainer = parts.trainer
         if isinstance(trainer.strategy, FSDP2):
             # A sharded model computes nothing in one process alone: draw with it put together
@@ -296,6 +317,8 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             seconds=time.monotonic() - start,
             resumed=newest is not None,
         )
+        with replace_file(folder.results, "w") as file:  # last: it says that all is done
+            json.dump(results, file, indent=2)
         _print_results(results, folder, seconds=time.monotonic() - start)
     return results
 

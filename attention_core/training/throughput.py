@@ -24,10 +24,11 @@ class Throughput(Callback):
     Not to `metrics.csv`, which is the same, byte for byte, whenever a run is repeated. The columns:
 
     - `speed/samples_per_second`, `speed/tokens_per_second`: over all processes, loading included,
-      validation not. Tokens are those that enter an `Encoder`, padding too.
+      validation not. Tokens are those that enter an `Encoder`, padding too; without one there is
+      no such column.
     - `speed/model_tflops`: floating-point operations of the model per second and device, in 10¹²:
       three times those of the forward pass (backward counts double, what activation checkpointing
-      repeats does not), measured once, on the first batch, and scaled with the tokens.
+      repeats does not), measured once, on the first batch, and scaled with the tokens, or samples.
     - `speed/mfu`: model FLOPs utilisation, that rate over the peak rate of the device (Chowdhery et
       al., PaLM, 2022); only where the peak is known.
     - `speed/memory_mib`: the most memory so far, of the GPU or else of the process.
@@ -42,7 +43,7 @@ class Throughput(Callback):
                 f"callbacks.throughput.peak_tflops must be positive, got {peak_tflops}."
             )
         self.peak_tflops = peak_tflops
-        self._flops_per_token: float | None = None
+        self._flops_each: float | None = None  # of a token, or of a sample where none are counted
         self._mark: float | None = None  # when the last batch ended; None: the next one starts anew
         self._seconds, self._samples, self._tokens = 0.0, 0, 0
 
@@ -61,9 +62,9 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._flops_per_token is None:
+        if self._flops_each is None:
             flops = _forward_flops(trainer, pl_module, batch)
-            self._flops_per_token = 3 * flops / max(self._tokens, 1)
+            self._flops_each = 3 * flops / (self._tokens or len(batch["target"]))
             self._tokens = 0
             self._mark = None
         if self._mark is None:
@@ -92,18 +93,17 @@ class Throughput(Callback):
             hook.remove()
 
     def _count(self, encoder: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if encoder.training or self._flops_per_token is None:
+        if encoder.training or self._flops_each is None:
             self._tokens += inputs[0].shape[:-1].numel()
 
     def _log(self, trainer: Trainer, device: torch.device) -> None:
         rate = 1 / self._seconds
-        tflops = self._flops_per_token * self._tokens * rate / 1e12  # type: ignore[operator]
-        values = {
-            "samples_per_second": self._samples * rate * trainer.world_size,
-            "tokens_per_second": self._tokens * rate * trainer.world_size,
-            "model_tflops": tflops,
-            "memory_mib": _peak_memory(device),
-        }
+        counted = self._tokens or self._samples
+        tflops = self._flops_each * counted * rate / 1e12  # type: ignore[operator]
+        values = {"samples_per_second": self._samples * rate * trainer.world_size}
+        if self._tokens:
+            values["tokens_per_second"] = self._tokens * rate * trainer.world_size
+        values |= {"model_tflops": tflops, "memory_mib": _peak_memory(device)}
         if self.peak_tflops is not None:
             values["mfu"] = tflops / self.peak_tflops
         row = {f"speed/{name}": value for name, value in values.items()}
@@ -120,18 +120,14 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
     modes = [(module, module.training) for module in task.modules()]
     task.eval()
     inputs = {name: value for name, value in batch.items() if name != "target"}
-    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    task.requires_grad_(False)  # the counter fails on views of parameters made without gradients
     counter = FlopCounterMode(display=False)
+    # Not under no_grad, where the counter fails on views of parameters
     with (
-        torch.no_grad(),
         torch.compiler.set_stance("force_eager"),  # compiled code hides its operations
         trainer.precision_plugin.forward_context(),
         counter,
     ):
         task(**inputs)
-    for parameter in trained:
-        parameter.requires_grad_(True)
     for module, mode in modes:
         module.training = mode
     return int(counter.get_total_flops())

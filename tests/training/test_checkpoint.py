@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 import yaml
@@ -20,6 +23,11 @@ from attention_core.training.checkpoint import (
 )
 from attention_core.training.folder import RunFolder, replace_file
 from tests.training.conftest import Compose, assert_same_run, interrupt
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
 
 
 class Bomb:
@@ -135,8 +143,9 @@ def test_a_run_folder_with_a_bomb_is_refused(
 
 
 def test_what_is_not_plain_is_refused_by_its_place(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"checkpoint\['callbacks'\]\[1\] is a function"):
-        PlainCheckpointIO().save_checkpoint({"callbacks": [1, cut]}, tmp_path / "x.ckpt")
+    for value, kind in ((cut, "function"), (numpy.float64(1), "float64"), (Point(1, 2), "Point")):
+        with pytest.raises(UsageError, match=rf"checkpoint\['callbacks'\]\[1\] is a {kind}"):
+            PlainCheckpointIO().save_checkpoint({"callbacks": [1, value]}, tmp_path / "x.ckpt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,29 +232,47 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
 def test_two_runs_do_not_write_one_folder(compose: Compose, tmp_path: Path) -> None:
     config = compose("experiment=toy", "trainer.max_epochs=1")
     folder = RunFolder(tmp_path / "run")
-    with folder.locked(), pytest.raises(UsageError, match=r"process \d+ on .* is training in"):
+    with held(folder.path), pytest.raises(UsageError, match=r"process \d+ on .* is training in"):
         train(config, folder.path)
     assert not folder.config.exists()
     train(config, folder.path)
     with pytest.raises(UsageError, match="holds a run already"):
         train(config, folder.path)
     folder.results.unlink()  # as if killed before its test
-    with folder.locked(), pytest.raises(UsageError, match="is training in"):
+    with held(folder.path), pytest.raises(UsageError, match="is training in"):
         resume(folder.path)
     evaluate(folder.path)  # only looks
 
 
-def test_the_lock_of_a_killed_run_is_gone(tmp_path: Path) -> None:
-    code = (
-        "import time; from pathlib import Path; from attention_core.training.folder import *\n"
-        f"with RunFolder(Path({str(tmp_path)!r})).locked(): print('in', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+@contextmanager
+def held(path: Path, *, workers: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Another process that works in a run folder, with processes of its own that outlive it."""
+    code = f"""
+        import os, time
+        from pathlib import Path
+        from attention_core.training.folder import RunFolder
+        with RunFolder(Path({str(path)!r})).locked():
+            if {workers} and os.fork() == 0:
+                time.sleep(5)  # loads data, and does not know that it is alone
+                os._exit(0)
+            print("in", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "in\n"
-    with pytest.raises(UsageError, match=f"process {process.pid} on"), RunFolder(tmp_path).locked():
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_the_lock_of_a_killed_run_is_gone(tmp_path: Path) -> None:
+    with held(tmp_path, workers=1) as process:
+        name = f"process {process.pid} on"
+        with pytest.raises(UsageError, match=name), RunFolder(tmp_path).locked():
+            pass
     with RunFolder(tmp_path).locked():
         pass

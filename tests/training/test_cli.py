@@ -73,6 +73,23 @@ def test_help_names_every_command(attn_here: Attn) -> None:
             "takes no argument 'max_epoch'. Did you mean max_epochs",
         ),
         (
+            ("train", *TOY, "compile=maybe"),
+            "compile: true or false is needed, got 'maybe'",
+        ),
+        (("train", *TOY, "+callbacks.x=3"), "callbacks.x: a mapping with a _target_ is needed"),
+        (("train", *TOY, "checkpoint.every_steps=soon"), "every_steps: checkpoint expects int"),
+        (("train", *TOY, "+checkpoint.every_step=3"), "'every_step'. Did you mean every_steps?"),
+        (("train", *TOY, "+data.bach_size=3"), "'bach_size' Did you mean batch_size"),
+        (("train", "+model.hiden=3"), "'hiden' Did you mean hidden"),
+        (
+            ("train", *TOY, "+hydra.callbacks.x._target_=toy_domain.KillAt"),
+            "hydra.callbacks.x._target_: 'toy_domain.KillAt' is refused",
+        ),
+        (
+            ("train", *TOY, "hydra.launcher._target_=toy_domain.KillAt"),
+            "hydra.launcher._target_: 'toy_domain.KillAt' is refused",
+        ),
+        (
             ("train", *TOY, "data.batch_size=0"),
             "data.batch_size must be an integer of at least 1, got 0",
         ),

@@ -121,8 +121,35 @@ def test_two_killed_processes_resume_exactly(trainer: str, more: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_a_prepared_run_is_started_by_torchrun(tmp_path: Path) -> None:
-    setting = ["experiment=toy", *SHORT, "trainer=ddp", *TWO, *HERE]
+def test_a_failed_job_of_two_processes_stops_no_other(tmp_path: Path) -> None:
+    ran = attn(
+        *["train", "sweep=grid", "experiment=toy", "model.classes=5,2", "trainer=ddp"],
+        *["trainer.max_epochs=1", *TWO, *HERE],
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "logits of shape (B, 2) expected" in ran.stderr
+    (table,) = tmp_path.rglob("sweep.csv")
+    assert len(table.read_text().splitlines()) == 3
+    assert len(list(tmp_path.rglob("results.json"))) == 1
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_shares_evaluate_together(tmp_path: Path) -> None:
+    # 60 samples to validate with: 30 each; of 59 one has 30 and the other 29, and a batch less
+    ran = attn(
+        *["train", "experiment=toy", "data.samples=118", "data.batch_size=29", "trainer=fsdp2"],
+        *["trainer.precision=32-true", "compile=false", "trainer.max_epochs=1", *TWO, *HERE],
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_a_prepared_run_is_started_by_torchrun(trainer: str, tmp_path: Path) -> None:
+    plain = ["compile=false", "trainer.precision=32-true"]
+    setting = ["experiment=toy", *SHORT, f"trainer={trainer}", *plain, *TWO, *HERE]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = attn("train", *setting, cwd=tmp_path, under=torchrun)
     assert ran.returncode != 0
@@ -134,6 +161,7 @@ def test_a_prepared_run_is_started_by_torchrun(tmp_path: Path) -> None:
     ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=torchrun)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("run folder") == 1
+    assert (tmp_path / "run" / "README.md").exists()
     attn("train", *setting, f"hydra.run.dir={tmp_path}/ours", cwd=tmp_path)
     assert_same_run(tmp_path / "ours", tmp_path / "run")
 

@@ -10,6 +10,7 @@ import pytest
 
 from attention_core.training import resume, train
 from attention_core.training.folder import RunFolder
+from attention_core.training.metrics import read_metrics
 from tests.training.conftest import CONF, Compose, Killed, assert_same_run, attn, interrupt
 
 STEPS_PER_EPOCH = 8  # 120 samples, batches of 16
@@ -41,6 +42,49 @@ def test_resume_is_exact_with_accumulated_gradients(
     interrupt(config, tmp_path / "cut", 5, monkeypatch)
     resume(tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_batches(compose: Compose, tmp_path: Path) -> None:
+    config = compose(
+        *["experiment=toy", "trainer.max_epochs=1", "trainer.accumulate_grad_batches=4"],
+        "data.samples=128",  # 8 batches
+    )
+    train(config, tmp_path)
+    rows = read_metrics(RunFolder(tmp_path).metrics)
+    steps = [row["step/loss"] for row in rows if "step/loss" in row]
+    (epoch,) = (row["train/loss"] for row in rows if "train/loss" in row)
+    assert len(steps) == 2
+    assert sum(steps) / 2 == pytest.approx(epoch)
+
+
+def test_resume_is_exact_around_a_validation_within_an_epoch(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(
+        *["experiment=toy", "trainer.max_epochs=2", "checkpoint.every_steps=2"],
+        "+trainer.val_check_interval=0.5",
+    )
+    train(config, tmp_path / "whole")
+    interrupt(config, tmp_path / "cut", 5, monkeypatch)  # the validation came after step 4
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_that_was_stopped_early_is_not_trained_on(compose: Compose, tmp_path: Path) -> None:
+    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss"
+    config = compose(
+        *["experiment=toy", "trainer.max_epochs=9", f"{stop}, patience: 1, min_delta: 9.0}}"]
+    )
+    for name in ("whole", "cut"):
+        train(config, tmp_path / name)
+    rows = read_metrics(RunFolder(tmp_path / "whole").metrics)
+    assert sum("val/loss" in row for row in rows) == 2
+    whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    cut.results.unlink()  # killed before its test
+    resume(cut.path)
+    assert cut.results.read_text() == whole.results.read_text()
+    trained = [[r for r in read_metrics(f.metrics) if "test/loss" not in r] for f in (whole, cut)]
+    assert trained[0] == trained[1]
 
 
 def test_resume_twice(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
