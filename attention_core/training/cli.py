@@ -109,10 +109,7 @@ def _job(config: dict[str, Any], folder: Path) -> None:
 
 
 def _prepare(arguments: list[str]) -> None:
-    parser = _parser("prepare", "Write the folder of a run; start it with attn train run=FOLDER.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for attn train")
-    given = parser.parse_intermixed_args(arguments)
-    _make_importable(given.config_dir)
+    given = _of_experiment("prepare", "Write the folder of a run, and train nothing.", arguments)
     from attention_core.training.compose import run_hydra
     from attention_core.training.run import prepare
 
@@ -120,10 +117,7 @@ def _prepare(arguments: list[str]) -> None:
 
 
 def _find_lr(arguments: list[str]) -> None:
-    parser = _parser("find-lr", "Try rising learning rates on an experiment and suggest one.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for attn train")
-    given = parser.parse_intermixed_args(arguments)
-    _make_importable(given.config_dir)
+    given = _of_experiment("find-lr", "Try rising learning rates and suggest one.", arguments)
     from attention_core.training.compose import run_hydra
     from attention_core.training.find_lr import find_lr
 
@@ -203,6 +197,15 @@ def _new_domain(arguments: list[str]) -> None:
     from attention_core.training.new_domain import new_domain
 
     new_domain(given.name, given.into or Path(given.name))
+
+
+def _of_experiment(command: str, description: str, arguments: list[str]) -> argparse.Namespace:
+    """The overrides of a command that composes one configuration, as `attn train` does."""
+    parser = _parser(command, description)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for attn train")
+    given = parser.parse_intermixed_args(arguments)
+    _make_importable(given.config_dir)
+    return given
 
 
 def _of_run(
