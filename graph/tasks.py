@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_core import record_attention
 from attention_core.training import ClassificationTask, UsageError
+from attention_core.training.data import model_inputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +36,12 @@ class GraphClassification(ClassificationTask):
 
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         samples = unpack(batch)
-        with torch.no_grad():
-            shares = self.model(**_inputs(batch)).softmax(-1)
+        shares = self.probabilities(batch)
         drawn = []
         for index in choose(torch.bincount(batch["batch"]), batch["target"], shares):
             sample = samples[index]
             with record_attention(self.model, layers=[self._last_layer()]) as maps:
-                self.model(**_inputs(pack([sample])))
+                self.model(**model_inputs(pack([sample])))
             nodes = len(sample["x"])
             kinds = sample["edge_attr"].tolist() if "edge_attr" in sample else []
             predicted = int(shares[index].argmax())
@@ -61,10 +61,6 @@ class GraphClassification(ClassificationTask):
     def _last_layer(self) -> int:
         # A pooling layer attends, too, and comes after the encoder
         return len(self.model.encoder.blocks) - 1  # type: ignore[union-attr, arg-type]
-
-
-def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name != "target"}
 
 
 def choose(sizes: Tensor, target: Tensor, shares: Tensor, most: int = 4) -> list[int]:

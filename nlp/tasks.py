@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from attention_core import record_attention
@@ -34,8 +33,7 @@ class TextClassification(ClassificationTask):
 
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         rows = batch["ids"].split(batch["lengths"].tolist())
-        with torch.no_grad():
-            shares = self.model(batch["ids"], batch["lengths"]).softmax(-1)
+        shares = self.probabilities(batch)
         texts = []
         for index in choose(batch["lengths"], batch["target"], shares):
             with record_attention(self.model, layers=[self._last_layer()]) as maps:

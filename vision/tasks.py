@@ -28,8 +28,7 @@ class ImageClassification(ClassificationTask):
         from vision.figures import attention_sheet, pooling_attention
 
         image, target = batch["image"], batch["target"]
-        with torch.no_grad():
-            probability, predicted = self.model(image).softmax(dim=-1).max(dim=-1)
+        probability, predicted = self.probabilities(batch).max(dim=-1)
         shown = _one_of_each(target, predicted != target)[:10]
         names = self.classes
         labels = [

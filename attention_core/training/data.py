@@ -170,6 +170,11 @@ class DataModule(LightningDataModule):
         self.__dict__.update(state, _loaders=weakref.WeakSet())
 
 
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the model is given, by name: everything but `target`."""
+    return {name: value for name, value in batch.items() if name != "target"}
+
+
 class Loader:
     """Batches of a data set, in an order that depends on (seed, epoch) alone.
 

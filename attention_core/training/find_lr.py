@@ -13,6 +13,7 @@ from rich.console import Console
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
 from attention_core.training.figures import INK, VALIDATION, save_figure
 from attention_core.training.folder import RunFolder
@@ -141,7 +142,7 @@ class _Curve(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         assert isinstance(pl_module, Task) and callable(self._untrained)
-        inputs = {name: value for name, value in batch.items() if name != "target"}
+        inputs = model_inputs(batch)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             before = float(pl_module.loss(self._untrained(**inputs), batch))
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches

@@ -136,7 +136,7 @@ def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
     watch.start()
     try:
         yield
-        codes = [process.wait() for process in launcher.procs]
+        codes = [_ended(process) for process in launcher.procs]
         if any(codes):
             raise RuntimeError(f"the other processes of this run ended with {codes}")
     finally:
@@ -148,6 +148,17 @@ def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
             os.environ.pop(name, None)  # Lightning has removed some
             if value is not None:
                 os.environ[name] = value
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit status of a process that has done its part of the run.
+
+    0 also for one that hangs as its interpreter ends: nothing of it is needed any more.
+    """
+    try:
+        return process.wait(timeout=60.0)
+    except subprocess.TimeoutExpired:
+        return 0
 
 
 def _leave() -> None:

@@ -17,6 +17,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
 from attention_core.training.optim import decay_groups
 from attention_core.training.parallel import FSDP2
@@ -149,7 +150,7 @@ class Task(LightningModule):
         By default everything but `target`, each with as many rows as there are samples. Override
         it where the model also takes a form whose shapes say more, such as padded texts.
         """
-        inputs = {name: value for name, value in batch.items() if name != "target"}
+        inputs = model_inputs(batch)
         for name, value in inputs.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 raise UsageError(
@@ -221,7 +222,7 @@ class Task(LightningModule):
         metrics.update(output, batch["target"])
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
-        output = self(**{name: value for name, value in batch.items() if name != "target"})
+        output = self(**model_inputs(batch))
         loss = self.loss(output, batch)
         with torch.no_grad():
             self.means[f"{stage}_mean"].update(loss.detach(), weight=len(batch["target"]))  # type: ignore[operator]
@@ -292,6 +293,12 @@ class ClassificationTask(Task):
                 f"got {tuple(output.shape)}."
             )
         return F.cross_entropy(output, batch["target"], label_smoothing=self.label_smoothing)
+
+    @torch.no_grad()
+    def probabilities(self, batch: Batch) -> Tensor:
+        """The probability of each class for each sample of a batch, (B, C), in float32."""
+        output: Tensor = self(**model_inputs(batch))
+        return output.float().softmax(dim=-1)
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
         """`prediction`, the name of the likeliest class, its `probability`, and the probability

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_core.layers import Encoder
+from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics
@@ -119,7 +120,7 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
     """FLOPs of the forward pass. Runs the model once, in eval mode: nothing is changed or drawn."""
     modes = [(module, module.training) for module in task.modules()]
     task.eval()
-    inputs = {name: value for name, value in batch.items() if name != "target"}
+    inputs = model_inputs(batch)
     counter = FlopCounterMode(display=False)
     # Not under no_grad, where the counter fails on views of parameters
     with (
