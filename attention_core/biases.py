@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.masks.dense import check_pairwise, take_pairwise
-from attention_core.spaces import Pairs
+from attention_core.spaces import Graph, Pairs, Space, Traits
 
 
 class Bias(nn.Module):
@@ -41,6 +41,10 @@ class Bias(nn.Module):
     def special_score(self, pairs: Pairs) -> Tensor | float:
         """The score of pairs with a special token."""
         return 0.0
+
+    def traits(self, space: Space) -> Traits | None:
+        """What of the tokens decides the score; None if unknown. (Being special always may.)"""
+        return None
 
     @property
     def learned(self) -> bool:
@@ -87,6 +91,9 @@ class _Sum(Bias):
         first, *rest = (term(pairs) for term in self.terms)
         return sum(rest, first)
 
+    def traits(self, space: Space) -> Traits | None:
+        return Traits.joined(*(term.traits(space) for term in self.terms))
+
     @property
     def learned(self) -> bool:
         return any(term.learned for term in self.terms)
@@ -131,6 +138,9 @@ class ALiBi(Bias):
     def score(self, pairs: Pairs) -> Tensor:
         return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
 
+    def traits(self, space: Space) -> Traits | None:
+        return None if isinstance(space, Graph) else Traits.of_place(space)
+
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
 
@@ -164,6 +174,10 @@ class RelativeTable(Bias):
 
     def score(self, pairs: Pairs) -> Tensor:
         return self.table[self.bucket(pairs), pairs.head]
+
+    def traits(self, space: Space) -> Traits | None:
+        of_place = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
+        return Traits.of_place(space) if of_place and not isinstance(space, Graph) else None
 
     def special_score(self, pairs: Pairs) -> Tensor | float:
         if self.special_table is None:
@@ -318,6 +332,9 @@ class ContinuousBias(Bias):
         scaled = 8 * flat.to(dtype) / torch.tensor(self.extent, dtype=dtype, device=flat.device)
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
         return table[row.view(offset.shape[:-1]), pairs.head]
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits.of_place(space)
 
 
 def _distinct(offset: Tensor) -> tuple[Tensor, Tensor]:

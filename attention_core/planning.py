@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from attention_core.backends import dense, edges, reference
+from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.masks import Mask
 from attention_core.masks.dense import as_mask
@@ -21,7 +21,12 @@ from attention_core.spaces import Pairs, Space
 
 T = TypeVar("T")
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "dense": dense, "edges": edges}
+BACKENDS: dict[str, ModuleType] = {
+    "reference": reference,
+    "dense": dense,
+    "blocks": blocks,
+    "edges": edges,
+}
 
 
 class BackendError(NotImplementedError):

@@ -11,7 +11,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from attention_core.spaces import Pairs, Space
+from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 
 Spaces = tuple[Space, Space]
 
@@ -55,6 +55,30 @@ class Mask:
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         """A list of pairs that holds all allowed ones, special tokens aside; None if unknown."""
+        return None
+
+    def reach(self, tiles: TilePairs) -> Reach:
+        """Of each pair of tiles: may some pair of tokens be allowed, is every one?"""
+        found = self.candidates(tiles.spaces)
+        some = tiles.answer(True) if found is None else tiles.holding(found.query, found.key)
+        return Reach(some, tiles.answer(False))
+
+    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
+        """`reach`, and `exempt` wherever a special token takes part."""
+        some, every = self.reach(tiles)
+        if all(space.special is None for space in tiles.spaces):
+            return Reach(some, every)
+        special = tiles.either("special", _special)
+        if exempt:
+            return Reach(some | special.some, every | special.every)
+        return Reach(some & ~special.every, every & ~special.some)
+
+    def traits(self, space: Space) -> Traits | None:
+        """What of the tokens decides what is allowed; None if unknown."""
+        return None
+
+    def classes(self, space: Space) -> Tensor | None:
+        """Integers (L, A) or (B, L, A) of each token: where they differ, nothing is allowed."""
         return None
 
     def __and__(self, other: Mask) -> Mask:
@@ -110,6 +134,12 @@ class Mask:
         return masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
+def _special(space: Space) -> Tensor:
+    if space.special is None:
+        return torch.zeros(space.length, dtype=torch.bool, device=space.device)
+    return space.special
+
+
 def _a_mask(value: object) -> Mask:
     if not isinstance(value, Mask):
         raise TypeError(f"masks compose with masks, got {type(value).__name__}; see DenseMask")
@@ -151,6 +181,18 @@ class _And(Mask):
         found = (term.candidates(spaces) for term in terms)
         return next((pairs for pairs in found if pairs is not None), None)
 
+    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
+        first, second = (term.reach_at(tiles, exempt) for term in (self.first, self.second))
+        return Reach(first.some & second.some, first.every & second.every)
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits.joined(self.first.traits(space), self.second.traits(space))
+
+    def classes(self, space: Space) -> Tensor | None:
+        found = [term.classes(space) for term in (self.first, self.second)]
+        known = [classes for classes in found if classes is not None]
+        return torch.cat(known, dim=-1) if known else None
+
     def __repr__(self) -> str:
         return f"{self.first} & {self.second}"
 
@@ -171,6 +213,13 @@ class _Or(Mask):
     def count_bound(self, spaces: Spaces) -> float:
         return self.first.count_bound(spaces) + self.second.count_bound(spaces)
 
+    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
+        first, second = (term.reach_at(tiles, exempt) for term in (self.first, self.second))
+        return Reach(first.some | second.some, first.every | second.every)
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits.joined(self.first.traits(space), self.second.traits(space))
+
     def __repr__(self) -> str:
         return f"({self.first} | {self.second})"
 
@@ -183,6 +232,13 @@ class _Not(Mask):
 
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return ~self.mask.at(pairs, not exempt)
+
+    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
+        some, every = self.mask.reach_at(tiles, not exempt)
+        return Reach(~every, ~some)
+
+    def traits(self, space: Space) -> Traits | None:
+        return self.mask.traits(space)
 
     def __repr__(self) -> str:
         inner = repr(self.mask)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.masks.algebra import Mask
-from attention_core.spaces import Pairs
+from attention_core.spaces import Pairs, Reach, TilePairs
 
 
 def as_mask(mask: Mask | Tensor | None) -> Mask | None:
@@ -39,6 +39,9 @@ class DenseMask(Mask):
 
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return self.allowed(pairs)
+
+    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
+        return self.reach(tiles)
 
     def allowed(self, pairs: Pairs) -> Tensor:
         return take_pairwise(self.tensor, pairs, "mask")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from attention_core.masks.algebra import Mask
-from attention_core.spaces import Pairs
+from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 
 
 @dataclass(frozen=True, init=False)
@@ -35,12 +34,24 @@ class GlobalTokens(Mask):
         object.__setattr__(self, "positions", tuple(places))
 
     def allowed(self, pairs: Pairs) -> Tensor:
-        found = torch.zeros((), dtype=torch.bool, device=pairs.query.device)
-        for position, (side, space) in product(
-            self.positions, zip(("query", "key"), pairs.spaces, strict=True)
-        ):
-            found = found | space.matches(pairs, side, position)
+        query, key = (
+            pairs.pick(self._are_global(space), side, dims=1)
+            for space, side in zip(pairs.spaces, ("query", "key"), strict=True)
+        )
+        return query | key
+
+    def _are_global(self, space: Space) -> Tensor:
+        """Of each token, (L,) or (B, L)."""
+        found = torch.zeros(space.length, dtype=torch.bool, device=space.device)
+        for position in self.positions:
+            found = found | space.sits_at(position)
         return found
+
+    def reach(self, tiles: TilePairs) -> Reach:
+        return tiles.either(self, self._are_global)
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits(absolute=(self._are_global(space)[..., None],))
 
     def __repr__(self) -> str:
         return f"GlobalTokens({', '.join(map(str, self.positions))})"

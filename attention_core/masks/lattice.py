@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attention_core.masks.algebra import Mask, Spaces, tuples
-from attention_core.spaces import Pairs, Space
+from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces.tiles import coordinates
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,23 @@ class Window(Mask):
     def allowed(self, pairs: Pairs) -> Tensor:
         _check_axes(pairs.spaces[1], size=self.size, shift=self.shift)
         pairs.offset  # noqa: B018  raises where query and key have no common axes
-        size, shift = (
-            torch.tensor(n, device=pairs.spaces[1].device) for n in (self.size, self.shift)
-        )
-        query, key = (
-            torch.div(pairs.take("coordinates", side) - shift, size, rounding_mode="floor")
-            for side in ("query", "key")
-        )
+        query, key = (self._windows(pairs.take("coordinates", side)) for side in ("query", "key"))
         return (query == key).all(-1)
+
+    def _windows(self, coordinates: Tensor) -> Tensor:
+        """The number of the window along each axis."""
+        size, shift = (torch.tensor(n, device=coordinates.device) for n in (self.size, self.shift))
+        return torch.div(coordinates - shift, size, rounding_mode="floor")
+
+    def reach(self, tiles: TilePairs) -> Reach:
+        tiles.offset  # noqa: B018  raises as `allowed` does
+        return tiles.equal(self, lambda space: self._windows(coordinates(space)))
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits(relative=(self._windows(coordinates(space)).long(),))
+
+    def classes(self, space: Space) -> Tensor | None:
+        return self._windows(coordinates(space)).long()
 
     def count_bound(self, spaces: Spaces) -> float:
         if not spaces[1].ordered:
@@ -86,6 +96,23 @@ class Dilated(Mask):
         _check_axes(pairs.spaces[1], step=self.step)
         offset = pairs.offset
         return (offset % torch.tensor(self.step, device=offset.device) == 0).all(-1)
+
+    def _remainders(self, space: Space) -> Tensor:
+        at = coordinates(space)
+        return at % torch.tensor(self.step, device=at.device)
+
+    def reach(self, tiles: TilePairs) -> Reach:
+        tiles.offset  # noqa: B018  raises as `allowed` does
+        if tiles.offset.low.is_floating_point():  # remainders are rounded, too
+            return super().reach(tiles)
+        return tiles.equal(self, self._remainders)
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits.of_place(space)
+
+    def classes(self, space: Space) -> Tensor | None:
+        remainders = self._remainders(space)
+        return None if remainders.is_floating_point() else remainders
 
     def __repr__(self) -> str:
         return f"Dilated({self.step})"

@@ -234,16 +234,22 @@ class Space:
 
     def distance(self, pairs: Pairs) -> Tensor:
         """How far apart query and key are, in the broadcast shape of `pairs`."""
-        raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
+        if self.coordinates is None:
+            raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
+        return self.norm(pairs.offset)
 
-    def matches(self, pairs: Pairs, side: str, position: int | tuple[int, ...]) -> Tensor:
-        """Whether the `side` ("query" or "key") of each pair sits at `position`."""
+    def norm(self, offset: Tensor) -> Tensor:
+        """The distance that an offset (..., A) spans, (...); it grows with each component."""
+        raise NotImplementedError(f"{type(self).__name__} must define norm(self, offset)")
+
+    def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
+        """Whether each token sits at `position`, (L,) or (B, L)."""
         wanted = torch.as_tensor(position).reshape(-1)
-        if len(wanted) != self.axes:
+        if self.coordinates is None or len(wanted) != self.axes:
             raise ValueError(
                 f"position {position} needs {self.axes} coordinates in {self.describe()}"
             )
-        return (pairs.take("coordinates", side) == wanted.to(self.device)).all(-1)
+        return (self.coordinates == wanted.to(self.device)).all(-1)
 
     def describe(self) -> str:
         """A few words for error messages and `explain`."""

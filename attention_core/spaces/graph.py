@@ -110,10 +110,10 @@ class Graph(Space):
     def _ends(pairs: Pairs) -> tuple[Tensor, Tensor]:
         return pairs.take("nodes", "query"), pairs.take("nodes", "key")
 
-    def matches(self, pairs: Pairs, side: str, position: int | tuple[int, ...]) -> Tensor:
+    def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
         if isinstance(position, tuple):
             raise TypeError(f"nodes of a Graph are numbers, got {position}")
-        return pairs.take("nodes", side) == torch.tensor(position, device=self.device)
+        return self.nodes == position
 
     def describe(self) -> str:
         return self._describe(

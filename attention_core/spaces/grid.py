@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import (
-    TYPE_CHECKING,
-    Self,
-)
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,9 +15,6 @@ from attention_core.spaces.packing import (
     packed,
     unravel,
 )
-
-if TYPE_CHECKING:
-    from attention_core.spaces.pairs import Pairs
 
 
 class Grid(Space):
@@ -72,8 +66,8 @@ class Grid(Space):
         new.num_segments = len(sizes)
         return new
 
-    def distance(self, pairs: Pairs) -> Tensor:
-        return pairs.offset.abs().amax(-1)
+    def norm(self, offset: Tensor) -> Tensor:
+        return offset.abs().amax(-1)
 
     def describe(self) -> str:
         extent = f"a {'×'.join(map(str, self.size))} grid, " if self.size else "grids, "

@@ -11,6 +11,36 @@ from attention_core.spaces.base import Space
 from attention_core.spaces.graph import Graph
 
 
+def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
+    """The space of the keys, in which there is a `what` to the queries.
+
+    Raises:
+        TypeError: queries and keys sit in spaces of different kinds.
+    """
+    query, key = spaces
+    if type(query) is not type(key) or query.axes != key.axes:
+        raise TypeError(
+            f"there is no {what} between {query.describe()} and {key.describe()}: "
+            "give both in one kind of space, or a mask and bias that do not ask for it"
+        )
+    return key
+
+
+def in_segments(spaces: tuple[Space, Space]) -> bool:
+    """Whether queries and keys are in segments.
+
+    Raises:
+        ValueError: only the ones or the others are.
+    """
+    query, key = spaces
+    if (query.segments is None) != (key.segments is None):
+        raise ValueError(
+            f"queries and keys must both be in segments or neither: got {query.describe()} "
+            f"and {key.describe()}"
+        )
+    return query.segments is not None
+
+
 class Pairs:
     """Pairs of a query and a key token: what masks and biases see.
 
@@ -73,34 +103,31 @@ class Pairs:
         tensor = getattr(space, name, None)
         if tensor is None:
             raise TypeError(f"{space.describe()} has no {name}")
+        return self.pick(tensor, side, dims=space._tokenwise[name])
+
+    def pick(self, values: Tensor, side: str, *, dims: int) -> Tensor:
+        """The rows of `values`, one per token, at the "query" or "key" of each pair.
+
+        Args:
+            dims: dimensions of `values` where it has none for the batch.
+        """
         index: Tensor = getattr(self, side)
-        if tensor.ndim == space._tokenwise[name]:
-            return tensor[index]
-        return tensor[self.batch, index]
+        return values[index] if values.ndim == dims else values[self.batch, index]
 
     def _memo(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         if name not in self._computed:
             self._computed[name] = compute()
         return self._computed[name]
 
-    def _same_kind(self, what: str) -> Space:
-        query, key = self.spaces
-        if type(query) is not type(key) or query.axes != key.axes:
-            raise TypeError(
-                f"there is no {what} between {query.describe()} and {key.describe()}: "
-                "give both in one kind of space, or a mask and bias that do not ask for it"
-            )
-        return key
-
     @property
     def distance(self) -> Tensor:
         """How far the key is from the query; the space says in what sense."""
-        return self._memo("distance", lambda: self._same_kind("distance").distance(self))
+        return self._memo("distance", lambda: same_kind(self.spaces, "distance").distance(self))
 
     @property
     def offset(self) -> Tensor:
         """Key minus query along each axis, in a last dimension of size A."""
-        self._same_kind("offset")
+        same_kind(self.spaces, "offset")
         return self._memo(
             "offset", lambda: self.take("coordinates", "key") - self.take("coordinates", "query")
         )
@@ -108,7 +135,7 @@ class Pairs:
     @property
     def edge(self) -> Tensor:
         """Index into `edge_index` of the edge from key to query, -1 where there is none."""
-        space = self._same_kind("edge")
+        space = same_kind(self.spaces, "edge")
         if not isinstance(space, Graph):
             raise TypeError(f"{space.describe()} has no edges: Edges and EdgeBias need a Graph")
         return self._memo("edge", lambda: space.edge(self))
@@ -126,7 +153,7 @@ class Pairs:
     @property
     def precedes(self) -> Tensor:
         """Whether the key is at or before the query in reading order (row-major on a grid)."""
-        space = self._same_kind("order")
+        space = same_kind(self.spaces, "order")
         if not space.ordered:
             raise TypeError(f"{space.describe()} has no order: Causal needs a Sequence or a Grid")
 
@@ -160,14 +187,8 @@ class Pairs:
     @property
     def same_sample(self) -> Tensor | None:
         """Whether query and key are in one segment; None where there are no segments."""
-        query, key = self.spaces
-        if query.segments is None and key.segments is None:
+        if not in_segments(self.spaces):
             return None
-        if query.segments is None or key.segments is None:
-            raise ValueError(
-                f"queries and keys must both be in segments or neither: got {query.describe()} "
-                f"and {key.describe()}"
-            )
         return self.take("segments", "query") == self.take("segments", "key")
 
     @property

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import (
-    TYPE_CHECKING,
-)
-
 import torch
 from torch import Tensor
 
@@ -14,9 +10,6 @@ from attention_core.spaces.packing import (
     insert_special,
     rows,
 )
-
-if TYPE_CHECKING:
-    from attention_core.spaces.pairs import Pairs
 
 
 class Points(Space):
@@ -54,8 +47,8 @@ class Points(Space):
             special=is_special if is_special is None else is_special.to(coordinates.device),
         )
 
-    def distance(self, pairs: Pairs) -> Tensor:
-        return torch.linalg.vector_norm(pairs.offset, dim=-1)
+    def norm(self, offset: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(offset, dim=-1)
 
     def describe(self) -> str:
         return self._describe(f"{self.length:,} points in {self.axes} dimensions")

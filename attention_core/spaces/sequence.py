@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import (
-    TYPE_CHECKING,
-    Self,
-)
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,9 +15,6 @@ from attention_core.spaces.packing import (
     packed,
     whole_lengths,
 )
-
-if TYPE_CHECKING:
-    from attention_core.spaces.pairs import Pairs
 
 
 class Sequence(Space):
@@ -121,8 +115,8 @@ class Sequence(Space):
             new.size = (self.size[0] + other.size[0],)
         return new
 
-    def distance(self, pairs: Pairs) -> Tensor:
-        return pairs.offset.squeeze(-1).abs()
+    def norm(self, offset: Tensor) -> Tensor:
+        return offset.squeeze(-1).abs()
 
     def describe(self) -> str:
         return self._describe(f"a sequence of {self.length:,} tokens")

@@ -39,10 +39,10 @@ from attention_core import (
 from tests.conformance import straight
 from tests.conformance.straight import Claim, Row, Scored, Token, World
 
-BACKENDS = ["reference", "dense", "edges"]
+BACKENDS = ["reference", "dense", "blocks", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
-REFUSALS = {("dense", "softcap"), ("dense", "score")}
+REFUSALS = {("dense", "softcap"), ("dense", "score"), ("blocks", "score")}
 
 HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 4, 3
 

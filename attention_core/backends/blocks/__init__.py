@@ -1,0 +1,161 @@
+"""Blocks of queries, each with the keys that it can reach: cost follows the allowed pairs.
+
+The plan cuts the tokens into compact tiles (`tiling`), finds which tiles of keys each tile of
+queries can reach (`search`), puts blocks of one shape together (`groups`), and looks at the mask
+and the bias once for all blocks that are arranged alike. No tensor of all pairs is ever built.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attention_core.backends import dense, reference
+from attention_core.backends.blocks.groups import Group, Patterns, group, patterns, traits_of
+from attention_core.backends.blocks.kernel import BlockAttention, Blocks, Settings
+from attention_core.backends.blocks.search import search
+from attention_core.backends.blocks.tiling import choose_sizes, tile
+from attention_core.biases import Bias
+from attention_core.spaces import Graph, Pairs
+
+if TYPE_CHECKING:
+    from attention_core.planning import Job, Options, Plan, Result
+
+
+class Prepared:
+    """The blocks of a job.
+
+    Attributes:
+        rows: rows of tokens: the batch where its samples sit in different places, else 1.
+        groups: blocks by shape.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        query, key = job.spaces
+        self.rows = job.batch if query.batch is not None or key.batch is not None else 1
+        axes = min(query.axes, key.axes)
+        bound = job.mask.count_bound(job.spaces) if job.mask is not None else torch.inf
+        reach = bound / max(query.length, 1)
+        sizes = choose_sizes(axes, reach)
+        local = reach < torch.inf
+        if job.mask is not None and len(query) and len(key):
+            _probe(job)
+        queries = tile(query, self.rows, job.mask, sizes.query, local=local)
+        keys = tile(key, self.rows, job.mask, sizes.key, local=local)
+        self.groups: list[Group] = []
+        if len(queries) and len(keys):
+            self.groups = group(queries, keys, search(job, queries, keys))
+        self._patterns: dict[tuple[int, bool], Patterns] = {}
+
+    def patterns(self, number: int, bias: Bias | None) -> Patterns:
+        """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
+        spaces = self.job.spaces
+        by_bias = bias is not None and any(bias.traits(space) is None for space in spaces)
+        key = (number, by_bias, None if by_bias else type(bias))
+        if key not in self._patterns:
+            traits = [None if by_bias else traits_of(s, self.job.mask, bias) for s in spaces]
+            self._patterns[key] = patterns(self.job, self.groups[number], self.rows, traits)
+        return self._patterns[key]
+
+    def blocks(self, number: int, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> Blocks:
+        """What the kernel needs of a group; differentiable in the parameters of `bias`."""
+        group, found = self.groups[number], self.patterns(number, bias)
+        added = silent = None
+        if bias is not None:
+            full = (*found.pairs.query.shape[:3], found.pairs.key.shape[-1])
+            scores = bias(found.pairs).to(dtype)
+            added = scores.expand(torch.broadcast_shapes(scores.shape, full))
+        if found.allowed is not None:
+            nothing = torch.zeros((), dtype=dtype, device=group.queries.device)
+            added = (nothing if added is None else added).masked_fill(~found.allowed, -torch.inf)
+        if added is not None:
+            empty = (added.detach() == -torch.inf).all(-1)
+            if bool(empty.any()):
+                added, silent = added.masked_fill(empty[..., None], 0), empty
+        queries, keys = (
+            _rows(tokens, space.length, heads, self.rows)
+            for tokens, space, heads in zip(
+                (group.queries, group.keys),
+                self.job.spaces,
+                (self.job.heads, kv_heads),
+                strict=True,
+            )
+        )
+        return Blocks(queries, keys, found.of_block, added, silent)
+
+
+prepare = Prepared
+
+
+def _probe(job: Job) -> None:
+    """Asks the mask about one pair: what it cannot serve, it refuses in its own words."""
+    first = torch.zeros(1, dtype=torch.long, device=job.device)
+    shape = (job.batch, job.heads, job.spaces[0].length, job.spaces[1].length)
+    # The hops between all nodes of a graph are many to know, and no mask refuses a distance
+    hops = first if isinstance(job.spaces[1], Graph) else None
+    job.allowed(
+        Pairs(
+            job.spaces, shape=shape, batch=first, head=first, query=first, key=first, distance=hops
+        )
+    )
+
+
+def _rows(tokens: Tensor, length: int, heads: int, rows: int) -> Tensor:
+    """The place of each token of the first head among all rows of (B, H, L); padding stays -1."""
+    if rows == 1:
+        return tokens
+    places = tokens + tokens // length * ((heads - 1) * length)
+    return places.where(tokens >= 0, tokens)
+
+
+def lacks(job: Job) -> str | None:
+    if job.score is not None:
+        return f"blocks compute dot products, no {type(job.score).__name__} score"
+    return None
+
+
+def cost(job: Job) -> float:
+    return 1e18
+
+
+def describe(job: Job, prepared: Prepared) -> str:
+    pairs = sum(group.pairs for group in prepared.groups)
+    count = sum(len(group.queries) for group in prepared.groups)
+    return f"{count:,} blocks of queries with the keys that each can reach, {pairs:,} pairs in all."
+
+
+def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
+    from attention_core.planning import Result
+
+    prepared: Prepared = plan.prepared
+    job, bias, kv_heads = plan.job, options.bias, k.shape[1]
+    with torch.autocast(q.device.type, enabled=False):
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        blocks = [
+            plan.once(
+                ("blocks", number, bias, kv_heads, dtype),
+                lambda number=number: prepared.blocks(number, bias, kv_heads, dtype),
+            )
+            for number in range(len(prepared.groups))
+        ]
+        settings = Settings(
+            samples=job.batch if prepared.rows == 1 else 1,
+            lengths=(q.shape[2], k.shape[2]),
+            scale=options.scale,
+            softcap=options.softcap,
+            dropout_p=options.dropout_p,
+            seed=int(torch.randint(2**62, ())) if options.dropout_p else 0,
+        )
+        sink = None if options.sink is None else options.sink.to(dtype)
+        output, lse = BlockAttention.apply(
+            q.to(dtype), k.to(dtype), v.to(dtype), sink, settings, blocks,
+            *(group.added for group in blocks),
+        )  # fmt: skip
+        weights = None
+        if options.weights:
+            explicit = plan.once("explicit", lambda: reference.prepare(job))
+            weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
+    return Result(output.to(q.dtype), weights, lse)

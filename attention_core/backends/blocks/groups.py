@@ -1,0 +1,207 @@
+"""Blocks of one shape together: a tile of queries each, with all the keys that it can reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attention_core.backends.blocks.search import Reached
+from attention_core.biases import Bias
+from attention_core.masks import Mask
+from attention_core.spaces import Graph, Pairs, Space, Tiles, Traits
+from attention_core.spaces.tiles import per_token
+
+if TYPE_CHECKING:
+    from attention_core.planning import Job
+
+#: So many shapes of blocks are kept as they are; more are rounded up to fewer.
+_MOST_SHAPES = 8
+
+
+@dataclass
+class Group:
+    """N blocks of M keys for each of Q queries, padded where they have fewer.
+
+    Attributes:
+        queries, keys: (N, Q) and (N, M) tokens, token i of row r being r · length + i; -1 padding.
+        masked: whether any pair in them may be forbidden, padding included.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    masked: bool
+
+    @property
+    def pairs(self) -> int:
+        return self.queries.numel() * self.keys.shape[1]
+
+
+def group(query: Tiles, key: Tiles, reached: Reached) -> list[Group]:
+    """The blocks that hold all pairs of the tiles `reached`, in groups of about the same shape."""
+    keys = query.sizes.new_zeros(len(query)).index_add(0, reached.query, key.sizes[reached.key])
+    partial = torch.zeros_like(keys).index_add(0, reached.query, (~reached.every).long()) > 0
+    shape = torch.stack([query.sizes, keys, partial.long()], dim=-1)[keys > 0]
+    tile = (keys > 0).nonzero().squeeze(-1)
+    if len(shape.unique(dim=0)) > _MOST_SHAPES:
+        shape[:, 0] = -(-shape[:, 0] // 8) * 8
+        # At most an eighth too many keys
+        step = 2 ** (shape[:, 1].float().log2().floor().long() - 3).clamp(min=3)
+        shape[:, 1] = -(-shape[:, 1] // step) * step
+    shapes, of_tile = shape.unique(dim=0, return_inverse=True)
+    groups = []
+    for number in range(len(shapes)):
+        tiles = tile[of_tile == number]
+        queries, columns = query.sizes[tiles], keys[tiles]
+        chosen = torch.zeros(len(query), dtype=torch.bool, device=tile.device)
+        chosen[tiles] = True
+        pairs = chosen[reached.query].nonzero().squeeze(-1)
+        masked = bool(partial[tiles[0]]) or len(queries.unique()) > 1 or len(columns.unique()) > 1
+        groups.append(
+            Group(
+                _members(query, tiles, int(queries.max())),
+                _joined(key, reached.key[pairs], columns),
+                masked,
+            )
+        )
+    return groups
+
+
+def _members(tiles: Tiles, at: Tensor, size: int) -> Tensor:
+    """The tokens (N, size) of the tiles `at`, -1 where they have fewer."""
+    members = tiles.members[at, :size]
+    inside = torch.arange(size, device=at.device) < tiles.sizes[at, None]
+    return members.where(inside, members.new_tensor(-1))
+
+
+def _joined(tiles: Tiles, at: Tensor, counts: Tensor) -> Tensor:
+    """The tokens of runs of the tiles `at`, (N, M) padded with -1; `counts` (N,) tokens a run."""
+    sizes = tiles.sizes[at]
+    tokens = _members(tiles, at, int(sizes.max())).flatten()
+    tokens = tokens[tokens >= 0]
+    longest = int(counts.max())
+    if len(tokens) == len(counts) * longest:
+        return tokens.view(len(counts), longest)
+    block = torch.repeat_interleave(counts)
+    place = torch.arange(len(tokens), device=at.device) - (counts.cumsum(0) - counts)[block]
+    joined = tokens.new_full((len(counts), longest), -1)
+    joined[block, place] = tokens
+    return joined
+
+
+@dataclass
+class Patterns:
+    """What is allowed in the blocks of a group, each arrangement once.
+
+    Attributes:
+        of_block: (N,) the arrangement of each block, or (B · N,) where samples differ; None where
+            there is one for all.
+        pairs: the pairs of one block of each arrangement: (P, 1, Q, 1) and (P, 1, 1, M).
+        allowed: bool (P, H or 1, Q, M), or None for everything.
+    """
+
+    of_block: Tensor | None
+    pairs: Pairs
+    allowed: Tensor | None
+
+
+def patterns(job: Job, group: Group, rows: int, traits: list[Traits | None]) -> Patterns:
+    """Finds the blocks of a group that are arranged alike.
+
+    Args:
+        rows: rows of tokens; a batch shares one row where its samples have the same places.
+        traits: of the queries and of the keys; None where they are not known.
+    """
+    count = len(group.queries)
+    samples = job.batch if rows == 1 else 1
+    of_block: Tensor | None
+    if traits[0] is None or traits[1] is None:
+        blocks = torch.arange(count, device=job.device).repeat(samples)
+        sample = torch.arange(samples, device=job.device).repeat_interleave(count)
+        of_block = torch.arange(count * samples, device=job.device) if count * samples > 1 else None
+    else:
+        blocks, of_block = _alike(_arrangement(group, (traits[0], traits[1]), rows))
+        sample = torch.zeros_like(blocks)
+    queries, keys = group.queries[blocks], group.keys[blocks]
+    row = sample if rows == 1 else queries[:, 0] // job.spaces[0].length
+    pairs = Pairs(
+        job.spaces,
+        distance=_listed_distance(job, queries, keys),
+        shape=(job.batch, job.heads, job.spaces[0].length, job.spaces[1].length),
+        batch=row[:, None, None, None],
+        head=torch.arange(job.heads, device=job.device)[:, None, None],
+        query=(queries.clamp(min=0) % job.spaces[0].length)[:, None, :, None],
+        key=(keys.clamp(min=0) % job.spaces[1].length)[:, None, None, :],
+    )
+    return Patterns(of_block, pairs, _allowed(job, pairs, queries, keys) if group.masked else None)
+
+
+def _listed_distance(job: Job, queries: Tensor, keys: Tensor) -> Tensor | None:
+    """Hops (P, 1, Q, M) where the mask lists its pairs with them; infinite for pairs not listed.
+
+    Those are forbidden, and the hops between all nodes of a large graph are too many to know.
+    """
+    listed = None if job.mask is None else job.mask.candidates(job.spaces)
+    if not isinstance(job.spaces[1], Graph) or listed is None or listed.distance is None:
+        return None
+    length = job.spaces[1].length
+    places, order = (listed.query * length + listed.key).sort()
+    wanted = queries[:, None, :, None] * length + keys[:, None, None, :]
+    at = torch.searchsorted(places, wanted).clamp(max=max(len(places) - 1, 0))
+    if not len(places):
+        return torch.full(wanted.shape, torch.inf, device=wanted.device)
+    return listed.distance[order][at].where(places[at] == wanted, torch.inf)
+
+
+def _allowed(job: Job, pairs: Pairs, queries: Tensor, keys: Tensor) -> Tensor:
+    allowed = (queries >= 0)[:, None, :, None] & (keys >= 0)[:, None, None, :]
+    by_mask = job.allowed(pairs)
+    return allowed if by_mask is None else allowed & by_mask
+
+
+def _arrangement(group: Group, traits: tuple[Traits, Traits], rows: int) -> Tensor:
+    """Integers (N, ...) that are the same for blocks with the same pairs allowed."""
+    parts = []
+    origin = group.queries[:, 0]  # never padding
+    for tokens, own in zip((group.queries, group.keys), traits, strict=True):
+        padding = tokens < 0
+        for values, zero in (
+            *(
+                (tensor, query)
+                for tensor, query in zip(own.relative, traits[0].relative, strict=True)
+            ),
+            *((tensor, None) for tensor in own.absolute),
+        ):
+            numbers = per_token(values, rows).long()[tokens.clamp(min=0)]
+            if zero is not None:
+                numbers = numbers - per_token(zero, rows).long()[origin][:, None]
+            parts.append(numbers.masked_fill(padding[..., None], 0).flatten(1))
+        parts.append(padding.long())
+    return torch.cat(parts, dim=-1)
+
+
+def _alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The first of each set of equal `rows`, and which of them each row equals; None: all one."""
+    if bool((rows == rows[:1]).all()):
+        return torch.zeros(1, dtype=torch.long, device=rows.device), None
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator)
+    _, of_row = (rows * factors.to(rows.device)).sum(-1).unique(return_inverse=True)
+    number = torch.arange(len(rows), device=rows.device)
+    first = number.new_full((int(of_row.max()) + 1,), len(rows))
+    first = first.scatter_reduce(0, of_row, number, "amin")
+    if not torch.equal(rows[first[of_row]], rows):  # sums that are equal by chance
+        return number, number
+    return first, of_row
+
+
+def traits_of(space: Space, *terms: Mask | Bias | None) -> Traits | None:
+    """What of the tokens settles which pairs the mask and the samples allow, and their bias."""
+    own = [term.traits(space) for term in terms if term is not None]
+    if space.segments is not None:
+        own.append(Traits(relative=(space.segments[..., None],)))
+    if space.special is not None:
+        own.append(Traits(absolute=(space.special[..., None],)))
+    return Traits.joined(*own)

@@ -1,0 +1,207 @@
+"""Tokens in tiles, and what holds for all pairs of two tiles without looking at each.
+
+A tile knows the range of every number that its tokens carry: coordinates, the window they are in,
+whether they are global. From two ranges a mask can tell that none, some or all of the pairs
+between two tiles are allowed, as interval arithmetic does, and `&`, `|` and `~` compose that. So
+the blocks of any mask are found from coarse tiles to fine ones, never pair by pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attention_core.spaces.base import Space
+from attention_core.spaces.pairs import same_kind
+
+_BRANCHES = 4
+
+
+class Reach(NamedTuple):
+    """Of each pair of tiles: may `some` pair of tokens be allowed, and is `every` one? (bool, P)
+
+    Both may err on the careful side: `some` too often True, `every` too often False.
+    """
+
+    some: Tensor
+    every: Tensor
+
+
+class Span(NamedTuple):
+    """The least and the greatest value in each tile, (tiles, A)."""
+
+    low: Tensor
+    high: Tensor
+
+
+class Traits(NamedTuple):
+    """Numbers of each token, (L, A) or (B, L, A), that settle what a mask allows or a bias scores.
+
+    Where the traits of two blocks of tokens agree, it is computed once for both.
+    """
+
+    #: What matters only as a difference, key minus query, such as whole-number coordinates.
+    relative: tuple[Tensor, ...] = ()
+    #: What matters by itself, such as being global.
+    absolute: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def joined(cls, *traits: Traits | None) -> Traits | None:
+        """All of them together; None where one is unknown."""
+        if any(one is None for one in traits):
+            return None
+        known = [one for one in traits if one is not None]
+        return cls(
+            tuple(tensor for one in known for tensor in one.relative),
+            tuple(tensor for one in known for tensor in one.absolute),
+        )
+
+    @classmethod
+    def of_place(cls, space: Space) -> Traits | None:
+        """For what depends on the offset alone; None where places do not repeat."""
+        at = space.coordinates
+        return None if at is None or at.is_floating_point() else cls(relative=(at,))
+
+
+class Tiles:
+    """Tokens of a space in tiles.
+
+    Args:
+        space: where the tokens are.
+        rows: how many rows of a batch they are of; 1 where one row serves them all.
+        members: (n, size) the tokens of each tile, token i of row r being r · length + i; a tile
+            of fewer repeats its last one. Or the tiles of `finer` that make up each tile.
+        sizes: (n,) how many tokens each tile has.
+    """
+
+    def __init__(
+        self, space: Space, rows: int, members: Tensor, sizes: Tensor, finer: Tiles | None = None
+    ) -> None:
+        self.space, self.rows = space, rows
+        self.members, self.sizes, self.finer = members, sizes, finer
+        self._spans: dict[Hashable, Span] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def coarser(self) -> Tiles:
+        """Each four neighbors as one tile."""
+        groups = math.ceil(len(self) / _BRANCHES)
+        members = torch.arange(groups * _BRANCHES, device=self.sizes.device)
+        members = members.clamp(max=len(self) - 1).view(groups, _BRANCHES)
+        padding = self.sizes.new_zeros(groups * _BRANCHES - len(self))
+        sizes = torch.cat([self.sizes, padding]).view(groups, _BRANCHES).sum(-1)
+        return Tiles(self.space, self.rows, members, sizes, finer=self)
+
+    def children(self, tile: Tensor) -> tuple[Tensor, Tensor]:
+        """The finer tiles in each of `tile` (P,): which of the P, and their own numbers."""
+        assert self.finer is not None
+        first = tile[:, None] * _BRANCHES + torch.arange(_BRANCHES, device=tile.device)
+        inside = first < len(self.finer)
+        return inside.nonzero()[:, 0], first[inside]
+
+    def span(self, name: Hashable, values: Callable[[Space], Tensor]) -> Span:
+        """The range of `values(space)`, (length, A) or (batch, length, A), in each tile."""
+        if name not in self._spans:
+            if self.finer is None:
+                own = per_token(values(self.space), self.rows)[self.members]
+                low, high = own.amin(1), own.amax(1)
+            else:
+                low, high = self.finer.span(name, values)
+                low, high = low[self.members].amin(1), high[self.members].amax(1)
+            self._spans[name] = Span(low, high)
+        return self._spans[name]
+
+    @cached_property
+    def of_token(self) -> Tensor:
+        """(rows · length,) the tile of each token, -1 where it is in none."""
+        if self.finer is not None:
+            tile = self.finer.of_token
+            return torch.where(tile < 0, tile, tile // _BRANCHES)
+        tile = self.sizes.new_full((self.rows * self.space.length,), -1)
+        number = torch.arange(len(self), device=tile.device)[:, None]
+        tile[self.members] = number.expand_as(self.members)
+        return tile
+
+
+def per_token(values: Tensor, rows: int) -> Tensor:
+    """(L, A), the same for all rows, or (rows, L, A), as (rows · L, A)."""
+    return values.expand(rows, *values.shape[-2:]).flatten(0, 1)
+
+
+class TilePairs:
+    """Pairs of a tile of queries and a tile of keys: what `Mask.reach` sees.
+
+    Args:
+        query, key: the tiles.
+        at: (P,) and (P,), which of them each pair has.
+    """
+
+    def __init__(self, query: Tiles, key: Tiles, at: tuple[Tensor, Tensor]) -> None:
+        self.query, self.key, self.at = query, key, at
+        self.spaces = (query.space, key.space)
+
+    def answer(self, value: bool) -> Tensor:
+        return torch.full(self.at[0].shape, value, device=self.at[0].device)
+
+    def spans(self, name: Hashable, values: Callable[[Space], Tensor]) -> tuple[Span, Span]:
+        """The range of `values(space)` in the query tile and in the key tile of each pair.
+
+        Args:
+            name: tells `values` from others, for tiles remember their ranges.
+        """
+        query, key = (
+            Span(span.low[at], span.high[at])
+            for tiles, at in zip((self.query, self.key), self.at, strict=True)
+            for span in (tiles.span(name, values),)
+        )
+        return query, key
+
+    def equal(self, name: Hashable, values: Callable[[Space], Tensor]) -> Reach:
+        """Whether query and key have the same `values`."""
+        query, key = self.spans(name, values)
+        some = (query.low <= key.high) & (key.low <= query.high)
+        every = (query.low == query.high) & (key.low == key.high) & (query.low == key.low)
+        return Reach(some.all(-1), every.all(-1))
+
+    def either(self, name: Hashable, flag: Callable[[Space], Tensor]) -> Reach:
+        """Whether the query or the key has the `flag`, a bool (length,) or (batch, length)."""
+        query, key = self.spans(name, lambda space: flag(space)[..., None].long())
+        some, every = query.high + key.high > 0, query.low + key.low > 0
+        return Reach(some.squeeze(-1), every.squeeze(-1))
+
+    @cached_property
+    def offset(self) -> Span:
+        """The range of key minus query along each axis."""
+        same_kind(self.spaces, "offset")
+        query, key = self.spans("coordinates", coordinates)
+        return Span(key.low - query.high, key.high - query.low)
+
+    @cached_property
+    def precedes(self) -> Reach:
+        """Whether the key is at or before the query in reading order."""
+        low, high = self.offset
+        some, every = low[..., -1] <= 0, high[..., -1] <= 0
+        for axis in reversed(range(low.shape[-1] - 1)):
+            some = (low[..., axis] < 0) | ((low[..., axis] == 0) & some)
+            every = (high[..., axis] < 0) | ((high[..., axis] == 0) & every)
+        return Reach(some, every)
+
+    def holding(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether each pair of tiles holds any of these pairs of tokens, (E,) and (E,)."""
+        tiles = len(self.key)
+        held = self.query.of_token[query] * tiles + self.key.of_token[key]
+        held = torch.cat([held.unique(), held.new_tensor([torch.iinfo(held.dtype).max])])
+        wanted = self.at[0] * tiles + self.at[1]
+        return held[torch.searchsorted(held, wanted)] == wanted
+
+
+def coordinates(space: Space) -> Tensor:
+    if space.coordinates is None:
+        raise TypeError(f"{space.describe()} has no coordinates")
+    return space.coordinates
