@@ -1,31 +1,36 @@
 """Attention of gathered blocks, forward and backward, a few blocks at a time.
 
 A block has all the keys of its queries, so its softmax is whole, and the backward pass computes it
-again instead of keeping it: nothing larger than a chunk of scores is ever stored. All matrices of
-a chunk fit into a core's cache, which is worth a factor of two on a CPU.
+again instead of keeping it: nothing larger than a chunk of scores is ever stored. On a CPU a chunk
+fits into the cache, and its tensors are written to the same memory as those of the chunk before.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Scores computed at once.
-_CHUNK = {"cpu": 1 << 18}
-_CHUNK_ELSEWHERE = 1 << 26
+#: Scores computed at once, measured: fewer cost calls, more fall out of the cache.
+_CHUNK = 1 << 18
+_CHUNK_CUDA = 1 << 26
+#: Chunks whose indices are computed together.
+_AHEAD = 16
 
 
 @dataclass
 class Blocks:
-    """One group of blocks, as the kernel wants it.
+    """One group of N blocks of Q queries and M keys, as the kernel wants it.
 
     Attributes:
-        queries, keys: (N, Q), (N, M) rows of a head's tokens in (B · H · L) rows; -1 is padding.
+        queries, keys: (N, Q / run), (N, M / run) runs of tokens of a head, among the (B · H · L)
+            rows of all heads; a run of one is a token. -1 is padding.
+        query_run, key_run: tokens of a run.
         pattern: (N,) or (samples · N,) which of `added` is a block's own; None: the only one.
         added: (P, H or 1, Q, M) added to the scores, -inf on what is forbidden; None: nothing.
         silent: (P, H or 1, Q) queries that may attend to nothing; None: there are none.
@@ -33,6 +38,8 @@ class Blocks:
 
     queries: Tensor
     keys: Tensor
+    query_run: int
+    key_run: int
     pattern: Tensor | None
     added: Tensor | None
     silent: Tensor | None
@@ -40,7 +47,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything else: `samples` share the blocks, and a head has `lengths` rows of tokens."""
+    """Everything else: `samples` share the blocks, and a head has `lengths` tokens of each."""
 
     samples: int
     lengths: tuple[int, int]
@@ -48,87 +55,164 @@ class Settings:
     softcap: float | None
     dropout_p: float
     seed: int
+    lse: bool
 
 
-class _Chunk:
-    """Some blocks with one head of keys each: `units` (C,) count (sample, block, head of keys)."""
+class _Chunk(NamedTuple):
+    """C units, each a block of one sample with one head of keys and the G of queries that share it.
+
+    Attributes:
+        queries: (C · G · Q / run,) rows of runs, padding clamped to one that exists.
+        written: the same, padding sent to the row after the last; None where there is none.
+        keys: (C · M / run,) rows of runs; padding reads some row, and its scores are -inf.
+        pattern, head: (C,) each.
+    """
+
+    queries: Tensor
+    written: Tensor
+    keys: Tensor
+    pattern: Tensor
+    head: Tensor
+
+
+class _Work:
+    """The chunks of one group, and the memory that they share."""
 
     def __init__(
-        self, blocks: Blocks, units: Tensor, heads: tuple[int, int], settings: Settings
+        self, blocks: Blocks, heads: tuple[int, int], settings: Settings, like: Tensor
     ) -> None:
-        count, (query_heads, kv_heads) = len(blocks.queries), heads
-        groups = query_heads // kv_heads
-        head = units % kv_heads
-        block = units // kv_heads % count
-        sample = units // (kv_heads * count)
-        length, key_length = settings.lengths
-        first = ((sample * query_heads + head * groups) * length)[:, None, None]
-        first = first + torch.arange(groups, device=units.device)[:, None] * length
-        queries, keys = blocks.queries[block][:, None], blocks.keys[block]
-        self.padded = queries < 0
-        #: (C, G, Q) and (C, M) rows; padding reads some row, whose scores are all forbidden
-        self.queries = first + queries.clamp(min=0)
-        self.keys = ((sample * kv_heads + head) * key_length)[:, None] + keys.clamp(min=0)
-        #: which pattern, and which head of it
-        self.pattern: Tensor | None = None
-        if blocks.pattern is not None:
-            at = block if len(blocks.pattern) == count else sample * count + block
-            self.pattern = blocks.pattern[at]
-        self.head, self.groups = head, groups
+        self.blocks, self.settings, self.like = blocks, settings, like
+        self.kv_heads, self.groups = heads[1], heads[0] // heads[1]
+        self.size = blocks.queries.shape[1] * blocks.query_run
+        self.reach = blocks.keys.shape[1] * blocks.key_run
+        self.rows = settings.samples * heads[0] * settings.lengths[0] // blocks.query_run
+        self._memory: dict[str, Tensor] = {}
 
-    def of_pattern(self, values: Tensor) -> Tensor:
-        """The entries of `values`, (P, H or 1, ...), for this chunk: (C or 1, G or 1, ...)."""
-        single = values.shape[1] == 1
-        if self.pattern is None and single:
-            return values
-        by_head = values.unflatten(1, (-1, 1 if single else self.groups))
-        pattern = self.pattern if self.pattern is not None else torch.zeros_like(self.head)
-        return by_head[pattern, torch.zeros_like(self.head) if single else self.head]
+    def __iter__(self) -> Iterator[_Chunk]:
+        blocks, settings, groups = self.blocks, self.settings, self.groups
+        device, count = blocks.queries.device, len(blocks.queries)
+        limit = _CHUNK if device.type == "cpu" else _CHUNK_CUDA
+        step: int = max(limit // max(groups * self.size * self.reach, 1), 1)
+        units = settings.samples * count * self.kv_heads
+        length, key_length = (
+            n // run
+            for n, run in zip(settings.lengths, (blocks.query_run, blocks.key_run), strict=True)
+        )
+        padded = bool((blocks.queries < 0).any())
+        within = torch.arange(groups, device=device)[:, None] * length
+        for ahead in range(0, units, step * _AHEAD):
+            unit = torch.arange(ahead, min(ahead + step * _AHEAD, units), device=device)
+            head = unit % self.kv_heads
+            block = unit // self.kv_heads % count
+            sample = unit // (self.kv_heads * count)
+            row = sample * self.kv_heads + head
+            queries = blocks.queries[block][:, None]
+            read = (row * groups * length)[:, None, None] + within + queries.clamp(min=0)
+            written = read.where(queries >= 0, self.rows) if padded else read
+            keys = (row * key_length)[:, None] + blocks.keys[block].clamp(min=0)
+            pattern = torch.zeros_like(block)
+            if blocks.pattern is not None:
+                each = len(blocks.pattern) > count  # samples differ
+                pattern = blocks.pattern[sample * count + block if each else block]
+            parts = (x.split(step) for x in (read, written, keys, pattern, head))
+            for read, written, keys, pattern, head in zip(*parts, strict=True):
+                yield _Chunk(read.flatten(), written.flatten(), keys.flatten(), pattern, head)
 
-    def add_to_pattern(self, total: Tensor, values: Tensor) -> None:
-        """Adds `values` (C, G, ...) to the entries of `total` that `of_pattern` gives."""
-        single = total.shape[1] == 1
-        pattern = self.pattern if self.pattern is not None else torch.zeros_like(self.head)
-        if single:
-            total.index_add_(0, pattern, values.sum(1, keepdim=True))
+    def memory(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised; the same memory for every chunk."""
+        if name not in self._memory or self._memory[name].numel() < math.prod(shape):
+            self._memory[name] = self.like.new_empty(math.prod(shape))
+        return self._memory[name][: math.prod(shape)].view(shape)
+
+    def gather(self, name: str, rows: Tensor, at: Tensor, run: int) -> Tensor:
+        """Rows (..., D) of all heads at the runs `at`, as (C, tokens, D)."""
+        width = rows.shape[-1] * run
+        found = self.memory(name, len(at), width)
+        torch.index_select(rows.view(-1, width), 0, at, out=found)
+        size = self.reach if name in ("key", "value") else self.groups * self.size
+        return found.view(-1, size, rows.shape[-1])
+
+    def scores(self, chunk: _Chunk, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores (C, G·Q, M) of scaled queries; and the slope of the cap, where there is one."""
+        blocks, softcap = self.blocks, self.settings.softcap
+        scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
+        if blocks.added is None and softcap is None:
+            return torch.bmm(q, k.mT, out=scores), None
+        by_head = scores.view(len(q), self.groups, self.size, self.reach)
+        if softcap is None:
+            by_head.copy_(self.of_pattern(chunk, blocks.added))
+            return scores.baddbmm_(q, k.mT), None
+        bent = torch.bmm(q, k.mT, out=scores).div_(softcap).tanh_()
+        slope = 1 - bent * bent
+        bent.mul_(softcap)
+        if blocks.added is not None:
+            by_head.add_(self.of_pattern(chunk, blocks.added))
+        return scores, slope
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        weights = self.memory("weights", *scores.shape)
+        return torch.softmax(scores, -1, out=weights)
+
+    def kept(self, weights: Tensor, generator: torch.Generator) -> Tensor:
+        """0 where dropout drops, else 1 / (1 - p); the same in forward and backward."""
+        share = 1 - self.settings.dropout_p
+        kept = self.memory("kept", *weights.shape)
+        return kept.bernoulli_(share, generator=generator).div_(share)
+
+    def of_pattern(self, chunk: _Chunk, values: Tensor) -> Tensor:
+        """The entries of `values`, (P, H or 1, ...), for a chunk: (C or 1, G or 1, ...)."""
+        if values.shape[1] == 1:
+            return values if self.blocks.pattern is None else values[chunk.pattern]
+        return values.unflatten(1, (self.kv_heads, self.groups))[chunk.pattern, chunk.head]
+
+    def add_to_pattern(self, chunk: _Chunk, total: Tensor, values: Tensor) -> None:
+        """Adds `values` (C, G·Q, M) to the entries of `total` that `of_pattern` gives."""
+        values = values.view(-1, self.groups, self.size, self.reach)
+        if total.shape[1] == 1:
+            total.index_add_(0, chunk.pattern, values.sum(1, keepdim=True))
             return
-        rows = total.view(-1, self.groups, *total.shape[2:])
-        rows.index_add_(0, pattern * (total.shape[1] // self.groups) + self.head, values)
+        rows = total.view(-1, *values.shape[1:])
+        rows.index_add_(0, chunk.pattern * self.kv_heads + chunk.head, values)
+
+    def silence(self, chunk: _Chunk, values: Tensor, fill: float = 0.0) -> Tensor:
+        """`values` (C, G·Q, ...) with `fill` in the rows that may attend to nothing."""
+        if self.blocks.silent is None:
+            return values
+        silent = self.of_pattern(chunk, self.blocks.silent)
+        silent = silent.expand(len(values), self.groups, self.size).flatten(1)
+        return values.masked_fill_(silent.view(*silent.shape, *(1,) * (values.ndim - 2)), fill)
+
+    def left_by(self, sink: Tensor, chunk: _Chunk, lse: Tensor) -> Tensor:
+        """What the sink leaves to the keys, for lse (C, G·Q)."""
+        logit = sink.view(-1, self.groups)[chunk.head]
+        return left_by_sink(lse, logit.repeat_interleave(self.size, dim=1))
 
 
-def _chunks(blocks: Blocks, heads: tuple[int, int], settings: Settings) -> Iterator[_Chunk]:
-    device = blocks.queries.device
-    units = settings.samples * len(blocks.queries) * heads[1]
-    scores = heads[0] // heads[1] * blocks.queries.shape[1] * blocks.keys.shape[1]
-    step: int = max(_CHUNK.get(device.type, _CHUNK_ELSEWHERE) // max(scores, 1), 1)
-    for first in range(0, units, step):
-        at = torch.arange(first, min(first + step, units), device=device)
-        yield _Chunk(blocks, at, heads, settings)
+def left_by_sink(lse: Tensor, logit: Tensor) -> Tensor:
+    """The share of the weight that a sink leaves to keys with a log-sum-exp."""
+    # A sink of -inf takes nothing, not even where there are no keys either
+    return torch.sigmoid(lse - logit).masked_fill(logit == -torch.inf, 1.0)
 
 
-def _softmax(
-    chunk: _Chunk, blocks: Blocks, q: Tensor, k: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor | None]:
-    """Weights (C, G·Q, M) of queries (C, G·Q, D) over keys (C, M, D); how the cap bent them."""
-    count, (size, keys) = len(q), (blocks.queries.shape[1], k.shape[1])
-    added = None if blocks.added is None else chunk.of_pattern(blocks.added)
-    bend = None
-    if added is None or settings.softcap is not None:
-        scores = torch.bmm(q, k.mT).mul_(settings.scale)
-        if settings.softcap is not None:
-            capped = torch.tanh(scores / settings.softcap)
-            scores, bend = settings.softcap * capped, 1 - capped * capped
-            if added is not None:
-                scores.view(count, -1, size, keys).add_(added)
-    else:
-        scores = q.new_empty(count, chunk.groups, size, keys).copy_(added).flatten(1, 2)
-        scores.baddbmm_(q, k.mT, alpha=settings.scale)
-    return scores, bend
+def _add_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
+    width = total.shape[-1] * run
+    total.view(-1, width).index_add_(0, at, values.view(-1, width))
+
+
+def _put_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
+    width = values.shape[-1] * run
+    total.view(-1, width).index_copy_(0, at, values.view(-1, width))
+
+
+def _with_spare_rows(like: Tensor, width: int, spare: int) -> Tensor:
+    """Zeros for every row of q (B, H, L, D), and some more that take what padding computes."""
+    return like.new_zeros(math.prod(like.shape[:-1]) + spare, width)
 
 
 class BlockAttention(torch.autograd.Function):
-    """Inputs: q (B, H, Lq, D), k and v (B, Hkv, Lk, D), sink (H,) or None, groups of blocks with
-    their `added` besides, for its gradient. Outputs: the attention and the log-sum-exp."""
+    """Inputs: q (B, H, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv), sink (H,) or None, groups of
+    blocks, and once more what each adds to its scores. Outputs: the attention (B, H, Lq, Dv) and
+    the log-sum-exp (B, H, Lq), which is all -inf unless it was asked for."""
 
     @staticmethod
     def forward(
@@ -142,101 +226,101 @@ class BlockAttention(torch.autograd.Function):
         *added: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         heads = q.shape[1], k.shape[1]
-        rows = q.shape[0] * heads[0] * q.shape[2]
-        # One row more takes what padding computes
-        out = q.new_zeros(rows + 1, v.shape[-1])
-        lse = q.new_full((rows + 1,), -torch.inf)
-        flat = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]
+        spare = max((blocks.query_run for blocks in groups), default=1)
+        out = _with_spare_rows(q, v.shape[-1], spare)
+        lse = _with_spare_rows(q, 1, spare).fill_(-torch.inf)
+        q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
         generator = torch.Generator(q.device).manual_seed(settings.seed)
         for blocks in groups:
-            for chunk in _chunks(blocks, heads, settings):
-                queries, keys, values = _gathered(chunk, *flat)
-                scores, _ = _softmax(chunk, blocks, queries, keys, settings)
-                top = torch.logsumexp(scores, -1)
-                weights = torch.softmax(scores, -1)
+            work = _Work(blocks, heads, settings, q)
+            for chunk in work:
+                queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
+                keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
+                values = work.gather("value", v_rows, chunk.keys, blocks.key_run)
+                scores, _ = work.scores(chunk, queries.mul_(settings.scale), keys)
+                weights = work.softmax(scores)
                 if settings.dropout_p:
-                    weights = weights * _kept(weights, settings, generator)
-                result = torch.bmm(weights, values).view(*chunk.queries.shape, -1)
-                top = top.view(chunk.queries.shape)
-                if sink is not None:
-                    result = result * _share(top, chunk, sink)[..., None]
-                if blocks.silent is not None:
-                    silent = chunk.of_pattern(blocks.silent)
-                    result = result.masked_fill(silent[..., None], 0)
-                    top = top.masked_fill(silent, -torch.inf)
-                at = chunk.queries.masked_fill(chunk.padded, rows).flatten()
-                out.index_copy_(0, at, result.flatten(0, -2))
-                lse.index_copy_(0, at, top.flatten())
-        out, lse = out[:rows].view(*q.shape[:3], v.shape[-1]), lse[:rows].view(q.shape[:3])
-        ctx.save_for_backward(q, k, v, sink, out, lse)
+                    weights.mul_(work.kept(weights, generator))
+                shape = (len(queries), work.groups * work.size)
+                result = torch.bmm(weights, values, out=work.memory("out", *shape, v.shape[-1]))
+                if settings.lse or sink is not None:
+                    top = work.silence(chunk, torch.logsumexp(scores, -1), -torch.inf)
+                    _put_rows(lse, chunk.written, top[..., None], blocks.query_run)
+                    if sink is not None:
+                        result.mul_(work.left_by(sink, chunk, top)[..., None])
+                work.silence(chunk, result)
+                _put_rows(out, chunk.written, result, blocks.query_run)
+        out, lse = (x[: len(x) - spare].view(*q.shape[:3], x.shape[-1]) for x in (out, lse))
+        ctx.save_for_backward(q, k, v, sink, lse if sink is not None else None)
         ctx.settings, ctx.groups = settings, groups
         ctx.set_materialize_grads(False)
-        return out, lse
+        return out, lse.squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-        q, k, v, sink, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        q, k, v, sink, lse = ctx.saved_tensors
         settings: Settings = ctx.settings
+        groups: list[Blocks] = ctx.groups
+        if grad_out is None:
+            grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
         heads = q.shape[1], k.shape[1]
-        rows = q.shape[0] * heads[0] * q.shape[2]
-        flat = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]
-        flat_grad, flat_lse = grad_out.reshape(rows, v.shape[-1]), lse.reshape(rows)
-        flat_grad_lse = None if grad_lse is None else grad_lse.reshape(rows)
-        delta = (grad_out * out).sum(-1).view(rows)
-        grad_q = q.new_zeros(rows + 1, q.shape[-1])
-        grad_k, grad_v = (torch.zeros_like(x) for x in flat[1:])
-        grad_sink = None
+        spare = max((blocks.query_run for blocks in groups), default=1)
+        q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
+        grad_q = _with_spare_rows(q, q.shape[-1], spare)
+        grad_k, grad_v = (torch.zeros_like(x) for x in (k_rows, v_rows))
+        grad_sink = None if sink is None else torch.zeros_like(sink)
         grads_added: list[Tensor | None] = []
         generator = torch.Generator(q.device).manual_seed(settings.seed)
-        for number, blocks in enumerate(ctx.groups):
-            wants = ctx.needs_input_grad[6 + number]
-            total = torch.zeros_like(blocks.added) if wants and blocks.added is not None else None
-            for chunk in _chunks(blocks, heads, settings):
-                queries, keys, values = _gathered(chunk, *flat)
-                grad = flat_grad.index_select(0, chunk.queries.flatten()).view(
-                    *chunk.queries.shape, -1
-                )
-                if blocks.silent is not None:
-                    grad = grad.masked_fill(chunk.of_pattern(blocks.silent)[..., None], 0)
-                grad = grad.flatten(1, 2)
-                scores, bend = _softmax(chunk, blocks, queries, keys, settings)
-                weights = torch.softmax(scores, -1)
-                whole = weights
-                if sink is not None:
-                    share = _share(flat_lse[chunk.queries], chunk, sink)
-                    weights = weights * share.flatten(1)[..., None]
-                grad_weights = torch.bmm(grad, values.mT)
+        for number, blocks in enumerate(groups):
+            work = _Work(blocks, heads, settings, q)
+            learned = ctx.needs_input_grad[6 + number] and blocks.added is not None
+            total = torch.zeros_like(blocks.added) if learned else None
+            for chunk in work:
+                queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
+                keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
+                values = work.gather("value", v_rows, chunk.keys, blocks.key_run)
+                grad = work.gather("grad", g_rows, chunk.queries, blocks.query_run)
+                work.silence(chunk, grad)
+                scores, slope = work.scores(chunk, queries.mul_(settings.scale), keys)
+                weights = work.softmax(scores)
+                slopes = torch.bmm(grad, values.mT, out=scores)  # by the weights
                 used = weights
                 if settings.dropout_p:
-                    kept = _kept(weights, settings, generator)
-                    grad_weights, used = grad_weights * kept, weights * kept
-                grad_v.index_add_(0, chunk.keys.flatten(), torch.bmm(used.mT, grad).flatten(0, 1))
-                of_row = delta[chunk.queries]
-                if blocks.silent is not None:
-                    of_row = of_row.masked_fill(chunk.of_pattern(blocks.silent), 0)
-                grad_scores = grad_weights.sub_(of_row.flatten(1)[..., None]).mul_(weights)
-                if flat_grad_lse is not None:
-                    of_lse = flat_grad_lse[chunk.queries]
-                    if blocks.silent is not None:
-                        of_lse = of_lse.masked_fill(chunk.of_pattern(blocks.silent), 0)
-                    grad_scores += whole * of_lse.flatten(1)[..., None]
+                    kept = work.kept(weights, generator)
+                    used, slopes = kept * weights, slopes.mul_(kept)
+                left = None
+                if sink is not None:
+                    top = lse.view(-1)[_tokens(chunk.queries, blocks.query_run)]
+                    left = work.left_by(sink, chunk, top.view(len(queries), -1))
+                    used = used * left[..., None]
+                to_values = work.memory("to values", *values.shape)
+                torch.bmm(used.mT, grad, out=to_values)
+                _add_rows(grad_v, chunk.keys, to_values, blocks.key_run)
+                if left is None or grad_sink is None:
+                    slopes = torch._softmax_backward_data(slopes, weights, -1, slopes.dtype)
+                else:
+                    mean = (slopes * weights).sum(-1, keepdim=True) * left[..., None]
+                    slopes = slopes.sub_(mean).mul_(weights).mul_(left[..., None])
+                    taken = ((left - 1)[..., None] * mean).view(len(mean), work.groups, -1).sum(-1)
+                    grad_sink.view(-1, work.groups).index_add_(0, chunk.head, taken)
+                if grad_lse is not None:
+                    own = grad_lse.reshape(-1)[_tokens(chunk.queries, blocks.query_run)]
+                    own = work.silence(chunk, own.view(len(queries), -1))
+                    slopes.addcmul_(weights, own[..., None])
                 if total is not None:
-                    chunk.add_to_pattern(total, grad_scores.view(*chunk.queries.shape, -1))
-                if bend is not None:
-                    grad_scores = grad_scores * bend
-                grad_scores = grad_scores.mul_(settings.scale)
-                at = chunk.queries.masked_fill(chunk.padded, rows).flatten()
-                grad_q.index_copy_(0, at, torch.bmm(grad_scores, keys).flatten(0, 1))
-                own = torch.bmm(grad_scores.mT, queries).flatten(0, 1)
-                grad_k.index_add_(0, chunk.keys.flatten(), own)
+                    work.add_to_pattern(chunk, total, slopes)
+                if slope is not None:
+                    slopes.mul_(slope)
+                to_queries = work.memory("to queries", *queries.shape)
+                torch.bmm(slopes, keys, out=to_queries).mul_(settings.scale)
+                _put_rows(grad_q, chunk.written, to_queries, blocks.query_run)
+                to_keys = work.memory("to keys", *keys.shape)
+                torch.bmm(slopes.mT, queries, out=to_keys)
+                _add_rows(grad_k, chunk.keys, to_keys, blocks.key_run)
             grads_added.append(total)
-        if sink is not None:
-            taken = 1 - _left(lse, sink[:, None])
-            grad_sink = -(taken * delta.view(q.shape[:3])).sum((0, 2))
         return (
-            grad_q[:rows].view_as(q),
+            grad_q[: len(grad_q) - spare].view_as(q),
             grad_k.view_as(k),
             grad_v.view_as(v),
             grad_sink,
@@ -246,27 +330,6 @@ class BlockAttention(torch.autograd.Function):
         )
 
 
-def _gathered(chunk: _Chunk, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (C, G·Q, D), keys (C, M, D) and values of a chunk."""
-    count = len(chunk.keys)
-    return (
-        q.index_select(0, chunk.queries.flatten()).view(count, -1, q.shape[-1]),
-        k.index_select(0, chunk.keys.flatten()).view(count, -1, k.shape[-1]),
-        v.index_select(0, chunk.keys.flatten()).view(count, -1, v.shape[-1]),
-    )
-
-
-def _share(lse: Tensor, chunk: _Chunk, sink: Tensor) -> Tensor:
-    """What the sink leaves to the keys, (C, G, Q)."""
-    return _left(lse, sink.view(-1, chunk.groups)[chunk.head][..., None])
-
-
-def _left(lse: Tensor, logit: Tensor) -> Tensor:
-    # A sink of -inf takes nothing, not even where there are no keys either
-    return torch.sigmoid(lse - logit).masked_fill(logit == -torch.inf, 1.0)
-
-
-def _kept(weights: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    """0 where dropout drops, else 1 / (1 - p); the same in forward and backward."""
-    kept = torch.empty_like(weights).bernoulli_(1 - settings.dropout_p, generator=generator)
-    return kept.div_(1 - settings.dropout_p)
+def _tokens(runs: Tensor, run: int) -> Tensor:
+    """The rows of single tokens in runs of them."""
+    return (runs[:, None] * run + torch.arange(run, device=runs.device)).flatten()

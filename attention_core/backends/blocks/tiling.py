@@ -17,6 +17,7 @@ from attention_core.spaces.tiles import per_token
 QUERY_COST = {16: 1.45, 32: 1.12, 64: 1.0}
 
 _MORTON_BITS = 20
+_SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def tile(space: Space, rows: int, mask: Mask | None, size: int, *, local: bool) 
         changes[1:] |= column[1:] != column[:-1]
     starts = torch.cat([order.new_zeros(1), changes.nonzero().squeeze(-1)])
     counts = torch.diff(starts, append=starts.new_tensor([len(order)]))
-    # Cells are cut evenly: of 100 tokens twice 50 rather than 64 and 36
-    tiles_of_cell = -(-counts // size)
+    # A small cell is one tile, a larger one is cut evenly: of 100 tokens twice 50, not 64 and 36
+    tiles_of_cell = torch.where(counts <= _SMALL, 1, -(-counts // size))
     cell = torch.repeat_interleave(tiles_of_cell)
     number = (
         torch.arange(len(cell), device=device) - (tiles_of_cell.cumsum(0) - tiles_of_cell)[cell]
