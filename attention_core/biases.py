@@ -108,6 +108,26 @@ def as_bias(bias: Bias | Tensor | None) -> Bias | None:
     raise TypeError(f"bias must be a Bias or a float tensor, got {type(bias).__name__}")
 
 
+def by_head(table: Tensor, row: Tensor, head: Tensor) -> Tensor:
+    """``table[row, head]`` for a table (rows, H) and indices that broadcast to each other.
+
+    Where heads have a dimension of their own, whole rows are taken: as is their gradient, at a
+    fraction of the cost of one number at a time.
+    """
+    axis = [n for n in range(head.ndim) if head.shape[n] == head.numel()]
+    if not axis or head.numel() == 1:
+        return table[row, head]
+    place = axis[0] - head.ndim  # counted from the end, as indices broadcast
+    if row.ndim >= -place:
+        if row.shape[place] != 1:
+            return table[row, head]
+        row = row.squeeze(place)
+    else:
+        row = row[(None,) * (-place - 1 - row.ndim)]
+    rows = nn.functional.embedding(row, table.index_select(1, head.flatten()))
+    return rows.movedim(-1, place)
+
+
 class ALiBi(Bias):
     """A penalty proportional to distance (Press et al., ALiBi, 2022): ``-slope[head] · distance``.
 
@@ -173,7 +193,7 @@ class RelativeTable(Bias):
             nn.init.trunc_normal_(self.special_table, std=0.02)
 
     def score(self, pairs: Pairs) -> Tensor:
-        return self.table[self.bucket(pairs), pairs.head]
+        return by_head(self.table, self.bucket(pairs), pairs.head)
 
     def traits(self, space: Space) -> Traits | None:
         of_place = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
@@ -331,7 +351,7 @@ class ContinuousBias(Bias):
         dtype = next(self.mlp.parameters()).dtype
         scaled = 8 * flat.to(dtype) / torch.tensor(self.extent, dtype=dtype, device=flat.device)
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
-        return table[row.view(offset.shape[:-1]), pairs.head]
+        return by_head(table, row.view(offset.shape[:-1]), pairs.head)
 
     def traits(self, space: Space) -> Traits | None:
         return Traits.of_place(space)

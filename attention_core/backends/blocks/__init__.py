@@ -30,6 +30,8 @@ class Prepared:
     Attributes:
         rows: rows of tokens: the batch where its samples sit in different places, else 1.
         groups: blocks by shape.
+        covers: whether every query is in a block.
+        parts: whether every key is in exactly one.
     """
 
     def __init__(self, job: Job) -> None:
@@ -48,6 +50,9 @@ class Prepared:
         self.groups: list[Group] = []
         if len(queries) and len(keys):
             self.groups = group(queries, keys, search(job, queries, keys))
+        placed = sum(int((group.queries >= 0).sum()) for group in self.groups)
+        self.covers = placed == self.rows * query.length
+        self.parts = _in_one_block(self.groups, self.rows * key.length)
         self._patterns: dict[tuple[int, bool], Patterns] = {}
 
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
@@ -86,6 +91,14 @@ class Prepared:
 
 
 prepare = Prepared
+
+
+def _in_one_block(groups: list[Group], keys: int) -> bool:
+    """Whether each of the keys is in one block, and no block has padding among its keys."""
+    if sum(group.keys.numel() for group in groups) != keys:
+        return False
+    found = torch.cat([group.keys.flatten() for group in groups]) if groups else torch.zeros(0)
+    return bool((found >= 0).all()) and len(found.unique()) == keys
 
 
 def _probe(job: Job) -> None:
@@ -162,6 +175,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             dropout_p=options.dropout_p,
             seed=int(torch.randint(2**62, ())) if options.dropout_p else 0,
             lse=options.lse,
+            covers=prepared.covers,
+            parts=prepared.parts,
         )
         sink = None if options.sink is None else options.sink.to(dtype)
         output, lse = BlockAttention.apply(

@@ -56,6 +56,10 @@ class Settings:
     dropout_p: float
     seed: int
     lse: bool
+    #: Every query is in a block, so that all rows of the output are written.
+    covers: bool
+    #: Every key is in exactly one block, so that there is nothing to add up.
+    parts: bool
 
 
 class _Chunk(NamedTuple):
@@ -75,18 +79,32 @@ class _Chunk(NamedTuple):
     head: Tensor
 
 
+class _Memory:
+    """Memory that chunks use one after the other: the system clears all that is new, slowly."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self._tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised; the same memory whenever the name is the same."""
+        size = math.prod(shape)
+        if name not in self._tensors or len(self._tensors[name]) < size:
+            self._tensors[name] = self.like.new_empty(size)
+        return self._tensors[name][:size].view(shape)
+
+
 class _Work:
-    """The chunks of one group, and the memory that they share."""
+    """The chunks of one group, and what is done to each."""
 
     def __init__(
-        self, blocks: Blocks, heads: tuple[int, int], settings: Settings, like: Tensor
+        self, blocks: Blocks, heads: tuple[int, int], settings: Settings, memory: _Memory
     ) -> None:
-        self.blocks, self.settings, self.like = blocks, settings, like
+        self.blocks, self.settings, self.memory = blocks, settings, memory
         self.kv_heads, self.groups = heads[1], heads[0] // heads[1]
         self.size = blocks.queries.shape[1] * blocks.query_run
         self.reach = blocks.keys.shape[1] * blocks.key_run
         self.rows = settings.samples * heads[0] * settings.lengths[0] // blocks.query_run
-        self._memory: dict[str, Tensor] = {}
 
     def __iter__(self) -> Iterator[_Chunk]:
         blocks, settings, groups = self.blocks, self.settings, self.groups
@@ -117,12 +135,6 @@ class _Work:
             parts = (x.split(step) for x in (read, written, keys, pattern, head))
             for read, written, keys, pattern, head in zip(*parts, strict=True):
                 yield _Chunk(read.flatten(), written.flatten(), keys.flatten(), pattern, head)
-
-    def memory(self, name: str, *shape: int) -> Tensor:
-        """Uninitialised; the same memory for every chunk."""
-        if name not in self._memory or self._memory[name].numel() < math.prod(shape):
-            self._memory[name] = self.like.new_empty(math.prod(shape))
-        return self._memory[name][: math.prod(shape)].view(shape)
 
     def gather(self, name: str, rows: Tensor, at: Tensor, run: int) -> Tensor:
         """Rows (..., D) of all heads at the runs `at`, as (C, tokens, D)."""
@@ -204,9 +216,11 @@ def _put_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
     total.view(-1, width).index_copy_(0, at, values.view(-1, width))
 
 
-def _with_spare_rows(like: Tensor, width: int, spare: int) -> Tensor:
-    """Zeros for every row of q (B, H, L, D), and some more that take what padding computes."""
-    return like.new_zeros(math.prod(like.shape[:-1]) + spare, width)
+def _rows_like(q: Tensor, width: int, spare: int, settings: Settings) -> Tensor:
+    """A row for every row of q (B, H, L, D), and some more that take what padding computes."""
+    rows = math.prod(q.shape[:-1]) + spare
+    # Clearing memory that will be written anyway costs a tenth of small blocks
+    return q.new_empty(rows, width) if settings.covers else q.new_zeros(rows, width)
 
 
 class BlockAttention(torch.autograd.Function):
@@ -227,12 +241,13 @@ class BlockAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         heads = q.shape[1], k.shape[1]
         spare = max((blocks.query_run for blocks in groups), default=1)
-        out = _with_spare_rows(q, v.shape[-1], spare)
-        lse = _with_spare_rows(q, 1, spare).fill_(-torch.inf)
+        out = _rows_like(q, v.shape[-1], spare, settings)
+        lse = _rows_like(q, 1, spare, settings).fill_(-torch.inf)
         q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
         generator = torch.Generator(q.device).manual_seed(settings.seed)
+        memory = _Memory(q)
         for blocks in groups:
-            work = _Work(blocks, heads, settings, q)
+            work = _Work(blocks, heads, settings, memory)
             for chunk in work:
                 queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
                 keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
@@ -267,15 +282,18 @@ class BlockAttention(torch.autograd.Function):
         heads = q.shape[1], k.shape[1]
         spare = max((blocks.query_run for blocks in groups), default=1)
         q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
-        grad_q = _with_spare_rows(q, q.shape[-1], spare)
-        grad_k, grad_v = (torch.zeros_like(x) for x in (k_rows, v_rows))
+        grad_q = _rows_like(q, q.shape[-1], spare, settings)
+        start = torch.empty_like if settings.parts else torch.zeros_like
+        collect = _put_rows if settings.parts else _add_rows
+        grad_k, grad_v = start(k_rows), start(v_rows)
         grad_sink = None if sink is None else torch.zeros_like(sink)
         grads_added: list[Tensor | None] = []
         generator = torch.Generator(q.device).manual_seed(settings.seed)
+        memory = _Memory(q)
         for number, blocks in enumerate(groups):
-            work = _Work(blocks, heads, settings, q)
+            work = _Work(blocks, heads, settings, memory)
             learned = ctx.needs_input_grad[6 + number] and blocks.added is not None
-            total = torch.zeros_like(blocks.added) if learned else None
+            total = blocks.added.new_zeros(blocks.added.shape) if learned else None
             for chunk in work:
                 queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
                 keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
@@ -296,7 +314,7 @@ class BlockAttention(torch.autograd.Function):
                     used = used * left[..., None]
                 to_values = work.memory("to values", *values.shape)
                 torch.bmm(used.mT, grad, out=to_values)
-                _add_rows(grad_v, chunk.keys, to_values, blocks.key_run)
+                collect(grad_v, chunk.keys, to_values, blocks.key_run)
                 if left is None or grad_sink is None:
                     slopes = torch._softmax_backward_data(slopes, weights, -1, slopes.dtype)
                 else:
@@ -317,7 +335,7 @@ class BlockAttention(torch.autograd.Function):
                 _put_rows(grad_q, chunk.written, to_queries, blocks.query_run)
                 to_keys = work.memory("to keys", *keys.shape)
                 torch.bmm(slopes.mT, queries, out=to_keys)
-                _add_rows(grad_k, chunk.keys, to_keys, blocks.key_run)
+                collect(grad_k, chunk.keys, to_keys, blocks.key_run)
             grads_added.append(total)
         return (
             grad_q[: len(grad_q) - spare].view_as(q),
