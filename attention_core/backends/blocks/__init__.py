@@ -7,6 +7,7 @@ and the bias once for all blocks that are arranged alike. No tensor of all pairs
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,15 +39,18 @@ class Prepared:
         self.job = job
         query, key = job.spaces
         self.rows = job.batch if query.batch is not None or key.batch is not None else 1
-        axes = min(query.axes, key.axes)
-        bound = job.mask.count_bound(job.spaces) if job.mask is not None else torch.inf
-        reach = bound / max(query.length, 1)
-        sizes = choose_sizes(axes, reach)
-        local = reach < torch.inf
-        if job.mask is not None and len(query) and len(key):
-            _probe(job)
-        queries = tile(query, self.rows, job.mask, sizes.query, local=local)
-        keys = tile(key, self.rows, job.mask, sizes.key, local=local)
+        mask, reach = job.mask, None
+        if mask is not None:
+            if len(query) and len(key):
+                _probe(job)
+            if mask.allows_all(job.spaces):
+                mask = None
+            else:
+                reach = mask.count_bound(job.spaces) / max(query.length, 1)
+        sizes = choose_sizes(min(query.axes, key.axes), reach)
+        local = reach is not None and reach < math.inf
+        queries = tile(query, self.rows, mask, sizes.query, local=local)
+        keys = tile(key, self.rows, mask, sizes.key, local=local)
         self.groups: list[Group] = []
         if len(queries) and len(keys):
             self.groups = group(queries, keys, search(job, queries, keys))
@@ -169,6 +173,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         ]
         settings = Settings(
             samples=job.batch if prepared.rows == 1 else 1,
+            width=q.shape[-1],
             lengths=(q.shape[2], k.shape[2]),
             scale=options.scale,
             softcap=options.softcap,

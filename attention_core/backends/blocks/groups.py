@@ -143,8 +143,10 @@ def _listed_distance(job: Job, queries: Tensor, keys: Tensor) -> Tensor | None:
 
     Those are forbidden, and the hops between all nodes of a large graph are too many to know.
     """
-    listed = None if job.mask is None else job.mask.candidates(job.spaces)
-    if not isinstance(job.spaces[1], Graph) or listed is None or listed.distance is None:
+    if job.mask is None or not isinstance(job.spaces[1], Graph):
+        return None
+    listed = job.mask.candidates(job.spaces)
+    if listed is None or listed.distance is None:
         return None
     length = job.spaces[1].length
     places, order = (listed.query * length + listed.key).sort()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Scores computed at once, measured: fewer cost calls, more fall out of the cache.
-_CHUNK = 1 << 18
+#: Numbers in a chunk, its scores and its tokens: fewer cost calls, more fall out of the cache.
+_CHUNK = 1 << 19
 _CHUNK_CUDA = 1 << 26
 #: Chunks whose indices are computed together.
 _AHEAD = 16
@@ -47,9 +47,11 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything else: `samples` share the blocks, and a head has `lengths` tokens of each."""
+    """Everything else: `samples` share the blocks, a head has `lengths` queries and keys, and a
+    token of a head `width` numbers."""
 
     samples: int
+    width: int
     lengths: tuple[int, int]
     scale: float
     softcap: float | None
@@ -110,7 +112,8 @@ class _Work:
         blocks, settings, groups = self.blocks, self.settings, self.groups
         device, count = blocks.queries.device, len(blocks.queries)
         limit = _CHUNK if device.type == "cpu" else _CHUNK_CUDA
-        step: int = max(limit // max(groups * self.size * self.reach, 1), 1)
+        scores, tokens = groups * self.size * self.reach, groups * self.size + self.reach
+        step: int = max(limit // max(scores + tokens * self.settings.width, 1), 1)
         units = settings.samples * count * self.kv_heads
         length, key_length = (
             n // run
@@ -257,7 +260,7 @@ class BlockAttention(torch.autograd.Function):
                 if settings.dropout_p:
                     weights.mul_(work.kept(weights, generator))
                 shape = (len(queries), work.groups * work.size)
-                result = torch.bmm(weights, values, out=work.memory("out", *shape, v.shape[-1]))
+                result = torch.bmm(weights, values, out=work.memory("result", *shape, v.shape[-1]))
                 if settings.lse or sink is not None:
                     top = work.silence(chunk, torch.logsumexp(scores, -1), -torch.inf)
                     _put_rows(lse, chunk.written, top[..., None], blocks.query_run)
@@ -312,7 +315,7 @@ class BlockAttention(torch.autograd.Function):
                     top = lse.view(-1)[_tokens(chunk.queries, blocks.query_run)]
                     left = work.left_by(sink, chunk, top.view(len(queries), -1))
                     used = used * left[..., None]
-                to_values = work.memory("to values", *values.shape)
+                to_values = work.memory("result", *values.shape)
                 torch.bmm(used.mT, grad, out=to_values)
                 collect(grad_v, chunk.keys, to_values, blocks.key_run)
                 if left is None or grad_sink is None:
@@ -330,10 +333,10 @@ class BlockAttention(torch.autograd.Function):
                     work.add_to_pattern(chunk, total, slopes)
                 if slope is not None:
                     slopes.mul_(slope)
-                to_queries = work.memory("to queries", *queries.shape)
+                to_queries = work.memory("result", *queries.shape)
                 torch.bmm(slopes, keys, out=to_queries).mul_(settings.scale)
                 _put_rows(grad_q, chunk.written, to_queries, blocks.query_run)
-                to_keys = work.memory("to keys", *keys.shape)
+                to_keys = work.memory("result", *keys.shape)
                 torch.bmm(slopes.mT, queries, out=to_keys)
                 collect(grad_k, chunk.keys, to_keys, blocks.key_run)
             grads_added.append(total)

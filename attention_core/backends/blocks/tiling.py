@@ -14,7 +14,7 @@ from attention_core.spaces.tiles import per_token
 
 #: Cost of a pair in a block of so many queries against that in one of 64 (forward and backward,
 #: heads of 64, float32): small matrix products are slow, and keys are gathered for fewer queries.
-QUERY_COST = {16: 1.45, 32: 1.12, 64: 1.0}
+QUERY_COST = {32: 1.15, 64: 1.0}
 
 _MORTON_BITS = 20
 _SMALL = 64
@@ -28,8 +28,11 @@ class Sizes:
     key: int
 
 
-def choose_sizes(axes: int, reach: float) -> Sizes:
-    """Tile sizes for a mask that allows `reach` keys to a query; inf where that is not known."""
+def choose_sizes(axes: int, reach: float | None) -> Sizes:
+    """Tile sizes for a mask that allows `reach` keys to a query; inf where that is not known, None
+    where there is no mask."""
+    if reach is None:
+        return Sizes(256, 64)
     if not axes or math.isinf(reach):
         return Sizes(64, 16)
     width = reach ** (1 / axes) - 1  # a box of keys around each query
