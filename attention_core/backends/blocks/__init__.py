@@ -16,7 +16,7 @@ from torch import Tensor
 from attention_core.backends import dense, reference
 from attention_core.backends.blocks.groups import Group, Patterns, group, patterns, traits_of
 from attention_core.backends.blocks.kernel import BlockAttention, Blocks, Settings
-from attention_core.backends.blocks.search import search
+from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.biases import Bias
 from attention_core.spaces import Graph, Pairs
@@ -53,7 +53,7 @@ class Prepared:
         keys = tile(key, self.rows, mask, sizes.key, local=local)
         self.groups: list[Group] = []
         if len(queries) and len(keys):
-            self.groups = group(queries, keys, search(job, queries, keys))
+            self.groups = group(queries, keys, reached(job, queries, keys))
         placed = sum(int((group.queries >= 0).sum()) for group in self.groups)
         self.covers = placed == self.rows * query.length
         self.parts = _in_one_block(self.groups, self.rows * key.length)

@@ -25,7 +25,7 @@ class Reached(NamedTuple):
     every: Tensor
 
 
-def search(job: Job, query: Tiles, key: Tiles) -> Reached:
+def reached(job: Job, query: Tiles, key: Tiles) -> Reached:
     """All pairs of tiles in which the mask, or what is known of it, allows anything."""
     queries, keys = _levels(query), _levels(key)
     query, key = queries.pop(), keys.pop()

@@ -1,0 +1,241 @@
+"""The backend `blocks` where it has many tiles: the suite's small spaces fit into one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attention_core import (
+    Causal,
+    ContinuousBias,
+    Dilated,
+    GlobalTokens,
+    Grid,
+    Mask,
+    Neighborhood,
+    Points,
+    PrefixLM,
+    RelativeTable,
+    Sequence,
+    Space,
+    Window,
+    attend,
+    plan,
+)
+from attention_core.backends import blocks
+from attention_core.backends.blocks import kernel, search, tiling
+from tests.conformance.cases import (
+    PLACES,
+    assert_same,
+    attend_with_gradients,
+    biases_of,
+    masks_of,
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of three queries and two keys, searched from the top, and chunks of a few blocks."""
+    make_tiny(monkeypatch)
+
+
+def make_tiny(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(blocks, "choose_sizes", lambda axes, reach: tiling.Sizes(3, 2))
+    patch.setattr(tiling, "_SMALL", 1)
+    patch.setattr(search, "_COARSEST", 2)
+    patch.setattr(kernel, "_CHUNK", 100)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("place", PLACES)
+def test_every_mask_in_tiny_tiles(place: str) -> None:
+    """Values and gradients are those of `reference`, so no tile is missed or taken for whole."""
+    biases = list(biases_of(place).values())
+    for number, mask in enumerate(masks_of(place).values()):
+        biased = biases[number % len(biases)]
+        found, wanted = (
+            attend_with_gradients(backend, PLACES[place], mask, biased)
+            for backend in ("blocks", "reference")
+        )
+        what = f"{mask} with {biased.name}"
+        assert_same(found, wanted, what, rtol=1e-9, atol=1e-9)
+
+
+def masks(kind: str) -> st.SearchStrategy[Mask]:
+    single = [
+        st.builds(Neighborhood, st.integers(0, 9)),
+        st.builds(Window, st.integers(1, 7), shift=st.integers(0, 4)),
+    ]
+    if kind != "points":
+        single += [st.just(Causal()), st.builds(Dilated, st.integers(1, 4))]
+    if kind == "sequence":
+        spots = st.lists(st.integers(0, 40), max_size=3)
+        single += [st.builds(PrefixLM, st.integers(0, 50)), spots.map(lambda n: GlobalTokens(*n))]
+    if kind == "grid":
+        spots = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=2)
+        single.append(spots.map(lambda n: GlobalTokens(*n)))
+    return st.recursive(
+        st.one_of(single),
+        lambda inner: st.one_of(
+            st.builds(lambda a, b: a & b, inner, inner),
+            st.builds(lambda a, b: a | b, inner, inner),
+            st.builds(lambda a: ~a, inner),
+        ),
+        max_leaves=4,
+    )
+
+
+@st.composite
+def places(draw: st.DrawFn) -> tuple[str, Space]:
+    kind = draw(st.sampled_from(["sequence", "grid", "points"]))
+    special = draw(st.integers(0, 2))
+    if kind == "sequence":
+        lengths = draw(st.lists(st.integers(0, 70), min_size=1, max_size=4))
+        packed = draw(st.booleans())
+        made = Sequence.packed if packed else Sequence.padded
+        return kind, made(lengths, special=special)
+    if kind == "grid":
+        sizes = draw(
+            st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3)
+        )
+        return kind, Grid.packed(sizes, special=special)
+    count = draw(st.integers(1, 60))
+    generator = torch.Generator().manual_seed(count)
+    return kind, Points(8 * torch.rand(count, 2, generator=generator), special=special)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), place=places())
+def test_any_composition_on_any_space(data: st.DataObject, place: tuple[str, Space]) -> None:
+    kind, space = place
+    mask = data.draw(masks(kind))
+    batch, length = space.batch or 1, space.length
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, weight = (
+        torch.randn(batch, 2, length, 4, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        for backend in ("blocks", "reference"):
+            inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+            out, lse = attend(*inputs, space=space, mask=mask, backend=backend, return_lse=True)
+            gradients = torch.autograd.grad((out * weight).sum(), inputs)
+            found.append([out, lse, *gradients])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+# -- what it costs ---------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.elements = max(self.elements, leaf.untyped_storage().nbytes() // 4)
+        return result
+
+
+def test_a_window_on_100_000_tokens_trains_in_linear_memory() -> None:
+    """64 numbers a token and head come in; nothing has many times as many, let alone L² of them."""
+    length = 100_000
+    table = RelativeTable.t5(1)
+    q, k, v = (torch.randn(1, 1, length, 64, requires_grad=True) for _ in range(3))
+    with Largest() as largest:
+        out = attend(q, k, v, space=Sequence(length), mask=Neighborhood(128), bias=table,
+                     backend="blocks")  # fmt: skip
+        out.sum().backward()
+    assert q.grad is not None and table.table.grad is not None
+    assert 64 * length <= largest.elements <= 80 * length
+
+
+def test_a_window_on_a_million_tokens_is_planned_in_little_memory() -> None:
+    """The list of keys has five a token, in 8 bytes each; what compares blocks is twice as much."""
+    length = 1_000_000
+    with Largest() as largest:
+        made = plan(Sequence(length), Neighborhood(128), heads=4, backend="blocks")
+        kept = [group.keys for group in made.prepared.groups]
+    assert sum(keys.numel() for keys in kept) < 6 * length
+    assert largest.elements < 30 * length
+
+
+def test_blocks_that_are_arranged_alike_share_their_mask_and_bias() -> None:
+    space, mask = Sequence(4096), Causal() & Neighborhood(100)
+    made = plan(space, mask, RelativeTable.t5(4), heads=4, backend="blocks")
+    arrangements = [
+        len(made.prepared.patterns(number, made.job.bias).pairs.query)
+        for number in range(len(made.prepared.groups))
+    ]
+    assert sum(arrangements) <= 8 < sum(len(group.queries) for group in made.prepared.groups)
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "at_most"),
+    [
+        (Sequence(4096), Neighborhood(128), 1.3),
+        (Sequence(4096), Causal() & Neighborhood(128), 1.6),
+        (Sequence(4096), Dilated(4) & Neighborhood(256), 1.6),
+        (Grid(64, 64), Neighborhood(3), 3.2),
+        (Grid(16, 16, 16), Neighborhood(2), 6.0),
+        (Grid(56, 56), Window(7), 1.0),
+        (Grid(56, 56), Window(7, shift=3), 1.0),
+        (Sequence.packed([400, 64, 1000, 7]), None, 1.1),
+        (Sequence(4096), Neighborhood(32) | GlobalTokens(0, 2000), 2.0),
+        (Sequence(2048, special=1), Neighborhood(32), 2.2),
+    ],
+    ids=str,
+)
+def test_the_pairs_computed_are_about_the_pairs_allowed(
+    space: Space, mask: Mask | None, at_most: float
+) -> None:
+    made = plan(space, mask, backend="blocks")
+    computed = sum(group.pairs for group in made.prepared.groups)
+    reference = plan(space, mask, backend="reference").prepared
+    allowed = int(reference.allowed.sum())
+    assert allowed <= computed <= at_most * allowed
+
+
+def test_a_score_other_than_the_dot_product_is_refused_by_name() -> None:
+    from attention_core import Additive
+
+    q, k, v = (torch.randn(1, 2, 4, 8) for _ in range(3))
+    with pytest.raises(NotImplementedError, match="blocks.*dot products, no Additive"):
+        attend(q, k, v, score=Additive(2, 8), backend="blocks")
+
+
+def test_a_bias_of_ones_own_is_scored_for_every_block() -> None:
+    """It may depend on anything, so nothing is shared, and the numbers are right."""
+    from attention_core import Bias, Pairs
+
+    class Parity(Bias):
+        def score(self, pairs: Pairs) -> Tensor:
+            return (pairs.query % 3 + pairs.key % 2 + pairs.batch) * 1.0
+
+    q, k, v = (torch.randn(2, 2, 300, 8, dtype=torch.float64) for _ in range(3))
+    found, wanted = (
+        attend(q, k, v, mask=Neighborhood(20), bias=Parity(), backend=backend)
+        for backend in ("blocks", "reference")
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_network_of_the_offset_runs_once_for_all_blocks() -> None:
+    bias = ContinuousBias(2, (20.0,), 8)
+    rows: list[int] = []
+    bias.mlp.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    q, k, v = (torch.randn(1, 2, 2048, 8) for _ in range(3))
+    attend(q, k, v, mask=Neighborhood(20), bias=bias, backend="blocks")
+    assert sum(rows) < 2048
