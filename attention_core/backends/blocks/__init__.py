@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attention_core.backends import dense, reference
 from attention_core.backends.blocks.groups import Group, Patterns, group, patterns, traits_of
-from attention_core.backends.blocks.kernel import BlockAttention, Blocks, Settings
+from attention_core.backends.blocks.kernel import Blocks, block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.biases import Bias
@@ -105,6 +105,13 @@ def _in_one_block(groups: list[Group], keys: int) -> bool:
     return bool((found >= 0).all()) and len(found.unique()) == keys
 
 
+_OPTIONAL = ("added", "silent", "pattern")
+
+
+def _given(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor
+
+
 def _probe(job: Job) -> None:
     """Asks the mask about one pair: what it cannot serve, it refuses in its own words."""
     first = torch.zeros(1, dtype=torch.long, device=job.device)
@@ -171,23 +178,22 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             )
             for number in range(len(prepared.groups))
         ]
-        settings = Settings(
-            samples=job.batch if prepared.rows == 1 else 1,
-            width=q.shape[-1],
-            lengths=(q.shape[2], k.shape[2]),
-            scale=options.scale,
-            softcap=options.softcap,
-            dropout_p=options.dropout_p,
-            seed=int(torch.randint(2**62, ())) if options.dropout_p else 0,
-            lse=options.lse,
-            covers=prepared.covers,
-            parts=prepared.parts,
+        output, lse = block_attention(
+            *(x.to(dtype) for x in (q, k, v)),
+            None if options.sink is None else options.sink.to(dtype),
+            *([_given(getattr(group, name), q) for group in blocks] for name in _OPTIONAL),
+            [group.queries for group in blocks],
+            [group.keys for group in blocks],
+            [run for group in blocks for run in (group.query_run, group.key_run)],
+            torch.randint(2**62, ()) if options.dropout_p else torch.zeros((), dtype=torch.long),
+            job.batch if prepared.rows == 1 else 1,
+            options.scale,
+            options.softcap,
+            options.dropout_p,
+            options.lse,
+            prepared.covers,
+            prepared.parts,
         )
-        sink = None if options.sink is None else options.sink.to(dtype)
-        output, lse = BlockAttention.apply(
-            q.to(dtype), k.to(dtype), v.to(dtype), sink, settings, blocks,
-            *(group.added for group in blocks),
-        )  # fmt: skip
         weights = None
         if options.weights:
             explicit = plan.once("explicit", lambda: reference.prepare(job))

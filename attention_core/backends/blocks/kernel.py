@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 #: Numbers in a chunk, its scores and its tokens: fewer cost calls, more fall out of the cache.
 _CHUNK = 1 << 19
@@ -47,21 +47,15 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything else: `samples` share the blocks, a head has `lengths` queries and keys, and a
-    token of a head `width` numbers."""
+    """What all groups have in common: there are `rows` of queries of all heads, `samples` share the
+    blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers."""
 
+    rows: int
     samples: int
     width: int
     lengths: tuple[int, int]
-    scale: float
     softcap: float | None
     dropout_p: float
-    seed: int
-    lse: bool
-    #: Every query is in a block, so that all rows of the output are written.
-    covers: bool
-    #: Every key is in exactly one block, so that there is nothing to add up.
-    parts: bool
 
 
 class _Chunk(NamedTuple):
@@ -106,7 +100,7 @@ class _Work:
         self.kv_heads, self.groups = heads[1], heads[0] // heads[1]
         self.size = blocks.queries.shape[1] * blocks.query_run
         self.reach = blocks.keys.shape[1] * blocks.key_run
-        self.rows = settings.samples * heads[0] * settings.lengths[0] // blocks.query_run
+        self.rows = settings.rows // blocks.query_run
 
     def __iter__(self) -> Iterator[_Chunk]:
         blocks, settings, groups = self.blocks, self.settings, self.groups
@@ -219,136 +213,249 @@ def _put_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
     total.view(-1, width).index_copy_(0, at, values.view(-1, width))
 
 
-def _rows_like(q: Tensor, width: int, spare: int, settings: Settings) -> Tensor:
+def _rows_like(q: Tensor, width: int, spare: int, written: bool) -> Tensor:
     """A row for every row of q (B, H, L, D), and some more that take what padding computes."""
     rows = math.prod(q.shape[:-1]) + spare
     # Clearing memory that will be written anyway costs a tenth of small blocks
-    return q.new_empty(rows, width) if settings.covers else q.new_zeros(rows, width)
+    return q.new_empty(rows, width) if written else q.new_zeros(rows, width)
 
 
-class BlockAttention(torch.autograd.Function):
-    """Inputs: q (B, H, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv), sink (H,) or None, groups of
-    blocks, and once more what each adds to its scores. Outputs: the attention (B, H, Lq, Dv) and
-    the log-sum-exp (B, H, Lq), which is all -inf unless it was asked for."""
+# What follows are operators of their own, so that torch.compile takes each as one and need not look
+# into its loops. Operators take lists of tensors, not of groups, and no None in them: a tensor
+# without elements stands for it.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        sink: Tensor | None,
-        settings: Settings,
-        groups: list[Blocks],
-        *added: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        heads = q.shape[1], k.shape[1]
-        spare = max((blocks.query_run for blocks in groups), default=1)
-        out = _rows_like(q, v.shape[-1], spare, settings)
-        lse = _rows_like(q, 1, spare, settings).fill_(-torch.inf)
-        q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
-        generator = torch.Generator(q.device).manual_seed(settings.seed)
-        memory = _Memory(q)
-        for blocks in groups:
-            work = _Work(blocks, heads, settings, memory)
-            for chunk in work:
-                queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
-                keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
-                values = work.gather("value", v_rows, chunk.keys, blocks.key_run)
-                scores, _ = work.scores(chunk, queries.mul_(settings.scale), keys)
-                weights = work.softmax(scores)
-                if settings.dropout_p:
-                    weights.mul_(work.kept(weights, generator))
-                shape = (len(queries), work.groups * work.size)
-                result = torch.bmm(weights, values, out=work.memory("result", *shape, v.shape[-1]))
-                if settings.lse or sink is not None:
-                    top = work.silence(chunk, torch.logsumexp(scores, -1), -torch.inf)
-                    _put_rows(lse, chunk.written, top[..., None], blocks.query_run)
-                    if sink is not None:
-                        result.mul_(work.left_by(sink, chunk, top)[..., None])
-                work.silence(chunk, result)
-                _put_rows(out, chunk.written, result, blocks.query_run)
-        out, lse = (x[: len(x) - spare].view(*q.shape[:3], x.shape[-1]) for x in (out, lse))
-        ctx.save_for_backward(q, k, v, sink, lse if sink is not None else None)
-        ctx.settings, ctx.groups = settings, groups
-        ctx.set_materialize_grads(False)
-        return out, lse.squeeze(-1)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-        q, k, v, sink, lse = ctx.saved_tensors
-        settings: Settings = ctx.settings
-        groups: list[Blocks] = ctx.groups
-        if grad_out is None:
-            grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
-        heads = q.shape[1], k.shape[1]
-        spare = max((blocks.query_run for blocks in groups), default=1)
-        q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
-        grad_q = _rows_like(q, q.shape[-1], spare, settings)
-        start = torch.empty_like if settings.parts else torch.zeros_like
-        collect = _put_rows if settings.parts else _add_rows
-        grad_k, grad_v = start(k_rows), start(v_rows)
-        grad_sink = None if sink is None else torch.zeros_like(sink)
-        grads_added: list[Tensor | None] = []
-        generator = torch.Generator(q.device).manual_seed(settings.seed)
-        memory = _Memory(q)
-        for number, blocks in enumerate(groups):
-            work = _Work(blocks, heads, settings, memory)
-            learned = ctx.needs_input_grad[6 + number] and blocks.added is not None
-            total = blocks.added.new_zeros(blocks.added.shape) if learned else None
-            for chunk in work:
-                queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
-                keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
-                values = work.gather("value", v_rows, chunk.keys, blocks.key_run)
-                grad = work.gather("grad", g_rows, chunk.queries, blocks.query_run)
-                work.silence(chunk, grad)
-                scores, slope = work.scores(chunk, queries.mul_(settings.scale), keys)
-                weights = work.softmax(scores)
-                slopes = torch.bmm(grad, values.mT, out=scores)  # by the weights
-                used = weights
-                if settings.dropout_p:
-                    kept = work.kept(weights, generator)
-                    used, slopes = kept * weights, slopes.mul_(kept)
-                left = None
+@torch.library.custom_op("attention_core::block_attention", mutates_args=())
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    added: list[Tensor],
+    silent: list[Tensor],
+    patterns: list[Tensor],
+    queries: list[Tensor],
+    keys: list[Tensor],
+    runs: list[int],
+    seed: Tensor,
+    samples: int,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    lse: bool,
+    covers: bool,
+    parts: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention of groups of blocks; the lists hold one entry per group, as in `Blocks`.
+
+    Args:
+        q: (B, H, Lq, D).
+        k: (B, Hkv, Lk, D).
+        v: (B, Hkv, Lk, Dv).
+        sink: (H,) or None.
+        runs: the query run and the key run of each group, one after the other.
+        seed: of the dropout, (); on the CPU.
+        samples: how many samples share the blocks.
+        lse: whether the log-sum-exp is asked for.
+        covers: every query is in a block, so that all rows of the output are written.
+        parts: every key is in exactly one block, so that there is nothing to add up.
+
+    Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
+    """
+    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
+    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
+    groups = _groups(queries, keys, runs, patterns, added, silent)
+    spare = max((blocks.query_run for blocks in groups), default=1)
+    out = _rows_like(q, v.shape[-1], spare, covers)
+    all_lse = _rows_like(q, 1, spare, covers).fill_(-torch.inf)
+    q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
+    generator = torch.Generator(q.device).manual_seed(int(seed))
+    memory = _Memory(q)
+    for blocks in groups:
+        work = _Work(blocks, heads, settings, memory)
+        for chunk in work:
+            own_queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
+            own_keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
+            values = work.gather("value", v_rows, chunk.keys, blocks.key_run)
+            scores, _ = work.scores(chunk, own_queries.mul_(scale), own_keys)
+            weights = work.softmax(scores)
+            if dropout_p:
+                weights.mul_(work.kept(weights, generator))
+            shape = (len(own_queries), work.groups * work.size, v.shape[-1])
+            result = torch.bmm(weights, values, out=memory("result", *shape))
+            if lse or sink is not None:
+                top = work.silence(chunk, torch.logsumexp(scores, -1), -torch.inf)
+                _put_rows(all_lse, chunk.written, top[..., None], blocks.query_run)
                 if sink is not None:
-                    top = lse.view(-1)[_tokens(chunk.queries, blocks.query_run)]
-                    left = work.left_by(sink, chunk, top.view(len(queries), -1))
-                    used = used * left[..., None]
-                to_values = work.memory("result", *values.shape)
-                torch.bmm(used.mT, grad, out=to_values)
-                collect(grad_v, chunk.keys, to_values, blocks.key_run)
-                if left is None or grad_sink is None:
-                    slopes = torch._softmax_backward_data(slopes, weights, -1, slopes.dtype)
-                else:
-                    mean = (slopes * weights).sum(-1, keepdim=True) * left[..., None]
-                    slopes = slopes.sub_(mean).mul_(weights).mul_(left[..., None])
-                    taken = ((left - 1)[..., None] * mean).view(len(mean), work.groups, -1).sum(-1)
-                    grad_sink.view(-1, work.groups).index_add_(0, chunk.head, taken)
-                if grad_lse is not None:
-                    own = grad_lse.reshape(-1)[_tokens(chunk.queries, blocks.query_run)]
-                    own = work.silence(chunk, own.view(len(queries), -1))
-                    slopes.addcmul_(weights, own[..., None])
-                if total is not None:
-                    work.add_to_pattern(chunk, total, slopes)
-                if slope is not None:
-                    slopes.mul_(slope)
-                to_queries = work.memory("result", *queries.shape)
-                torch.bmm(slopes, keys, out=to_queries).mul_(settings.scale)
-                _put_rows(grad_q, chunk.written, to_queries, blocks.query_run)
-                to_keys = work.memory("result", *keys.shape)
-                torch.bmm(slopes.mT, queries, out=to_keys)
-                collect(grad_k, chunk.keys, to_keys, blocks.key_run)
-            grads_added.append(total)
-        return (
-            grad_q[: len(grad_q) - spare].view_as(q),
-            grad_k.view_as(k),
-            grad_v.view_as(v),
-            grad_sink,
-            None,
-            None,
-            *grads_added,
-        )
+                    result.mul_(work.left_by(sink, chunk, top)[..., None])
+            work.silence(chunk, result)
+            _put_rows(out, chunk.written, result, blocks.query_run)
+    out, all_lse = (x[: len(x) - spare].view(*q.shape[:3], x.shape[-1]) for x in (out, all_lse))
+    return out, all_lse.squeeze(-1)
+
+
+@block_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3])
+
+
+@torch.library.custom_op("attention_core::block_attention_backward", mutates_args=())
+def block_attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    all_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    added: list[Tensor],
+    silent: list[Tensor],
+    patterns: list[Tensor],
+    queries: list[Tensor],
+    keys: list[Tensor],
+    runs: list[int],
+    seed: Tensor,
+    samples: int,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    covers: bool,
+    parts: bool,
+    learned: list[bool],
+) -> list[Tensor]:
+    """Gradients of q, k, v, of the sink and of each of `added`; empty where there is none."""
+    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
+    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
+    groups = _groups(queries, keys, runs, patterns, added, silent)
+    spare = max((blocks.query_run for blocks in groups), default=1)
+    q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
+    grad_q = _rows_like(q, q.shape[-1], spare, covers)
+    start = torch.empty_like if parts else torch.zeros_like
+    collect = _put_rows if parts else _add_rows
+    grad_k, grad_v = start(k_rows), start(v_rows)
+    grad_sink = q.new_zeros(0) if sink is None else torch.zeros_like(sink)
+    grads_added: list[Tensor] = []
+    generator = torch.Generator(q.device).manual_seed(int(seed))
+    memory = _Memory(q)
+    for blocks, own, learns in zip(groups, added, learned, strict=True):
+        work = _Work(blocks, heads, settings, memory)
+        total = q.new_zeros(own.shape if learns else 0)
+        for chunk in work:
+            own_queries = work.gather("query", q_rows, chunk.queries, blocks.query_run)
+            own_keys = work.gather("key", k_rows, chunk.keys, blocks.key_run)
+            values = work.gather("value", v_rows, chunk.keys, blocks.key_run)
+            grad = work.gather("grad", g_rows, chunk.queries, blocks.query_run)
+            work.silence(chunk, grad)
+            scores, slope = work.scores(chunk, own_queries.mul_(scale), own_keys)
+            weights = work.softmax(scores)
+            slopes = torch.bmm(grad, values.mT, out=scores)  # by the weights
+            used = weights
+            if dropout_p:
+                kept = work.kept(weights, generator)
+                used, slopes = kept * weights, slopes.mul_(kept)
+            left = None
+            if sink is not None:
+                top = all_lse.reshape(-1)[_tokens(chunk.queries, blocks.query_run)]
+                left = work.left_by(sink, chunk, top.view(len(own_queries), -1))
+                used = used * left[..., None]
+            to_values = torch.bmm(used.mT, grad, out=memory("result", *values.shape))
+            collect(grad_v, chunk.keys, to_values, blocks.key_run)
+            if left is None:
+                slopes = torch._softmax_backward_data(slopes, weights, -1, slopes.dtype)
+            else:
+                mean = (slopes * weights).sum(-1, keepdim=True) * left[..., None]
+                slopes = slopes.sub_(mean).mul_(weights).mul_(left[..., None])
+                taken = ((left - 1)[..., None] * mean).view(len(mean), work.groups, -1).sum(-1)
+                grad_sink.view(-1, work.groups).index_add_(0, chunk.head, taken)
+            if grad_lse is not None:
+                of_lse = grad_lse.reshape(-1)[_tokens(chunk.queries, blocks.query_run)]
+                of_lse = work.silence(chunk, of_lse.view(len(own_queries), -1))
+                slopes.addcmul_(weights, of_lse[..., None])
+            if learns:
+                work.add_to_pattern(chunk, total, slopes)
+            if slope is not None:
+                slopes.mul_(slope)
+            to_queries = torch.bmm(slopes, own_keys, out=memory("result", *own_queries.shape))
+            _put_rows(grad_q, chunk.written, to_queries.mul_(scale), blocks.query_run)
+            to_keys = torch.bmm(slopes.mT, own_queries, out=memory("result", *own_keys.shape))
+            collect(grad_k, chunk.keys, to_keys, blocks.key_run)
+        grads_added.append(total)
+    grad_q = grad_q[: len(grad_q) - spare].view(q.shape)
+    return [grad_q, grad_k.view(k.shape), grad_v.view(v.shape), grad_sink, *grads_added]
+
+
+@block_attention_backward.register_fake
+def _(
+    grad_out: Tensor, grad_lse: Any, all_lse: Any, q: Tensor, k: Tensor, v: Tensor,
+    sink: Tensor | None, added: list[Tensor], *rest: Any,
+) -> list[Tensor]:  # fmt: skip
+    learned: list[bool] = rest[-1]
+    of_added = [
+        q.new_empty(one.shape if learns else 0) for one, learns in zip(added, learned, strict=True)
+    ]
+    like = [q.new_empty(x.shape) for x in (q, k, v)]
+    return [*like, q.new_empty(0 if sink is None else sink.shape), *of_added]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, sink, added, silent, patterns, queries, keys, runs, seed, *numbers = inputs
+    lists = (added, silent, patterns, queries, keys)
+    ctx.save_for_backward(q, k, v, sink, seed, output[1], *(x for own in lists for x in own))
+    ctx.counts, ctx.runs, ctx.numbers = len(queries), runs, numbers
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, sink, seed, lse, *rest = ctx.saved_tensors
+    count = ctx.counts
+    added, silent, patterns, queries, keys = (rest[n * count : (n + 1) * count] for n in range(5))
+    samples, scale, softcap, dropout_p, _, covers, parts = ctx.numbers
+    if grad_out is None:
+        grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
+    learned = [one.requires_grad for one in added]
+    grad_q, grad_k, grad_v, grad_sink, *grads_added = block_attention_backward(
+        grad_out, grad_lse, lse, q, k, v, sink, added, silent, patterns, queries, keys, ctx.runs,
+        seed, samples, scale, softcap, dropout_p, covers, parts, learned,
+    )  # fmt: skip
+    nothing = [None] * count
+    return (
+        grad_q, grad_k, grad_v, None if sink is None else grad_sink,
+        [grad if learns else None for grad, learns in zip(grads_added, learned, strict=True)],
+        *[nothing] * 4, None if count else [], *[None] * 8,
+    )  # fmt: skip
+
+
+block_attention.register_autograd(_differentiate, setup_context=_remember)
+
+
+@register_flop_formula(torch.ops.attention_core.block_attention)
+def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
+    return 2 * _pairs(q, rest) * (q[-1] + v[-1])
+
+
+@register_flop_formula(torch.ops.attention_core.block_attention_backward)
+def _backward_flops(
+    grad_out: Any, grad_lse: Any, lse: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any
+) -> int:
+    return 2 * _pairs(q, rest) * (3 * q[-1] + 2 * v[-1])
+
+
+def _pairs(q: Any, rest: Any) -> int:
+    """Pairs of all heads in all blocks, from the shapes of an operator's arguments after v."""
+    _, _, _, _, queries, keys, runs, _, samples, *_ = rest
+    shapes = zip(queries, keys, runs[::2], runs[1::2], strict=True)
+    pairs = sum(n * size * run * m * reach for (n, size), (_, m), run, reach in shapes)
+    return int(pairs * samples * q[1])
+
+
+def _groups(
+    queries: list[Tensor],
+    keys: list[Tensor],
+    runs: list[int],
+    *others: list[Tensor],
+) -> list[Blocks]:
+    given = [[None if one.numel() == 0 else one for one in other] for other in others]
+    return [Blocks(*own) for own in zip(queries, keys, runs[::2], runs[1::2], *given, strict=True)]
 
 
 def _tokens(runs: Tensor, run: int) -> Tensor:
