@@ -48,11 +48,26 @@ class Job:
     grad: bool = False
     weights: bool = False
     softcap: float | None = None
+    #: What a backend found out to tell its cost, and will need.
+    notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def all_pairs(self) -> int:
         """Pairs per head if everyone could attend to everyone in their row."""
         return self.batch * self.spaces[0].length * self.spaces[1].length
+
+    @property
+    def row_pairs(self) -> int:
+        """The pairs that mask and bias are asked about: a batch shares one row of tokens where its
+        samples sit in the same places."""
+        shared = all(space.batch is None for space in self.spaces)
+        return self.all_pairs // max(self.batch, 1) if shared else self.all_pairs
+
+    @property
+    def allows_all(self) -> bool:
+        """Whether every pair may attend, as far as the structure shows."""
+        segments = any(space.segments is not None for space in self.spaces)
+        return not segments and (self.mask is None or self.mask.allows_all(self.spaces))
 
     @cached_property
     def sample_pairs(self) -> int:
@@ -219,7 +234,7 @@ def plan(
     else:
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not lacks[name]}
         chosen = min(costs, key=lambda name: costs[name])
-        because = _compare(chosen, costs, lacks)
+        because = _compare(job, costs, lacks)
     return Plan(job, chosen, because, BACKENDS[chosen].prepare(job))
 
 
@@ -233,15 +248,19 @@ def explain(
     return str(plan(space, mask, bias, **options))
 
 
-def _compare(chosen: str, costs: dict[str, float], lacks: dict[str, str | None]) -> str:
-    sentences = []
-    for name, cost in sorted(costs.items(), key=lambda item: item[1]):
-        if name != chosen:
-            ratio = cost / max(costs[chosen], 1e-9)
-            times = "about as long" if ratio < 1.1 else f"about {ratio:,.1f} times as long"
-            sentences.append(f"{name} would take {times}")
+def _compare(job: Job, costs: dict[str, float], lacks: dict[str, str | None]) -> str:
+    what = "forward and backward" if job.grad else "forward"
+    estimates = sorted(costs.items(), key=lambda item: item[1])
+    sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
     sentences += [f"{name} is out: {reason}" for name, reason in lacks.items() if reason]
-    return "; ".join(sentences)[:1].upper() + "; ".join(sentences)[1:] + "." if sentences else ""
+    return f"Estimated on two CPU cores, {what}: {'; '.join(sentences)}."
+
+
+def _time(nanoseconds: float) -> str:
+    for unit, size in (("s", 1e9), ("ms", 1e6)):
+        if nanoseconds >= size:
+            return f"{float(f'{nanoseconds / size:.2g}'):,g} {unit}"
+    return f"{float(f'{nanoseconds / 1e3:.2g}'):,g} µs"
 
 
 def _explain(plan: Plan) -> str:

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attention_core.backends.costs import Rate, looking
+
 if TYPE_CHECKING:
     from attention_core.planning import Job, Options, Pairs, Plan, Result
+
+
+#: Of a pair.
+RATE = Rate(1.6, 0.020, 5.0, 0.055)
 
 
 class Prepared:
@@ -30,7 +36,7 @@ def lacks(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    return 3.0 * job.all_pairs
+    return RATE.of(job) * job.all_pairs + looking(job, job.row_pairs)
 
 
 def describe(job: Job, prepared: Prepared) -> str:

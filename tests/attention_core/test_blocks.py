@@ -9,13 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from attention_core import (
     Causal,
     ContinuousBias,
     Dilated,
+    Encoder,
     GlobalTokens,
     Grid,
     Mask,
@@ -239,3 +242,30 @@ def test_a_network_of_the_offset_runs_once_for_all_blocks() -> None:
     q, k, v = (torch.randn(1, 2, 2048, 8) for _ in range(3))
     attend(q, k, v, mask=Neighborhood(20), bias=bias, backend="blocks")
     assert sum(rows) < 2048
+
+
+@pytest.mark.parametrize("bias", [None, RelativeTable.t5(2)], ids=["plain", "learned"])
+def test_a_compiled_layer_is_one_graph(bias: RelativeTable | None) -> None:
+    counters.clear()
+    encoder = Encoder(dim=16, depth=1, heads=2, mask=Causal() & Neighborhood(20), bias=bias)
+    x = torch.randn(1, 600, 16)
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            encoder.blocks[0].compile(backend="aot_eager", fullgraph=True)
+        out = encoder(x, backend="blocks")
+        gradients = torch.autograd.grad(out.square().sum(), list(encoder.parameters()))
+        results.append([out, *gradients])
+    assert counters["stats"]["unique_graphs"] >= 1
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_the_work_of_blocks_is_counted() -> None:
+    """Two products of matrices forward and five backward, for the pairs in blocks alone."""
+    q, k, v = (torch.randn(2, 3, 1000, 16, requires_grad=True) for _ in range(3))
+    made = plan(Sequence(1000), Neighborhood(40), heads=3, head_dim=16, batch=2, backend="blocks")
+    pairs = 2 * 3 * sum(group.pairs for group in made.prepared.groups)
+    with FlopCounterMode(display=False) as counter:
+        attend(q, k, v, plan=made).sum().backward()
+    assert counter.get_total_flops() == 7 * 2 * 16 * pairs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -36,7 +38,10 @@ def ring(nodes: int) -> Graph:
         (Grid(14, 14), Neighborhood(3), "dense"),
         (ring(2000), Edges(), "edges"),
         (ring(10), Edges(), "dense"),
-        (Sequence(20_000), Neighborhood(4), "edges"),
+        (Sequence(20_000), Neighborhood(4), "blocks"),
+        (Sequence(4096), Causal() & Neighborhood(128), "blocks"),
+        (Grid(64, 64), Neighborhood(3), "blocks"),
+        (Sequence.packed([1000] * 8), None, "blocks"),
     ],
 )
 def test_choice(space: Sequence | Grid | Graph, mask: object, expected: str) -> None:
@@ -87,7 +92,17 @@ def test_explanations_read_as_sentences() -> None:
         "A sequence of 1,024 tokens; mask Causal() & Neighborhood(128), bias ALiBi"
     )
     assert "Of 1,048,576 pairs the mask allows at most 263,168 (25%)." in text
-    assert "Backend dense: " in text and text.endswith(".")
+    assert "Backend blocks: " in text and text.endswith(".")
+
+
+def test_explanations_show_what_each_backend_would_take() -> None:
+    text = explain(Sequence(4096), Neighborhood(64), heads=4, grad=True)
+    estimates = re.search(
+        r"forward and backward: blocks (\d+) ms, edges .*, dense .*, reference .*", text
+    )
+    assert estimates and 5 < int(estimates[1]) < 500, text
+    text = explain(Sequence(4096), Neighborhood(64), heads=4, softcap=20.0)
+    assert "cores, forward: " in text and "dense is out: " in text and "softcap" in text
     assert "Special tokens are exempt" in explain(Grid(4, 4, special=1), Neighborhood(1))
     assert "softcap=50.0" in explain(Sequence(8), softcap=50.0)
     assert str(plan(Sequence(8), backend="edges")).endswith("You asked for this backend.")
@@ -95,7 +110,7 @@ def test_explanations_read_as_sentences() -> None:
 
 def test_errors() -> None:
     q = torch.randn(2, 4, 6, 8)
-    with pytest.raises(ValueError, match="backend must be one of reference, dense, edges"):
+    with pytest.raises(ValueError, match="backend must be one of reference, dense, blocks, edges"):
         attend(q, q, q, backend="flash")
     with pytest.raises(BackendError, match="backend='dense' cannot do this.*softcap=5.0"):
         attend(q, q, q, softcap=5.0, backend="dense")

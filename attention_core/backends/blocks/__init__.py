@@ -18,11 +18,22 @@ from attention_core.backends.blocks.groups import Group, Patterns, group, patter
 from attention_core.backends.blocks.kernel import Blocks, block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
+from attention_core.backends.costs import Rate, looking
 from attention_core.biases import Bias
 from attention_core.spaces import Graph, Pairs
 
 if TYPE_CHECKING:
     from attention_core.planning import Job, Options, Plan, Result
+
+
+#: Of a pair in a block, and of a key that a block gathers.
+_PAIR = Rate(0.6, 0.026, 1.8, 0.085)
+_KEY = Rate(2.0, 0.125, 8.0, 0.55)
+#: Finding the blocks and calling the kernel, and more for each group of blocks.
+_CALL = 2_500_000.0
+_GROUP = 300_000.0
+#: About how many of the blocks are arranged in a way of their own, where places repeat.
+_ALIKE = 0.1
 
 
 class Prepared:
@@ -31,6 +42,7 @@ class Prepared:
     Attributes:
         rows: rows of tokens: the batch where its samples sit in different places, else 1.
         groups: blocks by shape.
+        runs: the queries and the keys of each group in runs of neighbors, and how many are in one.
         covers: whether every query is in a block.
         parts: whether every key is in exactly one.
     """
@@ -57,7 +69,17 @@ class Prepared:
         placed = sum(int((group.queries >= 0).sum()) for group in self.groups)
         self.covers = placed == self.rows * query.length
         self.parts = _in_one_block(self.groups, self.rows * key.length)
+        self.runs = [
+            (_runs(group.queries, query.length), _runs(group.keys, key.length))
+            for group in self.groups
+        ]
         self._patterns: dict[tuple[int, bool], Patterns] = {}
+
+    @property
+    def differ(self) -> bool:
+        """Whether mask or bias have to be asked about every block, as they depend on anything."""
+        terms = [term for term in (self.job.mask, self.job.bias) if term is not None]
+        return any(term.traits(space) is None for term in terms for space in self.job.spaces)
 
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
         """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
@@ -82,19 +104,42 @@ class Prepared:
             added = (nothing if added is None else added).masked_fill(~found.allowed, -torch.inf)
         if added is not None:
             empty = (added.detach() == -torch.inf).all(-1)
-            if bool(empty.any()):
+            # A compiled program cannot look, so it takes it that there may be some
+            if torch.compiler.is_compiling() or bool(empty.any()):
                 added, silent = added.masked_fill(empty[..., None], 0), empty
-        (queries, query_run), (keys, key_run) = (
-            _runs(_rows(tokens, space.length, heads, self.rows), space.length)
-            for tokens, space, heads in (
-                (group.queries, self.job.spaces[0], self.job.heads),
-                (group.keys, self.job.spaces[1], kv_heads),
-            )
+        (queries, query_run), (keys, key_run) = self.runs[number]
+        query, key = self.job.spaces
+        return Blocks(
+            self._rows(queries, query.length // query_run, self.job.heads),
+            self._rows(keys, key.length // key_run, kv_heads),
+            query_run,
+            key_run,
+            found.of_block,
+            added,
+            silent,
         )
-        return Blocks(queries, keys, query_run, key_run, found.of_block, added, silent)
+
+    def _rows(self, runs: Tensor, length: int, heads: int) -> Tensor:
+        """The place of each run of the first head among those of all heads; padding stays -1."""
+        if self.rows == 1:
+            return runs
+        places = runs + runs // length * ((heads - 1) * length)
+        return places.where(runs >= 0, runs)
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared:
+    prepared = _found(job)
+    for number in range(len(prepared.groups)):
+        prepared.patterns(number, job.bias)
+    return prepared
+
+
+def _found(job: Job) -> Prepared:
+    """The blocks of a job, found once."""
+    if "blocks" not in job.notes:
+        job.notes["blocks"] = Prepared(job)
+    prepared: Prepared = job.notes["blocks"]
+    return prepared
 
 
 def _in_one_block(groups: list[Group], keys: int) -> bool:
@@ -125,14 +170,6 @@ def _probe(job: Job) -> None:
     )
 
 
-def _rows(tokens: Tensor, length: int, heads: int, rows: int) -> Tensor:
-    """The place of each token of the first head among all rows of (B, H, L); padding stays -1."""
-    if rows == 1:
-        return tokens
-    places = tokens + tokens // length * ((heads - 1) * length)
-    return places.where(tokens >= 0, tokens)
-
-
 def _runs(tokens: Tensor, length: int) -> tuple[Tensor, int]:
     """Tokens (N, M) as runs of neighbors that start at a multiple of their number, and that number.
 
@@ -155,7 +192,20 @@ def lacks(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    return 1e18
+    least = _CALL + _PAIR.of(job) * job.count_bound
+    if least > dense.cost(job) and not dense.lacks(job):
+        return least  # finding the blocks would take longer than it could ever save
+    prepared = _found(job)
+    samples = job.batch if prepared.rows == 1 else 1
+    pairs = sum(group.pairs for group in prepared.groups)
+    keys = sum(group.keys.numel() for group in prepared.groups)
+    masked = sum(group.pairs for group in prepared.groups if group.masked)
+    return (
+        _CALL
+        + _GROUP * len(prepared.groups)
+        + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
+        + looking(job, pairs if prepared.differ else min(pairs, _ALIKE * masked))
+    )
 
 
 def describe(job: Job, prepared: Prepared) -> str:

@@ -1,0 +1,44 @@
+"""Estimates of how long a backend takes, so that the plan can choose.
+
+All constants are nanoseconds, measured on two cores of an x86-64 server with AVX-512 (float32,
+torch 2.15, November 2026; `python -m benchmarks.calibrate` compares them with what it measures).
+What matters for the choice is their proportion; where another device differs, `backend=`
+overrides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from attention_core.planning import Job
+
+
+class Rate(NamedTuple):
+    """Time for one thing of one head: `fixed` and per number of the head's size, in a forward pass
+    and in forward and backward together."""
+
+    forward: float
+    forward_per_dim: float
+    both: float
+    both_per_dim: float
+
+    def of(self, job: Job) -> float:
+        """Nanoseconds for the heads of `job`, which needs a gradient or not."""
+        fixed, per_dim = self[2:] if job.grad else self[:2]
+        return job.heads * (fixed + per_dim * job.head_dim)
+
+
+#: Asking a mask about one pair, for all heads.
+MASK = 1.2
+#: Scoring one pair for one head, and turning it into what the attention takes.
+FIXED_BIAS = 2.0
+LEARNED_BIAS = 7.0
+
+
+def looking(job: Job, pairs: float) -> float:
+    """Time to ask mask and bias about so many pairs."""
+    time = 0.0 if job.mask is None else MASK * pairs
+    if job.bias is not None:
+        time += job.heads * pairs * (LEARNED_BIAS if job.bias.learned else FIXED_BIAS)
+    return time
