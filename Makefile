@@ -17,7 +17,7 @@ INSTALL   := $(RUN) pip install --disable-pip-version-check -c requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test slow lint format lock clean
+.PHONY: help install train test slow bench lint format lock clean
 
 help:  ## Explain the targets
 	@echo "Usage: make TARGET [NAME=value ...]"
@@ -40,6 +40,9 @@ test: $(DEV)  ## Run the tests, without the slow ones
 # One at a time, because some of them hold a training to a time.
 slow: $(DEV)  ## Run the slow tests: trainings, large parities, the built wheel
 	$(RUN) pytest -m slow $(ARGS)
+
+bench: $(DEV)  ## Measure attention beside its peers; JSON goes to benchmarks/results.json
+	$(RUN) python -m benchmarks benchmarks/results.json
 
 lint: $(DEV)  ## Check style, format and types
 	$(RUN) ruff check .

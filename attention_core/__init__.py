@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
     from attention_core.record import AttentionMaps, record_attention
     from attention_core.scores import Additive, AdditiveV2, Score
-    from attention_core.spaces import Graph, Grid, Pairs, Points, Sequence, Space
+    from attention_core.spaces import (
+        Graph,
+        Grid,
+        Pairs,
+        Points,
+        Reach,
+        Sequence,
+        Space,
+        TilePairs,
+        Traits,
+    )
 
 # Loaded on first use: `attn --help` must not wait for torch.
 _HOMES = {
@@ -69,7 +79,17 @@ _HOMES = {
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],
     "scores": ["Additive", "AdditiveV2", "Score"],
-    "spaces": ["Graph", "Grid", "Pairs", "Points", "Sequence", "Space"],
+    "spaces": [
+        "Graph",
+        "Grid",
+        "Pairs",
+        "Points",
+        "Reach",
+        "Sequence",
+        "Space",
+        "TilePairs",
+        "Traits",
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -104,12 +124,15 @@ __all__ = [
     "Plan",
     "Points",
     "PrefixLM",
+    "Reach",
     "RelativeTable",
     "Rotary",
     "Score",
     "Sequence",
     "Sinusoidal",
     "Space",
+    "TilePairs",
+    "Traits",
     "Window",
     "attend",
     "explain",

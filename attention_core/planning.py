@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -153,6 +153,10 @@ class Plan:
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
         """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
         return None if bias is None else self.once(("bias", bias), lambda: bias(pairs))
+
+    def renewed(self) -> Plan:
+        """This plan for another forward pass; what was found in the mask stays."""
+        return replace(self, _memory={})
 
     def __str__(self) -> str:
         return _explain(self)

@@ -55,7 +55,7 @@ def may_import(importer: str, module: str) -> bool:
     if within(importer, "attention_core"):
         if root == "attention_core":
             return not within(module, "attention_core.training")
-        return root == "torch" or root in sys.stdlib_module_names
+        return root in ("torch", "triton") or root in sys.stdlib_module_names  # torch brings triton
     own = importer.partition(".")[0]
     return root not in DOMAINS or root == own
 

@@ -23,11 +23,15 @@ from attention_core import (
     Grid,
     Mask,
     Neighborhood,
+    Pairs,
     Points,
     PrefixLM,
+    Reach,
     RelativeTable,
     Sequence,
     Space,
+    TilePairs,
+    Traits,
     Window,
     attend,
     plan,
@@ -221,7 +225,7 @@ def test_a_score_other_than_the_dot_product_is_refused_by_name() -> None:
 
 def test_a_bias_of_ones_own_is_scored_for_every_block() -> None:
     """It may depend on anything, so nothing is shared, and the numbers are right."""
-    from attention_core import Bias, Pairs
+    from attention_core import Bias
 
     class Parity(Bias):
         def score(self, pairs: Pairs) -> Tensor:
@@ -269,3 +273,31 @@ def test_the_work_of_blocks_is_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         attend(q, k, v, plan=made).sum().backward()
     assert counter.get_total_flops() == 7 * 2 * 16 * pairs
+
+
+class SameColumn(Mask):
+    """As the guide has it."""
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        return pairs.offset[..., 1] == 0
+
+    def reach(self, tiles: TilePairs) -> Reach:
+        low, high = tiles.offset
+        some, every = (low <= 0) & (high >= 0), (low == 0) & (high == 0)
+        return Reach(some[:, 1], every[:, 1])
+
+    def traits(self, space: Space) -> Traits | None:
+        return Traits.of_place(space)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_mask_of_ones_own_says_where_it_reaches() -> None:
+    q, k, v = (torch.randn(1, 2, 96, 4, dtype=torch.float64) for _ in range(3))
+    space = Grid(8, 12)
+    made = plan(space, SameColumn(), heads=2, backend="blocks")
+    assert sum(group.pairs for group in made.prepared.groups) < 96 * 96 / 2
+    found, wanted = (
+        attend(q, k, v, space=space, mask=SameColumn(), backend=backend)
+        for backend in ("blocks", "reference")
+    )
+    torch.testing.assert_close(found, wanted)

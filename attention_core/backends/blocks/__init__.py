@@ -73,7 +73,7 @@ class Prepared:
             (_runs(group.queries, query.length), _runs(group.keys, key.length))
             for group in self.groups
         ]
-        self._patterns: dict[tuple[int, bool], Patterns] = {}
+        self._patterns: dict[tuple[int, bool, bool], Patterns] = {}
 
     @property
     def differ(self) -> bool:
@@ -85,14 +85,17 @@ class Prepared:
         """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
         spaces = self.job.spaces
         by_bias = bias is not None and any(bias.traits(space) is None for space in spaces)
-        key = (number, by_bias, None if by_bias else type(bias))
+        key = (number, bias is None, by_bias)  # what is known of biases is always their places
         if key not in self._patterns:
             traits = [None if by_bias else traits_of(s, self.job.mask, bias) for s in spaces]
             self._patterns[key] = patterns(self.job, self.groups[number], self.rows, traits)
         return self._patterns[key]
 
-    def blocks(self, number: int, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> Blocks:
-        """What the kernel needs of a group; differentiable in the parameters of `bias`."""
+    def blocks(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
+        """What the kernel needs of each group; differentiable in the parameters of `bias`."""
+        return [self._blocks(n, bias, kv_heads, dtype) for n in range(len(self.groups))]
+
+    def _blocks(self, number: int, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> Blocks:
         group, found = self.groups[number], self.patterns(number, bias)
         added = silent = None
         if bias is not None:
@@ -221,13 +224,9 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
-        blocks = [
-            plan.once(
-                ("blocks", number, bias, kv_heads, dtype),
-                lambda number=number: prepared.blocks(number, bias, kv_heads, dtype),
-            )
-            for number in range(len(prepared.groups))
-        ]
+        blocks = plan.once(
+            ("blocks", bias, kv_heads, dtype), lambda: prepared.blocks(bias, kv_heads, dtype)
+        )
         output, lse = block_attention(
             *(x.to(dtype) for x in (q, k, v)),
             None if options.sink is None else options.sink.to(dtype),

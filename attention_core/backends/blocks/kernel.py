@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 #: Numbers in a chunk, its scores and its tokens: fewer cost calls, more fall out of the cache.
-_CHUNK = 1 << 19
+_CHUNK = 1 << 20
 _CHUNK_CUDA = 1 << 26
+#: Units of a chunk come in multiples of this, so that threads share them out evenly.
+_EVEN = 4
 #: Chunks whose indices are computed together.
 _AHEAD = 16
 
@@ -108,6 +110,7 @@ class _Work:
         limit = _CHUNK if device.type == "cpu" else _CHUNK_CUDA
         scores, tokens = groups * self.size * self.reach, groups * self.size + self.reach
         step: int = max(limit // max(scores + tokens * self.settings.width, 1), 1)
+        step = step // _EVEN * _EVEN or step
         units = settings.samples * count * self.kv_heads
         length, key_length = (
             n // run
@@ -145,10 +148,10 @@ class _Work:
         """Scores (C, G·Q, M) of scaled queries; and the slope of the cap, where there is one."""
         blocks, softcap = self.blocks, self.settings.softcap
         scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
-        if blocks.added is None and softcap is None:
-            return torch.bmm(q, k.mT, out=scores), None
         by_head = scores.view(len(q), self.groups, self.size, self.reach)
         if softcap is None:
+            if blocks.added is None:
+                return torch.bmm(q, k.mT, out=scores), None
             by_head.copy_(self.of_pattern(chunk, blocks.added))
             return scores.baddbmm_(q, k.mT), None
         bent = torch.bmm(q, k.mT, out=scores).div_(softcap).tanh_()
