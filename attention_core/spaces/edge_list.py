@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attention_core.spaces.csr import CSR
+
 _MOST_HOPS = 1 << 30  # entries of a hop table; 4 GiB of float32
 
 
@@ -67,9 +69,14 @@ class EdgeList:
         new = copy.copy(self)
         new.source, new.target = self.source.to(device), self.target.to(device)
         new.attr, new.graph = (None if t is None else t.to(device) for t in (self.attr, self.graph))
-        for name in ("_sorted", "_sizes", "_local", "_hop_table"):
+        for name in ("csr", "_sorted", "_sizes", "_local", "_hop_table"):
             new.__dict__.pop(name, None)  # what was computed lies on the old device
         return new
+
+    @cached_property
+    def csr(self) -> CSR:
+        """The edges sorted by target: once per graph, for all layers, plans and forward passes."""
+        return CSR(self.target, self.source, self.num_nodes, self.num_nodes)
 
     # -- which edge ---------------------------------------------------------------------------
 

@@ -1,0 +1,229 @@
+"""Attention over a list of pairs as one differentiable operator; `edge_attention` is its face.
+
+Forward and backward are operators of `torch.library`, so that `torch.compile` sees each as one
+node of its graph. What is kept between them is q, k, v, the output, two log-sum-exps and what was
+given per pair (bias, dropout's bool); no scores and no features of pairs. The backward operator has
+no derivative of its own: asking for a second one raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from attention_core.backends.edges import kernels, plain
+from attention_core.backends.edges.pairs import Pairs
+from attention_core.backends.edges.plain import Gradients, Inputs
+from attention_core.scores import Additive, AdditiveV2, Score
+from attention_core.spaces.csr import CSR
+
+#: Numbers in the features of the pairs of a chunk, for scores of the user's own.
+_CHUNK = 1 << 22
+
+_INPUTS = (
+    "Tensor[] pairs, Tensor[] by_key, int columns, str score, Tensor? q, Tensor? k, Tensor v, "
+    "Tensor? weight, Tensor? bias, Tensor? allowed, Tensor? keep, Tensor? sink, "
+    "Tensor? edge_key, Tensor? edge_value, int heads, float scale, float? softcap, float slope, "
+    "float grow"
+)
+
+
+def edge_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    csr: CSR,
+    *,
+    score: Score | None = None,
+    bias: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
+    allowed: Tensor | None = None,
+    keep: Tensor | None = None,
+    sink: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention over the pairs of `csr`, float32 or float64, in time and memory that follow them.
+
+    Args:
+        q: (H, Lq, D).
+        k: (Hkv, Lk, D), with H a multiple of Hkv.
+        v: (Hkv, Lk, Dv).
+        csr: the E pairs.
+        score: another score than the dot product.
+        bias: (H, E) or broadcastable to it, in the order of the sorted pairs.
+        edge_key: (E, Hkv, D) added to the key of each pair (Shi et al., UniMP, 2021), by
+            `csr.item`.
+        edge_value: (E, Hkv, Dv) added to the value of each pair, by `csr.item`.
+        allowed: (H, E) bool where heads allow different pairs, in the order of the sorted pairs.
+        keep: (H, E) bool, the weights that dropout keeps.
+        sink: (H,) logits of a key without value.
+        scale, softcap: as in `attend`.
+        dropout_p: the chance with which `keep` was drawn; by what it leaves, weights grow.
+
+    Returns: the output (H, Lq, Dv) and the log-sum-exp (H, Lq), sink aside.
+    """
+    heads, weight, slope, name = len(q), None, 0.0, "dot"
+    left: Tensor | None = q
+    right: Tensor | None = k
+    if isinstance(score, Additive):
+        # The score is a sum, so each token, and each edge, has one number per head in it
+        name, slope = "additive", score.negative_slope
+        by_group = score.key.to(k.dtype).unflatten(0, (len(k), -1))
+        left = (q * score.query[:, None].to(q.dtype)).sum(-1, keepdim=True)
+        right = (k @ by_group.mT).mT.flatten(0, 1)[..., None]
+        if edge_key is not None:
+            edge_key = torch.einsum("egd,gsd->egs", edge_key, by_group).flatten(1)[..., None]
+    elif isinstance(score, AdditiveV2):
+        name, slope, weight = "additive_v2", score.negative_slope, score.weight.to(q.dtype)
+    elif score is not None:
+        scores = scale * pair_scores(q, k, csr, score, edge_key)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        bias = scores if bias is None else scores + bias
+        name, left, right, edge_key, scale, softcap = "none", None, None, None, 1.0, None
+    if bias is not None:
+        bias = bias.to(v.dtype).expand(heads, len(csr))
+    learned = (left, right, v, weight, bias, sink, edge_key, edge_value)
+    grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
+    out, lse, _ = _forward(
+        csr.tensors,
+        list(csr.transpose) if grad else [],
+        csr.columns,
+        name,
+        left,
+        right,
+        v,
+        weight,
+        bias,
+        allowed,
+        keep,
+        None if sink is None else sink.to(v.dtype),
+        edge_key,
+        edge_value,
+        heads,
+        scale,
+        softcap,
+        slope,
+        1 / (1 - dropout_p),
+    )
+    return out.transpose(0, 1), lse
+
+
+def pair_scores(
+    q: Tensor, k: Tensor, csr: CSR, score: Score | None, edge_key: Tensor | None = None
+) -> Tensor:
+    """Scores (H, E) of any kind, the dot product for None, with a gradient through autograd.
+
+    Features of pairs are made a chunk at a time, and again in backward, so none are kept.
+    """
+    share = len(q) // len(k)
+    head = torch.arange(len(q), device=q.device)[:, None]
+
+    def some(row: Tensor, column: Tensor, item: Tensor) -> Tensor:
+        queries, keys = q.index_select(1, row), k.index_select(1, column)
+        if edge_key is not None:
+            keys = keys + edge_key.index_select(0, item).transpose(0, 1)
+        keys = keys.repeat_interleave(share, dim=0)
+        return (queries * keys).sum(-1) if score is None else score(queries, keys, head)
+
+    rows = max(_CHUNK // max(len(q) * q.shape[-1], 1), 1)
+    chunks = zip(*(x.split(rows) for x in (csr.row, csr.column, csr.item)), strict=True)
+    return torch.cat([checkpoint(some, *chunk, use_reentrant=False) for chunk in chunks], dim=-1)
+
+
+def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
+    (start, row, column, item), by_key, columns, *inputs = args
+    key_start, key_row, pair = by_key or (None, None, None)
+    return Pairs(start, row, column, item, columns, key_start, key_row, pair), Inputs(*inputs)
+
+
+@torch.library.custom_op(
+    "attention_core::edges",
+    mutates_args=(),
+    schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pairs, x = _unpack(args)
+    way = kernels if kernels.can(x) else plain
+    with torch.autocast(x.v.device.type, enabled=False):
+        return way.forward(x, pairs)
+
+
+@_forward.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pairs, x = _unpack(args)
+    lse = x.v.new_empty(x.heads, pairs.rows)
+    return x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1]), lse, torch.empty_like(lse)
+
+
+@torch.library.custom_op(
+    "attention_core::edges_backward",
+    mutates_args=(),
+    schema=f"({_INPUTS}, Tensor out, Tensor lse, Tensor norm, Tensor of_out, Tensor? of_lse, "
+    "bool of_bias) -> Tensor[]",
+)
+def _backward(*args: Any) -> list[Tensor]:
+    *inputs, out, lse, norm, of_out, of_lse, of_bias = args
+    pairs, x = _unpack(tuple(inputs))
+    if not len(pairs.row):
+        return [
+            torch.zeros_like(tensor) for tensor in _with_gradient(x, of_bias) if tensor is not None
+        ]
+    way = kernels if kernels.can(x) else plain
+    with torch.autocast(x.v.device.type, enabled=False):
+        found = way.backward(x, pairs, out, lse, norm, of_out, of_lse, of_bias)
+    return [gradient for gradient in found if gradient is not None]
+
+
+@_backward.register_fake
+def _(*args: Any) -> list[Tensor]:
+    x = _unpack(args[:-6])[1]
+    return [
+        torch.empty_like(tensor) for tensor in _with_gradient(x, args[-1]) if tensor is not None
+    ]
+
+
+def _with_gradient(x: Inputs, of_bias: bool) -> Gradients:
+    bias = x.bias if of_bias else None
+    return Gradients(x.q, x.k, x.v, x.weight, bias, x.sink, x.edge_key, x.edge_value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    lists, rest = [*inputs[0], *inputs[1]], inputs[2:]
+    tensors = [x for x in rest if isinstance(x, Tensor)]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*lists, *tensors, *output)
+    ctx.plain = [None if isinstance(x, Tensor) else (x,) for x in rest]
+    ctx.by_key = len(inputs[1])
+
+
+def _differentiate(ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, _: None) -> Any:
+    saved = iter(ctx.saved_tensors)
+    pairs, by_key = ([next(saved) for _ in range(n)] for n in (4, ctx.by_key))
+    rest = [next(saved) if known is None else known[0] for known in ctx.plain]
+    out, lse, norm = saved
+    of_out = torch.zeros_like(out) if of_out is None else of_out
+    needed = ctx.needs_input_grad
+    of_bias = needed[3 + Inputs._fields.index("bias")]
+    x = Inputs(*rest[1:])
+    found = iter(_backward(pairs, by_key, *rest, out, lse, norm, of_out, of_lse, of_bias))
+    gradients = {
+        name: next(found)
+        for name, tensor in _with_gradient(x, of_bias)._asdict().items()
+        if tensor is not None
+    }
+    return (
+        [None] * len(pairs),
+        [None] * len(by_key),
+        None,
+        *(gradients.get(name) for name in Inputs._fields),
+    )
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)

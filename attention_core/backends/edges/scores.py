@@ -1,0 +1,183 @@
+"""Scores of pairs in compressed sparse rows, and their gradients, for the `edges` operators.
+
+None allocates a feature per pair, E·H·D numbers: products are sampled at the pairs, sums run over
+rows, and `AdditiveV2Scores`, which is no product, goes through the pairs in chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attention_core.backends.edges.pairs import Pairs, bag
+
+
+class NoScores:
+    """Every pair has the score 0, to which the bias is added."""
+
+    def __init__(self, pairs: Pairs, like: Tensor, heads: int) -> None:
+        self.shape, self.like = (heads, len(pairs.row)), like
+
+    def values(self) -> Tensor:
+        """The scores (H, E), which the caller may change."""
+        return self.like.new_zeros(self.shape)
+
+    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+        """Of q, k, the weight and the edge features, from that of the scores (H, E)."""
+        return [None, None, None, None]
+
+
+class DotScores:
+    """q · (k + e). q (H, Lq, D), k (Hkv, Lk, D), e (E, Hkv, D) or None."""
+
+    def __init__(self, pairs: Pairs, q: Tensor, k: Tensor, edge: Tensor | None) -> None:
+        self.pairs, self.q, self.k, self.edge = pairs, q.contiguous(), k.contiguous(), edge
+        self.share = len(q) // len(k)
+
+    def values(self) -> Tensor:
+        return self.pairs.products(self.q, self.k, self.edge)
+
+    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+        pairs, q = self.pairs, self.q
+        of_q = pairs.sums(of_scores, self.k, self.edge)
+        of_k = pairs.sum_by_key(of_scores, q, len(self.k))
+        of_edge = None if self.edge is None else pairs.outer(of_scores, q, self.edge)
+        return [of_q.transpose(0, 1), of_k.transpose(0, 1), None, of_edge]
+
+
+class AdditiveScores:
+    """LeakyReLU(q + k + e), for a number per token and head: q (H, Lq, 1), k (H, Lk, 1).
+
+    e (E, H, 1) or None.
+    """
+
+    def __init__(
+        self, pairs: Pairs, q: Tensor, k: Tensor, edge: Tensor | None, slope: float
+    ) -> None:
+        self.pairs, self.q, self.k, self.edge, self.slope = pairs, q, k, edge, slope
+
+    def values(self) -> Tensor:
+        pairs = self.pairs
+        sums = pairs.of_rows(self.q.squeeze(-1).contiguous())
+        sums += self.k.squeeze(-1).contiguous().index_select(1, pairs.column)
+        if self.edge is not None:
+            sums += self.edge.squeeze(-1).index_select(0, pairs.item).T
+        self.negative = sums < 0  # a byte a pair, for backward, is less than to gather it again
+        return torch.nn.functional.leaky_relu_(sums, self.slope)
+
+    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+        pairs = self.pairs
+        of_sums = torch.where(self.negative, of_scores * self.slope, of_scores)
+        of_edge = None
+        if self.edge is not None:
+            of_edge = torch.empty_like(self.edge)
+            of_edge.index_copy_(0, pairs.item.long(), of_sums.T[..., None])
+        return [
+            pairs.total(of_sums)[..., None],
+            pairs.total_by_key(of_sums)[..., None],
+            None,
+            of_edge,
+        ]
+
+
+class AdditiveV2Scores:
+    """weight · LeakyReLU(q + k + e). weight (H, D), the others as in `DotScores`.
+
+    Not a product, so features of pairs have to be made: a chunk at a time, all heads together,
+    since gathering one row of H·D numbers is far faster than H rows of D. Backward makes them
+    again, once in the order of the queries and once in that of the keys.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        q: Tensor,
+        k: Tensor,
+        edge: Tensor | None,
+        weight: Tensor,
+        slope: float,
+    ) -> None:
+        self.pairs, self.edge, self.weight, self.slope = pairs, edge, weight, slope
+        self.q, self.k = (x.transpose(0, 1).contiguous() for x in (q, k))
+        self.share = len(q) // len(k)
+        room = min(pairs.chunk_length(weight.numel()), len(pairs.row))
+        self.room = q.new_empty(room, *weight.shape), q.new_empty(room, len(k), weight.shape[1])
+
+    def values(self) -> Tensor:
+        pairs, (heads, dim) = self.pairs, self.weight.shape
+        scores = self.q.new_empty(heads, len(pairs.row))
+        # One product with a block-diagonal matrix sums within each head; summing the short last
+        # dimension itself takes twice as long where heads are small
+        summing = torch.block_diag(*self.weight).view(heads, heads * dim)
+        for chunk in pairs.chunks(heads * dim):
+            hidden = self._hidden(pairs.row[chunk], pairs.column[chunk], pairs.item[chunk])
+            hidden = torch.nn.functional.leaky_relu_(hidden, self.slope)
+            scores[:, chunk] = summing @ hidden.flatten(1).T
+        return scores
+
+    def _hidden(self, row: Tensor, column: Tensor, item: Tensor) -> Tensor:
+        """q + k + e of some pairs, (C, H, D)."""
+        # Into the same memory for every chunk: fresh pages cost more than what is written to them
+        count, (q, k) = len(row), self.room
+        hidden = torch.index_select(self.q, 0, row, out=q[:count])
+        grouped = hidden.unflatten(1, (-1, self.share))
+        grouped += torch.index_select(self.k, 0, column, out=k[:count])[:, :, None]
+        if self.edge is not None:
+            grouped += torch.index_select(self.edge, 0, item, out=k[:count])[:, :, None]
+        return hidden
+
+    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+        pairs, q, k, edge, share = self.pairs, self.q, self.k, self.edge, self.share
+        assert pairs.pair is not None and pairs.key_row is not None
+        assert pairs.key_start is not None
+        # Sums of slope times gradient. As LeakyReLU(x) is its slope times x, they give both the
+        # gradients of the summands, times the weight, and that of the weight, times the summands
+        of_q, of_k = torch.zeros_like(q), torch.zeros(len(k), *q.shape[1:]).to(q)
+        of_weight = torch.zeros_like(self.weight)
+        of_edge = None if edge is None else torch.zeros_like(edge)
+        for chunk in pairs.chunks(q[0].numel()):
+            item = pairs.item[chunk]
+            slopes = self._slopes(pairs.row[chunk], pairs.column[chunk], item)
+            gradient = of_scores[:, chunk]
+            _add_sums(of_q, pairs.start, pairs.row, chunk, slopes, gradient)
+            if edge is not None and of_edge is not None:
+                slopes *= gradient.T[..., None]
+                grouped = edge.index_select(0, item)[:, :, None] * slopes.unflatten(1, (-1, share))
+                of_weight += grouped.sum(0).flatten(0, 1)
+                slopes *= self.weight
+                of_edge.index_copy_(0, item.long(), slopes.unflatten(1, (-1, share)).sum(2))
+        column = pairs.column.index_select(0, pairs.pair)
+        for chunk in pairs.chunks(q[0].numel()):
+            pair = pairs.pair[chunk]
+            slopes = self._slopes(pairs.key_row[chunk], column[chunk], pairs.item[pair])
+            gradient = of_scores.index_select(1, pair)
+            _add_sums(of_k, pairs.key_start, column, chunk, slopes, gradient)
+        of_weight += (q * of_q).sum(0)
+        by_group = of_k.unflatten(1, (-1, share))
+        of_weight += (k[:, :, None] * by_group).sum(0).flatten(0, 1)
+        of_k = (by_group * self.weight.unflatten(0, (-1, share))).sum(2)
+        of_q = of_q.mul_(self.weight)
+        return [of_q.transpose(0, 1), of_k.transpose(0, 1), of_weight, of_edge]
+
+    def _slopes(self, row: Tensor, column: Tensor, item: Tensor) -> Tensor:
+        """The slope of the LeakyReLU at each feature of some pairs, (C, H, D)."""
+        return self._hidden(row, column, item).gt_(0).mul_(1 - self.slope).add_(self.slope)
+
+
+def _add_sums(
+    total: Tensor, start: Tensor, index: Tensor, chunk: slice, x: Tensor, weight: Tensor
+) -> None:
+    """Add weight (H, C) times x (C, H, D) to the tokens of total (N, H, D) that a chunk names.
+
+    `index` (E,) names the token of each pair in order, and `start` (N + 1,) where each begins; a
+    chunk may cut through the pairs of a token.
+    """
+    count, heads, dim = x.shape
+    first, last = int(index[chunk.start]), int(index[chunk.stop - 1])
+    starts = (start[first : last + 1] - chunk.start).clamp(min=0)
+    head = torch.arange(heads, dtype=start.dtype, device=start.device)[:, None]
+    pair = torch.arange(count, dtype=start.dtype, device=start.device)
+    starts = torch.cat([(starts + count * head).flatten(), starts.new_tensor([heads * count])])
+    at = (pair * heads + head).flatten()
+    sums = bag(at, x.view(-1, dim), starts, weight.reshape(-1))
+    total[first : last + 1] += sums.view(heads, -1, dim).transpose(0, 1)

@@ -1,0 +1,225 @@
+"""What the `edges` backend allocates, keeps and does once; and that it compiles whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attention_core import (
+    Additive,
+    AdditiveV2,
+    EdgeBias,
+    Edges,
+    Graph,
+    MultiheadAttention,
+    Plan,
+    Score,
+    attend,
+    plan,
+)
+from attention_core.backends.edges import operator as edges_operator
+from attention_core.backends.edges import pairs as edges_pairs
+from attention_core.spaces import edge_list
+
+N, E, H, D = 2000, 40_000, 4, 16
+
+
+def graph() -> Graph:
+    generator = torch.Generator().manual_seed(0)
+    edge_index = torch.randint(N, (2, E), generator=generator)
+    return Graph(edge_index, N, edge_attr=torch.randint(3, (E,), generator=generator))
+
+
+class Allocated(TorchDispatchMode):
+    """The largest storage, in bytes, behind any tensor that an operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                self.largest = max(self.largest, leaf.untyped_storage().nbytes())
+        return result
+
+
+class Product(Score):
+    def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:
+        return (query * key).sum(-1)
+
+
+@pytest.mark.parametrize("score", [None, Additive(H, D), AdditiveV2(H, D), Product()])
+def test_no_features_of_pairs_are_made_or_kept(
+    score: Score | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of E·H·D numbers would show; what is kept is of the size of q, k and v.
+
+    The operators look inside themselves under this mode only where it is entered there too.
+    """
+    for module in (edges_pairs, edges_operator):
+        monkeypatch.setattr(module, "_CHUNK", 1 << 16)
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    mode = Allocated()
+
+    def watched(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            with mode:
+                return function(*args)
+
+        return call
+
+    plain = edges_operator.plain
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(plain, name, watched(getattr(plain, name)))
+    q, k, v = (torch.randn(1, H, N, D, requires_grad=True) for _ in range(3))
+    space = graph()
+    with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = attend(q, k, v, space=space, mask=Edges(), score=score, backend="edges")
+    with mode:
+        out.sum().backward()
+    per_pair, features = 4 * E * H, 4 * E * H * D
+    assert per_pair // H <= mode.largest <= features / 4
+    scores = 3 * per_pair if type(score) is Product else 0  # autograd's, of the composed softmax
+    tokens, structure = 4 * N * H * D, 7 * 4 * E
+    assert sum(kept.values()) <= 5 * tokens + structure + scores + 10_000
+
+
+def test_a_graph_is_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For two layers, two forward passes and all their plans."""
+    made = []
+
+    class Counted(edge_list.CSR):
+        def __init__(self, *args: Any) -> None:
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(edge_list, "CSR", Counted)
+    sorts = []
+    sort = Tensor.sort
+    monkeypatch.setattr(Tensor, "sort", lambda *a, **k: (sorts.append(a), sort(*a, **k))[1])
+    space, bias = graph(), EdgeBias(H, types=3)
+    layers = [MultiheadAttention(8, H, bias=bias), MultiheadAttention(8, H, kv_heads=2)]
+    x = torch.randn(N, 8)
+    for _ in range(2):
+        for layer in layers:
+            x = layer(x, space=space, mask=Edges(), backend="edges")
+        x.sum().backward()
+        x = x.detach()
+    assert len(made) == 1 and len(sorts) == 2  # by query, and for gradients by key
+
+
+@pytest.mark.parametrize("score", [None, Additive(H, D), AdditiveV2(H, D)])
+def test_a_compiled_model_is_one_graph(score: Score | None) -> None:
+    """With its plan made outside: `fullgraph` raises at any break. Gradients too."""
+    torch._dynamo.reset()
+    space = graph()
+    bias = EdgeBias(H, types=3)
+    layer = MultiheadAttention(32, H, head_dim=D, kv_heads=2, score=score, bias=bias)
+    x = torch.randn(1, N, 32)
+    made = layer.plan(x, space, Edges(), backend="edges")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, plan: Plan) -> Tensor:
+            return self.layer(x, plan=plan)
+
+    compiled = torch.compile(Model(), backend="aot_eager", fullgraph=True)
+    results = []
+    for model in (Model(), compiled):
+        layer.zero_grad()
+        # A plan remembers the bias of its forward pass
+        made._memory.clear()
+        out = model(x, made)
+        out.square().mean().backward()
+        results.append([out, *(p.grad for p in layer.parameters())])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+# -- Triton ----------------------------------------------------------------------------------------
+
+INTERPRETED = """
+import torch
+from attention_core.backends.edges import kernels, plain
+from attention_core.backends.edges.plain import Inputs
+from attention_core.backends.edges.pairs import Pairs
+from attention_core.spaces.csr import CSR
+
+torch.manual_seed(0)
+H, N, M, D, DV = 4, 9, 7, 5, 3
+row = torch.cat([torch.randint(1, N, (60,)), torch.full((80,), 3)])  # 0 is alone, 3 a hub
+column = torch.randint(1, M, (len(row),))
+csr = CSR(row, column, N, M)
+pairs, E = Pairs(*csr.tensors, M, *csr.transpose), len(csr)
+for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+    normal = lambda *shape: torch.randn(*shape, dtype=dtype)
+    for kv_heads, options in (
+        (4, {}),
+        (2, {"bias": normal(H, E), "softcap": 0.7}),
+        (1, {"sink": normal(H), "keep": torch.rand(H, E) > 0.3, "grow": 1 / 0.7}),
+        (2, {"allowed": torch.rand(H, E) > 0.3, "bias": normal(H, E)}),
+        (2, {"allowed": torch.zeros(H, E, dtype=torch.bool), "sink": normal(H)}),
+    ):
+        empty = dict.fromkeys(Inputs._fields) | {"score": "dot", "heads": H, "scale": 0.4}
+        v = normal(M, kv_heads, DV).transpose(0, 1)  # strided, as projections leave it
+        tensors = {"q": normal(H, N, D), "k": normal(kv_heads, M, D), "v": v}
+        x = Inputs(**empty | {"slope": 0.0, "grow": 1.0} | tensors | options)
+        found, expected = kernels.forward(x, pairs), plain.forward(x, pairs)
+        of_out, of_lse = torch.randn_like(expected[0]), torch.randn_like(expected[1])
+        rest = of_out, of_lse, x.bias is not None
+        found += kernels.backward(x, pairs, *found, *rest)
+        expected += plain.backward(x, pairs, *expected, *rest)
+        for got, wanted in zip(found, expected, strict=True):
+            if wanted is not None:
+                torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+            else:
+                assert got is None
+print("equal")
+"""
+
+
+def test_triton_kernels_equal_the_plain_path() -> None:
+    """Values and gradients, in Triton's interpreter, which a process of its own has to ask for."""
+    pytest.importorskip("triton")
+    found = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env={**__import__("os").environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.stdout.strip() == "equal", found.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("score", [None, Additive(H, D), AdditiveV2(H, D)])
+def test_a_gpu_gives_what_the_cpu_gives(score: Score | None) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1, h, N, D, dtype=torch.float64) for h in (H, 2, 2))
+        leaves = [x.to(device).requires_grad_() for x in (q, k, v)]
+        made = plan(
+            graph().to(device), Edges(), score=score, heads=H, device=device, backend="edges"
+        )
+        score = None if score is None else score.double().to(device)
+        out = attend(*leaves, score=score, plan=made)
+        out.square().sum().backward()
+        results.append([out.cpu(), *(x.grad.cpu() for x in leaves)])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
