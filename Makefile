@@ -41,8 +41,8 @@ test: $(DEV)  ## Run the tests, without the slow ones
 slow: $(DEV)  ## Run the slow tests: trainings, large parities, the built wheel
 	$(RUN) pytest -m slow $(ARGS)
 
-bench: $(DEV)  ## Measure attention beside its peers; JSON goes to benchmarks/results.json
-	$(RUN) python -m benchmarks benchmarks/results.json
+bench: $(DEV)  ## Measure attention beside its peers; JSON goes to benchmarks/results/latest.json
+	$(RUN) python -m benchmarks benchmarks/results/latest.json
 
 lint: $(DEV)  ## Check style, format and types
 	$(RUN) ruff check .

@@ -2,28 +2,21 @@
 
 Run `python -m benchmarks.edges`: a random graph of 50,000 nodes and 800,000 edges, tokens of size
 64, 8 heads of 8 and of 64, float32, the threads that torch takes. Every pair computes equal work:
-the same projections around the same attention, without the skip connection. Times are medians of
-runs in turn, ours and the peer's. Peak memory is that of one forward and backward in a process of
-its own, beyond what lies there before; ours includes sorting the graph, which the times leave out,
-as a graph is sorted once.
+the same projections around the same attention, without the skip connection. A graph is sorted once,
+however many layers and passes use it, so sorting is in neither times nor memory.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import re
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 
 from attention_core import Additive, AdditiveV2, Edges, Graph, Plan, Score, attend, plan
+from benchmarks.measure import Forward, in_turn, peak
 
 NODES, EDGES, DIM, HEADS = 50_000, 800_000, 64, 8
 
@@ -51,7 +44,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, plan: Plan) -> Tensor:
         projected = [p(x).view(1, len(x), HEADS, -1).transpose(1, 2) for p in self.projections]
         q, k, v = (projected[source] for source in self.sources)
-        return attend(q, k, v, score=self.score, plan=plan)[0].transpose(0, 1).flatten(1)
+        return attend(q, k, v, score=self.score, plan=plan.renewed())[0].transpose(0, 1).flatten(1)
 
 
 class Peer(NamedTuple):
@@ -105,8 +98,9 @@ def drawn(nodes: int = NODES, edges: int = EDGES) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), torch.randint(nodes, (2, edges), generator=generator)
 
 
-def make(peer: str, ours: bool, head_dim: int, x: Tensor, edge_index: Tensor) -> Callable[[], Any]:
+def make(peer: str, ours: bool, head_dim: int) -> Forward:
     """The layer, as a function of nothing."""
+    x, edge_index = drawn()
     if not ours:
         theirs = PEERS[peer].theirs(head_dim)
         return lambda: theirs(x, edge_index)
@@ -115,52 +109,12 @@ def make(peer: str, ours: bool, head_dim: int, x: Tensor, edge_index: Tensor) ->
     return lambda: layer(x, made)
 
 
-def run(layer: Callable[[], Any]) -> tuple[float, float]:
-    """Milliseconds of forward, and of forward and backward."""
-    start = time.perf_counter()
-    out = layer()
-    forward = time.perf_counter() - start
-    out.sum().backward()
-    return 1e3 * forward, 1e3 * (time.perf_counter() - start)
-
-
-def peak(peer: str, ours: bool, head_dim: int) -> float:
-    """MiB beyond those before of one forward and backward; for a process of its own (Linux)."""
-    run(make(peer, ours, head_dim, *drawn(100, 1000)))  # loads what is loaded only once
-    x, edge_index = drawn()
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    run(make(peer, ours, head_dim, x, edge_index))
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def _apart(function: Callable[..., float], *arguments: Any) -> float:
-    """The function's result in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def measure(peer: str, head_dim: int, repetitions: int) -> Row:
     """One comparison."""
-    peaks = [_apart(peak, peer, ours, head_dim) for ours in (True, False)]
-    x, edge_index = drawn()
-    layers = [make(peer, ours, head_dim, x, edge_index) for ours in (True, False)]
-    run(layers[0])  # sorts the graph
-    times: tuple[list[tuple[float, float]], ...] = [], []
-    for _ in range(repetitions):
-        for layer, found in zip(layers, times, strict=True):
-            found.append(run(layer))
-    (forward, both), (peer_forward, peer_both) = (
-        (median(column) for column in zip(*found, strict=True)) for found in times
-    )
+    peaks = [peak(make, peer, ours, head_dim) for ours in (True, False)]
+    own, theirs = in_turn([make(peer, ours, head_dim) for ours in (True, False)], repetitions)
     pattern = f"edges as {peer}, {HEADS} heads of {head_dim}"
-    return Row(pattern, forward, peer_forward, both, peer_both, *peaks)
+    return Row(pattern, own.forward, theirs.forward, own.both, theirs.both, *peaks)
 
 
 def rows() -> list[Row]:

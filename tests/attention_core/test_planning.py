@@ -38,7 +38,7 @@ def ring(nodes: int) -> Graph:
         (Grid(14, 14), Neighborhood(3), "dense"),
         (ring(2000), Edges(), "edges"),
         (ring(10), Edges(), "dense"),
-        (Sequence(20_000), Neighborhood(4), "blocks"),
+        (Sequence(20_000), Neighborhood(4), "edges"),
         (Sequence(4096), Causal() & Neighborhood(128), "blocks"),
         (Grid(64, 64), Neighborhood(3), "blocks"),
         (Sequence.packed([1000] * 8), None, "blocks"),

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 
 #: Of a pair in a block, and of a key that a block gathers.
-_PAIR = Rate(0.6, 0.026, 1.8, 0.085)
+_PAIR = Rate(0.8, 0.030, 2.3, 0.105)
 _KEY = Rate(2.0, 0.125, 8.0, 0.55)
-#: Finding the blocks and calling the kernel, and more for each group of blocks.
-_CALL = 2_500_000.0
-_GROUP = 300_000.0
-#: About how many of the blocks are arranged in a way of their own, where places repeat.
+#: Finding the blocks and calling the kernel, more for each group of blocks, and for each key that a
+#: block is found to reach.
+_CALL = 3_500_000.0
+_GROUP = 1_000_000.0
+_LIST = 200.0
+#: About the share of blocks that are arranged in a way of their own, where places repeat.
 _ALIKE = 0.1
 
 
@@ -41,6 +43,7 @@ class Prepared:
 
     Attributes:
         rows: rows of tokens: the batch where its samples sit in different places, else 1.
+        local: whether the mask allows what is near.
         groups: blocks by shape.
         runs: the queries and the keys of each group in runs of neighbors, and how many are in one.
         covers: whether every query is in a block.
@@ -60,7 +63,7 @@ class Prepared:
             else:
                 reach = mask.count_bound(job.spaces) / max(query.length, 1)
         sizes = choose_sizes(min(query.axes, key.axes), reach)
-        local = reach is not None and reach < math.inf
+        self.local = local = reach is not None and reach < math.inf
         queries = tile(query, self.rows, mask, sizes.query, local=local)
         keys = tile(key, self.rows, mask, sizes.key, local=local)
         self.groups: list[Group] = []
@@ -202,12 +205,13 @@ def cost(job: Job) -> float:
     samples = job.batch if prepared.rows == 1 else 1
     pairs = sum(group.pairs for group in prepared.groups)
     keys = sum(group.keys.numel() for group in prepared.groups)
-    masked = sum(group.pairs for group in prepared.groups if group.masked)
+    alike = _ALIKE if prepared.local and not prepared.differ else 1.0
     return (
         _CALL
         + _GROUP * len(prepared.groups)
+        + _LIST * keys
         + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
-        + looking(job, pairs if prepared.differ else min(pairs, _ALIKE * masked))
+        + looking(job, alike * pairs)
     )
 
 

@@ -35,8 +35,10 @@ _TIMES = {
 #: The same for what a bias adds, by whether it learns; mostly its own indexing.
 _BIAS = {False: 20.0, True: 47.0}
 #: Nanoseconds to list a pair that the structure names, to look at one that it does not, and to
-#: call the operators at all.
-_LIST, _LOOK, _CALL = 60.0, 7.0, 450_000.0
+#: sort the list and call the operators at all.
+_LIST, _LOOK, _CALL = 60.0, 7.0, 4_500_000.0
+#: The numbers of keys and values that a cache of 32 MiB holds, and what is left of the time then.
+_CACHE, _CACHED = 8_000_000, 0.35
 
 
 class Prepared:
@@ -189,6 +191,8 @@ def cost(job: Job) -> float:
     per_pair = job.heads * (fixed + per_number * job.head_dim)
     if job.bias is not None:
         per_pair += job.heads * _BIAS[job.grad and job.bias.learned]
+    if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
+        per_pair *= _CACHED
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
     looking = 0.0 if structured else _LOOK * job.all_pairs
