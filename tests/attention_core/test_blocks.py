@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_core import (
@@ -37,7 +33,8 @@ from attention_core import (
     plan,
 )
 from attention_core.backends import blocks
-from attention_core.backends.blocks import kernel, search, tiling
+from attention_core.backends.blocks import chunks, search, tiling
+from tests.allocated import Allocated
 from tests.conformance.cases import (
     PLACES,
     assert_same,
@@ -57,7 +54,7 @@ def make_tiny(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(blocks, "choose_sizes", lambda axes, reach: tiling.Sizes(3, 2))
     patch.setattr(tiling, "_SMALL", 1)
     patch.setattr(search, "_COARSEST", 2)
-    patch.setattr(kernel, "_CHUNK", 100)
+    patch.setattr(chunks, "_CHUNK", 100)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -143,40 +140,27 @@ def test_any_composition_on_any_space(data: st.DataObject, place: tuple[str, Spa
 # -- what it costs ---------------------------------------------------------------------------------
 
 
-class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.elements = max(self.elements, leaf.untyped_storage().nbytes() // 4)
-        return result
-
-
 def test_a_window_on_100_000_tokens_trains_in_linear_memory() -> None:
     """64 numbers a token and head come in; nothing has many times as many, let alone L² of them."""
     length = 100_000
     table = RelativeTable.t5(1)
     q, k, v = (torch.randn(1, 1, length, 64, requires_grad=True) for _ in range(3))
-    with Largest() as largest:
+    with Allocated() as allocated:
         out = attend(q, k, v, space=Sequence(length), mask=Neighborhood(128), bias=table,
                      backend="blocks")  # fmt: skip
         out.sum().backward()
     assert q.grad is not None and table.table.grad is not None
-    assert 64 * length <= largest.elements <= 80 * length
+    assert 4 * 64 * length <= allocated.largest <= 4 * 80 * length
 
 
 def test_a_window_on_a_million_tokens_is_planned_in_little_memory() -> None:
     """The list of keys has five a token, in 8 bytes each; what compares blocks is twice as much."""
     length = 1_000_000
-    with Largest() as largest:
+    with Allocated() as allocated:
         made = plan(Sequence(length), Neighborhood(128), heads=4, backend="blocks")
         kept = [group.keys for group in made.prepared.groups]
     assert sum(keys.numel() for keys in kept) < 6 * length
-    assert largest.elements < 30 * length
+    assert allocated.largest < 4 * 30 * length
 
 
 def test_blocks_that_are_arranged_alike_share_their_mask_and_bias() -> None:

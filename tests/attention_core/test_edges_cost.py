@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attention_core import (
     Additive,
@@ -27,6 +25,7 @@ from attention_core import (
 from attention_core.backends.edges import operator as edges_operator
 from attention_core.backends.edges import pairs as edges_pairs
 from attention_core.spaces import edge_list
+from tests.allocated import Allocated
 
 N, E, H, D = 2000, 40_000, 4, 16
 
@@ -35,19 +34,6 @@ def graph() -> Graph:
     generator = torch.Generator().manual_seed(0)
     edge_index = torch.randint(N, (2, E), generator=generator)
     return Graph(edge_index, N, edge_attr=torch.randint(3, (E,), generator=generator))
-
-
-class Allocated(TorchDispatchMode):
-    """The largest storage, in bytes, behind any tensor that an operation returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                self.largest = max(self.largest, leaf.untyped_storage().nbytes())
-        return result
 
 
 class Product(Score):

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attention_core import (
     Bias,
@@ -28,6 +26,7 @@ from attention_core import (
     Space,
     attend,
 )
+from tests.allocated import Allocated
 from tests.conformance.cases import BACKENDS
 
 # -- rule 12: dropout is off in eval ---------------------------------------------------------------
@@ -86,20 +85,6 @@ def test_dropout_keeps_the_mean(backend: str) -> None:
 # -- rule 13: no L × L tensor outside `reference` and `dense` -------------------------------------
 
 
-class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage().nbytes() // leaf.element_size()
-                self.elements = max(self.elements, storage)
-        return result
-
-
 def ring(nodes: int) -> Graph:
     """Each node sees the two before it."""
     node = torch.arange(nodes)
@@ -124,9 +109,9 @@ def test_no_tensor_of_all_pairs(name: str, backend: str) -> None:
     """Forward and backward, the bias learning: nothing comes near L² elements."""
     space, mask, bias = SPARSE[name]
     q, k, v = (torch.randn(1, H, L, 8, requires_grad=True) for _ in range(3))
-    with Largest() as largest:
+    with Allocated() as allocated:
         attend(q, k, v, space=space, mask=mask, bias=bias, backend=backend).sum().backward()
-    assert L * H < largest.elements < L * L / 4
+    assert 4 * L * H < allocated.largest < 4 * L * L / 4
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in bias.parameters())
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from attention_core.backends import dense, reference
+from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.blocks.groups import Group, Patterns, group, patterns, traits_of
-from attention_core.backends.blocks.kernel import Blocks, block_attention
+from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, looking

@@ -1,0 +1,235 @@
+"""Blocks a few at a time: what they gather, their scores, and where results go.
+
+On a CPU such a chunk fits into the cache, and its tensors are written to the same memory as those
+of the chunk before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Numbers in a chunk, its scores and its tokens: fewer cost calls, more fall out of the cache.
+_CHUNK = 1 << 20
+_CHUNK_CUDA = 1 << 26
+#: Units of a chunk come in multiples of this, so that threads share them out evenly.
+_EVEN = 4
+#: Chunks whose indices are computed together.
+_AHEAD = 16
+
+
+@dataclass
+class Blocks:
+    """One group of N blocks of Q queries and M keys, as the kernel wants it.
+
+    Attributes:
+        queries, keys: (N, Q / run), (N, M / run) runs of tokens of a head, among the (B · H · L)
+            rows of all heads; a run of one is a token. -1 is padding.
+        query_run, key_run: tokens of a run.
+        pattern: (N,) or (samples · N,) which of `added` is a block's own; None: the only one.
+        added: (P, H or 1, Q, M) added to the scores, -inf on what is forbidden; None: nothing.
+        silent: (P, H or 1, Q) queries that may attend to nothing; None: there are none.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_run: int
+    key_run: int
+    pattern: Tensor | None
+    added: Tensor | None
+    silent: Tensor | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all groups have in common: there are `rows` of queries of all heads, `samples` share the
+    blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers."""
+
+    rows: int
+    samples: int
+    width: int
+    lengths: tuple[int, int]
+    softcap: float | None
+    dropout_p: float
+
+
+class Chunk(NamedTuple):
+    """C units, each a block of one sample with one head of keys and the G of queries that share it.
+
+    Attributes:
+        queries: (C · G · Q / run,) rows of runs, padding clamped to one that exists.
+        written: the same, padding sent to the row after the last; None where there is none.
+        keys: (C · M / run,) rows of runs; padding reads some row, and its scores are -inf.
+        pattern, head: (C,) each.
+    """
+
+    queries: Tensor
+    written: Tensor
+    keys: Tensor
+    pattern: Tensor
+    head: Tensor
+
+
+class Memory:
+    """Memory that chunks use one after the other: the system clears all that is new, slowly."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self._tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised; the same memory whenever the name is the same."""
+        size = math.prod(shape)
+        if name not in self._tensors or len(self._tensors[name]) < size:
+            self._tensors[name] = self.like.new_empty(size)
+        return self._tensors[name][:size].view(shape)
+
+
+class Work:
+    """The chunks of one group, and what is done to each."""
+
+    def __init__(
+        self, blocks: Blocks, heads: tuple[int, int], settings: Settings, memory: Memory
+    ) -> None:
+        self.blocks, self.settings, self.memory = blocks, settings, memory
+        self.kv_heads, self.groups = heads[1], heads[0] // heads[1]
+        self.size = blocks.queries.shape[1] * blocks.query_run
+        self.reach = blocks.keys.shape[1] * blocks.key_run
+        self.rows = settings.rows // blocks.query_run
+
+    def __iter__(self) -> Iterator[Chunk]:
+        blocks, settings, groups = self.blocks, self.settings, self.groups
+        device, count = blocks.queries.device, len(blocks.queries)
+        limit = _CHUNK if device.type == "cpu" else _CHUNK_CUDA
+        scores, tokens = groups * self.size * self.reach, groups * self.size + self.reach
+        step: int = max(limit // max(scores + tokens * self.settings.width, 1), 1)
+        step = step // _EVEN * _EVEN or step
+        units = settings.samples * count * self.kv_heads
+        length, key_length = (
+            n // run
+            for n, run in zip(settings.lengths, (blocks.query_run, blocks.key_run), strict=True)
+        )
+        padded = bool((blocks.queries < 0).any())
+        within = torch.arange(groups, device=device)[:, None] * length
+        for ahead in range(0, units, step * _AHEAD):
+            unit = torch.arange(ahead, min(ahead + step * _AHEAD, units), device=device)
+            head = unit % self.kv_heads
+            block = unit // self.kv_heads % count
+            sample = unit // (self.kv_heads * count)
+            row = sample * self.kv_heads + head
+            queries = blocks.queries[block][:, None]
+            read = (row * groups * length)[:, None, None] + within + queries.clamp(min=0)
+            written = read.where(queries >= 0, self.rows) if padded else read
+            keys = (row * key_length)[:, None] + blocks.keys[block].clamp(min=0)
+            pattern = torch.zeros_like(block)
+            if blocks.pattern is not None:
+                each = len(blocks.pattern) > count  # samples differ
+                pattern = blocks.pattern[sample * count + block if each else block]
+            parts = (x.split(step) for x in (read, written, keys, pattern, head))
+            for read, written, keys, pattern, head in zip(*parts, strict=True):
+                yield Chunk(read.flatten(), written.flatten(), keys.flatten(), pattern, head)
+
+    def inputs(
+        self, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries (C, G·Q, D), keys (C, M, D), values (C, M, Dv), from rows of all heads."""
+        queries = self.gather("query", q, chunk.queries, self.blocks.query_run)
+        keys = self.gather("key", k, chunk.keys, self.blocks.key_run)
+        values = self.gather("value", v, chunk.keys, self.blocks.key_run)
+        return queries.mul_(scale), keys, values
+
+    def gather(self, name: str, rows: Tensor, at: Tensor, run: int) -> Tensor:
+        """Rows (..., D) of all heads at the runs `at`, as (C, tokens, D)."""
+        width = rows.shape[-1] * run
+        found = self.memory(name, len(at), width)
+        torch.index_select(rows.view(-1, width), 0, at, out=found)
+        size = self.reach if name in ("key", "value") else self.groups * self.size
+        return found.view(-1, size, rows.shape[-1])
+
+    def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores (C, G·Q, M) of scaled queries; and the slope of the cap, where there is one."""
+        blocks, softcap = self.blocks, self.settings.softcap
+        scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
+        by_head = scores.view(len(q), self.groups, self.size, self.reach)
+        if softcap is None:
+            if blocks.added is None:
+                return torch.bmm(q, k.mT, out=scores), None
+            by_head.copy_(self.of_pattern(chunk, blocks.added))
+            return scores.baddbmm_(q, k.mT), None
+        bent = torch.bmm(q, k.mT, out=scores).div_(softcap).tanh_()
+        slope = 1 - bent * bent
+        bent.mul_(softcap)
+        if blocks.added is not None:
+            by_head.add_(self.of_pattern(chunk, blocks.added))
+        return scores, slope
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        weights = self.memory("weights", *scores.shape)
+        return torch.softmax(scores, -1, out=weights)
+
+    def kept(self, weights: Tensor, generator: torch.Generator) -> Tensor:
+        """0 where dropout drops, else 1 / (1 - p); the same in forward and backward."""
+        share = 1 - self.settings.dropout_p
+        kept = self.memory("kept", *weights.shape)
+        return kept.bernoulli_(share, generator=generator).div_(share)
+
+    def of_pattern(self, chunk: Chunk, values: Tensor) -> Tensor:
+        """The entries of `values`, (P, H or 1, ...), for a chunk: (C or 1, G or 1, ...)."""
+        if values.shape[1] == 1:
+            return values if self.blocks.pattern is None else values[chunk.pattern]
+        return values.unflatten(1, (self.kv_heads, self.groups))[chunk.pattern, chunk.head]
+
+    def add_to_pattern(self, chunk: Chunk, total: Tensor, values: Tensor) -> None:
+        """Adds `values` (C, G·Q, M) to the entries of `total` that `of_pattern` gives."""
+        values = values.view(-1, self.groups, self.size, self.reach)
+        if total.shape[1] == 1:
+            total.index_add_(0, chunk.pattern, values.sum(1, keepdim=True))
+            return
+        rows = total.view(-1, *values.shape[1:])
+        rows.index_add_(0, chunk.pattern * self.kv_heads + chunk.head, values)
+
+    def silence(self, chunk: Chunk, values: Tensor, fill: float = 0.0) -> Tensor:
+        """`values` (C, G·Q, ...) with `fill` in the rows that may attend to nothing."""
+        if self.blocks.silent is None:
+            return values
+        silent = self.of_pattern(chunk, self.blocks.silent)
+        silent = silent.expand(len(values), self.groups, self.size).flatten(1)
+        return values.masked_fill_(silent.view(*silent.shape, *(1,) * (values.ndim - 2)), fill)
+
+    def left_by(self, sink: Tensor, chunk: Chunk, lse: Tensor) -> Tensor:
+        """What the sink leaves to the keys, for lse (C, G·Q)."""
+        logit = sink.view(-1, self.groups)[chunk.head]
+        return left_by_sink(lse, logit.repeat_interleave(self.size, dim=1))
+
+
+def left_by_sink(lse: Tensor, logit: Tensor) -> Tensor:
+    """The share of the weight that a sink leaves to keys with a log-sum-exp."""
+    # A sink of -inf takes nothing, not even where there are no keys either
+    return torch.sigmoid(lse - logit).masked_fill(logit == -torch.inf, 1.0)
+
+
+def add_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
+    width = total.shape[-1] * run
+    total.view(-1, width).index_add_(0, at, values.view(-1, width))
+
+
+def put_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
+    width = values.shape[-1] * run
+    total.view(-1, width).index_copy_(0, at, values.view(-1, width))
+
+
+def rows_like(q: Tensor, width: int, spare: int, written: bool) -> Tensor:
+    """A row for every row of q (B, H, L, D), and some more that take what padding computes."""
+    rows = math.prod(q.shape[:-1]) + spare
+    # Clearing memory that will be written anyway costs a tenth of small blocks
+    return q.new_empty(rows, width) if written else q.new_zeros(rows, width)
+
+
+def tokens(runs: Tensor, run: int) -> Tensor:
+    """The rows of single tokens in runs of them."""
+    return (runs[:, None] * run + torch.arange(run, device=runs.device)).flatten()

@@ -1,0 +1,257 @@
+"""Attention of gathered blocks as operators, forward and backward.
+
+A block has all the keys of its queries, so its softmax is whole, and the backward pass computes it
+again instead of keeping it: nothing larger than a chunk of scores is ever stored.
+
+They are operators of `torch.library` so that torch.compile takes each as one and need not look into
+its loops. Operators take lists of tensors, not of groups, and no None in them: a tensor without
+elements stands for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attention_core.backends.blocks.chunks import (
+    Blocks,
+    Memory,
+    Settings,
+    Work,
+    add_rows,
+    put_rows,
+    rows_like,
+    tokens,
+)
+
+
+@torch.library.custom_op("attention_core::block_attention", mutates_args=())
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    added: list[Tensor],
+    silent: list[Tensor],
+    patterns: list[Tensor],
+    queries: list[Tensor],
+    keys: list[Tensor],
+    runs: list[int],
+    seed: Tensor,
+    samples: int,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    lse: bool,
+    covers: bool,
+    parts: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention of groups of blocks; the lists hold one entry per group, as in `Blocks`.
+
+    Args:
+        q: (B, H, Lq, D).
+        k: (B, Hkv, Lk, D).
+        v: (B, Hkv, Lk, Dv).
+        sink: (H,) or None.
+        runs: the query run and the key run of each group, one after the other.
+        seed: of the dropout, (); on the CPU.
+        samples: how many samples share the blocks.
+        lse: whether the log-sum-exp is asked for.
+        covers: every query is in a block, so that all rows of the output are written.
+        parts: every key is in exactly one block, so that there is nothing to add up.
+
+    Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
+    """
+    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
+    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
+    groups = _groups(queries, keys, runs, patterns, added, silent)
+    spare = max((blocks.query_run for blocks in groups), default=1)
+    out = rows_like(q, v.shape[-1], spare, covers)
+    all_lse = rows_like(q, 1, spare, covers).fill_(-torch.inf)
+    q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
+    generator = torch.Generator(q.device).manual_seed(int(seed))
+    memory = Memory(q)
+    for blocks in groups:
+        work = Work(blocks, heads, settings, memory)
+        for chunk in work:
+            own_queries, own_keys, values = work.inputs(chunk, q_rows, k_rows, v_rows, scale)
+            scores, _ = work.scores(chunk, own_queries, own_keys)
+            weights = work.softmax(scores)
+            if dropout_p:
+                weights.mul_(work.kept(weights, generator))
+            shape = (len(own_queries), work.groups * work.size, v.shape[-1])
+            result = torch.bmm(weights, values, out=memory("result", *shape))
+            if lse or sink is not None:
+                top = work.silence(chunk, torch.logsumexp(scores, -1), -torch.inf)
+                put_rows(all_lse, chunk.written, top[..., None], blocks.query_run)
+                if sink is not None:
+                    result.mul_(work.left_by(sink, chunk, top)[..., None])
+            work.silence(chunk, result)
+            put_rows(out, chunk.written, result, blocks.query_run)
+    out, all_lse = (x[: len(x) - spare].view(*q.shape[:3], x.shape[-1]) for x in (out, all_lse))
+    return out, all_lse.squeeze(-1)
+
+
+@block_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:3], v.shape[-1]), q.new_empty(q.shape[:3])
+
+
+@torch.library.custom_op("attention_core::block_attention_backward", mutates_args=())
+def block_attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    all_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    added: list[Tensor],
+    silent: list[Tensor],
+    patterns: list[Tensor],
+    queries: list[Tensor],
+    keys: list[Tensor],
+    runs: list[int],
+    seed: Tensor,
+    samples: int,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    covers: bool,
+    parts: bool,
+    learned: list[bool],
+) -> list[Tensor]:
+    """Gradients of q, k, v, of the sink and of each of `added`; empty where there is none."""
+    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
+    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
+    groups = _groups(queries, keys, runs, patterns, added, silent)
+    spare = max((blocks.query_run for blocks in groups), default=1)
+    q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
+    grad_q = rows_like(q, q.shape[-1], spare, covers)
+    start = torch.empty_like if parts else torch.zeros_like
+    collect = put_rows if parts else add_rows
+    grad_k, grad_v = start(k_rows), start(v_rows)
+    grad_sink = q.new_zeros(0) if sink is None else torch.zeros_like(sink)
+    grads_added: list[Tensor] = []
+    generator = torch.Generator(q.device).manual_seed(int(seed))
+    memory = Memory(q)
+    for blocks, own, learns in zip(groups, added, learned, strict=True):
+        work = Work(blocks, heads, settings, memory)
+        total = q.new_zeros(own.shape if learns else 0)
+        for chunk in work:
+            own_queries, own_keys, values = work.inputs(chunk, q_rows, k_rows, v_rows, scale)
+            grad = work.gather("grad", g_rows, chunk.queries, blocks.query_run)
+            work.silence(chunk, grad)
+            scores, slope = work.scores(chunk, own_queries, own_keys)
+            weights = work.softmax(scores)
+            slopes = torch.bmm(grad, values.mT, out=scores)  # by the weights
+            used = weights
+            if dropout_p:
+                kept = work.kept(weights, generator)
+                used, slopes = kept * weights, slopes.mul_(kept)
+            left = None
+            if sink is not None:
+                top = all_lse.reshape(-1)[tokens(chunk.queries, blocks.query_run)]
+                left = work.left_by(sink, chunk, top.view(len(own_queries), -1))
+                used = used * left[..., None]
+            to_values = torch.bmm(used.mT, grad, out=memory("result", *values.shape))
+            collect(grad_v, chunk.keys, to_values, blocks.key_run)
+            if left is None:
+                slopes = torch._softmax_backward_data(slopes, weights, -1, slopes.dtype)
+            else:
+                mean = (slopes * weights).sum(-1, keepdim=True) * left[..., None]
+                slopes = slopes.sub_(mean).mul_(weights).mul_(left[..., None])
+                taken = ((left - 1)[..., None] * mean).view(len(mean), work.groups, -1).sum(-1)
+                grad_sink.view(-1, work.groups).index_add_(0, chunk.head, taken)
+            if grad_lse is not None:
+                of_lse = grad_lse.reshape(-1)[tokens(chunk.queries, blocks.query_run)]
+                of_lse = work.silence(chunk, of_lse.view(len(own_queries), -1))
+                slopes.addcmul_(weights, of_lse[..., None])
+            if learns:
+                work.add_to_pattern(chunk, total, slopes)
+            if slope is not None:
+                slopes.mul_(slope)
+            to_queries = torch.bmm(slopes, own_keys, out=memory("result", *own_queries.shape))
+            put_rows(grad_q, chunk.written, to_queries.mul_(scale), blocks.query_run)
+            to_keys = torch.bmm(slopes.mT, own_queries, out=memory("result", *own_keys.shape))
+            collect(grad_k, chunk.keys, to_keys, blocks.key_run)
+        grads_added.append(total)
+    grad_q = grad_q[: len(grad_q) - spare].view(q.shape)
+    return [grad_q, grad_k.view(k.shape), grad_v.view(v.shape), grad_sink, *grads_added]
+
+
+@block_attention_backward.register_fake
+def _(
+    grad_out: Tensor, grad_lse: Any, all_lse: Any, q: Tensor, k: Tensor, v: Tensor,
+    sink: Tensor | None, added: list[Tensor], *rest: Any,
+) -> list[Tensor]:  # fmt: skip
+    learned: list[bool] = rest[-1]
+    of_added = [
+        q.new_empty(one.shape if learns else 0) for one, learns in zip(added, learned, strict=True)
+    ]
+    like = [q.new_empty(x.shape) for x in (q, k, v)]
+    return [*like, q.new_empty(0 if sink is None else sink.shape), *of_added]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, sink, added, silent, patterns, queries, keys, runs, seed, *numbers = inputs
+    lists = (added, silent, patterns, queries, keys)
+    ctx.save_for_backward(q, k, v, sink, seed, output[1], *(x for own in lists for x in own))
+    ctx.counts, ctx.runs, ctx.numbers = len(queries), runs, numbers
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, sink, seed, lse, *rest = ctx.saved_tensors
+    count = ctx.counts
+    added, silent, patterns, queries, keys = (rest[n * count : (n + 1) * count] for n in range(5))
+    samples, scale, softcap, dropout_p, _, covers, parts = ctx.numbers
+    if grad_out is None:
+        grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
+    learned = [one.requires_grad for one in added]
+    grad_q, grad_k, grad_v, grad_sink, *grads_added = block_attention_backward(
+        grad_out, grad_lse, lse, q, k, v, sink, added, silent, patterns, queries, keys, ctx.runs,
+        seed, samples, scale, softcap, dropout_p, covers, parts, learned,
+    )  # fmt: skip
+    nothing = [None] * count
+    return (
+        grad_q, grad_k, grad_v, None if sink is None else grad_sink,
+        [grad if learns else None for grad, learns in zip(grads_added, learned, strict=True)],
+        *[nothing] * 4, None if count else [], *[None] * 8,
+    )  # fmt: skip
+
+
+block_attention.register_autograd(_differentiate, setup_context=_remember)
+
+
+@register_flop_formula(torch.ops.attention_core.block_attention)
+def _forward_flops(q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
+    return 2 * _pairs(q, rest) * (q[-1] + v[-1])
+
+
+@register_flop_formula(torch.ops.attention_core.block_attention_backward)
+def _backward_flops(
+    grad_out: Any, grad_lse: Any, lse: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any
+) -> int:
+    return 2 * _pairs(q, rest) * (3 * q[-1] + 2 * v[-1])
+
+
+def _pairs(q: Any, rest: Any) -> int:
+    """Pairs of all heads in all blocks, from the shapes of an operator's arguments after v."""
+    _, _, _, _, queries, keys, runs, _, samples, *_ = rest
+    shapes = zip(queries, keys, runs[::2], runs[1::2], strict=True)
+    pairs = sum(n * size * run * m * reach for (n, size), (_, m), run, reach in shapes)
+    return int(pairs * samples * q[1])
+
+
+def _groups(
+    queries: list[Tensor],
+    keys: list[Tensor],
+    runs: list[int],
+    *others: list[Tensor],
+) -> list[Blocks]:
+    given = [[None if one.numel() == 0 else one for one in other] for other in others]
+    return [Blocks(*own) for own in zip(queries, keys, runs[::2], runs[1::2], *given, strict=True)]
