@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +125,29 @@ def by_head(table: Tensor, row: Tensor, head: Tensor) -> Tensor:
         row = row.squeeze(place)
     else:
         row = row[(None,) * (-place - 1 - row.ndim)]
-    rows = nn.functional.embedding(row, table.index_select(1, head.flatten()))
+    rows: Tensor = _Rows.apply(table.index_select(1, head.flatten()), row)
     return rows.movedim(-1, place)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows (..., H) of a table (rows, H). On a CPU the gradient is added up head by head, which is
+    ten times as fast as row by row: rows are short, and there are as many as pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
+        ctx.save_for_backward(row)
+        ctx.rows = len(table)
+        return nn.functional.embedding(row, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (row,) = ctx.saved_tensors
+        row, by_head = row.flatten(), grad.flatten(0, -2).unbind(-1)
+        if grad.device.type != "cpu":  # where adding in any order would not be deterministic
+            zeros = grad.new_zeros(ctx.rows, grad.shape[-1])
+            return zeros.index_put((row,), grad.flatten(0, -2), accumulate=True), None
+        totals = [grad.new_zeros(ctx.rows).index_add(0, row, of_head) for of_head in by_head]
+        return torch.stack(totals, dim=-1), None
 
 
 class ALiBi(Bias):
