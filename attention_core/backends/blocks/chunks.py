@@ -63,7 +63,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         queries: (C · G · Q / run,) rows of runs, padding clamped to one that exists.
-        written: the same, padding sent to the row after the last; None where there is none.
+        written: the same, padding sent to the row after the last.
         keys: (C · M / run,) rows of runs; padding reads some row, and its scores are -inf.
         pattern, head: (C,) each.
     """
@@ -138,18 +138,25 @@ class Work:
         self, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries (C, G·Q, D), keys (C, M, D), values (C, M, Dv), from rows of all heads."""
-        queries = self.gather("query", q, chunk.queries, self.blocks.query_run)
-        keys = self.gather("key", k, chunk.keys, self.blocks.key_run)
-        values = self.gather("value", v, chunk.keys, self.blocks.key_run)
+        queries = self.of_queries("query", q, chunk)
+        keys, values = (self.of_keys(name, x, chunk) for name, x in (("key", k), ("value", v)))
         return queries.mul_(scale), keys, values
 
-    def gather(self, name: str, rows: Tensor, at: Tensor, run: int) -> Tensor:
-        """Rows (..., D) of all heads at the runs `at`, as (C, tokens, D)."""
+    def of_queries(self, name: str, rows: Tensor, chunk: Chunk) -> Tensor:
+        """Rows (..., D) of all heads at the queries of a chunk, (C, G·Q, D)."""
+        found = self._gather(name, rows, chunk.queries, self.blocks.query_run)
+        return found.view(-1, self.groups * self.size, rows.shape[-1])
+
+    def of_keys(self, name: str, rows: Tensor, chunk: Chunk) -> Tensor:
+        """Rows (..., D) of all heads at the keys of a chunk, (C, M, D)."""
+        found = self._gather(name, rows, chunk.keys, self.blocks.key_run)
+        return found.view(-1, self.reach, rows.shape[-1])
+
+    def _gather(self, name: str, rows: Tensor, at: Tensor, run: int) -> Tensor:
         width = rows.shape[-1] * run
-        found = self.memory(name, len(at), width)
-        torch.index_select(rows.view(-1, width), 0, at, out=found)
-        size = self.reach if name in ("key", "value") else self.groups * self.size
-        return found.view(-1, size, rows.shape[-1])
+        return torch.index_select(
+            rows.view(-1, width), 0, at, out=self.memory(name, len(at), width)
+        )
 
     def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (C, G·Q, M) of scaled queries; and the slope of the cap, where there is one."""

@@ -65,17 +65,14 @@ def block_attention(
 
     Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
     """
-    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
-    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
     groups = _groups(queries, keys, runs, patterns, added, silent)
-    spare = max((blocks.query_run for blocks in groups), default=1)
+    works, memory, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
     out = rows_like(q, v.shape[-1], spare, covers)
     all_lse = rows_like(q, 1, spare, covers).fill_(-torch.inf)
     q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
     generator = torch.Generator(q.device).manual_seed(int(seed))
-    memory = Memory(q)
-    for blocks in groups:
-        work = Work(blocks, heads, settings, memory)
+    for work in works:
+        blocks = work.blocks
         for chunk in work:
             own_queries, own_keys, values = work.inputs(chunk, q_rows, k_rows, v_rows, scale)
             scores, _ = work.scores(chunk, own_queries, own_keys)
@@ -125,10 +122,8 @@ def block_attention_backward(
     learned: list[bool],
 ) -> list[Tensor]:
     """Gradients of q, k, v, of the sink and of each of `added`; empty where there is none."""
-    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
-    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
     groups = _groups(queries, keys, runs, patterns, added, silent)
-    spare = max((blocks.query_run for blocks in groups), default=1)
+    works, memory, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
     q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
     grad_q = rows_like(q, q.shape[-1], spare, covers)
     start = torch.empty_like if parts else torch.zeros_like
@@ -137,13 +132,12 @@ def block_attention_backward(
     grad_sink = q.new_zeros(0) if sink is None else torch.zeros_like(sink)
     grads_added: list[Tensor] = []
     generator = torch.Generator(q.device).manual_seed(int(seed))
-    memory = Memory(q)
-    for blocks, own, learns in zip(groups, added, learned, strict=True):
-        work = Work(blocks, heads, settings, memory)
+    for work, own, learns in zip(works, added, learned, strict=True):
+        blocks = work.blocks
         total = q.new_zeros(own.shape if learns else 0)
         for chunk in work:
             own_queries, own_keys, values = work.inputs(chunk, q_rows, k_rows, v_rows, scale)
-            grad = work.gather("grad", g_rows, chunk.queries, blocks.query_run)
+            grad = work.of_queries("grad", g_rows, chunk)
             work.silence(chunk, grad)
             scores, slope = work.scores(chunk, own_queries, own_keys)
             weights = work.softmax(scores)
@@ -245,6 +239,22 @@ def _pairs(q: Any, rest: Any) -> int:
     shapes = zip(queries, keys, runs[::2], runs[1::2], strict=True)
     pairs = sum(n * size * run * m * reach for (n, size), (_, m), run, reach in shapes)
     return int(pairs * samples * q[1])
+
+
+def _prepare(
+    q: Tensor,
+    k: Tensor,
+    groups: list[Blocks],
+    samples: int,
+    softcap: float | None,
+    dropout_p: float,
+) -> tuple[list[Work], Memory, int]:
+    """The work on each group, the memory they share, and how many spare rows they write to."""
+    heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
+    settings = Settings(q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p)
+    memory = Memory(q)
+    spare = max((blocks.query_run for blocks in groups), default=1)
+    return [Work(blocks, heads, settings, memory) for blocks in groups], memory, spare
 
 
 def _groups(
