@@ -11,7 +11,7 @@ from attention_core.biases import Bias, DenseBias, as_bias
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
 from attention_core.scores import Score
-from attention_core.spaces import Sequence, Space
+from attention_core.spaces import Graph, Sequence, Space
 
 __all__ = ["BackendError", "attend", "explain", "plan"]
 
@@ -28,6 +28,8 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
     return_weights: bool = False,
     return_lse: bool = False,
@@ -52,10 +54,15 @@ def attend(
         softcap: c limits a score to (-c, c) by c · tanh(score / c) (Gemma 2, 2024).
         sink: (Hq,) logits of a key without value, which takes weight and gives nothing
             (Xiao et al., StreamingLLM, 2023; as trained in gpt-oss, 2025).
+        edge_key: (E, Hkv, D) features of the edges of the keys' Graph, in the order of its
+            `edge_index`, for every sample of the batch: the key of a pair along edge e is
+            ``k + edge_key[e]`` (Shi et al., UniMP, 2021). A pair without an edge gets nothing.
+            `Additive` and `AdditiveV2` say what they make of it.
+        edge_value: (E, Hkv, Dv), added likewise to the values.
         dropout_p: chance that a weight is dropped; layers pass 0 in eval mode.
         return_weights: also return the weights (B, Hq, Lq, Lk), before dropout.
         return_lse: also return the log-sum-exp (B, Hq, Lq) of the allowed scores, sink aside.
-        backend: "reference", "dense" or "edges" instead of the plan's choice.
+        backend: "reference", "dense", "blocks" or "edges" instead of the plan's choice.
         plan: a plan made before, which then replaces space, mask and backend.
 
     Returns: (B, Hq, Lq, Dv), or a tuple of it with the weights and the log-sum-exp asked for.
@@ -80,11 +87,13 @@ def attend(
             grad=torch.is_grad_enabled(),
             weights=return_weights,
             softcap=softcap,
+            edge_features=edge_key is not None or edge_value is not None,
             backend=backend,
         )
     elif space is not None or mask is not None or backend is not None:
         raise ValueError("a plan has its space, mask and backend; give either them or plan=")
     _check_plan(plan, q, k, bias, score, softcap)
+    _check_edges(plan, k, v, edge_key, edge_value)
     query_space, key_space = plan.job.spaces
     # Zero weight times NaN is NaN, so what lies in padding must not take part at all
     q, k, v = query_space.zero_heads(q), key_space.zero_heads(k), key_space.zero_heads(v)
@@ -92,12 +101,18 @@ def attend(
         dtype = torch.get_autocast_dtype(q.device.type)
         # As autocast does for SDPA, so that every backend starts from the same numbers
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+        edge_key, edge_value = (
+            x if x is None or x.dtype == torch.float64 else x.to(dtype)
+            for x in (edge_key, edge_value)
+        )
     options = Options(
         bias=bias,
         score=score,
         scale=(q.shape[-1] ** -0.5 if score is None else 1.0) if scale is None else scale,
         softcap=softcap,
         sink=sink,
+        edge_key=edge_key,
+        edge_value=edge_value,
         dropout_p=dropout_p,
         weights=return_weights,
         lse=return_lse,
@@ -197,3 +212,28 @@ def _check_plan(
             f"the plan is for batch {plan.job.batch} and {plan.job.heads} heads, but q is "
             f"{tuple(q.shape)}"
         )
+
+
+def _check_edges(
+    plan: Plan, k: Tensor, v: Tensor, edge_key: Tensor | None, edge_value: Tensor | None
+) -> None:
+    given = edge_key is not None or edge_value is not None
+    if plan.job.edge_features != given:
+        made, called = ("with" if known else "without" for known in (not given, given))
+        raise ValueError(
+            f"the plan was made {made} edge_features, but attention is called {called} edge_key= "
+            "or edge_value="
+        )
+    space = plan.job.spaces[1]
+    for name, x, like in (("edge_key", edge_key, k), ("edge_value", edge_value, v)):
+        if x is None:
+            continue
+        assert isinstance(space, Graph)
+        shape = (space.edges.num_edges, like.shape[1], like.shape[-1])
+        if x.shape != shape or not x.is_floating_point():
+            raise ValueError(
+                f"{name} must be float (E, Hkv, {'D' if like is k else 'Dv'}) = {shape} for "
+                f"{space.describe()}, got {x.dtype} {tuple(x.shape)}"
+            )
+        if x.dtype != like.dtype and not torch.is_autocast_enabled(k.device.type):
+            raise ValueError(f"{name} must have the dtype of q, {like.dtype}, got {x.dtype}")

@@ -423,7 +423,13 @@ class EdgeBias(Bias):
         if self.types is not None:
             scores = self.table[attr]
         else:
-            scores = attr.reshape(len(attr), -1).to(self.table.dtype) @ self.table
+            features = attr[:, None] if attr.ndim == 1 else attr.flatten(1)
+            if features.shape[1] != len(self.table):
+                raise ValueError(
+                    f"EdgeBias was built for features={len(self.table)}, edge_attr is "
+                    f"{tuple(attr.shape)}"
+                )
+            scores = features.to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
         return with_none[edge, pairs.head]  # no edge is -1, the last row
 

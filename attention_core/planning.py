@@ -17,7 +17,7 @@ from attention_core.biases import Bias, as_bias
 from attention_core.masks import Mask
 from attention_core.masks.dense import as_mask
 from attention_core.scores import Score
-from attention_core.spaces import Pairs, Space
+from attention_core.spaces import Graph, Pairs, Space
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ class Job:
     grad: bool = False
     weights: bool = False
     softcap: float | None = None
+    edge_features: bool = False
     #: What a backend found out to tell its cost, and will need.
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -89,6 +90,15 @@ class Job:
         bound = self.batch * self.mask.count_bound(self.spaces) + with_special
         return int(min(bound, self.sample_pairs))
 
+    @property
+    def repeats_edges(self) -> bool:
+        """Whether the mask lists the edges of a graph, and some edge twice."""
+        space = self.spaces[1]
+        if self.mask is None or not isinstance(space, Graph):
+            return False
+        listed = self.mask.candidates(self.spaces)
+        return listed is not None and listed.edge is not None and space.edges.repeated is not None
+
     def pairs(self) -> Pairs:
         """Every pair of query and key."""
         return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
@@ -117,6 +127,8 @@ class Options(NamedTuple):
     scale: float
     softcap: float | None
     sink: Tensor | None
+    edge_key: Tensor | None
+    edge_value: Tensor | None
     dropout_p: float
     weights: bool
     lse: bool
@@ -175,6 +187,7 @@ def plan(
     grad: bool = False,
     weights: bool = False,
     softcap: float | None = None,
+    edge_features: bool = False,
     backend: str | None = None,
 ) -> Plan:
     """Choose how to compute an attention, and prepare what its layers and heads share.
@@ -188,9 +201,11 @@ def plan(
         device: where the attention will run.
         grad: whether a gradient is needed.
         weights: whether the attention weights are asked for.
+        edge_features: whether `edge_key` or `edge_value` will be given.
         backend: a name to override the choice.
 
     Raises:
+        TypeError: edge features without a Graph.
         BackendError: `backend` cannot do this job.
     """
     spaces = space if isinstance(space, tuple) else (space, space)
@@ -198,6 +213,11 @@ def plan(
         raise TypeError(
             "space must be a Space such as Sequence(length), or (space of queries, space of keys); "
             f"got {space!r}"
+        )
+    if edge_features and not all(isinstance(s, Graph) for s in spaces):
+        got = " attending to ".join(s.describe() for s in dict.fromkeys(spaces))
+        raise TypeError(
+            f"edge features (edge_key=, edge_value=, edge_dim=) need a Graph's nodes, got {got}"
         )
     bias = as_bias(bias)
     if heads is None:
@@ -223,6 +243,7 @@ def plan(
         grad=grad,
         weights=weights,
         softcap=softcap,
+        edge_features=edge_features,
     )
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -237,8 +258,10 @@ def plan(
         because = "An exported program computes all pairs, whatever its sizes."
     else:
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not lacks[name]}
-        chosen = min(costs, key=lambda name: costs[name])
-        because = _compare(job, costs, lacks)
+        chosen, because = min(costs, key=lambda name: costs[name]), _compare(job, costs, lacks)
+        if chosen != "edges" and job.repeats_edges:
+            chosen = "edges"
+            because = "An edge is listed more than once, which only this backend tells apart."
     return Plan(job, chosen, because, BACKENDS[chosen].prepare(job))
 
 
@@ -285,7 +308,8 @@ def _explain(plan: Plan) -> str:
         pairs = f"Of {job.all_pairs:,} pairs {of} {job.count_bound:,} ({percent})"
     lines = [
         f"{where}; mask {'none' if job.mask is None else job.mask}, bias {_name(job.bias)}, "
-        f"{job.heads} heads of {job.head_dim}.",
+        f"{job.heads} heads of {job.head_dim}"
+        f"{', edge features in keys or values' if job.edge_features else ''}.",
         f"{pairs}.",
         f"Backend {plan.backend}: {BACKENDS[plan.backend].describe(job, plan.prepared)}",
     ]

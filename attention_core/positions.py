@@ -7,7 +7,8 @@ which sit nowhere, are left as they are or have rows of their own.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence as Listing
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +17,46 @@ from torch.compiler import is_exporting
 from attention_core.spaces import Space
 
 Layout = Literal["half", "interleaved"]
+SinusoidalLayout = Literal["half", "interleaved", "sines-first"]
 
 
-def _check_layout(layout: str) -> None:
-    if layout not in ("half", "interleaved"):
-        raise ValueError(f"layout must be 'half' or 'interleaved', got {layout!r}")
+def _check_layout(layout: str, type_: Any = Layout) -> None:
+    known = get_args(type_)
+    if layout not in known:
+        names = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        raise ValueError(f"layout must be {names}, got {layout!r}")
 
 
-def angles(space: Space, axes: int, dim: int, base: float) -> Tensor:
-    """Angles (L, dim/2) or (B, L, dim/2) in float32: coordinate · base^(-2i / (dim/axes)).
+def angles(space: Space, places: Tensor, frequencies: Tensor) -> Tensor:
+    """Angles (L, A · F) or (B, L, A · F) in float32: place · frequency.
 
     The axes follow each other in the last dimension. Special tokens have angle 0.
+
+    Args:
+        space: the tokens.
+        places: (L, A) or (B, L, A), where they sit along each axis.
+        frequencies: (F,).
     """
-    if dim % (2 * axes):
-        raise ValueError(f"dim must be a multiple of 2 · axes = {2 * axes}, got {dim}")
-    if space.axes != axes or space.coordinates is None:
-        raise ValueError(f"positions have {axes} axes, {space.describe()} has {space.axes}")
-    per_axis = dim // axes
-    exponent = torch.arange(0, per_axis, 2, device=space.device, dtype=torch.float32) / per_axis
     with torch.autocast(space.device.type, enabled=False):
-        angle = space.coordinates.float()[..., None] * base**-exponent
+        angle = places.float()[..., None] * frequencies
         if space.special is not None:
             angle = angle.masked_fill(space.special[..., None, None], 0)
     return angle.flatten(-2)
+
+
+def _frequencies(dim: int, axes: int, base: float, device: torch.device) -> Tensor:
+    """base^(-2i / (dim/axes)), (dim / (2 · axes),) in float32."""
+    if dim % (2 * axes):
+        raise ValueError(f"dim must be a multiple of 2 · axes = {2 * axes}, got {dim}")
+    per_axis = dim // axes
+    exponent = torch.arange(0, per_axis, 2, device=device, dtype=torch.float32) / per_axis
+    return base**-exponent
+
+
+def _coordinates(space: Space, axes: int) -> Tensor:
+    if space.axes != axes or space.coordinates is None:
+        raise ValueError(f"positions have {axes} axes, {space.describe()} has {space.axes}")
+    return space.coordinates
 
 
 def rotate(x: Tensor, angle: Tensor, layout: Layout = "half") -> Tensor:
@@ -82,6 +100,11 @@ class Rotary(nn.Module):
         dim: how many features of a head turn; all of them by default.
         layout: "half" pairs feature i with i + dim/2 (Llama, DINOv3), "interleaved" pairs
             2i with 2i + 1 (the paper, EVA-02).
+        extent: on a grid, coordinates · extent / size of the grid, so that a grid of any size
+            spans the places of one of `extent` (per axis, or one for all), which the model was
+            trained on (Chen et al., position interpolation, 2023; EVA-02).
+        frequencies: (dim / (2 · axes),) radians per place, instead of those of `base`; such as a
+            published model's own.
     """
 
     def __init__(
@@ -91,18 +114,57 @@ class Rotary(nn.Module):
         base: float = 10_000.0,
         dim: int | None = None,
         layout: Layout = "half",
+        extent: float | Listing[float] | None = None,
+        frequencies: Listing[float] | None = None,
     ) -> None:
         super().__init__()
         _check_layout(layout)
         self.axes, self.base, self.dim, self.layout = axes, base, dim, layout
+        self.extent: tuple[float, ...] | None = None
+        if extent is not None:
+            self.extent = tuple(extent) if isinstance(extent, Listing) else (extent,) * axes
+            if len(self.extent) != axes or any(not n > 0 for n in self.extent):
+                raise ValueError(f"extent must be positive, for each of {axes} axes; got {extent}")
+        self.frequencies = None if frequencies is None else tuple(map(float, frequencies))
 
     def angles(self, space: Space, head_dim: int) -> Tensor:
         """(L, dim/2), or (B, 1, L, dim/2) to broadcast over the heads of a batch."""
         dim = head_dim if self.dim is None else self.dim
         if dim > head_dim:
             raise ValueError(f"dim={dim} exceeds the size of a head, {head_dim}")
-        angle = angles(space, self.axes, dim, self.base)
+        frequencies = _frequencies(dim, self.axes, self.base, space.device)
+        if self.frequencies is not None:
+            if len(self.frequencies) != len(frequencies):
+                raise ValueError(
+                    f"there are {len(self.frequencies)} frequencies, but dim={dim} and "
+                    f"axes={self.axes} need {len(frequencies)}"
+                )
+            frequencies = frequencies.new_tensor(self.frequencies)
+        with torch.autocast(space.device.type, enabled=False):
+            places = self.places(space)
+        angle = angles(space, places, frequencies)
         return angle.unsqueeze(1) if angle.ndim == 3 else angle
+
+    def places(self, space: Space) -> Tensor:
+        """(L, A) or (B, L, A): what the frequencies are multiplied with."""
+        at = _coordinates(space, self.axes)
+        if self.extent is None:
+            return at
+        return at * (at.new_tensor(self.extent, dtype=torch.float32) / self.extent_of(space))
+
+    def extent_of(self, space: Space) -> Tensor:
+        """The extent of the grid that each token comes from, (L, A) or what broadcasts to it.
+
+        Raises:
+            ValueError: the tokens do not sit on a grid, or on one of another number of axes.
+        """
+        _coordinates(space, self.axes)
+        extent = space.extent
+        if extent is None:
+            raise ValueError(
+                f"these positions are relative to the size of a grid: {space.describe()} is none"
+            )
+        return extent
 
     def forward(self, x: Tensor, space: Space) -> Tensor:
         """Rotate x (B, H, L, D) to where its tokens sit."""
@@ -119,21 +181,37 @@ class Sinusoidal(nn.Module):
         dim: size D of a token, a multiple of 2 · axes; each axis has D / axes of it.
         axes: number of axes.
         base: of the frequencies, base^(-2i / (dim/axes)).
-        layout: per axis all sines and then all cosines ("half"), or alternating ("interleaved",
-            the paper).
+        layout: per axis all sines and then all cosines ("half", MAE), or alternating
+            ("interleaved", the paper); or the sines of all axes and then their cosines
+            ("sines-first", timm).
+        reverse: the last axis first: columns before rows, as MAE and big_vision have them.
     """
 
     def __init__(
-        self, dim: int, axes: int = 1, *, base: float = 10_000.0, layout: Layout = "interleaved"
+        self,
+        dim: int,
+        axes: int = 1,
+        *,
+        base: float = 10_000.0,
+        layout: SinusoidalLayout = "interleaved",
+        reverse: bool = False,
     ) -> None:
         super().__init__()
-        _check_layout(layout)
-        self.dim, self.axes, self.base, self.layout = dim, axes, base, layout
+        _check_layout(layout, SinusoidalLayout)
+        self.dim, self.axes, self.base = dim, axes, base
+        self.layout, self.reverse = layout, reverse
 
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D) in float32; special tokens have zeros."""
-        angle = angles(space, self.axes, self.dim, self.base).unflatten(-1, (self.axes, -1))
-        embedding = _join(angle.sin(), angle.cos(), self.layout).flatten(-2)
+        places = _coordinates(space, self.axes)
+        if self.reverse:
+            places = places.flip(-1)
+        angle = angles(space, places, _frequencies(self.dim, self.axes, self.base, space.device))
+        if self.layout == "sines-first":
+            embedding = _join(angle.sin(), angle.cos(), "half")
+        else:
+            angle = angle.unflatten(-1, (self.axes, -1))
+            embedding = _join(angle.sin(), angle.cos(), self.layout).flatten(-2)
         if space.special is not None:
             embedding = embedding.masked_fill(space.special[..., None], 0)
         return embedding

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from attention_core.layers.attention import MultiheadAttention, recorder
+from attention_core.spaces import Space
 
 
 class AttentionMaps:
@@ -16,22 +17,29 @@ class AttentionMaps:
     def __init__(self, layers: list[tuple[str, MultiheadAttention]]) -> None:
         self.names = [name for name, _ in layers]
         self._modules = [module for _, module in layers]
-        self._weights: dict[nn.Module, Tensor] = {}
+        self._recorded: dict[nn.Module, tuple[Tensor, tuple[Space, Space]]] = {}
 
     def wants(self, module: nn.Module) -> bool:
         return module in self._modules
 
-    def add(self, module: nn.Module, weights: Tensor) -> None:
-        self._weights[module] = weights.detach()
+    def add(self, module: nn.Module, weights: Tensor, spaces: tuple[Space, Space]) -> None:
+        self._recorded[module] = weights.detach(), spaces
 
     def __len__(self) -> int:
         return len(self._modules)
 
     def __getitem__(self, index: int) -> Tensor:
+        return self._of(index)[0]
+
+    def spaces(self, index: int) -> tuple[Space, Space]:
+        """Where the queries and the keys of the weights `self[index]` sit."""
+        return self._of(index)[1]
+
+    def _of(self, index: int) -> tuple[Tensor, tuple[Space, Space]]:
         module = self._modules[index]
-        if module not in self._weights:
+        if module not in self._recorded:
             raise LookupError(f"{self.names[index]} has not run inside record_attention yet")
-        return self._weights[module]
+        return self._recorded[module]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))

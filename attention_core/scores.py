@@ -24,32 +24,69 @@ class Score(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(query, key, head)")
 
+    def with_edge(self, query: Tensor, key: Tensor, edge: Tensor, head: Tensor) -> Tensor:
+        """Scores of pairs along edges: those of the key with the edge's features added to it.
+
+        Args:
+            query, key, head: as in `forward`.
+            edge: (..., D), broadcastable against query and key; 0 where a pair has no edge.
+        """
+        return self(query, key + edge, head)
+
 
 class Additive(Score):
     """``LeakyReLU(a · query + b · key)`` (Veličković et al., GAT, 2018).
+
+    With features of edges, ``LeakyReLU(a · query + b · key + c · edge)``: as PyG's GATConv has it,
+    the edge has a weight of its own, and a place inside the nonlinearity, where no bias comes.
 
     Args:
         heads: number of query heads H.
         head_dim: size D of a head.
         negative_slope: of the LeakyReLU.
+        edge: learn c, for attention with `edge_key`.
     """
 
-    def __init__(self, heads: int, head_dim: int, negative_slope: float = 0.2) -> None:
+    def __init__(
+        self, heads: int, head_dim: int, negative_slope: float = 0.2, *, edge: bool = False
+    ) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.empty(heads, head_dim))
         self.key = nn.Parameter(torch.empty(heads, head_dim))
+        self.edge = nn.Parameter(torch.empty(heads, head_dim)) if edge else None
         self.heads, self.negative_slope = heads, negative_slope
-        for weight in (self.query, self.key):
+        for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
 
     def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:
-        of_query = (query * self.query[head].to(query.dtype)).sum(-1)
-        of_key = (key * self.key[head].to(key.dtype)).sum(-1)
-        return nn.functional.leaky_relu(of_query + of_key, self.negative_slope)
+        return self._score((query, self.query[head]), (key, self.key[head]))
+
+    def with_edge(self, query: Tensor, key: Tensor, edge: Tensor, head: Tensor) -> Tensor:
+        of_edge = edge, self.edge_weight[head]
+        return self._score((query, self.query[head]), (key, self.key[head]), of_edge)
+
+    @property
+    def edge_weight(self) -> Tensor:
+        """c, (H, D).
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.edge is None:
+            raise ValueError(
+                "edge_key needs a score with a weight for it, Additive(..., edge=True); to add to "
+                "scores outside the LeakyReLU, give bias=EdgeBias(...) instead"
+            )
+        return self.edge
+
+    def _score(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
+        first, *rest = ((x * weight.to(x.dtype)).sum(-1) for x, weight in terms)
+        return nn.functional.leaky_relu(sum(rest, first), self.negative_slope)
 
 
 class AdditiveV2(Score):
-    """``a · LeakyReLU(query + key)`` (Brody et al., GATv2, 2022).
+    """``a · LeakyReLU(query + key)`` (Brody et al., GATv2, 2022); with features of edges, as in
+    PyG's GATv2Conv, ``a · LeakyReLU(query + key + edge)``.
 
     Args:
         heads: number of query heads H.

@@ -68,6 +68,8 @@ def lacks(job: Job) -> str | None:
         return f"scaled_dot_product_attention cannot cap scores (softcap={job.softcap})"
     if job.score is not None:
         return f"scaled_dot_product_attention has no {type(job.score).__name__} score"
+    if job.edge_features:
+        return "scaled_dot_product_attention takes keys and values of tokens, no edge features"
     return None
 
 

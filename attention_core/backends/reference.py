@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from attention_core.planning import Job, Options, Pairs, Plan, Result
 
 
-#: Of a pair.
+#: Of a pair, and of the edge features that are gathered for it.
 RATE = Rate(1.6, 0.020, 5.0, 0.055)
+_FEATURES = Rate(2.0, 1.9, 8.0, 6.0)
 
 
 class Prepared:
@@ -36,7 +37,8 @@ def lacks(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    return RATE.of(job) * job.all_pairs + looking(job, job.row_pairs)
+    rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
+    return rate * job.all_pairs + looking(job, job.row_pairs)
 
 
 def describe(job: Job, prepared: Prepared) -> str:
@@ -53,8 +55,11 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         weights, lse = weigh(plan, plan.prepared, q, k, options)
         kept = torch.nn.functional.dropout(weights, options.dropout_p)
         v = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        output = (kept @ v).to(q.dtype)
-    return Result(output, weights.to(q.dtype), lse)
+        output = kept @ v
+        if options.edge_value is not None:
+            of_edges = at_pairs(options.edge_value.to(v.dtype), plan.prepared.pairs)
+            output = output + (kept[..., None, :] @ of_edges).squeeze(-2)
+    return Result(output.to(q.dtype), weights.to(q.dtype), lse)
 
 
 def weigh(
@@ -64,15 +69,31 @@ def weigh(
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(dtype), k.to(dtype).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     pairs = prepared.pairs
+    edge = None
+    if options.edge_key is not None:
+        edge = at_pairs(options.edge_key.to(dtype), pairs)
     if options.score is None:
         scores = q @ k.mT
+        if edge is not None:
+            scores = scores + torch.linalg.vecdot(q[..., None, :], edge)
     else:
-        scores = options.score(q[..., :, None, :], k[..., None, :, :], pairs.head)
+        tokens = q[..., :, None, :], k[..., None, :, :]
+        if edge is None:
+            scores = options.score(*tokens, pairs.head)
+        else:
+            scores = options.score.with_edge(*tokens, edge, pairs.head)
     bias = plan.bias(options.bias, pairs)
     scores = adjust(scores, bias, options)
     if prepared.allowed is not None:
         scores = scores.masked_fill(~prepared.allowed, -torch.inf)
     return softmax(scores, options.sink)
+
+
+def at_pairs(features: Tensor, pairs: Pairs) -> Tensor:
+    """Features of edges (E, Hkv, D) at all pairs, (B or 1, H, Lq, Lk, D); 0 where there is none."""
+    with_none = torch.cat([features, features.new_zeros(1, *features.shape[1:])])
+    found = with_none[pairs.edge.squeeze(1)].movedim(-2, 1)  # no edge is -1, the last row
+    return found.repeat_interleave(pairs.shape[1] // features.shape[1], dim=1)
 
 
 def adjust(scores: Tensor, bias: Tensor | None, options: Options) -> Tensor:

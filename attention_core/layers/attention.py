@@ -22,14 +22,14 @@ from attention_core.masks import Mask
 from attention_core.planning import Plan, plan
 from attention_core.positions import Rotary, rotate
 from attention_core.scores import Score
-from attention_core.spaces import Sequence, Space
+from attention_core.spaces import Graph, Sequence, Space
 
 QKNorm = Literal["layer", "rms", "cosine"]
 
 
 class _Recorder(Protocol):
     def wants(self, module: nn.Module) -> bool: ...
-    def add(self, module: nn.Module, weights: Tensor) -> None: ...
+    def add(self, module: nn.Module, weights: Tensor, spaces: tuple[Space, Space]) -> None: ...
 
 
 #: Set by `record_attention`.
@@ -41,6 +41,7 @@ class AttentionOptions(TypedDict, total=False):
 
     kv_heads: int | None
     head_dim: int | None
+    edge_dim: int | None
     rotary: Rotary | None
     score: Score | None
     qk_norm: bool | QKNorm
@@ -48,6 +49,7 @@ class AttentionOptions(TypedDict, total=False):
     sink: bool
     softcap: float | None
     projection_bias: bool
+    key_bias: bool
 
 
 class MultiheadAttention(nn.Module):
@@ -60,6 +62,9 @@ class MultiheadAttention(nn.Module):
             Ainslie et al., 2023); `heads` by default.
         head_dim: size of a head; dim / heads by default.
         context_dim: size of a context token, for cross-attention; `dim` by default.
+        edge_dim: size F of the edges' features, `Graph(..., edge_attr=...)` of floats (E, F). A
+            linear layer without bias makes of them what is added to keys, after `qk_norm` and
+            `rotary`, and to values along each edge (Shi et al., UniMP, 2021). None: no features.
         rotary: rotary positions of queries and keys.
         bias: relative positions that this layer adds to its scores.
         score: another score than the dot product, such as GAT's `Additive`.
@@ -71,6 +76,8 @@ class MultiheadAttention(nn.Module):
         softcap: limit scores to ± this (Gemma 2, 2024).
         dropout: chance that an attention weight is dropped in training.
         projection_bias: whether the linear layers have a bias.
+        key_bias: whether that of the keys has one, too. Without rotary positions or a norm of the
+            keys it changes nothing; Swin v2, EVA and DINOv3 leave it out.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class MultiheadAttention(nn.Module):
         kv_heads: int | None = None,
         head_dim: int | None = None,
         context_dim: int | None = None,
+        edge_dim: int | None = None,
         rotary: Rotary | None = None,
         bias: Bias | None = None,
         score: Score | None = None,
@@ -90,6 +98,7 @@ class MultiheadAttention(nn.Module):
         softcap: float | None = None,
         dropout: float = 0.0,
         projection_bias: bool = True,
+        key_bias: bool = True,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -108,7 +117,15 @@ class MultiheadAttention(nn.Module):
         self.softcap, self.dropout = softcap, dropout
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         self.query = nn.Linear(dim, inner, bias=projection_bias)
-        self.key_value = nn.Linear(context_dim or dim, 2 * kv_inner, bias=projection_bias)
+        self.key_value = nn.Linear(
+            context_dim or dim, 2 * kv_inner, bias=projection_bias and key_bias
+        )
+        self.value_bias: nn.Parameter | None = None
+        if projection_bias and not key_bias:
+            self.value_bias = nn.Parameter(torch.zeros(kv_inner))
+        self.edge_key_value: nn.Linear | None = None
+        if edge_dim is not None:
+            self.edge_key_value = nn.Linear(edge_dim, 2 * kv_inner, bias=False)
         self.gate = nn.Linear(dim, inner, bias=projection_bias) if gate else None
         self.out = nn.Linear(inner, dim, bias=projection_bias)
         self.sink = nn.Parameter(torch.zeros(heads)) if sink else None
@@ -126,6 +143,7 @@ class MultiheadAttention(nn.Module):
         for weight in (
             self.query.weight,
             *self.key_value.weight.split(width),
+            *(() if self.edge_key_value is None else self.edge_key_value.weight.split(width)),
             *(layer.weight for layer in (self.gate, self.out) if layer is not None),
         ):
             nn.init.xavier_uniform_(weight)
@@ -153,6 +171,7 @@ class MultiheadAttention(nn.Module):
             device=x.device,
             grad=torch.is_grad_enabled(),
             softcap=self.softcap,
+            edge_features=self.edge_key_value is not None,
             backend=backend,
         )
 
@@ -186,6 +205,10 @@ class MultiheadAttention(nn.Module):
             plan: made before by `plan`, instead of space, mask and backend.
 
         Returns: the shape of x; zeros on padding.
+
+        Raises:
+            ValueError, TypeError: shapes do not fit, or the space has no features of edges of size
+                `edge_dim`; the message names them.
         """
         packed = x.ndim == 2
         if packed:
@@ -211,6 +234,7 @@ class MultiheadAttention(nn.Module):
             # The published clamp keeps a temperature from running away
             q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
+        edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
         recording = recorder.get()
         if recording is not None and not recording.wants(self):
             recording = None
@@ -223,13 +247,15 @@ class MultiheadAttention(nn.Module):
             scale=None if self.log_temperature is None else 1.0,
             softcap=self.softcap,
             sink=self.sink,
+            edge_key=edge_key,
+            edge_value=edge_value,
             dropout_p=self.dropout if self.training else 0.0,
             return_weights=recording is not None,
             plan=plan,
         )
         if recording is not None:
             out, weights = out
-            recording.add(self, weights)
+            recording.add(self, weights, plan.job.spaces)
         out = out.transpose(1, 2).flatten(2)
         if self.gate is not None:
             out = out * torch.sigmoid(self.gate(x))
@@ -255,7 +281,10 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if cache is not None and is_context and cache.context is not None:
             return cache.context
-        k, v = (self._heads(x, self.kv_heads) for x in self.key_value(source).chunk(2, dim=-1))
+        k, v = self.key_value(source).chunk(2, dim=-1)
+        if self.value_bias is not None:
+            v = v + self.value_bias.to(v.dtype)
+        k, v = (self._heads(x, self.kv_heads) for x in (k, v))
         if self.key_norm is not None:
             k = self.key_norm(k)
         if self.log_temperature is not None:
@@ -265,6 +294,27 @@ class MultiheadAttention(nn.Module):
         if cache is not None and is_context:
             cache.context = (k, v)
         return cache.update(k, v) if cache is not None and not is_context else (k, v)
+
+    def _edge_keys_values(self, space: Space) -> tuple[Tensor | None, Tensor | None]:
+        layer = self.edge_key_value
+        if layer is None:
+            return None, None
+        attr = space.edge_attr if isinstance(space, Graph) else None
+        shape = f"(E, {layer.in_features})"
+        if attr is None:
+            raise TypeError(
+                f"edge_dim={layer.in_features} asks for Graph(..., edge_attr=...) of floats "
+                f"{shape}, got {space.describe()} without edge_attr"
+            )
+        if not attr.is_floating_point() or attr.shape[1:] != (layer.in_features,):
+            raise ValueError(
+                f"edge_attr must be float {shape} for edge_dim={layer.in_features}, got "
+                f"{attr.dtype} {tuple(attr.shape)}"
+            )
+        attr = attr.to(layer.weight.dtype)
+        # Two products, as the gradients of two halves would have to be joined, E·H·D numbers
+        keys, values = (F.linear(attr, weight) for weight in layer.weight.chunk(2))
+        return keys.unflatten(-1, (self.kv_heads, -1)), values.unflatten(-1, (self.kv_heads, -1))
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:

@@ -26,17 +26,21 @@ class Block(nn.Module):
         heads: number of query heads.
         cross: attend to a context, too.
         context_dim: size of a context token; `dim` by default.
-        norm: "pre" or "post".
+        norm: "pre", "post" or "res-post"; where the normalisation stands, see `Residual`.
         norm_layer: "layer" or "rms".
         eps: of the normalisation.
         layer_scale: start of LayerScale's factors, or None for no scale.
         hidden, activation: of the feed-forward network.
+        feed_forward_norm: normalise inside the feed-forward network, see `FeedForward`.
         dropout: on each sublayer's output and after the activation.
         attention_dropout: on the attention weights.
         drop_path: chance that a sample skips a sublayer in training.
-        attention: options of `MultiheadAttention`. Rotary positions and `score` serve
-            self-attention alone; a context has places of its own.
+        attention: options of `MultiheadAttention`. Rotary positions, `score` and
+            `edge_dim` serve self-attention alone; a context has places of its own.
     """
+
+    #: What self-attention is made of.
+    attention_type: type[MultiheadAttention] = MultiheadAttention
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         hidden: int | None = None,
         activation: Activation = "gelu",
+        feed_forward_norm: bool = False,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -69,12 +74,12 @@ class Block(nn.Module):
                 drop_path=drop_path,
             )
 
-        self.attention = MultiheadAttention(dim, heads, dropout=attention_dropout, **attention)
+        self.attention = self.attention_type(dim, heads, dropout=attention_dropout, **attention)
         self.attention_residual = residual()
         self.cross_attention: MultiheadAttention | None = None
         if cross:
             without_places: Any = {
-                k: v for k, v in attention.items() if k not in ("rotary", "score")
+                k: v for k, v in attention.items() if k not in ("rotary", "score", "edge_dim")
             }
             self.cross_attention = MultiheadAttention(
                 dim, heads, context_dim=context_dim, dropout=attention_dropout, **without_places
@@ -86,6 +91,8 @@ class Block(nn.Module):
             activation=activation,
             dropout=dropout,
             bias=attention.get("projection_bias", True),
+            norm=norm_layer if feed_forward_norm else None,
+            eps=eps,
         )
         self.feed_forward_residual = residual()
 

@@ -31,13 +31,15 @@ class Encoder(nn.Module):
         bias: relative positions: one module, shared by all layers (T5), or a list that the layers
             take in turn; with `depth` entries each layer has its own (Swin).
         drop_path: chance that a sample skips a sublayer of the last block; it grows linearly from
-            0 at the first.
-        final_norm: normalise the output; by default where `norm` is "pre".
+            0 at the first. Or a list with the chance of each block.
+        final_norm: normalise the output; by default unless `norm` is "post", which has done so.
         block: options of `Block` and `MultiheadAttention`, alike for every layer.
     """
 
     #: Added to every layer's mask.
     _always: Mask | None = None
+    #: What the stack is made of.
+    block_type: type[Block] = Block
 
     def __init__(
         self,
@@ -47,16 +49,21 @@ class Encoder(nn.Module):
         *,
         mask: Mask | Listing[Mask | None] | None = None,
         bias: Bias | Listing[Bias] | None = None,
-        drop_path: float = 0.0,
+        drop_path: float | Listing[float] = 0.0,
         final_norm: bool | None = None,
         **block: Any,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
+        if isinstance(drop_path, Listing):
+            rates = list(drop_path)
+        else:
+            rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
+        if len(rates) != depth:
+            raise ValueError(f"drop_path lists {len(rates)} entries for {depth} layers")
         self.blocks: Listing[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(dim, heads, drop_path=rate, **block) for rate in rates
+            self.block_type(dim, heads, drop_path=rate, **block) for rate in rates
         )
         masks = [as_mask(m) for m in (mask if isinstance(mask, Listing) else [mask])]
         biases = list(bias) if isinstance(bias, Listing) else [] if bias is None else [bias]
@@ -66,7 +73,7 @@ class Encoder(nn.Module):
         self.masks = [_both(self._always, masks[layer % len(masks)]) for layer in range(depth)]
         self.biases: Listing[Bias] = nn.ModuleList(biases)  # type: ignore[assignment]
         if final_norm is None:
-            final_norm = block.get("norm", "pre") == "pre"
+            final_norm = block.get("norm", "pre") != "post"
         norm = make_norm(block.get("norm_layer", "layer"), dim, block.get("eps", 1e-6))
         self.norm = norm if final_norm else nn.Identity()
 
@@ -92,6 +99,37 @@ class Encoder(nn.Module):
         space = space.to(x.device)
         return self._run(x, (space, space), mask, backend)
 
+    def intermediates(
+        self,
+        x: Tensor,
+        space: Space | None = None,
+        *,
+        layers: Listing[int],
+        norm: bool = True,
+        mask: Mask | Tensor | None = None,
+        backend: str | None = None,
+    ) -> list[Tensor]:
+        """The tokens after some of the blocks, each in the shape of x; zeros on padding.
+
+        Args:
+            x, space, mask, backend: as in `forward`.
+            layers: which blocks, in the order wanted; negative numbers count from the last.
+            norm: normalise them as `forward` does its output.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        depth = len(self.blocks)
+        for layer in layers:
+            if not -depth <= layer < depth:
+                raise ValueError(f"there are {depth} layers, no layer {layer}")
+        space = Sequence(x.shape[-2]) if space is None else space
+        space = space.to(x.device)
+        taken: dict[int, Tensor | None] = dict.fromkeys(layer % depth for layer in layers)
+        self._run(x, (space, space), mask, backend, taken=taken)
+        outputs = (taken[layer % depth] for layer in layers)
+        return [space.zero_padding(self.norm(y) if norm else y) for y in outputs if y is not None]
+
     def _run(
         self,
         x: Tensor,
@@ -101,7 +139,9 @@ class Encoder(nn.Module):
         context: Tensor | None = None,
         context_plan: Plan | None = None,
         cache: KVCache | None = None,
+        taken: dict[int, Tensor | None] | None = None,
     ) -> Tensor:
+        """x after all blocks; `taken` is filled with the outputs of the blocks that it names."""
         if x.ndim not in (2, 3):
             raise ValueError(f"x must be (B, L, D), or (T, D) packed, got {tuple(x.shape)}")
         if x.shape[-2] != spaces[0].length:
@@ -128,6 +168,8 @@ class Encoder(nn.Module):
                 bias=bias,
                 cache=None if cache is None else cache[layer],
             )
+            if taken is not None and layer in taken:
+                taken[layer] = x
         return spaces[0].zero_padding(self.norm(x))
 
 

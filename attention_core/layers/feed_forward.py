@@ -11,7 +11,9 @@ from typing import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu"]
+from attention_core.layers.residual import Norm, make_norm
+
+Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu"]
 
 
 class FeedForward(nn.Module):
@@ -20,9 +22,13 @@ class FeedForward(nn.Module):
     Args:
         dim: size of a token.
         hidden: width; 4·dim by default, 8/3·dim for the gated forms, which have a third matrix.
-        activation: "gelu", "gelu-tanh", "relu", or gated "swiglu", "geglu".
+        activation: "gelu", "gelu-tanh", "quick-gelu" (x · σ(1.702 x), OpenAI's CLIP), "relu", or
+            gated "swiglu", "geglu".
         dropout: after the activation.
         bias: whether the linear layers have one.
+        norm: "layer" or "rms" normalises what the activation gives (sub-LN, Wang et al., Magneto,
+            2022; EVA-02); by default nothing does.
+        eps: of this normalisation.
     """
 
     def __init__(
@@ -33,11 +39,14 @@ class FeedForward(nn.Module):
         activation: Activation = "gelu",
         dropout: float = 0.0,
         bias: bool = True,
+        norm: Norm | None = None,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         functions: dict[str, Callable[[Tensor], Tensor]] = {
             "gelu": F.gelu,
             "gelu-tanh": partial(F.gelu, approximate="tanh"),
+            "quick-gelu": _quick_gelu,
             "relu": F.relu,
             "swiglu": F.silu,
             "geglu": F.gelu,
@@ -52,6 +61,7 @@ class FeedForward(nn.Module):
             hidden = 8 * round(dim / 3) if self.gated else 4 * dim
         self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=bias)
         self.dropout = nn.Dropout(dropout)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps)
         self.down = nn.Linear(hidden, dim, bias=bias)
         self.reset_parameters()
 
@@ -70,7 +80,11 @@ class FeedForward(nn.Module):
             x = self._function(gate) * x
         else:
             x = self._function(x)
-        return self.down(self.dropout(x))
+        return self.down(self.norm(self.dropout(x)))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * (1.702 * x).sigmoid()

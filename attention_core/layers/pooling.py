@@ -5,27 +5,43 @@ from __future__ import annotations
 from typing import (
     Literal,
     Unpack,
+    get_args,
 )
 
 import torch
 from torch import Tensor, nn
 
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
+from attention_core.layers.feed_forward import Activation, FeedForward
+from attention_core.layers.residual import Residual
 from attention_core.spaces import Sequence, Space
 
 
 class AttentionPool(nn.Module):
     """Learned queries that attend to all tokens of a sample (Lee et al., Set Transformer, 2019).
 
+    With `hidden`, what they found is passed on through x + f(norm(x)), f a feed-forward network
+    (Zhai et al., Scaling Vision Transformers, 2022; SigLIP).
+
     Args:
         dim: size of a token.
         heads: number of heads.
         queries: how many learned queries.
+        hidden: width of the feed-forward network; without it there is none.
+        activation, eps: of the feed-forward network and its normalisation.
         attention: options of `MultiheadAttention`.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, queries: int = 1, **attention: Unpack[AttentionOptions]
+        self,
+        dim: int,
+        heads: int,
+        *,
+        queries: int = 1,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        eps: float = 1e-6,
+        **attention: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         if queries < 1:
@@ -33,6 +49,10 @@ class AttentionPool(nn.Module):
         self.queries = nn.Parameter(torch.empty(queries, dim))
         nn.init.trunc_normal_(self.queries, std=dim**-0.5)
         self.attention = MultiheadAttention(dim, heads, **attention)
+        self.feed_forward_residual: Residual | None = None
+        if hidden is not None:
+            self.feed_forward_residual = Residual(dim, eps=eps)
+            self.feed_forward = FeedForward(dim, hidden, activation=activation)
 
     def forward(self, x: Tensor, space: Space | None = None) -> Tensor:
         """Pool (B, L, D), or (T, D) packed, to (samples, D); (samples, queries, D) if several.
@@ -52,7 +72,10 @@ class AttentionPool(nn.Module):
         own = None if segments is None else torch.arange(rows, device=segments.device) // count
         nowhere = torch.ones(rows, dtype=torch.bool, device=space.device)
         where = Space(rows, segments=own, special=nowhere)
-        pooled = self.attention(queries, x, space=(where, space)).reshape(-1, count, dim)
+        pooled = self.attention(queries, x, space=(where, space))
+        if self.feed_forward_residual is not None:
+            pooled = self.feed_forward_residual(pooled, self.feed_forward, where)
+        pooled = pooled.reshape(-1, count, dim)
         # The projection's bias would otherwise stand for a sample that has no tokens
         sample, present = _samples(x, space.to(x.device))
         if segments is None:
@@ -63,23 +86,29 @@ class AttentionPool(nn.Module):
         return pooled.squeeze(1) if count == 1 else pooled
 
 
-def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] = "mean") -> Tensor:
+Pooling = Literal["mean", "sum", "max", "special", "class"]
+
+
+def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
     """One vector for each sample: (B, L, D), or (T, D) packed, to (samples, D).
 
     Args:
         x: tokens.
         space: where they sit; padding has no part.
-        how: "mean", "sum" or "max" over the tokens that sit somewhere, or "special" for the mean
-            of the special ones (the class token). A sample without such tokens gives 0.
+        how: "mean", "sum" or "max" over the tokens that sit somewhere; "special" for the mean of
+            the special ones; or "class" for the first of these, whatever others (registers) there
+            are. A sample without such tokens gives 0.
     """
-    if how not in ("mean", "sum", "max", "special"):
-        raise ValueError(f"how must be 'mean', 'sum', 'max' or 'special', got {how!r}")
+    if how not in get_args(Pooling):
+        raise ValueError(f"how must be one of {', '.join(get_args(Pooling))}, got {how!r}")
     space = space.to(x.device)
-    if how == "special" and space.special is None:
+    of_special = how in ("special", "class")
+    if of_special and space.special is None:
         raise ValueError(f"{space.describe()} has no special tokens to pool")
     if space.size is not None and space.length:  # one sample a row, special tokens in front
         first = space.num_special
-        tokens = x[..., :first, :] if how == "special" else x[..., first:, :]
+        last = 1 if how == "class" else first
+        tokens = x[..., :last, :] if of_special else x[..., first:, :]
         tokens = tokens.reshape(-1, tokens.shape[-2], x.shape[-1])
         if tokens.shape[1]:
             if how == "max":
@@ -87,7 +116,9 @@ def pool(x: Tensor, space: Space, how: Literal["mean", "sum", "max", "special"] 
             return tokens.sum(1) if how == "sum" else tokens.mean(1)
     sample, counted = _samples(x, space)
     if space.special is not None:
-        counted = counted & (space.special if how == "special" else ~space.special)
+        counted = counted & (space.special if of_special else ~space.special)
+    if how == "class":
+        counted = counted & (space.special_rank == 0)
     if space.segments is None:  # one sample a row: nothing has to be gathered
         return _pool_rows(x.reshape(-1, space.length, x.shape[-1]), counted[..., None], how)
     rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]

@@ -15,7 +15,7 @@ from attention_core.spaces import Space
 Norm = Literal["layer", "rms"]
 
 
-NormOrder = Literal["pre", "post"]
+NormOrder = Literal["pre", "post", "res-post"]
 
 
 class Residual(nn.Module):
@@ -23,7 +23,8 @@ class Residual(nn.Module):
 
     Args:
         dim: size of a token.
-        order: "pre" is x + f(norm(x)) (Xiong et al., 2020), "post" is norm(x + f(x)) (2017).
+        order: "pre" is x + f(norm(x)) (Xiong et al., 2020), "post" is norm(x + f(x)) (2017),
+            "res-post" is x + norm(f(x)) (Liu et al., Swin v2, 2022).
         norm: "layer" (Ba et al., 2016) or "rms" (Zhang & Sennrich, 2019).
         eps: of the normalisation.
         layer_scale: start of a learned factor per feature (Touvron et al., CaiT, 2021), or None.
@@ -43,8 +44,8 @@ class Residual(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if order not in ("pre", "post"):
-            raise ValueError(f"norm must be 'pre' or 'post', got {order!r}")
+        if order not in ("pre", "post", "res-post"):
+            raise ValueError(f"norm must be 'pre', 'post' or 'res-post', got {order!r}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
         self.order, self.drop_path = order, drop_path
@@ -55,12 +56,14 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], space: Space) -> Tensor:
         """x, (B, L, D) or (T, D), after one residual step through `f`."""
         branch = f(self.norm(x) if self.order == "pre" else x)
+        if self.order == "res-post":
+            branch = self.norm(branch)
         if self.scale is not None:
             branch = branch * self.scale
         branch = self.dropout(branch)
         if self.training and self.drop_path:
             branch = drop_path(branch, self.drop_path, space)
-        return x + branch if self.order == "pre" else self.norm(x + branch)
+        return self.norm(x + branch) if self.order == "post" else x + branch
 
 
 def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:

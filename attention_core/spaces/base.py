@@ -103,6 +103,12 @@ class Space:
         return 0 if self.coordinates is None else self.coordinates.shape[-1]
 
     @property
+    def extent(self) -> Tensor | None:
+        """The size of the grid that each token comes from, (L, A) or what broadcasts to it; None
+        off a grid."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         tensors = (getattr(self, name) for name in self._tokenwise)
         return next((t.device for t in tensors if t is not None), torch.device("cpu"))

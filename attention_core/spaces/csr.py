@@ -57,8 +57,8 @@ class CSR:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What the operators take: start, row, column, item."""
-        return [self.start, self.row, self.column, self.item]
+        """What the operators take: start, row, column."""
+        return [self.start, self.row, self.column]
 
     @cached_property
     def transpose(self) -> Transpose:

@@ -69,7 +69,7 @@ class EdgeList:
         new = copy.copy(self)
         new.source, new.target = self.source.to(device), self.target.to(device)
         new.attr, new.graph = (None if t is None else t.to(device) for t in (self.attr, self.graph))
-        for name in ("csr", "_sorted", "_sizes", "_local", "_hop_table"):
+        for name in ("csr", "_sorted", "repeated", "_sizes", "_local", "_hop_table"):
             new.__dict__.pop(name, None)  # what was computed lies on the old device
         return new
 
@@ -83,15 +83,14 @@ class EdgeList:
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
         keys, order = (self.target * self.num_nodes + self.source).sort()
-        twice = (keys[1:] == keys[:-1]).nonzero()
-        if len(twice):
-            edge = int(order[twice[0]])
-            raise ValueError(
-                f"edge_index lists the edge {int(self.source[edge])} → {int(self.target[edge])} "
-                "more than once, and only backend='edges' with the mask Edges() tells such edges "
-                "apart; coalesce the edges, or use that"
-            )
         return keys, order
+
+    @cached_property
+    def repeated(self) -> int | None:
+        """An edge that is listed more than once, if there is one."""
+        keys, order = self._sorted
+        twice = (keys[1:] == keys[:-1]).nonzero()
+        return int(order[twice[0]]) if len(twice) else None
 
     def find(self, target: Tensor, source: Tensor) -> Tensor:
         """Index of the edge source → target of each pair of nodes, -1 where there is none.
@@ -100,6 +99,13 @@ class EdgeList:
         come from the edge list itself, as in the `edges` backend, know their edge without this.)
         """
         keys, order = self._sorted
+        edge = self.repeated
+        if edge is not None:
+            raise ValueError(
+                f"edge_index lists the edge {int(self.source[edge])} → {int(self.target[edge])} "
+                "more than once, and only backend='edges' with the mask Edges() tells such edges "
+                "apart; coalesce the edges, or use that"
+            )
         wanted = target * self.num_nodes + source
         if len(keys) == 0:
             return torch.full_like(wanted, -1)

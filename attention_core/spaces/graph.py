@@ -29,7 +29,8 @@ class Graph(Space):
     Args:
         edge_index: (2, E) integers as in PyG: row 0 the source (key), row 1 the target (query).
         num_nodes: number of nodes N.
-        edge_attr: (E,) or (E, F), features of the edges, for `EdgeBias`.
+        edge_attr: (E,) or (E, F), features of the edges, for `EdgeBias` and
+            `MultiheadAttention(edge_dim=F)`.
         segments: (N,) non-decreasing integers, the graph of each node; PyG's `batch.batch`.
         coordinates: (N, A) places of the nodes, such as spectral coordinates for `Rotary`.
         special: virtual nodes in front of each graph's nodes.
@@ -88,6 +89,11 @@ class Graph(Space):
         if new is not self:
             new.edges = self.edges.to(device)
         return new
+
+    @property
+    def edge_attr(self) -> Tensor | None:
+        """(E,) or (E, F), features of the edges."""
+        return self.edges.attr
 
     def token_of_node(self) -> Tensor | None:
         """(N,) the token of each node, -1 where it was dropped; None where that is not one row,

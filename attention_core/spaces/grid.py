@@ -1,4 +1,4 @@
-"""Tokens on an n-dimensional grid: whole or packed."""
+"""Tokens on an n-dimensional grid: whole, padded or packed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ class Grid(Space):
     def __init__(self, *size: int, special: int = 0, device: torch.device | str = "cpu") -> None:
         if not size or any(not isinstance(n, int) or n < 0 for n in size):
             raise ValueError(f"Grid takes the extent of each axis as whole numbers, got {size}")
+        #: The size of each sample's grid, or the one of all; it stays when tokens are dropped.
+        self.sizes: tuple[tuple[int, ...], ...] = (size,)
         length = math.prod(size) + special
         at = torch.arange(-special, math.prod(size), device=device)
         super().__init__(
             length,
-            coordinates=unravel(at, [size], None),
+            coordinates=unravel(at, _extents(self.sizes, device)[0]),
             special=first_special(special, length, device),
         )
         self.size, self.start = size, (0,) * len(size)
@@ -50,20 +52,61 @@ class Grid(Space):
         device: torch.device | str = "cpu",
     ) -> Self:
         """Grids of different sizes in one row of tokens, each with its own special tokens."""
-        sizes = [tuple(size) for size in sizes]
-        if len({len(size) for size in sizes}) != 1:
-            raise ValueError(f"packed grids need one number of axes, got sizes {sizes}")
+        sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         segments, within = packed(counts, special)
         new = cls(*(0,) * len(sizes[0]), device=device)
+        new.sizes = sizes
         Space.__init__(
             new,
             len(within),
-            coordinates=unravel(within, sizes, segments),
+            coordinates=unravel(within, _extents(sizes, device)[segments]),
             segments=segments,
             special=within < 0 if special else None,
         )
         new.num_segments = len(sizes)
+        return new
+
+    @classmethod
+    def padded(
+        cls,
+        sizes: Iterable[tuple[int, ...]],
+        *,
+        special: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """A batch (B, L) of grids of different sizes, each a row of tokens with padding behind."""
+        sizes = _sizes(sizes)
+        counts = torch.tensor([math.prod(size) for size in sizes], device=device)
+        length = max(math.prod(size) for size in sizes)
+        new = cls(*(0,) * len(sizes[0]), device=device)
+        new.sizes = sizes
+        at = torch.arange(-special, length, device=device).expand(len(sizes), -1)
+        valid = at < counts[:, None]
+        Space.__init__(
+            new,
+            length + special,
+            coordinates=unravel(at.where(valid, 0), _extents(sizes, device)[:, None]),
+            valid=valid,
+            special=first_special(special, length + special, device),
+        )
+        return new
+
+    @property
+    def extent(self) -> Tensor | None:
+        return self.of_sample(_extents(self.sizes, self.device)) if self.sizes else None
+
+    def of_sample(self, values: Tensor) -> Tensor:
+        """Of `values` (samples, ...), one row for each of `sizes`, that of each token's sample:
+        (L, ...), (B, L, ...) or what broadcasts to them."""
+        if len(self.sizes) == 1:
+            return values[0]
+        return values[:, None] if self.segments is None else values[self.segments]
+
+    def append(self, other: Space) -> Self:
+        new = super().append(other)
+        if isinstance(other, Grid) and self.sizes != other.sizes:
+            new.sizes = ()
         return new
 
     def norm(self, offset: Tensor) -> Tensor:
@@ -72,3 +115,17 @@ class Grid(Space):
     def describe(self) -> str:
         extent = f"a {'×'.join(map(str, self.size))} grid, " if self.size else "grids, "
         return self._describe(f"{extent}{self.length:,} tokens")
+
+
+def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    sizes = tuple(tuple(size) for size in sizes)
+    if len({len(size) for size in sizes}) != 1:
+        raise ValueError(
+            f"grids in one row or batch need one number of axes, got sizes {list(sizes)}"
+        )
+    return sizes
+
+
+def _extents(sizes: tuple[tuple[int, ...], ...], device: torch.device | str) -> Tensor:
+    """(samples, A); at least 1, so that nothing is divided by zero."""
+    return torch.tensor(sizes, device=device).clamp(min=1)

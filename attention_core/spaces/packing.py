@@ -37,15 +37,14 @@ def packed(counts: Tensor, special: int) -> tuple[Tensor, Tensor]:
     return segments, torch.arange(len(segments), device=counts.device) - starts[segments] - special
 
 
-def unravel(rank: Tensor, sizes: list[tuple[int, ...]], segments: Tensor | None) -> Tensor:
-    """Row-major coordinates of the `rank`-th place of a grid, 0 for special tokens (rank < 0)."""
+def unravel(rank: Tensor, extent: Tensor) -> Tensor:
+    """Row-major coordinates of the `rank`-th place of a grid of `extent`, (A,) or one per rank; 0
+    for special tokens (rank < 0)."""
     rank = rank.clamp(min=0)
-    extents = torch.tensor(sizes, device=rank.device).clamp(min=1)
-    extents = extents[0] if segments is None else extents[segments]
     axes = []
-    for axis in reversed(range(extents.shape[-1])):
-        axes.append(rank % extents[..., axis])
-        rank = rank // extents[..., axis]
+    for axis in reversed(range(extent.shape[-1])):
+        axes.append(rank % extent[..., axis])
+        rank = rank // extent[..., axis]
     return torch.stack(axes[::-1], dim=-1)
 
 

@@ -144,11 +144,11 @@ class Pairs:
     def edge_attr(self) -> Tensor:
         """Features of the graph's edges, (E,) or (E, F); index it with `edge`."""
         space = self.spaces[1]
-        if not isinstance(space, Graph) or space.edges.attr is None:
+        if not isinstance(space, Graph) or space.edge_attr is None:
             raise TypeError(
                 f"{space.describe()} has no edge features: give Graph(..., edge_attr=...)"
             )
-        return space.edges.attr
+        return space.edge_attr
 
     @property
     def precedes(self) -> Tensor:

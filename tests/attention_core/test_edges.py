@@ -56,6 +56,18 @@ def same(found: Tensor, expected: Tensor, learned: list[Tensor], exact: bool = T
         torch.testing.assert_close(got, wanted, **tolerance)
 
 
+def edge_features(
+    conv: nn.Module, size: int | None, edge_index: Tensor, learned: list[Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Features of edges (E, F) that are to be learned, too, and what a layer of PyG makes of them,
+    (E, H, D)."""
+    if size is None:
+        return None, None
+    attr = torch.randn(edge_index.shape[1], size, dtype=learned[0].dtype, requires_grad=True)
+    learned.append(attr)
+    return attr, conv.lin_edge(attr).view(-1, H, D)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("features", [None, 3])
 def test_transformer_conv(features: int | None, dtype: torch.dtype) -> None:
@@ -64,33 +76,37 @@ def test_transformer_conv(features: int | None, dtype: torch.dtype) -> None:
     conv = TransformerConv(6, D, heads=H, edge_dim=features, root_weight=False).to(dtype)
     x = torch.randn(N, 6, dtype=dtype, requires_grad=True)
     q, k, v = (heads(linear(x)) for linear in (conv.lin_query, conv.lin_key, conv.lin_value))
-    learned, attr = [x, *(p for n, p in conv.named_parameters() if "skip" not in n)], None
-    if features is None:
-        space = Graph(edge_index, N)
-        out = attend(q[None], k[None], v[None], space=space, mask=Edges(), backend="edges")[0]
-    else:
-        attr = torch.randn(edge_index.shape[1], features, dtype=dtype, requires_grad=True)
-        edge = conv.lin_edge(attr).view(-1, H, D)
-        csr = CSR(edge_index[1], edge_index[0], N, N)
-        out, _ = edge_attention(q, k, v, csr, edge_key=edge, edge_value=edge, scale=D**-0.5)
-        learned.append(attr)
+    learned = [x, *(p for n, p in conv.named_parameters() if "skip" not in n)]
+    attr, edge = edge_features(conv, features, edge_index, learned)
+    out = attend(
+        q[None], k[None], v[None], space=Graph(edge_index, N), mask=Edges(), edge_key=edge,
+        edge_value=edge, backend="edges",
+    )[0]  # fmt: skip
     expected = conv(x, edge_index, attr)
     same(out.transpose(0, 1).flatten(1), expected, learned, dtype == torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_gat_conv(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("features", [None, 3])
+def test_gat_conv(features: int | None, dtype: torch.dtype) -> None:
+    """The term of an edge is inside the LeakyReLU, with a weight of its own."""
     torch.manual_seed(0)
     edge_index = hubs()
-    conv = GATConv(6, D, heads=H, add_self_loops=False, bias=False).to(dtype)
-    score = Additive(H, D)
+    conv = GATConv(6, D, heads=H, add_self_loops=False, bias=False, edge_dim=features).to(dtype)
+    score = Additive(H, D, edge=features is not None)
     score.query, score.key = nn.Parameter(conv.att_dst[0]), nn.Parameter(conv.att_src[0])
     conv.att_dst, conv.att_src = score.query, score.key  # (H, D) broadcasts as (1, H, D) does
+    if features is not None:
+        score.edge = conv.att_edge = nn.Parameter(conv.att_edge[0])
     x = torch.randn(N, 6, dtype=dtype, requires_grad=True)
-    h = heads(conv.lin(x))[None]
-    out = attend(h, h, h, space=Graph(edge_index, N), mask=Edges(), score=score, backend="edges")
     learned = [x, *conv.parameters()]
-    expected = conv(x, edge_index)
+    attr, edge = edge_features(conv, features, edge_index, learned)
+    h = heads(conv.lin(x))[None]
+    out = attend(
+        h, h, h, space=Graph(edge_index, N), mask=Edges(), score=score, edge_key=edge,
+        backend="edges",
+    )  # fmt: skip
+    expected = conv(x, edge_index, attr)
     same(out[0].transpose(0, 1).flatten(1), expected, learned, dtype == torch.float64)
 
 
@@ -103,16 +119,15 @@ def test_gatv2_conv(features: int | None, dtype: torch.dtype) -> None:
     score = AdditiveV2(H, D)
     score.weight = conv.att = nn.Parameter(conv.att[0].detach())
     x = torch.randn(N, 6, dtype=dtype, requires_grad=True)
-    q, k = heads(conv.lin_r(x)), heads(conv.lin_l(x))
-    learned, attr, edge = [x, *conv.parameters()], None, None
-    if features is not None:
-        attr = torch.randn(edge_index.shape[1], features, dtype=dtype, requires_grad=True)
-        edge = conv.lin_edge(attr).view(-1, H, D)
-        learned.append(attr)
-    csr = CSR(edge_index[1], edge_index[0], N, N)
-    out, _ = edge_attention(q, k, k, csr, score=score, edge_key=edge)
+    q, k = heads(conv.lin_r(x))[None], heads(conv.lin_l(x))[None]
+    learned = [x, *conv.parameters()]
+    attr, edge = edge_features(conv, features, edge_index, learned)
+    out = attend(
+        q, k, k, space=Graph(edge_index, N), mask=Edges(), score=score, edge_key=edge,
+        backend="edges",
+    )  # fmt: skip
     expected = conv(x, edge_index, attr)
-    same(out.transpose(0, 1).flatten(1), expected, learned, dtype == torch.float64)
+    same(out[0].transpose(0, 1).flatten(1), expected, learned, dtype == torch.float64)
 
 
 # -- the straight sum over pairs -------------------------------------------------------------------
@@ -131,7 +146,7 @@ class Product(Score):
 
 SCORES: dict[str, Any] = {
     "dot": lambda: None,
-    "additive": lambda: Additive(H, D).double(),
+    "additive": lambda: Additive(H, D, edge=True).double(),
     "additive_v2": lambda: AdditiveV2(H, D).double(),
     "own": Product,
 }
@@ -148,15 +163,18 @@ def straight(q: Tensor, k: Tensor, v: Tensor, csr: CSR, **options: Any) -> tuple
         for i in range(q.shape[1]):
             at = (csr.row == i).nonzero().squeeze(-1)
             column, item = csr.column[at].long(), csr.item[at].long()
-            keys, values = k[g, column], v[g, column]
+            keys, values, edges = k[g, column], v[g, column], 0
             if options.get("edge_key") is not None:
-                keys = keys + options["edge_key"][item, g]
+                edges = options["edge_key"][item, g]
             if options.get("edge_value") is not None:
                 values = values + options["edge_value"][item, g]
             if score is None:
-                s = keys @ q[h, i]
+                s = (keys + edges) @ q[h, i]
+            elif isinstance(score, Additive):
+                s = q[h, i] @ score.query[h] + keys @ score.key[h] + (edges * score.edge[h]).sum(-1)
+                s = torch.where(s > 0, s, 0.2 * s)
             else:
-                s = score(q[h, i].expand_as(keys), keys, torch.full((len(at),), h))
+                s = score(q[h, i].expand_as(keys), keys + edges, torch.full((len(at),), h))
             s = s * scale
             s = s if cap is None else cap * torch.tanh(s / cap)
             s = s if bias is None else s + bias.expand(len(q), len(csr))[h, at]

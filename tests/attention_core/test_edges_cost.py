@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attention_core import (
     Additive,
     AdditiveV2,
+    Bias,
     EdgeBias,
     Edges,
     Graph,
@@ -41,13 +42,15 @@ class Product(Score):
         return (query * key).sum(-1)
 
 
-@pytest.mark.parametrize("score", [None, Additive(H, D), AdditiveV2(H, D), Product()])
+@pytest.mark.parametrize("edge_features", [False, True])
+@pytest.mark.parametrize("score", [None, Additive(H, D, edge=True), AdditiveV2(H, D), Product()])
 def test_no_features_of_pairs_are_made_or_kept(
-    score: Score | None, monkeypatch: pytest.MonkeyPatch
+    score: Score | None, edge_features: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quarter of E·H·D numbers would show; what is kept is of the size of q, k and v.
 
-    The operators look inside themselves under this mode only where it is entered there too.
+    Given features of edges are kept as they are, and nothing is larger than their gradient. The
+    operators look inside themselves under this mode only where it is entered there too.
     """
     for module in (edges_pairs, edges_operator):
         monkeypatch.setattr(module, "_CHUNK", 1 << 16)
@@ -57,7 +60,10 @@ def test_no_features_of_pairs_are_made_or_kept(
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    mode = Allocated()
+    given = {}
+    if edge_features:
+        given = {n: torch.randn(E, H, D, requires_grad=True) for n in ("edge_key", "edge_value")}
+    mode = Allocated(*given.values())
 
     def watched(function: Any) -> Any:
         def call(*args: Any) -> Any:
@@ -72,11 +78,14 @@ def test_no_features_of_pairs_are_made_or_kept(
     q, k, v = (torch.randn(1, H, N, D, requires_grad=True) for _ in range(3))
     space = graph()
     with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        out = attend(q, k, v, space=space, mask=Edges(), score=score, backend="edges")
-    with mode:
-        out.sum().backward()
+        out = attend(q, k, v, space=space, mask=Edges(), score=score, backend="edges", **given)
     per_pair, features = 4 * E * H, 4 * E * H * D
     assert per_pair // H <= mode.largest <= features / 4
+    for x in given.values():
+        kept.pop(x.data_ptr(), None)
+    with mode:
+        out.sum().backward()
+    assert mode.largest <= (features if edge_features else features / 4)
     scores = 3 * per_pair if type(score) is Product else 0  # autograd's, of the composed softmax
     tokens, structure = 4 * N * H * D, 7 * 4 * E
     assert sum(kept.values()) <= 5 * tokens + structure + scores + 10_000
@@ -106,13 +115,19 @@ def test_a_graph_is_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 1 and len(sorts) == 2  # by query, and for gradients by key
 
 
-@pytest.mark.parametrize("score", [None, Additive(H, D), AdditiveV2(H, D)])
-def test_a_compiled_model_is_one_graph(score: Score | None) -> None:
+@pytest.mark.parametrize("edge_dim", [None, 1])
+@pytest.mark.parametrize("score", [None, Additive(H, D, edge=True), AdditiveV2(H, D)])
+def test_a_compiled_model_is_one_graph(score: Score | None, edge_dim: int | None) -> None:
     """With its plan made outside: `fullgraph` raises at any break. Gradients too."""
     torch._dynamo.reset()
     space = graph()
-    bias = EdgeBias(H, types=3)
-    layer = MultiheadAttention(32, H, head_dim=D, kv_heads=2, score=score, bias=bias)
+    bias: Bias = EdgeBias(H, types=3)
+    if edge_dim is not None:
+        space.edges.attr = space.edges.attr[:, None].float()
+        bias = EdgeBias(H, features=1)
+    layer = MultiheadAttention(
+        32, H, head_dim=D, kv_heads=2, edge_dim=edge_dim, score=score, bias=bias
+    )
     x = torch.randn(1, N, 32)
     made = layer.plan(x, space, Edges(), backend="edges")
 
@@ -151,7 +166,7 @@ H, N, M, D, DV = 4, 9, 7, 5, 3
 row = torch.cat([torch.randint(1, N, (60,)), torch.full((80,), 3)])  # 0 is alone, 3 a hub
 column = torch.randint(1, M, (len(row),))
 csr = CSR(row, column, N, M)
-pairs, E = Pairs(*csr.tensors, M, *csr.transpose), len(csr)
+pairs, E = Pairs(*csr.tensors, csr.item, M, *csr.transpose), len(csr)
 for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
     normal = lambda *shape: torch.randn(*shape, dtype=dtype)
     for kv_heads, options in (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from timm.layers import AttentionPoolLatent, SwiGLU
 from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation
 
 from attention_core import (
     AttentionPool,
@@ -153,6 +156,25 @@ class TestMultiheadAttention:
 
 
 class TestFeedForward:
+    def test_quick_gelu_is_clips(self) -> None:
+        layer, x = FeedForward(DIM, activation="quick-gelu"), torch.randn(3, DIM)
+        torch.testing.assert_close(layer(x), layer.down(QuickGELUActivation()(layer.up(x))))
+
+    def test_a_norm_before_the_last_matrix_is_eva02s(self) -> None:
+        norm = partial(nn.LayerNorm, eps=1e-3)
+        theirs, x = SwiGLU(DIM, 24, norm_layer=norm), torch.randn(3, DIM)
+        ours = FeedForward(DIM, 24, activation="swiglu", norm="layer", eps=1e-3)
+        nn.init.normal_(theirs.norm.weight)
+        gate, up = theirs.fc1_g, theirs.fc1_x
+        ours.up.weight.data = torch.cat([gate.weight, up.weight]).detach()
+        ours.up.bias.data = torch.cat([gate.bias, up.bias]).detach()
+        ours.norm.load_state_dict(theirs.norm.state_dict())
+        ours.down.load_state_dict(theirs.fc2.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x))
+        block = Block(DIM, HEADS, norm_layer="rms", eps=1e-4, feed_forward_norm=True)
+        assert isinstance(block.feed_forward.norm, nn.RMSNorm)
+        assert block.feed_forward.norm.eps == 1e-4
+
     def test_gelu_equals_torch(self) -> None:
         layer, x = FeedForward(DIM), torch.randn(3, DIM)
         assert layer.up.out_features == 4 * DIM
@@ -334,6 +356,46 @@ class TestPooling:
         assert pool(x, space, "mean")[:, 0].tolist() == [1.5, 5]
         with pytest.raises(ValueError, match="no special tokens to pool"):
             pool(x, Sequence(7), "special")
+
+    def test_the_first_special_token_is_that_of_the_class(self) -> None:
+        x = torch.arange(11.0)[:, None].expand(11, DIM)
+        packed = Sequence.packed([2, 3], special=3)
+        assert pool(x, packed, "class")[:, 0].tolist() == [0, 5]
+        assert pool(x, packed, "special")[:, 0].tolist() == [1, 6]
+        some = torch.tensor([1, 0, 3, 5, 6, 9])  # kept in any order
+        assert pool(x[some], packed.keep(some), "class")[:, 0].tolist() == [0, 5]
+        batch = x[None].expand(2, -1, -1)
+        for space in (Grid(2, 4, special=3), Sequence.padded([8, 5], special=3)):
+            assert pool(batch, space, "class")[:, 0].tolist() == [0, 0]
+        without = torch.tensor([1, 3, 5, 6])  # the first sample's is dropped
+        assert pool(x[without], packed.keep(without), "class")[:, 0].tolist() == [0, 5]
+        with pytest.raises(ValueError, match="no special tokens to pool"):
+            pool(x, Sequence(11), "class")
+
+    @pytest.mark.parametrize("activation", ["gelu", "gelu-tanh"])
+    def test_attention_pool_with_a_network_is_siglips(self, activation: str) -> None:
+        act = partial(nn.GELU, approximate="tanh" if activation == "gelu-tanh" else "none")
+        norm = partial(nn.LayerNorm, eps=1e-5)
+        theirs = AttentionPoolLatent(DIM, num_heads=HEADS, norm_layer=norm, act_layer=act)
+        ours = AttentionPool(DIM, HEADS, hidden=4 * DIM, activation=activation, eps=1e-5)  # type: ignore[arg-type]
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        ours.queries.data = theirs.latent.data[0]
+        for mine, other in (
+            (ours.attention.query, theirs.q),
+            (ours.attention.key_value, theirs.kv),
+            (ours.attention.out, theirs.proj),
+            (ours.feed_forward_residual.norm, theirs.norm),
+            (ours.feed_forward.up, theirs.mlp.fc1),
+            (ours.feed_forward.down, theirs.mlp.fc2),
+        ):
+            mine.load_state_dict(other.state_dict())
+        samples = [torch.randn(n, DIM) for n in (3, 5)]
+        expected = torch.cat([theirs(sample[None]) for sample in samples])
+        packed = ours(torch.cat(samples), Sequence.packed([3, 5]))
+        torch.testing.assert_close(packed, expected)
+        rows = nn.utils.rnn.pad_sequence(samples, batch_first=True)
+        torch.testing.assert_close(ours(rows, Sequence.padded([3, 5])), expected)
 
     def test_an_empty_sample_gives_zeros(self) -> None:
         space = Sequence.packed([2, 0, 1])

@@ -11,6 +11,7 @@ from attention_core import (
     ALiBi,
     BackendError,
     Causal,
+    EdgeBias,
     Edges,
     Graph,
     Grid,
@@ -121,3 +122,24 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="does not fit the spaces, which hold 3"):
         attend(q, q, q, space=Sequence.padded([6, 1, 2]))
     assert isinstance(plan(Sequence(6)), Plan)
+
+
+def test_edges_listed_twice_go_to_the_backend_that_tells_them_apart() -> None:
+    twice = Graph(torch.tensor([[0, 0, 1], [1, 1, 0]]), 2)
+    made = plan(twice, Edges())
+    assert made.backend == "edges" and "more than once" in str(made)
+    assert plan(ring(10), Edges()).backend == "dense"  # the same size, nothing twice
+    q, k = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 4)
+    values = torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
+    # Either edge has all of the weight between them
+    assert attend(q, k, values, space=twice, mask=Edges()).flatten().tolist() == [2.0, 1.0]
+
+
+def test_a_bias_by_features_takes_a_graph_without_edges_and_names_another_width() -> None:
+    q = torch.randn(1, 2, 3, 4)
+    none = Graph(torch.zeros(2, 0, dtype=torch.long), 3, edge_attr=torch.randn(0, 5))
+    bias = EdgeBias(2, features=5)
+    torch.testing.assert_close(attend(q, q, q, space=none, bias=bias), attend(q, q, q))
+    other = Graph(torch.tensor([[0], [1]]), 3, edge_attr=torch.randn(1, 4))
+    with pytest.raises(ValueError, match="features=5, edge_attr is .1, 4."):
+        attend(q, q, q, space=other, bias=bias)

@@ -48,9 +48,11 @@ def test_padding_and_graphs() -> None:
     encoder = Encoder(DIM, 1, HEADS)
     with record_attention(encoder) as maps:
         encoder(torch.randn(2, 4, DIM), Sequence.padded([4, 2]))
+        assert maps.spaces(0)[1].valid is not None
         assert maps[0][1, :, 2:].eq(0).all() and maps[0][1, :, :, 2:].eq(0).all()
         encoder(torch.randn(3, DIM), Graph(torch.tensor([[0], [1]]), 3), mask=Neighborhood(1))
     assert maps[0].shape == (1, HEADS, 3, 3) and maps[0][0, 0, 2].tolist() == [0, 0, 1]
+    assert all(isinstance(space, Graph) for space in maps.spaces(0))
 
 
 def test_errors() -> None:
@@ -62,3 +64,5 @@ def test_errors() -> None:
         pass
     with record_attention(encoder) as maps, pytest.raises(LookupError, match="has not run"):
         maps[0]
+    with pytest.raises(LookupError, match="has not run"):
+        maps.spaces(0)

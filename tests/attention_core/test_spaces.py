@@ -30,6 +30,43 @@ def test_padding_stands_on_either_side() -> None:
     assert left.coordinates[0].squeeze(-1).tolist() == [0, 0, 0]
 
 
+def test_padded_grids_are_the_grids_themselves() -> None:
+    sizes = [(2, 3), (1, 1), (4, 1)]
+    space = Grid.padded(sizes, special=2)
+    assert space.batch == 3 and space.length == 8 and space.num_special == 2
+    for row, size in enumerate(sizes):
+        alone = Grid(*size, special=2)
+        present = space.valid[row]
+        assert present.tolist() == [True] * alone.length + [False] * (8 - alone.length)
+        assert torch.equal(space.coordinates[row][present], alone.coordinates)
+    assert torch.equal(space.special, Grid(2, 3, special=2).special)
+    with pytest.raises(ValueError, match="one number of axes"):
+        Grid.padded([(1, 2), (3,)])
+
+
+def test_a_token_knows_the_extent_of_its_grid() -> None:
+    """Dropped, moved, packed, padded or appended to."""
+    sizes = [(2, 3), (1, 4)]
+
+    def extents(space: Grid) -> list[list[int]]:
+        return space.extent.expand_as(space.coordinates).tolist()
+
+    assert extents(Grid(2, 3, special=1)) == [[2, 3]] * 7
+    assert extents(Grid(2, 3, special=1).keep(torch.tensor([0, 5]))) == [[2, 3]] * 2
+    each = torch.tensor([[0, 1], [0, 5]])
+    assert extents(Grid(2, 3, special=1).keep(each)) == [[[2, 3]] * 2] * 2
+    packed = Grid.packed(sizes, special=1)
+    assert extents(packed) == [[2, 3]] * 7 + [[1, 4]] * 5
+    assert extents(packed.keep(torch.tensor([1, 7, 8]))) == [[2, 3], [1, 4], [1, 4]]
+    assert packed.to("meta").extent.device.type == "meta"
+    padded = Grid.padded(sizes)
+    assert extents(padded) == [[[2, 3]] * 6, [[1, 4]] * 6]
+    assert extents(padded.keep(each)) == [[[2, 3]] * 2, [[1, 4]] * 2]
+    assert extents(Grid(2, 3).append(Grid(2, 3))) == [[2, 3]] * 12
+    assert Grid(2, 3).append(Grid(1, 4)).extent is None
+    assert Sequence(3).extent is None
+
+
 def test_grids_run_row_by_row() -> None:
     space = Grid(2, 3, special=1)
     assert space.coordinates[1:].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]

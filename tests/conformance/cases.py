@@ -42,7 +42,10 @@ from tests.conformance.straight import Claim, Row, Scored, Token, World
 BACKENDS = ["reference", "dense", "blocks", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
-REFUSALS = {("dense", "softcap"), ("dense", "score"), ("blocks", "score")}
+REFUSALS = {
+    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"),
+    ("blocks", "score"), ("blocks", "edge features"),
+}  # fmt: skip
 
 HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 4, 3
 
@@ -270,6 +273,7 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
 
 
 PLACES = {name: Place(name, *parts) for name, parts in _places().items()}
+GRAPH_PLACES = [name for name, place in PLACES.items() if place.kind == "graph"]
 
 
 # -- masks ---------------------------------------------------------------------------------------
@@ -495,6 +499,18 @@ def tensors(
     )
 
 
+def edge_features(place: Place, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Features of the edges for keys and values, which need a gradient."""
+    generator = torch.Generator().manual_seed(9)
+    shape = len(place.world.edges), KV_HEADS
+    return {
+        name: torch.randn(*shape, size, dtype=torch.float64, generator=generator)
+        .to(dtype)
+        .requires_grad_()
+        for name, size in (("edge_key", DIM), ("edge_value", VALUE_DIM))
+    }
+
+
 def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     """Of a sum of the output with fixed weights; zeros where an input has no part in it."""
     generator = torch.Generator().manual_seed(5)
@@ -512,13 +528,14 @@ def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 def attend_with_gradients(
     backend: str, place: Place, mask: Masked, biased: Biased, **options: Any
 ) -> list[Tensor]:
-    """Output, weights and log-sum-exp of a backend, then the gradients of q, k, v and the bias."""
+    """Output, weights and log-sum-exp of a backend, then the gradients of q, k, v, the bias and
+    the options that learn."""
     q, k, v = tensors(place)
     out, weights, lse = attend(
         q, k, v, space=place.space, mask=mask.mask, bias=biased.bias, backend=backend,
         return_weights=True, return_lse=True, **options,
     )  # fmt: skip
-    learned = [options["sink"]] if "sink" in options else []
+    learned = [options[name] for name in LEARNED if name in options]
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 
 
@@ -530,7 +547,7 @@ def straight_with_gradients(
     out, weights, lse = straight.attention(
         place.world, mask.claim, biased.scored, q, k, v, **options
     )
-    learned = [options["sink"]] if "sink" in options else []
+    learned = [options[name] for name in LEARNED if name in options]
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 
 
@@ -542,4 +559,6 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], what: str, **toler
         )
 
 
+#: Options of `attend` that may need a gradient.
+LEARNED = ("sink", "edge_key", "edge_value")
 RESULTS = ("output", "weights", "lse", "gradient of q", "gradient of k", "gradient of v")

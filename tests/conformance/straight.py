@@ -305,14 +305,20 @@ def continuous(first: Tensor, bias: Tensor, second: Tensor, extent: tuple[float,
     return score
 
 
+def edge_of(pair: Pair) -> int | None:
+    """The number of the edge from key to query, None where there is none."""
+    edge = (pair.key.node, pair.query.node)
+    if pair.special or edge not in pair.world.edges:
+        return None
+    return pair.world.edges.index(edge)
+
+
 def of_edge(rows: Callable[[int], Tensor]) -> Scored:
     """The score of an edge, (H,), and 0 where there is none. `rows(e)` are those of edge e."""
 
     def score(pair: Pair) -> Tensor | float:
-        edge = (pair.key.node, pair.query.node)
-        if pair.special or edge not in pair.world.edges:
-            return 0.0
-        return rows(pair.world.edges.index(edge))[pair.head]
+        edge = edge_of(pair)
+        return 0.0 if edge is None else rows(edge)[pair.head]
 
     return score
 
@@ -334,8 +340,12 @@ def added(*terms: Scored) -> Scored:
 
 # -- attention -----------------------------------------------------------------------------------
 
-#: Scores of one query (D,) and its keys (n, D) in one head.
-Score = Callable[[Tensor, Tensor, int], Tensor]
+#: Scores of one query (D,), its keys (n, D) and the features of their edges (n, D) in one head.
+Score = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def dot(query: Tensor, keys: Tensor, edges: Tensor, head: int) -> Tensor:
+    return (keys + edges) @ query
 
 
 def attention(
@@ -349,19 +359,22 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
-    score: Score | None = None,
+    score: Score = dot,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, Hq, Lq, Dv), weights (B, Hq, Lq, Lk) and log-sum-exp (B, Hq, Lq)."""
     batch, heads, queries, dim = q.shape
     keys, share = k.shape[2], heads // k.shape[1]
     if scale is None:
-        scale = 1 / math.sqrt(dim) if score is None else 1.0
+        scale = 1 / math.sqrt(dim) if score is dot else 1.0
     outputs, weights, sums = [], [], []
     for b in range(batch):
         for h in range(heads):
             for i in range(queries):
                 found: list[int] = []
                 extra: list[Tensor | float] = []
+                numbers: list[int | None] = []
                 for j in range(keys):
                     pair = Pair(world, b, h, i, j)
                     if not may_attend(pair, mask):
@@ -371,14 +384,16 @@ def attention(
                         continue  # a score of -inf forbids the pair
                     found.append(j)
                     extra.append(added)
+                    numbers.append(edge_of(pair))
                 row = q.new_zeros(keys)
                 if not found:
                     outputs.append(v.new_zeros(v.shape[-1]))
                     weights.append(row)
                     sums.append(q.new_tensor(-math.inf))
                     continue
-                own = k[b, h // share, found]
-                s = scale * (own @ q[b, h, i] if score is None else score(q[b, h, i], own, h))
+                own, values = k[b, h // share, found], v[b, h // share, found]
+                edges = _rows(edge_key, numbers, h // share, own)
+                s = scale * score(q[b, h, i], own, edges, h)
                 if softcap is not None:
                     s = softcap * torch.tanh(s / softcap)
                 if any(isinstance(added, Tensor) for added in extra):
@@ -387,7 +402,8 @@ def attention(
                     s = s + s.new_tensor(extra)
                 exp = torch.exp(s)
                 total = exp.sum() if sink is None else exp.sum() + torch.exp(sink[h])
-                outputs.append((exp / total) @ v[b, h // share, found])
+                values = values + _rows(edge_value, numbers, h // share, values)
+                outputs.append((exp / total) @ values)
                 weights.append(row.index_put((torch.tensor(found),), exp / total))
                 sums.append(torch.log(exp.sum()))
 
@@ -397,3 +413,11 @@ def attention(
         return torch.stack(rows).view(batch, heads, queries, *shape)
 
     return gathered(outputs, v.shape[-1]), gathered(weights, keys), gathered(sums)
+
+
+def _rows(features: Tensor | None, edges: list[int | None], head: int, like: Tensor) -> Tensor:
+    """The features (E, Hkv, D) of some edges in one head, 0 where there is none."""
+    if features is None:
+        return torch.zeros_like(like)
+    nothing = torch.zeros_like(like[0])
+    return torch.stack([nothing if e is None else features[e, head] for e in edges])

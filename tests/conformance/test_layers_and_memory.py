@@ -27,7 +27,7 @@ from attention_core import (
     attend,
 )
 from tests.allocated import Allocated
-from tests.conformance.cases import BACKENDS
+from tests.conformance.cases import BACKENDS, can
 
 # -- rule 12: dropout is off in eval ---------------------------------------------------------------
 
@@ -80,6 +80,18 @@ def test_dropout_keeps_the_mean(backend: str) -> None:
     many = [x.expand(4000, 1, 3, 4) for x in (q, k, v)]
     mean = attend(*many, backend=backend, dropout_p=0.3).mean(0, keepdim=True)
     torch.testing.assert_close(mean, attend(q, k, v, backend=backend), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("backend", can("edge features"))
+def test_dropout_keeps_the_mean_of_edge_features(backend: str) -> None:
+    torch.manual_seed(0)
+    q, k, v, *edges = (torch.randn(1, 1, 3, 4, dtype=torch.float64) for _ in range(5))
+    many = [x.expand(4000, 1, 3, 4) for x in (q, k, v)]
+    options: dict[str, Any] = {"space": ring(3), "backend": backend}
+    for name, x in zip(("edge_key", "edge_value"), edges, strict=True):
+        options[name] = x[0, 0, [0, 1, 2, 2, 1, 0], None]
+    mean = attend(*many, dropout_p=0.3, **options).mean(0, keepdim=True)
+    torch.testing.assert_close(mean, attend(q, k, v, **options), atol=0.06, rtol=0)
 
 
 # -- rule 13: no L × L tensor outside `reference` and `dense` -------------------------------------

@@ -28,6 +28,7 @@ from tests.conformance.cases import (
     PLACES,
     biases_of,
     can,
+    edge_features,
     gradients,
     masks_of,
     tensors,
@@ -78,6 +79,23 @@ def test_gradcheck_of_every_entry(place: str, mask: str, bias: str, backend: str
         )  # fmt: skip
 
     assert torch.autograd.gradcheck(function, (q, k, v, *biased.parameters))
+
+
+@pytest.mark.parametrize("backend", can("edge features"))
+@pytest.mark.parametrize(
+    ("place", "mask"), [("graph", "edges"), ("graph+virtual", "near-2"), ("graphs", "none")]
+)
+def test_gradcheck_with_edge_features(place: str, mask: str, backend: str) -> None:
+    where, masked = PLACES[place], masks_of(place)[mask]
+
+    def function(q: Tensor, k: Tensor, v: Tensor, edge_key: Tensor, edge_value: Tensor) -> Tensor:
+        return attend(
+            q, k, v, space=where.space, mask=masked.mask, edge_key=edge_key,
+            edge_value=edge_value, backend=backend,
+        )  # fmt: skip
+
+    inputs = (*tensors(where), *edge_features(where).values())
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", can("softcap"))
@@ -148,6 +166,27 @@ def test_lower_precision(place: str, mask: str, bias: str, dtype: str) -> None:
                 got.double(), wanted, **TOLERANCE[kind],
                 msg=lambda m, b=backend, i=i: f"{b}, result {i}: {m}",
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("backend", can("edge features"))
+@pytest.mark.parametrize("mask", ["edges", "near-2"])
+def test_lower_precision_of_edge_features(mask: str, backend: str, dtype: str) -> None:
+    where, masked = PLACES["graph"], masks_of("graph")[mask]
+    autocast = dtype == "autocast"
+    kind = torch.bfloat16 if autocast else getattr(torch, dtype)
+    results = []
+    for given in (torch.float64, torch.float32 if autocast else kind):
+        inputs = [*tensors(where), *edge_features(where).values()]
+        q, k, v, *edges = (x.detach().to(torch.bfloat16).to(given) for x in inputs)
+        learned = [x.requires_grad_() for x in edges]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and given != torch.float64):
+            out = attend(q, k, v, space=where.space, mask=masked.mask, edge_key=edges[0],
+                         edge_value=edges[1], backend=backend)  # fmt: skip
+        assert out.dtype == (given if given == torch.float64 else kind)
+        results.append([out, *gradients(out, learned)])
+    for got, wanted in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got.double(), wanted, **TOLERANCE[kind])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -22,6 +22,7 @@ from attention_core import (
     Graph,
     Grid,
     Mask,
+    MultiheadAttention,
     Neighborhood,
     Points,
     PrefixLM,
@@ -32,7 +33,9 @@ from attention_core import (
     attend,
     plan,
 )
-from tests.conformance.cases import BACKENDS, REFUSALS
+from tests.conformance.cases import BACKENDS, REFUSALS, can
+
+LINE = Graph(torch.tensor([[0, 1], [1, 2]]), 3, edge_attr=torch.randn(2, 5))
 
 FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "softcap": lambda: {"softcap": 3.0},
@@ -42,7 +45,10 @@ FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "weights": lambda: {"return_weights": True},
     "lse": lambda: {"return_lse": True},
     "dropout": lambda: {"dropout_p": 0.5},
+    "edge features": lambda: {"space": LINE, "edge_key": torch.randn(2, 2, 4)},
 }
+#: How a plan is told of it, where not in the same words.
+PLANNED: dict[str, dict[str, Any]] = {"edge features": {"space": LINE, "edge_features": True}}
 
 
 def x(length: int = 3, heads: int = 2, batch: int = 1, dim: int = 4) -> torch.Tensor:
@@ -60,7 +66,7 @@ def test_refusals_are_exactly_those_listed(feature: str, backend: str) -> None:
     with pytest.raises(BackendError, match=f"backend='{backend}'.*{feature}"):
         attend(x(), x(), x(), backend=backend, **options)
     attend(x(), x(), x(), **options)
-    assert plan(Sequence(3), **options).backend != backend
+    assert plan(**{"space": Sequence(3)} | PLANNED.get(feature, options)).backend != backend
 
 
 def test_every_refusal_is_of_a_backend_and_a_feature() -> None:
@@ -132,6 +138,50 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         ValueError,
         "(?i)samples",
         lambda: attend(x(batch=2), x(batch=2), x(batch=2), mask=PrefixLM(torch.tensor([1]))),
+    ),
+    "edge features nowhere": (TypeError, "edge_key=.*need a Graph's nodes, got a sequence",
+        lambda: attend(x(), x(), x(), edge_key=torch.randn(2, 2, 4))),
+    "edge features of fewer edges": (
+        ValueError, r"edge_key must be float \(E, Hkv, D\) = \(2, 2, 4\) for a graph.*\(1, 2, 4\)",
+        lambda: attend(x(), x(), x(), space=LINE, edge_key=torch.randn(1, 2, 4)),
+    ),
+    "edge features of other heads": (
+        ValueError, r"edge_value must be float \(E, Hkv, Dv\) = \(2, 2, 4\).*\(2, 8\)",
+        lambda: attend(x(), x(), x(), space=LINE, edge_value=torch.randn(2, 8)),
+    ),
+    "edge features of integers": (ValueError, "edge_key must be float.*int64", lambda: attend(
+        x(), x(), x(), space=LINE, edge_key=torch.zeros(2, 2, 4).long())),
+    "edge features of another dtype": (
+        ValueError, "edge_value must have the dtype of q, torch.float32, got torch.float64",
+        lambda: attend(x(), x(), x(), space=LINE, edge_value=torch.zeros(2, 2, 4).double()),
+    ),
+    "a plan without edge features": (
+        ValueError, "made without edge_features.*called with edge_key=",
+        lambda: attend(x(), x(), x(), edge_key=torch.randn(2, 2, 4), plan=plan(LINE, heads=2)),
+    ),
+    "a plan with edge features": (
+        ValueError, "made with edge_features.*called without edge_key=",
+        lambda: attend(x(), x(), x(), plan=plan(LINE, heads=2, edge_features=True)),
+    ),
+    "edge features for a score without a weight": (
+        ValueError, r"Additive\(..., edge=True\).*EdgeBias", lambda: attend(
+            x(), x(), x(), space=LINE, score=Additive(2, 4), edge_key=torch.randn(2, 2, 4)),
+    ),
+    "a layer for edges on a sequence": (
+        TypeError, "edge_dim=.*need a Graph's nodes, got a sequence",
+        lambda: MultiheadAttention(8, 2, edge_dim=5)(torch.randn(3, 8))),
+    "a layer for edges without features": (
+        TypeError, r"edge_dim=5 asks for Graph\(..., edge_attr=...\).*\(E, 5\), got a graph of 2",
+        lambda: MultiheadAttention(8, 2, edge_dim=5)(torch.randn(2, 8), space=Graph(EDGE, 2)),
+    ),
+    "a layer for wider edges": (
+        ValueError, r"edge_attr must be float \(E, 4\) for edge_dim=4, got torch.float32 \(2, 5\)",
+        lambda: MultiheadAttention(8, 2, edge_dim=4)(torch.randn(3, 8), space=LINE),
+    ),
+    "a layer for float edges": (
+        ValueError, r"edge_attr must be float \(E, 1\).*got torch.int64 \(1, 1\)",
+        lambda: MultiheadAttention(8, 2, edge_dim=1)(
+            torch.randn(2, 8), space=Graph(EDGE, 2, edge_attr=torch.tensor([[0]]))),
     ),
     "float edges": (TypeError, "edge_index must hold integers, got torch.float32", lambda: Graph(
         EDGE.float(), 2)),
@@ -243,3 +293,25 @@ def test_an_edge_listed_twice(backend: str) -> None:
         return
     with pytest.raises(ValueError, match="0 → 1 more than once"):
         attend(q, k, v, space=twice, mask=Edges(), bias=bias, backend=backend)
+
+
+@pytest.mark.parametrize("mask", [Edges(), Edges() & ~Neighborhood(0), Neighborhood(1)])
+@pytest.mark.parametrize("backend", can("edge features"))
+def test_features_of_an_edge_listed_twice(backend: str, mask: Mask) -> None:
+    """As with a bias: what the mask lists by edge are keys and values of their own in `edges`;
+    elsewhere a pair has one edge, so it is refused in words."""
+    twice = Graph(torch.tensor([[0, 0, 1], [1, 1, 0]]), 2)
+    q, k, v, edge_key, edge_value = x(2), x(2), x(2), *torch.randn(2, 3, 2, 4).unbind()
+
+    def run() -> torch.Tensor:
+        return attend(q, k, v, space=twice, mask=mask, edge_key=edge_key, edge_value=edge_value,
+                      backend=backend)  # fmt: skip
+
+    if backend == "edges" and mask != Neighborhood(1):
+        key, value = (t[0, :, 0] + e[:2] for t, e in ((k, edge_key), (v, edge_value)))  # (2, H, D)
+        weights = torch.einsum("hd,ehd->he", q[0, :, 1], key).div(2).softmax(-1)
+        torch.testing.assert_close(run()[0, :, 1], torch.einsum("he,ehd->hd", weights, value))
+        torch.testing.assert_close(run()[0, :, 0], v[0, :, 1] + edge_value[2])
+        return
+    with pytest.raises(ValueError, match="0 → 1 more than once"):
+        run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,12 +25,14 @@ from tests.conformance import straight
 from tests.conformance.cases import (
     BACKENDS,
     DIM,
+    GRAPH_PLACES,
     HEADS,
     PLACES,
     assert_same,
     attend_with_gradients,
     biases_of,
     can,
+    edge_features,
     gradients,
     masks_of,
     straight_with_gradients,
@@ -73,16 +76,34 @@ def test_options_equal_the_straight_computation(place: str, name: str) -> None:
 
 
 def _straight_score(score: Score) -> straight.Score:
-    def additive(query: Tensor, keys: Tensor, head: int) -> Tensor:
+    def additive(query: Tensor, keys: Tensor, edges: Tensor, head: int) -> Tensor:
         of_query = sum(query[d] * score.query[head, d] for d in range(DIM))
         s = of_query + keys @ score.key[head]
+        if score.edge is not None:
+            s = s + edges @ score.edge[head]
         return torch.where(s > 0, s, 0.2 * s)
 
-    def additive_v2(query: Tensor, keys: Tensor, head: int) -> Tensor:
-        s = query + keys
+    def additive_v2(query: Tensor, keys: Tensor, edges: Tensor, head: int) -> Tensor:
+        s = query + keys + edges
         return torch.where(s > 0, s, 0.2 * s) @ score.weight[head]
 
-    return additive if isinstance(score, Additive) else additive_v2
+    def cosine(query: Tensor, keys: Tensor, edges: Tensor, head: int) -> Tensor:
+        keys = keys + edges
+        return score.strength[head] * (keys @ query) / (query.norm() * keys.norm(dim=-1))
+
+    known = {Additive: additive, AdditiveV2: additive_v2, Cosine: cosine}
+    return known[type(score)]
+
+
+class Cosine(Score):
+    """A score of the user's own, which knows nothing of edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.randn(HEADS))
+
+    def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:
+        return self.strength[head] * torch.cosine_similarity(query, key, dim=-1)
 
 
 @pytest.mark.parametrize("backend", can("score"))
@@ -106,6 +127,31 @@ def test_additive_scores(place: str, kind: type[Score], backend: str) -> None:
     assert_same(list(found), [expected, weights, lse], backend, **EXACT)
     for got, wanted in zip(gradients(found[0], learned), gradients(expected, learned), strict=True):
         torch.testing.assert_close(got, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("backend", can("edge features"))
+@pytest.mark.parametrize("score", [lambda: Additive(HEADS, DIM, edge=True),
+                                   lambda: AdditiveV2(HEADS, DIM), Cosine])  # fmt: skip
+@pytest.mark.parametrize("place", GRAPH_PLACES)
+def test_scores_with_edge_features(place: str, score: Callable[[], Score], backend: str) -> None:
+    """With the mask that lists edges, and with the last, where pairs have none."""
+    torch.manual_seed(0)
+    made, where, biased = score().double(), PLACES[place], biases_of(place)["none"]
+    masks = masks_of(place)
+    for mask in (masks["edges"], list(masks.values())[-1]):
+        both = edge_features(where)
+        expected = straight_with_gradients(where, mask, biased, score=_straight_score(made), **both)
+        found = attend_with_gradients(backend, where, mask, biased, score=made, **both)
+        assert_same(found, expected, f"{backend}, {mask}", **EXACT)
+        q, k, v = tensors(where)
+        learned, of = list(made.parameters()), []
+        for out in (
+            attend(q, k, v, space=where.space, mask=mask.mask, score=made, backend=backend, **both),
+            straight.attention(where.world, mask.claim, biased.scored, q, k, v,
+                               score=_straight_score(made), **both)[0],
+        ):  # fmt: skip
+            of.append(gradients(out, learned))
+        assert_same(*of, f"{backend}, {mask}, weights of the score", **EXACT)
 
 
 # -- rule 5: scale → softcap → bias → mask → sink → softmax → dropout ----------------------------

@@ -11,11 +11,13 @@ from functools import cache
 import pytest
 import torch
 
-from attention_core import EdgeBias, Graph
+from attention_core import EdgeBias, Edges, Graph, Neighborhood, attend
 from tests.conformance import straight
 from tests.conformance.cases import (
     BACKENDS,
+    GRAPH_PLACES,
     HEADS,
+    KV_HEADS,
     ONE_GRAPH,
     PLACES,
     Biased,
@@ -23,8 +25,12 @@ from tests.conformance.cases import (
     assert_same,
     attend_with_gradients,
     biases_of,
+    can,
+    edge_features,
+    gradients,
     masks_of,
     straight_with_gradients,
+    tensors,
 )
 
 
@@ -76,3 +82,35 @@ def test_features_of_edges(backend: str) -> None:
         expected = straight_with_gradients(place, mask, biased)
         actual = attend_with_gradients(backend, place, mask, biased)
         assert_same(actual, expected, f"{mask}", rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("place", "mask"), [(p, m) for p in GRAPH_PLACES for m in masks_of(p)])
+def test_edge_features_in_keys_and_values(place: str, mask: str) -> None:
+    """With every mask, also where pairs have no edge; each alone, and beside every option."""
+    where, masked, biases = PLACES[place], masks_of(place)[mask], _biases(place)
+    both = edge_features(where)
+    sink = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
+    for bias, options in (
+        ("none", both),
+        ("hops", {"edge_key": both["edge_key"], "softcap": 0.7}),
+        ("sum", {"edge_value": both["edge_value"], "sink": sink, "scale": 0.8}),
+    ):
+        expected = straight_with_gradients(where, masked, biases[bias], **options)
+        for backend in can("edge features"):
+            actual = attend_with_gradients(backend, where, masked, biases[bias], **options)
+            assert_same(actual, expected, f"{backend}, {list(options)}", rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", can("edge features"))
+@pytest.mark.parametrize("mask", [Edges(), Neighborhood(1), None])
+def test_edge_features_of_no_edges(mask: Edges | Neighborhood | None, backend: str) -> None:
+    """A graph without edges: nothing is added, and there is a gradient of no numbers."""
+    space = Graph(torch.zeros(2, 0, dtype=torch.long), 3)
+    q, k, v = (x[:1, :, :3] for x in tensors(PLACES["graph"]))
+    none = [torch.zeros(0, KV_HEADS, x.shape[-1]).double().requires_grad_() for x in (k, v)]
+    found = attend(
+        q, k, v, space=space, mask=mask, edge_key=none[0], edge_value=none[1], backend=backend
+    )
+    expected = attend(q, k, v, space=space, mask=mask, backend=backend)
+    torch.testing.assert_close(found, expected)
+    assert [g.shape for g in gradients(found, none)] == [x.shape for x in none]

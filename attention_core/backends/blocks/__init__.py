@@ -110,7 +110,8 @@ class Prepared:
             nothing = torch.zeros((), dtype=dtype, device=group.queries.device)
             added = (nothing if added is None else added).masked_fill(~found.allowed, -torch.inf)
         if added is not None:
-            empty = (added.detach() == -torch.inf).all(-1)
+            added = added.contiguous()
+            empty = added.detach().amax(-1) == -torch.inf
             # A compiled program cannot look, so it takes it that there may be some
             if torch.compiler.is_compiling() or bool(empty.any()):
                 added, silent = added.masked_fill(empty[..., None], 0), empty
@@ -195,6 +196,8 @@ def _runs(tokens: Tensor, length: int) -> tuple[Tensor, int]:
 def lacks(job: Job) -> str | None:
     if job.score is not None:
         return f"blocks compute dot products, no {type(job.score).__name__} score"
+    if job.edge_features:
+        return "blocks take keys and values of tokens, no edge features"
     return None
 
 

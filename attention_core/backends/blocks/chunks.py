@@ -166,7 +166,12 @@ class Work:
         if softcap is None:
             if blocks.added is None:
                 return torch.bmm(q, k.mT, out=scores), None
-            by_head.copy_(self.of_pattern(chunk, blocks.added))
+            if blocks.added.shape[1] == 1:
+                by_head.copy_(self.of_pattern(chunk, blocks.added))
+            else:  # as rows, which are copied once
+                rows = blocks.added.view(-1, scores[0].numel())
+                at = chunk.pattern * self.kv_heads + chunk.head
+                torch.index_select(rows, 0, at, out=scores.view(len(q), -1))
             return scores.baddbmm_(q, k.mT), None
         bent = torch.bmm(q, k.mT, out=scores).div_(softcap).tanh_()
         slope = 1 - bent * bent

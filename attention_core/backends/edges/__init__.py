@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends import reference
+from attention_core.backends.costs import Rate
 from attention_core.backends.edges.operator import edge_attention, pair_scores
 from attention_core.masks import Edges
 from attention_core.masks.algebra import PairList
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
 #: Pairs looked at at once where the structure of a mask does not list its candidates.
 _CHUNK = 1 << 22
 
-#: Nanoseconds per pair and head, and per pair, head and number of it, on two cores: 0.6 of the CPU
-#: time on one thread of an AMD EPYC (Zen 4), 800,000 edges between 50,000 nodes, 8 heads of
-#: 8 and of 64, float32. By whether the score is `AdditiveV2`, and whether backward is included.
-_TIMES = {
-    (False, False): (4.0, 0.6),
-    (False, True): (13.0, 1.9),
-    (True, False): (3.0, 0.9),
-    (True, True): (11.0, 4.3),
-}
-#: The same for what a bias adds, by whether it learns; mostly its own indexing.
-_BIAS = {False: 20.0, True: 47.0}
+#: Of a pair, with products or sums as scores and with `AdditiveV2`, and of features of its edge. On
+#: two cores: 0.6 of the CPU time on one thread of an AMD EPYC (Zen 4), 800,000 edges between 50,000
+#: nodes (100,000 with features), 8 heads of 8 and of 64, float32.
+_PAIR = Rate(4.0, 0.6, 13.0, 1.9)
+_ADDITIVE_V2 = Rate(3.0, 0.9, 11.0, 4.3)
+_FEATURES = Rate(15.0, 1.4, 13.0, 8.7)
+#: The same for what a bias adds, mostly its own indexing.
+_FIXED_BIAS, _LEARNED_BIAS = 20.0, 47.0
 #: Nanoseconds to list a pair that the structure names, to look at one that it does not, and to
 #: sort the list and call the operators at all.
 _LIST, _LOOK, _CALL = 60.0, 7.0, 4_500_000.0
@@ -47,11 +45,16 @@ class Prepared:
     Attributes:
         csr: query (row) and key (column) of each pair among the tokens of the batch, end to end.
         allowed: (H, E) where heads differ in what they allow, else None.
+        edge: (E,) where the features of a pair's edge are among those of all edges, and behind the
+            last where it has no edge; None where that is `csr.item`, or no one asks for features.
+        unlinked: whether some pair has no edge.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.allowed: Tensor | None = None
+        self.edge: Tensor | None = None
+        self.unlinked = False
         edges = _whole_graph(job)
         if edges is not None:
             self.csr = edges.csr
@@ -74,12 +77,16 @@ class Prepared:
         by_head = [allowed for _, allowed in parts if allowed is not None]
         if by_head:
             self.allowed = torch.cat(by_head, dim=-1)[:, order]
+        key_space = job.spaces[1]
+        if job.edge_features and isinstance(key_space, Graph):
+            edge = self.pairs.edge
+            self.unlinked = bool((edge < 0).any())
+            self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
 
     @cached_property
     def pairs(self) -> Pairs:
-        """Batch, query and key (E,), head (H, 1): for biases."""
-        csr, edges = self.csr, _whole_graph(self.job)
-        assert edges is not None
+        """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
+        csr = self.csr
         row, column, edge = (index.long() for index in (csr.row, csr.column, csr.item))
         hops = (row != column).float()  # one, or none along a self-loop
         batch = torch.zeros_like(row)
@@ -89,6 +96,13 @@ class Prepared:
     def row(self) -> Tensor:
         """(E,) the query of each pair."""
         return self.csr.row
+
+    def features(self, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Features (E, Hkv, D) of all edges, with zeros behind them where `edge` asks for it."""
+        if x is None:
+            return None
+        x = x.to(dtype)
+        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) if self.unlinked else x
 
 
 def _whole_graph(job: Job) -> EdgeList | None:
@@ -187,12 +201,14 @@ def lacks(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     """Estimated nanoseconds on two cores of CPU, for all heads."""
-    fixed, per_number = _TIMES[type(job.score) is AdditiveV2, job.grad]
-    per_pair = job.heads * (fixed + per_number * job.head_dim)
+    per_pair = (_ADDITIVE_V2 if isinstance(job.score, AdditiveV2) else _PAIR).of(job)
     if job.bias is not None:
-        per_pair += job.heads * _BIAS[job.grad and job.bias.learned]
+        learns = job.grad and job.bias.learned
+        per_pair += job.heads * (_LEARNED_BIAS if learns else _FIXED_BIAS)
     if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
         per_pair *= _CACHED
+    if job.edge_features:  # no two pairs share them, so no cache holds them
+        per_pair += _FEATURES.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
     looking = 0.0 if structured else _LOOK * job.all_pairs
@@ -214,9 +230,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         csr, batch, heads, dtype = prepared.csr, len(q), q.shape[1], q.dtype
         length = q.shape[2]
         # Tokens of the batch end to end, (H, B·L, D), so that a pair is a row and a column
-        q, k, v = (
-            x.to(torch.promote_types(dtype, torch.float32)).transpose(0, 1).flatten(1, 2)
-            for x in (q, k, v)
+        exact = torch.promote_types(dtype, torch.float32)
+        q, k, v = (x.to(exact).transpose(0, 1).flatten(1, 2) for x in (q, k, v))
+        edge_key, edge_value = (
+            prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
         )
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
         keep = None
@@ -230,6 +247,9 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             csr,
             score=options.score,
             bias=bias,
+            edge_key=edge_key,
+            edge_value=edge_value,
+            edge=prepared.edge,
             allowed=prepared.allowed,
             keep=keep,
             sink=options.sink,
@@ -238,15 +258,25 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             dropout_p=options.dropout_p,
         )
         output, lse = (x.unflatten(1, (batch, length)).transpose(0, 1) for x in (output, lse))
-        weights = _weights(plan, q, k, bias, options).to(dtype) if options.weights else None
+        weights = None
+        if options.weights:
+            weights = _weights(plan, q, k, bias, edge_key, options).to(dtype)
     return Result(output.to(dtype), weights, lse)
 
 
-def _weights(plan: Plan, q: Tensor, k: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+def _weights(
+    plan: Plan,
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    edge_key: Tensor | None,
+    options: Options,
+) -> Tensor:
     """The weights (B, H, Lq, Lk) before dropout, from scores that are computed once more."""
     prepared: Prepared = plan.prepared
     csr = prepared.csr
-    scores = reference.adjust(pair_scores(q, k, csr, options.score), bias, options)
+    scores = pair_scores(q, k, csr, options.score, edge_key, prepared.edge)
+    scores = reference.adjust(scores, bias, options)
     if prepared.allowed is not None:
         scores = scores.masked_fill(~prepared.allowed, -torch.inf)
     return _scatter(softmax(scores, csr.row.long(), csr.rows, options.sink), prepared.pairs)

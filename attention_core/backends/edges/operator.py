@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from attention_core.backends.edges import kernels, plain
@@ -41,6 +42,7 @@ def edge_attention(
     bias: Tensor | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
+    edge: Tensor | None = None,
     allowed: Tensor | None = None,
     keep: Tensor | None = None,
     sink: Tensor | None = None,
@@ -57,9 +59,9 @@ def edge_attention(
         csr: the E pairs.
         score: another score than the dot product.
         bias: (H, E) or broadcastable to it, in the order of the sorted pairs.
-        edge_key: (E, Hkv, D) added to the key of each pair (Shi et al., UniMP, 2021), by
-            `csr.item`.
-        edge_value: (E, Hkv, Dv) added to the value of each pair, by `csr.item`.
+        edge_key: (M, Hkv, D), of which one row is added to the key of each pair.
+        edge_value: (M, Hkv, Dv), of which one row is added to the value of each pair.
+        edge: (E,) the row in them of each sorted pair; `csr.item` by default.
         allowed: (H, E) bool where heads allow different pairs, in the order of the sorted pairs.
         keep: (H, E) bool, the weights that dropout keeps.
         sink: (H,) logits of a key without value.
@@ -78,11 +80,13 @@ def edge_attention(
         left = (q * score.query[:, None].to(q.dtype)).sum(-1, keepdim=True)
         right = (k @ by_group.mT).mT.flatten(0, 1)[..., None]
         if edge_key is not None:
-            edge_key = torch.einsum("egd,gsd->egs", edge_key, by_group).flatten(1)[..., None]
+            by_group = score.edge_weight.to(k.dtype).unflatten(0, (len(k), -1))
+            # One product for all heads makes no copy of the features, nor of their gradient
+            edge_key = linear(edge_key.flatten(1), torch.block_diag(*by_group))[..., None]
     elif isinstance(score, AdditiveV2):
         name, slope, weight = "additive_v2", score.negative_slope, score.weight.to(q.dtype)
     elif score is not None:
-        scores = scale * pair_scores(q, k, csr, score, edge_key)
+        scores = scale * pair_scores(q, k, csr, score, edge_key, edge)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         bias = scores if bias is None else scores + bias
@@ -92,7 +96,7 @@ def edge_attention(
     learned = (left, right, v, weight, bias, sink, edge_key, edge_value)
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
     out, lse, _ = _forward(
-        csr.tensors,
+        [*csr.tensors, csr.item if edge is None else edge],
         list(csr.transpose) if grad else [],
         csr.columns,
         name,
@@ -116,24 +120,34 @@ def edge_attention(
 
 
 def pair_scores(
-    q: Tensor, k: Tensor, csr: CSR, score: Score | None, edge_key: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    csr: CSR,
+    score: Score | None,
+    edge_key: Tensor | None,
+    edge: Tensor | None,
 ) -> Tensor:
     """Scores (H, E) of any kind, the dot product for None, with a gradient through autograd.
 
     Features of pairs are made a chunk at a time, and again in backward, so none are kept.
+    Arguments are those of `edge_attention`.
     """
     share = len(q) // len(k)
     head = torch.arange(len(q), device=q.device)[:, None]
 
-    def some(row: Tensor, column: Tensor, item: Tensor) -> Tensor:
-        queries, keys = q.index_select(1, row), k.index_select(1, column)
-        if edge_key is not None:
-            keys = keys + edge_key.index_select(0, item).transpose(0, 1)
-        keys = keys.repeat_interleave(share, dim=0)
-        return (queries * keys).sum(-1) if score is None else score(queries, keys, head)
+    def some(row: Tensor, column: Tensor, edge: Tensor) -> Tensor:
+        queries = q.index_select(1, row)
+        keys = k.index_select(1, column).repeat_interleave(share, dim=0)
+        if edge_key is None:
+            return (queries * keys).sum(-1) if score is None else score(queries, keys, head)
+        features = edge_key.index_select(0, edge).transpose(0, 1).repeat_interleave(share, dim=0)
+        if score is None:
+            return (queries * (keys + features)).sum(-1)
+        return score.with_edge(queries, keys, features, head)
 
     rows = max(_CHUNK // max(len(q) * q.shape[-1], 1), 1)
-    chunks = zip(*(x.split(rows) for x in (csr.row, csr.column, csr.item)), strict=True)
+    edge = csr.item if edge is None else edge
+    chunks = zip(*(x.split(rows) for x in (csr.row, csr.column, edge)), strict=True)
     return torch.cat([checkpoint(some, *chunk, use_reentrant=False) for chunk in chunks], dim=-1)
 
 

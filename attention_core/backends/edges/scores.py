@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_core.backends.edges.pairs import Pairs, bag
+from attention_core.backends.edges.pairs import Pairs, add_rows, bag
 
 
 class NoScores:
@@ -28,7 +28,7 @@ class NoScores:
 
 
 class DotScores:
-    """q · (k + e). q (H, Lq, D), k (Hkv, Lk, D), e (E, Hkv, D) or None."""
+    """q · (k + e). q (H, Lq, D), k (Hkv, Lk, D), e (M, Hkv, D) or None."""
 
     def __init__(self, pairs: Pairs, q: Tensor, k: Tensor, edge: Tensor | None) -> None:
         self.pairs, self.q, self.k, self.edge = pairs, q.contiguous(), k.contiguous(), edge
@@ -48,7 +48,7 @@ class DotScores:
 class AdditiveScores:
     """LeakyReLU(q + k + e), for a number per token and head: q (H, Lq, 1), k (H, Lk, 1).
 
-    e (E, H, 1) or None.
+    e (M, H, 1) or None.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class AdditiveScores:
         of_sums = torch.where(self.negative, of_scores * self.slope, of_scores)
         of_edge = None
         if self.edge is not None:
-            of_edge = torch.empty_like(self.edge)
-            of_edge.index_copy_(0, pairs.item.long(), of_sums.T[..., None])
+            of_edge = self.edge.new_zeros(self.edge.shape)
+            add_rows(of_edge, pairs.item, of_sums.T)
         return [
             pairs.total(of_sums)[..., None],
             pairs.total_by_key(of_sums)[..., None],
@@ -134,7 +134,7 @@ class AdditiveV2Scores:
         # gradients of the summands, times the weight, and that of the weight, times the summands
         of_q, of_k = torch.zeros_like(q), torch.zeros(len(k), *q.shape[1:]).to(q)
         of_weight = torch.zeros_like(self.weight)
-        of_edge = None if edge is None else torch.zeros_like(edge)
+        of_edge = None if edge is None else edge.new_zeros(edge.shape)
         for chunk in pairs.chunks(q[0].numel()):
             item = pairs.item[chunk]
             slopes = self._slopes(pairs.row[chunk], pairs.column[chunk], item)
@@ -145,7 +145,7 @@ class AdditiveV2Scores:
                 grouped = edge.index_select(0, item)[:, :, None] * slopes.unflatten(1, (-1, share))
                 of_weight += grouped.sum(0).flatten(0, 1)
                 slopes *= self.weight
-                of_edge.index_copy_(0, item.long(), slopes.unflatten(1, (-1, share)).sum(2))
+                add_rows(of_edge, item, slopes.unflatten(1, (-1, share)).sum(2))
         column = pairs.column.index_select(0, pairs.pair)
         for chunk in pairs.chunks(q[0].numel()):
             pair = pairs.pair[chunk]
