@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
+import attention_core.backends.blocks.flops  # noqa: F401  # so that the operators are counted
 from attention_core import (
     Causal,
     ContinuousBias,

@@ -6,7 +6,8 @@ numbers per pair, and one over keys, so no sum needs an atomic. A hub is a longe
 program. Proved against the plain path on CPU tensors in Triton's interpreter; not yet run on a GPU.
 """
 
-# Triton ships no types, and compiles functions that are written without
+# Triton ships no types, and compiles functions that are written without. It is on Linux with CUDA
+# only, and takes long to import: `operator` imports this file when a GPU has work for it.
 # mypy: disable-error-code="no-untyped-def,import-untyped,import-not-found"
 
 from __future__ import annotations
@@ -14,177 +15,168 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
+from triton import language as tl
 
 from attention_core.backends.edges.pairs import Pairs, by_token
 from attention_core.backends.edges.plain import Gradients, Inputs, per_query
-
-try:
-    import triton
-    from triton import language as tl
-except ImportError:  # Triton comes with torch for CUDA on Linux only
-    triton = None
 
 #: Pairs that a program takes at once.
 _BLOCK = 32
 
 
-def can(x: Inputs) -> bool:
-    """Whether this is a job for the kernels."""
-    plain = x.score != "dot" or x.edge_key is not None or x.edge_value is not None
-    return triton is not None and x.v.is_cuda and not plain
+@triton.jit
+def _scores(
+    q, k, bias, allowed, column, pair, live, head, group, pairs, d, in_d,
+    k_head, k_token, k_dim, scale, softcap,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Scores of a block of pairs with q (1, D), and tanh'(score / cap)."""
+    at = group * k_head + column[:, None] * k_token + d * k_dim
+    key = tl.load(k + at, mask=live[:, None] & in_d, other=0.0)
+    s = tl.sum(q * key, axis=1) * scale
+    slope = s * 0 + 1
+    if CAPPED:
+        tanh = 2 / (1 + tl.exp(-2 * (s / softcap))) - 1
+        slope = 1 - tanh * tanh
+        s = softcap * tanh
+    if BIASED:
+        s += tl.load(bias + head * pairs + pair, mask=live, other=0.0)
+    if MASKED:
+        may = tl.load(allowed + head * pairs + pair, mask=live, other=0)
+        s = tl.where(may != 0, s, float("-inf"))
+    return tl.where(live, s, float("-inf")), slope, key
 
 
-if triton is not None:
+@triton.jit
+def _forward_kernel(
+    q, k, v, bias, allowed, keep, sink, start, column, out, lse, norm,
+    q_head, q_token, q_dim, k_head, k_token, k_dim, v_head, v_token, v_dim,
+    rows, pairs, heads, share, D, DV, factors,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, DROPS: tl.constexpr,
+    SINK: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    group = head // share
+    scale, softcap, grow = tl.load(factors), tl.load(factors + 1), tl.load(factors + 2)
+    d, dv = tl.arange(0, PAD)[None, :], tl.arange(0, PAD_V)[None, :]
+    in_d, in_dv = d < D, dv < DV
+    query = tl.load(q + head * q_head + row * q_token + d * q_dim, mask=in_d, other=0.0)
+    first, last = tl.load(start + row), tl.load(start + row + 1)
+    top = tl.sum(query, axis=1) * 0 - 1e30  # finite, so that -inf minus it is -inf
+    if SINK:
+        top = tl.maximum(top, tl.load(sink + head))
+    total = tl.zeros_like(top)
+    sums = tl.zeros([1, PAD_V], dtype=query.dtype)
+    for block in range(first, last, BLOCK):
+        pair = block + tl.arange(0, BLOCK)
+        live = pair < last
+        at = tl.load(column + pair, mask=live, other=0).to(tl.int64)
+        s, _, _ = _scores(
+            query, k, bias, allowed, at, pair, live, head, group, pairs, d, in_d,
+            k_head, k_token, k_dim, scale, softcap, CAPPED, BIASED, MASKED,
+        )  # fmt: skip
+        higher = tl.maximum(top, tl.max(s, axis=0))
+        shrink = tl.exp(top - higher)
+        weight = tl.exp(s - higher)
+        total = total * shrink + tl.sum(weight, axis=0)
+        if DROPS:
+            kept = tl.load(keep + head * pairs + pair, mask=live, other=0)
+            weight = tl.where(kept != 0, weight * grow, 0.0)
+        where = group * v_head + at[:, None] * v_token + dv * v_dim
+        value = tl.load(v + where, mask=live[:, None] & in_dv, other=0.0)
+        sums = sums * shrink + tl.sum(weight[:, None] * value, axis=0)[None, :]
+        top = higher
+    one = tl.arange(0, 1)
+    empty = total == 0
+    found = tl.log(tl.where(empty, 1.0, total)) + top
+    tl.store(lse + head * rows + row + one, tl.where(empty, float("-inf"), found))
+    if SINK:
+        total += tl.exp(tl.load(sink + head) - top)
+    empty = total == 0
+    total = tl.where(empty, 1.0, total)
+    found = tl.where(empty, 0.0, tl.log(total) + top)
+    tl.store(norm + head * rows + row + one, found)
+    tl.store(out + (row * heads + head) * DV + dv, sums / total[:, None], mask=in_dv)
 
-    @triton.jit
-    def _scores(
-        q, k, bias, allowed, column, pair, live, head, group, pairs, d, in_d,
-        k_head, k_token, k_dim, scale, softcap,
-        CAPPED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr,
-    ):  # fmt: skip
-        """Scores of a block of pairs with q (1, D), and tanh'(score / cap)."""
-        at = group * k_head + column[:, None] * k_token + d * k_dim
-        key = tl.load(k + at, mask=live[:, None] & in_d, other=0.0)
-        s = tl.sum(q * key, axis=1) * scale
-        slope = s * 0 + 1
-        if CAPPED:
-            tanh = 2 / (1 + tl.exp(-2 * (s / softcap))) - 1
-            slope = 1 - tanh * tanh
-            s = softcap * tanh
-        if BIASED:
-            s += tl.load(bias + head * pairs + pair, mask=live, other=0.0)
-        if MASKED:
-            may = tl.load(allowed + head * pairs + pair, mask=live, other=0)
-            s = tl.where(may != 0, s, float("-inf"))
-        return tl.where(live, s, float("-inf")), slope, key
 
-    @triton.jit
-    def _forward_kernel(
-        q, k, v, bias, allowed, keep, sink, start, column, out, lse, norm,
-        q_head, q_token, q_dim, k_head, k_token, k_dim, v_head, v_token, v_dim,
-        rows, pairs, heads, share, D, DV, factors,
-        CAPPED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, DROPS: tl.constexpr,
-        SINK: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
-    ):  # fmt: skip
-        row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-        group = head // share
-        scale, softcap, grow = tl.load(factors), tl.load(factors + 1), tl.load(factors + 2)
-        d, dv = tl.arange(0, PAD)[None, :], tl.arange(0, PAD_V)[None, :]
-        in_d, in_dv = d < D, dv < DV
-        query = tl.load(q + head * q_head + row * q_token + d * q_dim, mask=in_d, other=0.0)
-        first, last = tl.load(start + row), tl.load(start + row + 1)
-        top = tl.sum(query, axis=1) * 0 - 1e30  # finite, so that -inf minus it is -inf
-        if SINK:
-            top = tl.maximum(top, tl.load(sink + head))
-        total = tl.zeros_like(top)
-        sums = tl.zeros([1, PAD_V], dtype=query.dtype)
-        for block in range(first, last, BLOCK):
-            pair = block + tl.arange(0, BLOCK)
-            live = pair < last
-            at = tl.load(column + pair, mask=live, other=0).to(tl.int64)
-            s, _, _ = _scores(
-                query, k, bias, allowed, at, pair, live, head, group, pairs, d, in_d,
-                k_head, k_token, k_dim, scale, softcap, CAPPED, BIASED, MASKED,
-            )  # fmt: skip
-            higher = tl.maximum(top, tl.max(s, axis=0))
-            shrink = tl.exp(top - higher)
-            weight = tl.exp(s - higher)
-            total = total * shrink + tl.sum(weight, axis=0)
-            if DROPS:
-                kept = tl.load(keep + head * pairs + pair, mask=live, other=0)
-                weight = tl.where(kept != 0, weight * grow, 0.0)
-            where = group * v_head + at[:, None] * v_token + dv * v_dim
-            value = tl.load(v + where, mask=live[:, None] & in_dv, other=0.0)
-            sums = sums * shrink + tl.sum(weight[:, None] * value, axis=0)[None, :]
-            top = higher
-        one = tl.arange(0, 1)
-        empty = total == 0
-        found = tl.log(tl.where(empty, 1.0, total)) + top
-        tl.store(lse + head * rows + row + one, tl.where(empty, float("-inf"), found))
-        if SINK:
-            total += tl.exp(tl.load(sink + head) - top)
-        empty = total == 0
-        total = tl.where(empty, 1.0, total)
-        found = tl.where(empty, 0.0, tl.log(total) + top)
-        tl.store(norm + head * rows + row + one, found)
-        tl.store(out + (row * heads + head) * DV + dv, sums / total[:, None], mask=in_dv)
+@triton.jit
+def _query_kernel(
+    q, k, v, bias, allowed, keep, start, column, of_out, norm, mean, of_q, of_score, of_raw,
+    weights, q_head, q_token, q_dim, k_head, k_token, k_dim, v_head, v_token, v_dim,
+    rows, pairs, heads, share, D, DV, factors,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, DROPS: tl.constexpr,
+    BLOCK: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the queries and of each score, and the weight of each value."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    group = head // share
+    scale, softcap, grow = tl.load(factors), tl.load(factors + 1), tl.load(factors + 2)
+    d, dv = tl.arange(0, PAD)[None, :], tl.arange(0, PAD_V)[None, :]
+    in_d, in_dv = d < D, dv < DV
+    query = tl.load(q + head * q_head + row * q_token + d * q_dim, mask=in_d, other=0.0)
+    gradient = tl.load(of_out + (row * heads + head) * DV + dv, mask=in_dv, other=0.0)
+    scaled, expected = tl.load(norm + head * rows + row), tl.load(mean + head * rows + row)
+    first, last = tl.load(start + row), tl.load(start + row + 1)
+    sums = tl.zeros([1, PAD], dtype=query.dtype)
+    for block in range(first, last, BLOCK):
+        pair = block + tl.arange(0, BLOCK)
+        live = pair < last
+        at = tl.load(column + pair, mask=live, other=0).to(tl.int64)
+        s, slope, key = _scores(
+            query, k, bias, allowed, at, pair, live, head, group, pairs, d, in_d,
+            k_head, k_token, k_dim, scale, softcap, CAPPED, BIASED, MASKED,
+        )  # fmt: skip
+        weight = tl.exp(s - scaled)
+        where = group * v_head + at[:, None] * v_token + dv * v_dim
+        value = tl.load(v + where, mask=live[:, None] & in_dv, other=0.0)
+        of_weight = tl.sum(gradient * value, axis=1)
+        kept = weight
+        if DROPS:
+            drawn = tl.load(keep + head * pairs + pair, mask=live, other=0)
+            factor = tl.where(drawn != 0, grow, 0.0)
+            of_weight *= factor
+            kept = weight * factor
+        change = weight * (of_weight - expected)
+        raw = change * slope * scale
+        tl.store(of_score + head * pairs + pair, change, mask=live)
+        tl.store(of_raw + head * pairs + pair, raw, mask=live)
+        tl.store(weights + head * pairs + pair, kept, mask=live)
+        sums += tl.sum(raw[:, None] * key, axis=0)[None, :]
+    tl.store(of_q + (row * heads + head) * D + d, sums, mask=in_d)
 
-    @triton.jit
-    def _query_kernel(
-        q, k, v, bias, allowed, keep, start, column, of_out, norm, mean, of_q, of_score, of_raw,
-        weights, q_head, q_token, q_dim, k_head, k_token, k_dim, v_head, v_token, v_dim,
-        rows, pairs, heads, share, D, DV, factors,
-        CAPPED: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr, DROPS: tl.constexpr,
-        BLOCK: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
-    ):  # fmt: skip
-        """Gradients of the queries and of each score, and the weight of each value."""
-        row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-        group = head // share
-        scale, softcap, grow = tl.load(factors), tl.load(factors + 1), tl.load(factors + 2)
-        d, dv = tl.arange(0, PAD)[None, :], tl.arange(0, PAD_V)[None, :]
-        in_d, in_dv = d < D, dv < DV
-        query = tl.load(q + head * q_head + row * q_token + d * q_dim, mask=in_d, other=0.0)
-        gradient = tl.load(of_out + (row * heads + head) * DV + dv, mask=in_dv, other=0.0)
-        scaled, expected = tl.load(norm + head * rows + row), tl.load(mean + head * rows + row)
-        first, last = tl.load(start + row), tl.load(start + row + 1)
-        sums = tl.zeros([1, PAD], dtype=query.dtype)
-        for block in range(first, last, BLOCK):
-            pair = block + tl.arange(0, BLOCK)
-            live = pair < last
-            at = tl.load(column + pair, mask=live, other=0).to(tl.int64)
-            s, slope, key = _scores(
-                query, k, bias, allowed, at, pair, live, head, group, pairs, d, in_d,
-                k_head, k_token, k_dim, scale, softcap, CAPPED, BIASED, MASKED,
-            )  # fmt: skip
-            weight = tl.exp(s - scaled)
-            where = group * v_head + at[:, None] * v_token + dv * v_dim
-            value = tl.load(v + where, mask=live[:, None] & in_dv, other=0.0)
-            of_weight = tl.sum(gradient * value, axis=1)
-            kept = weight
-            if DROPS:
-                drawn = tl.load(keep + head * pairs + pair, mask=live, other=0)
-                factor = tl.where(drawn != 0, grow, 0.0)
-                of_weight *= factor
-                kept = weight * factor
-            change = weight * (of_weight - expected)
-            raw = change * slope * scale
-            tl.store(of_score + head * pairs + pair, change, mask=live)
-            tl.store(of_raw + head * pairs + pair, raw, mask=live)
-            tl.store(weights + head * pairs + pair, kept, mask=live)
-            sums += tl.sum(raw[:, None] * key, axis=0)[None, :]
-        tl.store(of_q + (row * heads + head) * D + d, sums, mask=in_d)
 
-    @triton.jit
-    def _key_kernel(
-        q, of_out, of_raw, weights, start, key_row, key_pair, of_k, of_v,
-        q_head, q_token, q_dim, pairs, heads, groups, share, D, DV,
-        BLOCK: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
-    ):  # fmt: skip
-        """Gradients of keys and values; the query heads that share a key are summed here."""
-        column, group = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-        d, dv = tl.arange(0, PAD)[None, :], tl.arange(0, PAD_V)[None, :]
-        in_d, in_dv = d < D, dv < DV
-        first, last = tl.load(start + column), tl.load(start + column + 1)
-        of_key = tl.zeros([1, PAD], dtype=of_k.dtype.element_ty)
-        of_value = tl.zeros([1, PAD_V], dtype=of_v.dtype.element_ty)
-        for block in range(first, last, BLOCK):
-            at = block + tl.arange(0, BLOCK)
-            live = at < last
-            pair = tl.load(key_pair + at, mask=live, other=0)
-            row = tl.load(key_row + at, mask=live, other=0).to(tl.int64)
-            for nth in range(share):
-                head = group * share + nth
-                raw = tl.load(of_raw + head * pairs + pair, mask=live, other=0.0)
-                weight = tl.load(weights + head * pairs + pair, mask=live, other=0.0)
-                where = head * q_head + row[:, None] * q_token + d * q_dim
-                query = tl.load(q + where, mask=live[:, None] & in_d, other=0.0)
-                where = (row[:, None] * heads + head) * DV + dv
-                gradient = tl.load(of_out + where, mask=live[:, None] & in_dv, other=0.0)
-                of_key += tl.sum(raw[:, None] * query, axis=0)[None, :]
-                of_value += tl.sum(weight[:, None] * gradient, axis=0)[None, :]
-        tl.store(of_k + (column * groups + group) * D + d, of_key, mask=in_d)
-        tl.store(of_v + (column * groups + group) * DV + dv, of_value, mask=in_dv)
+@triton.jit
+def _key_kernel(
+    q, of_out, of_raw, weights, start, key_row, key_pair, of_k, of_v,
+    q_head, q_token, q_dim, pairs, heads, groups, share, D, DV,
+    BLOCK: tl.constexpr, PAD: tl.constexpr, PAD_V: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys and values; the query heads that share a key are summed here."""
+    column, group = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    d, dv = tl.arange(0, PAD)[None, :], tl.arange(0, PAD_V)[None, :]
+    in_d, in_dv = d < D, dv < DV
+    first, last = tl.load(start + column), tl.load(start + column + 1)
+    of_key = tl.zeros([1, PAD], dtype=of_k.dtype.element_ty)
+    of_value = tl.zeros([1, PAD_V], dtype=of_v.dtype.element_ty)
+    for block in range(first, last, BLOCK):
+        at = block + tl.arange(0, BLOCK)
+        live = at < last
+        pair = tl.load(key_pair + at, mask=live, other=0)
+        row = tl.load(key_row + at, mask=live, other=0).to(tl.int64)
+        for nth in range(share):
+            head = group * share + nth
+            raw = tl.load(of_raw + head * pairs + pair, mask=live, other=0.0)
+            weight = tl.load(weights + head * pairs + pair, mask=live, other=0.0)
+            where = head * q_head + row[:, None] * q_token + d * q_dim
+            query = tl.load(q + where, mask=live[:, None] & in_d, other=0.0)
+            where = (row[:, None] * heads + head) * DV + dv
+            gradient = tl.load(of_out + where, mask=live[:, None] & in_dv, other=0.0)
+            of_key += tl.sum(raw[:, None] * query, axis=0)[None, :]
+            of_value += tl.sum(weight[:, None] * gradient, axis=0)[None, :]
+    tl.store(of_k + (column * groups + group) * D + d, of_key, mask=in_d)
+    tl.store(of_v + (column * groups + group) * DV + dv, of_value, mask=in_dv)
 
 
 def _pads(x: Inputs) -> dict[str, int]:

@@ -8,6 +8,8 @@ no derivative of its own: asking for a second one raises.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from attention_core.backends.edges import kernels, plain
+from attention_core.backends.edges import plain
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Gradients, Inputs
 from attention_core.scores import Additive, AdditiveV2, Score
@@ -157,6 +159,16 @@ def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
     return Pairs(start, row, column, item, columns, key_start, key_row, pair), Inputs(*inputs)
 
 
+def _way(x: Inputs) -> ModuleType:
+    """The module that does this: Triton kernels on a GPU where they can, else plain torch."""
+    features = x.edge_key is not None or x.edge_value is not None
+    if not x.v.is_cuda or x.score != "dot" or features or find_spec("triton") is None:
+        return plain
+    from attention_core.backends.edges import kernels
+
+    return kernels
+
+
 @torch.library.custom_op(
     "attention_core::edges",
     mutates_args=(),
@@ -164,9 +176,8 @@ def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
 )
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     pairs, x = _unpack(args)
-    way = kernels if kernels.can(x) else plain
     with torch.autocast(x.v.device.type, enabled=False):
-        return way.forward(x, pairs)
+        return _way(x).forward(x, pairs)
 
 
 @_forward.register_fake
@@ -189,9 +200,8 @@ def _backward(*args: Any) -> list[Tensor]:
         return [
             torch.zeros_like(tensor) for tensor in _with_gradient(x, of_bias) if tensor is not None
         ]
-    way = kernels if kernels.can(x) else plain
     with torch.autocast(x.v.device.type, enabled=False):
-        found = way.backward(x, pairs, out, lse, norm, of_out, of_lse, of_bias)
+        found = _way(x).backward(x, pairs, out, lse, norm, of_out, of_lse, of_bias)
     return [gradient for gradient in found if gradient is not None]
 
 
