@@ -76,9 +76,14 @@ def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...]) -> float:
         before = torch.cuda.memory_allocated()
         once(forward, True)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return host_peak(lambda: once(forward, True))
+
+
+def host_peak(call: Callable[[], object]) -> float:
+    """MiB of the machine's memory that `call()` takes beyond what this process had. Linux only."""
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    once(forward, True)
+    call()
     return _resident("VmHWM") - before
 
 

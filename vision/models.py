@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +14,25 @@ from attention_core import (
     Bias,
     Encoder,
     Grid,
-    LearnedPosition,
     Mask,
     Rotary,
     Sinusoidal,
     pool,
 )
-from vision.embeddings import PatchEmbedding, pair
+from attention_core.layers.residual import make_norm
+from vision.embeddings import PatchEmbedding, drop_patches, pair
+from vision.positions import ResampledPosition
+from vision.presets import preset
 
 Positions = Literal["learned", "sinusoidal", "rotary"]
-Pooling = Literal["class", "mean", "attention"]
+Pooling = Literal["class", "mean", "attention", "map"]
 
 
 class VisionTransformer(nn.Module):
     """A transformer over the patches of images (Dosovitskiy et al., ViT, 2021).
 
-    The mask says which patches attend to which: None is the ViT, `Neighborhood(r)` is neighborhood
-    attention (Hassani et al., 2023), a list of masks alternates local and global layers. The class
-    token sits nowhere, so no mask keeps it from attending to everything.
+    In front of the patches stand the class token, then the registers. They sit nowhere, so no mask
+    keeps them from attending to everything.
 
     Args:
         dim: size D of a token.
@@ -39,16 +41,27 @@ class VisionTransformer(nn.Module):
         patch: height and width of a patch in pixels, or one number for both.
         classes: number of outputs per image; None returns the pooled image itself, (B, D).
         channels: number of channels of an image.
-        image_size: height and width, or one number for both, of the largest image; only "learned"
-            positions need it.
+        image_size: height and width, or one number for both, for which "learned" positions have a
+            vector per patch; for an image of another size they are resampled.
         positions: "learned", a vector per place; "sinusoidal", sines and cosines of row and column;
-            "rotary", queries and keys turned by row and column (axial, base 100: Heo et al., 2024;
-            for another form give ``rotary=`` with positions=None); or None.
-        mask: for every layer, or a list of masks (None: all pairs) that the layers take in turn.
+            "rotary", queries and keys turned by row and column (axial, base 100: Heo et al., 2024);
+            a module from a `Grid` to vectors to add, such as `Sinusoidal`; or None. For another
+            form of rotary positions, alone or besides these, give ``rotary=``.
+        class_position: whether "learned" positions have a vector for the class token.
+        mask: for every layer, or a list of masks (None: all pairs) that the layers take in turn:
+            `Neighborhood(r)` is neighborhood attention (Hassani et al., 2023).
         bias: relative positions, such as `RelativeTable.swin(heads, window)`.
-        pooling: "class", a learned token in front; "mean" over the patches; or "attention", a
-            learned query over them (Lee et al., Set Transformer, 2019).
-        encoder: further options of `Encoder`, `Block` and `MultiheadAttention`.
+        pooling: "class", the class token; "mean" over the patches; "attention", a learned query
+            over them (Lee et al., Set Transformer, 2019); or "map", the same followed by a
+            residual feed-forward network (Zhai et al., Scaling ViT, 2022; SigLIP).
+        class_token: whether there is a class token; by default where pooling is "class".
+        registers: tokens that hold nothing but what attention puts there (Darcet et al., 2024).
+        embedding: further options of `PatchEmbedding`: `stride`, `stem`, `bias`.
+        embedding_norm: normalise tokens before the first block (CLIP).
+        pool_norm: normalise the pooled vector instead of every token (BEiT, Bao et al., 2022).
+        patch_dropout: share of the patches that an image loses in training, see `drop_patches`.
+        encoder: further options of `Encoder`, `Block` and `MultiheadAttention`: `hidden`,
+            `activation`, `layer_scale`, `drop_path`, `qk_norm`, `norm`, `rotary`, ...
 
     Raises:
         ValueError: arguments that are unknown or contradict each other; the message names them.
@@ -69,58 +82,156 @@ class VisionTransformer(nn.Module):
         classes: int | None,
         channels: int = 3,
         image_size: int | tuple[int, int] | None = None,
-        positions: Positions | None = "learned",
+        positions: Positions | nn.Module | None = "learned",
+        class_position: bool = True,
         mask: Mask | Sequence[Mask | None] | None = None,
         bias: Bias | Sequence[Bias] | None = None,
         pooling: Pooling = "class",
+        class_token: bool | None = None,
+        registers: int = 0,
+        embedding: Mapping[str, Any] | None = None,
+        embedding_norm: bool = False,
+        pool_norm: bool = False,
+        patch_dropout: float = 0.0,
         **encoder: Any,
     ) -> None:
         super().__init__()
-        if pooling not in ("class", "mean", "attention"):
-            raise ValueError(f"pooling must be 'class', 'mean' or 'attention', got {pooling!r}")
-        self.pooling = pooling
-        self.embedding = PatchEmbedding(patch, dim, channels=channels)
-        # With another pooling there is no class token, and this is empty
-        self.class_token = nn.Parameter(torch.empty(int(pooling == "class"), dim))
-        nn.init.normal_(self.class_token, std=0.02)
-        self.positions: LearnedPosition | Sinusoidal | None = None
+        if pooling not in ("class", "mean", "attention", "map"):
+            raise ValueError(
+                f"pooling must be 'class', 'mean', 'attention' or 'map', got {pooling!r}"
+            )
+        if class_token is None:
+            class_token = pooling == "class"
+        if pooling == "class" and not class_token:
+            raise ValueError("pooling='class' reads the class token, but class_token=False")
+        if registers < 0:
+            raise ValueError(f"registers must be at least 0, got {registers}")
+        if not 0 <= patch_dropout < 1:
+            raise ValueError(f"patch_dropout must be in [0, 1), got {patch_dropout}")
+        self.pooling, self.patch_dropout = pooling, patch_dropout
+        self.embedding = PatchEmbedding(patch, dim, channels=channels, **(embedding or {}))
+        # Either is empty where there are none; FSDP cannot cut an empty gradient
+        self.class_token = nn.Parameter(torch.empty(int(class_token), dim), class_token)
+        self.registers = nn.Parameter(torch.empty(registers, dim), registers > 0)
+        for tokens in (self.class_token, self.registers):
+            nn.init.normal_(tokens, std=0.02)
+        self.positions: nn.Module | None = None
         if positions == "learned":
             if image_size is None:
                 raise ValueError("positions='learned' needs image_size, the size of their table")
             size = self.embedding.grid_size(pair("image_size", image_size))
-            self.positions = LearnedPosition(size, dim, special=len(self.class_token))
+            self.positions = ResampledPosition(size, dim, special=class_token and class_position)
         elif positions == "sinusoidal":
             self.positions = Sinusoidal(dim, axes=2)
         elif positions == "rotary":
             if encoder.get("rotary") is not None:
                 raise ValueError("give positions='rotary' or rotary=..., not both")
             encoder["rotary"] = Rotary(axes=2, base=100.0)
+        elif isinstance(positions, nn.Module):
+            self.positions = positions
         elif positions is not None:
             raise ValueError(
-                f"positions must be 'learned', 'sinusoidal', 'rotary' or None, got {positions!r}"
+                "positions must be 'learned', 'sinusoidal', 'rotary', a module or None, got "
+                f"{positions!r}"
             )
+
+        def norm(wanted: bool) -> nn.Module:
+            kind, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
+            return make_norm(kind, dim, eps) if wanted else nn.Identity()
+
+        self.embedding_norm = norm(embedding_norm)
+        if pool_norm:
+            encoder.setdefault("final_norm", False)
         self.encoder = Encoder(dim, depth, heads, mask=mask, bias=bias, **encoder)
-        self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
+        self.pool: AttentionPool | None = None
+        if pooling in ("attention", "map"):
+            block = self.encoder.blocks[0].feed_forward
+            self.pool = AttentionPool(
+                dim,
+                heads,
+                hidden=block.down.in_features if pooling == "map" else None,
+                activation=block.activation,
+                eps=encoder.get("eps", 1e-6),
+            )
+        self.pool_norm = norm(pool_norm)
         self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Self:
+        """A model of the sizes that the literature calls `name`, see `vision.PRESETS`.
+
+        Args:
+            name: "tiny", "small", "base", "large", "huge", "giant", "gigantic" or "so400m".
+            options: all other arguments; they may replace those of the preset.
+
+        Example::
+
+            VisionTransformer.preset("small", patch=16, classes=1000, image_size=224)
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        return cls(**{**preset(name), **options})
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        weights: Mapping[str, Any] | str | Path,
+        *,
+        source: str | None = None,
+        heads: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """The model that weights of another library are for, with these weights.
+
+        Args:
+            weights: a state dict of torchvision, timm, DINOv2, DINOv3, EVA-02, transformers, CLIP
+                or SigLIP; or a `.safetensors` or torch file of one.
+            source: one of `vision.pretrained.SOURCES`; by default it is recognised by the names.
+            heads: which shapes do not tell; by default those of the published model of this size,
+                and else heads of 64 features.
+            config: transformers' `config.json`, as a dict: what shapes do not tell.
+            options: arguments that replace those found, such as `image_size`, to which positions
+                are resampled; `classes`, whose head is new; or `pooling`.
+
+        Raises:
+            ValueError: as of `vision.pretrained.load_pretrained`; or something cannot be told.
+
+        Example::
+
+            model = VisionTransformer.from_state_dict("dinov2_vits14.pth", image_size=224)
+        """
+        from vision.pretrained import build  # which imports this module
+
+        return build(cls, weights, source=source, heads=heads, config=config, **options)
+
+    @property
+    def num_special(self) -> int:
+        """How many tokens stand in front of an image's patches: class token, then registers."""
+        return len(self.class_token) + len(self.registers)
 
     def embed(self, image: Tensor | Sequence[Tensor]) -> tuple[Tensor, Grid]:
         """What the encoder gets: tokens (B, L, D), or (T, D) packed, and where they sit.
 
-        To drop patches, index the tokens and `keep` the same of the grid.
+        No patch is dropped: to do so, see `drop_patches`.
         """
-        patches, space = self.embedding(image, special=len(self.class_token))
-        tokens = space.place(patches, self.class_token)
+        patches, space = self.embedding(image, special=self.num_special)
+        tokens = space.place(patches, torch.cat([self.class_token, self.registers]))
         if self.positions is not None:
             tokens = tokens + self.positions(space).to(tokens.dtype)
-        return tokens, space
+        return self.embedding_norm(tokens), space
 
     def classify(self, tokens: Tensor, space: Grid) -> Tensor:
         """The outputs (B, classes) from encoded tokens (B, L, D), or (T, D) packed."""
         if self.pool is not None:
+            if self.num_special:
+                places = _places(space.to(tokens.device))
+                tokens, space = tokens.index_select(-2, places), space.keep(places)
             pooled = self.pool(tokens, space)
         else:
-            pooled = pool(tokens, space, "special" if self.pooling == "class" else "mean")
-        output: Tensor = self.head(pooled)
+            pooled = pool(tokens, space, self.pooling)  # type: ignore[arg-type]
+        output: Tensor = self.head(self.pool_norm(pooled))
         return output
 
     def forward(self, image: Tensor | Sequence[Tensor]) -> Tensor:
@@ -134,4 +245,48 @@ class VisionTransformer(nn.Module):
             TypeError, ValueError: an image of another kind or shape; the message names it.
         """
         tokens, space = self.embed(image)
+        if self.training and self.patch_dropout:
+            tokens, space = drop_patches(tokens, space, self.patch_dropout)
         return self.classify(self.encoder(tokens, space), space)
+
+    def features(
+        self,
+        image: Tensor | Sequence[Tensor],
+        layers: Sequence[int] = (-1,),
+        *,
+        norm: bool = True,
+    ) -> list[Tensor] | list[list[Tensor]]:
+        """Maps of the tokens after some layers, as dense tasks need them. No patch is dropped.
+
+        Args:
+            image: as in `forward`.
+            layers: which blocks, in the order wanted; negative numbers count from the last.
+            norm: normalise them as the encoder does its output.
+
+        Returns: for each layer a map (B, D, rows, columns); of a list of images for each layer a
+        list of maps (D, rows, columns).
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        tokens, space = self.embed(image)
+        outputs = self.encoder.intermediates(tokens, space, layers=layers, norm=norm)
+        places = _places(space)
+        patches = [x.index_select(-2, places) for x in outputs]
+        if space.segments is None:
+            return [x.mT.unflatten(-1, space.sizes[0]) for x in patches]
+        counts = [rows * columns for rows, columns in space.sizes]
+        return [
+            [
+                one.mT.unflatten(-1, size)
+                for one, size in zip(x.split(counts), space.sizes, strict=True)
+            ]
+            for x in patches
+        ]
+
+
+def _places(space: Grid) -> Tensor:
+    """(N,) indices of the tokens that sit somewhere, the same in every sample of a batch."""
+    if space.segments is not None and space.special is not None:
+        return (~space.special).nonzero().squeeze(-1)
+    return torch.arange(space.num_special, space.length, device=space.device)

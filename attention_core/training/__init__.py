@@ -18,8 +18,9 @@ To add one, write a data module and a model, then a YAML file that names them.
             return {"points": ..., "target": ...}
 
 A batch is a dict: `target` is the label, **everything else is passed to the model by name**, as
-in `logits = model(points=...)`. Split the data with a seed of its own, fixed in `load`, never with
-`seed`: another seed is then another training, tested on the same samples.
+in `logits = model(points=...)`. Split the data with a seed of its own, fixed in `load`, or by
+`splits.stratified_split`, never with `seed`: another seed is then another training, tested on the
+same samples.
 
 **2. Model**: any `nn.Module`. Name a matrix that multiplies activations `...weight` and a table
 that is added or looked up anything else, and weight decay is right (`optim.decay_groups`).

@@ -92,6 +92,7 @@ def _training(
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     time = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
     rows = {
+        **_tuning(config),
         "optimizer": _code(_call(config["optimizer"])),
         "schedule": _code(_call(config["schedule"])) if config.get("schedule") else "none",
         "epochs": f"{trainer.current_epoch:,} ({trainer.global_step:,} optimizer steps)",
@@ -104,6 +105,20 @@ def _training(
     versions = {"Python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version(name) for name in ("lightning", "attention-core")}
     return {**rows, "versions": ", ".join(f"{name} {number}" for name, number in versions.items())}
+
+
+def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
+    """What of a fine-tuning is unlike a training from scratch."""
+    init = {name: value for name, value in (config.get("init") or {}).items() if value}
+    layer_decay = config["task"].get("layer_decay", 1)
+    rows = {}
+    if "run" in init or "weights" in init:
+        rows["starts from"] = _code(", ".join(f"{name}={init[name]}" for name in init))
+    if config.get("freeze"):
+        rows["frozen"] = _code(", ".join(config["freeze"]))
+    if layer_decay != 1:
+        rows["rates"] = f"each layer's is {layer_decay} times that of the one above"
+    return rows
 
 
 def _processor() -> str:

@@ -279,11 +279,15 @@ def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
 
 def explain(error: Exception, overrides: list[str], roots: list[Path]) -> UsageError:
     """The error that Hydra raised, as what a user needs to know."""
+    from omegaconf.errors import MissingMandatoryValue
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UsageError):
             return cause  # of a resolver
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, MissingMandatoryValue):
+        return UsageError(f"{error.full_key}: a value is needed: {error.full_key}=...")
     message = str(error)
     plugin = re.search(r"Could not find 'hydra/(?:launcher|sweeper)/([a-z]+)", message)
     if plugin:
@@ -352,16 +356,24 @@ def _flatten(config: Any, place: str) -> Iterable[str]:
 
 def _register_resolvers() -> None:
     """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
-    this run alone; `${direction:TARGET,ALLOW}`: what a sweeper does with a task's score."""
+    this run alone; `${direction:TARGET,ALLOW}`: what a sweeper does with a task's score;
+    `${class_folders:ROOT}`: the names of the folders, one for each class, of a data set."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", len, replace=True)
     OmegaConf.register_new_resolver("slug", lambda name: str(name).replace("/", "-"), replace=True)
     OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:12], replace=True)
     OmegaConf.register_new_resolver("direction", _direction, replace=True)
+    OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
 
 
 def _direction(target: str, allow: list[str]) -> str:
     from attention_core.training.sweep import DIRECTIONS, monitored
 
     return DIRECTIONS[monitored({"task": {"_target_": target}, "allow": list(allow)})[1]]
+
+
+def _class_folders(root: str) -> list[str]:
+    from attention_core.training.inputs import class_folders
+
+    return class_folders(Path(root).expanduser())

@@ -239,9 +239,14 @@ class Loader:
         restored, self._restored = self._restored, None
         self._served = restored["served"] if restored and restored["epoch"] == self.epoch else 0
         self._plan.epoch, self._plan.start = self.epoch, self._served
-        for batch in self._batches:
-            self._served += 1
-            yield batch
+        try:
+            for batch in self._batches:
+                self._served += 1
+                yield batch
+        except UsageError as error:
+            # Of a worker, in front of whose message torch puts a traceback
+            message = str(error).rsplit(f"{UsageError.__qualname__}: ", 1)[-1]
+            raise UsageError(message.strip()) from error
 
     def close(self) -> None:
         """Ends the workers; iterated again, it starts new ones.

@@ -25,7 +25,7 @@ OpenDims = dict[str, dict[int, str]]
 
 SUFFIXES = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 PACKAGES = {
-    "safetensors": ["safetensors"],
+    "safetensors": [],
     "torch_export": [],
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
 }

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
 from attention_core.training.figures import INK, VALIDATION, save_figure
+from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.run import assemble, check_config
 from attention_core.training.task import Task
@@ -55,6 +56,7 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
         },
     }
     parts = assemble(test, RunFolder(folder), log=False)
+    start_from(parts.task.model, **(config.get("init") or {}))
     curve = _Curve()
     parts.trainer.callbacks.append(curve)  # type: ignore[attr-defined]
     parts.trainer.fit(parts.task, datamodule=parts.data)

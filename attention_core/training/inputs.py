@@ -48,6 +48,23 @@ def files(source: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
         raise UsageError(f"input: {str(source)!r} holds no file that ends in one of {endings}.")
 
 
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders, one for each class, in `root`, or in `root/train` where that is.
+
+    Raises:
+        UsageError: `root` is no folder, or has none inside. Hidden ones do not count.
+    """
+    folder = root / "train" if (root / "train").is_dir() else root
+    if not folder.is_dir():
+        raise UsageError(f"data.root: there is no folder {str(root)!r}.")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise UsageError(
+            f"data.root: {str(folder)!r} has no folders; one for each class was expected."
+        )
+    return names
+
+
 def _refuse(error: OSError) -> None:
     raise UsageError(f"input: {error.filename!r} cannot be listed: {error.strerror}.")
 

@@ -1,9 +1,10 @@
-"""Decay groups and learning-rate schedules; the optimizers themselves are torch's.
+"""Parameter groups and learning-rate schedules; the optimizers themselves are torch's.
 
 A configuration's `optimizer` is a partial of any `torch.optim` class, its `schedule` a partial of
 a function below (or of any torch scheduler that takes `total_steps`). The task calls
 
-    optimizer = optimizer(decay_groups(model, weight_decay))
+    optimizer = optimizer(decay_groups(model, weight_decay, layer_decay))
+    scale_rates(optimizer)
     schedule = schedule(optimizer, total_steps=...)      # stepped once per optimizer step
 """
 
@@ -14,43 +15,108 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from attention_core.layers import Block, Encoder
 from attention_core.training.errors import UsageError
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the trainable parameters into a decayed and an undecayed group.
+def decay_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Splits the trainable parameters by weight decay and, for a `layer_decay` below 1, by layer.
 
-    The rule: **decay what multiplies activations**, that is a parameter of two or more dimensions
-    whose name ends in `weight`, outside `nn.Embedding`. Everything else is a table or an offset
-    that is added or looked up (biases, norms, embeddings, class tokens, position and
+    The rule of weight decay: **decay what multiplies activations**, that is a parameter of two or
+    more dimensions whose name ends in `weight`, outside `nn.Embedding`. Everything else is a table
+    or an offset that is added or looked up (biases, norms, embeddings, class tokens, position and
     relative-position tables, scales), where decay would pull towards a meaningless zero.
 
+    Layer-wise rates (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2022): each layer, as `layers`
+    counts them, learns at `layer_decay` times the rate of the one above, so that fine-tuning keeps
+    what pretraining has taught the lower ones.
+
+    Args:
+        weight_decay: of the decayed parameters.
+        layer_decay: the rate of a layer as a share of the one above; 1 gives all the same.
+
     Returns:
-        At most two optimizer groups `{"params": [...], "weight_decay": ...}`, none of them empty.
+        Optimizer groups `{"params": [...], "weight_decay": ...}`, none of them empty, the topmost
+        layer's first. With layer-wise rates each has a `rate_scale`, which `scale_rates` applies.
 
     Raises:
-        UsageError: the model has no parameter that requires a gradient.
+        UsageError: the model has no parameter that requires a gradient; or `layer_decay` is
+            outside (0, 1], or below 1 where the model has no blocks.
     """
+    if not 0 < layer_decay <= 1:
+        raise UsageError(
+            "task.layer_decay is the rate of a layer as a share of the one above, more than 0 and "
+            f"at most 1; got {layer_decay}."
+        )
     tables = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
         for parameter in module.parameters(recurse=False)
     }
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    layer_of = layers(model) if layer_decay < 1 else {}
+    top = max(layer_of.values(), default=0)
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         multiplies = parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in tables
-        (decayed if multiplies else undecayed).append(parameter)
-    if not decayed and not undecayed:
+        below = top - layer_of.get(name, top)
+        members.setdefault((below, not multiplies), []).append(parameter)
+    if not members:
         raise UsageError(f"model: {type(model).__name__} has no parameter to train.")
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: list[dict[str, Any]] = []
+    for below, undecayed in sorted(members):
+        group = {
+            "params": members[below, undecayed],
+            "weight_decay": 0.0 if undecayed else weight_decay,
+        }
+        groups.append({**group, "rate_scale": layer_decay**below} if layer_of else group)
+    return groups
+
+
+def layers(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter of `model`, by name.
+
+    Its n blocks are 1 to n, in the order in which they are registered. What is registered before
+    the first is 0 (embeddings, class token, positions), what follows the last is n + 1 (final
+    norm, pooling, head), and what stands between two belongs to the one before. A relative bias of
+    an `Encoder` belongs to the first block that adds it.
+
+    Raises:
+        UsageError: the model has no `Block`.
+    """
+    of_block: dict[int, int] = {}
+    outside: dict[int, int] = {}
+    count = 0
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            outside.setdefault(id(parameter), count)
+        if isinstance(module, Block):
+            count += 1
+            of_block.update((id(parameter), count) for parameter in module.parameters())
+        elif isinstance(module, Encoder):
+            for number, bias in enumerate(module.biases, count + 1):
+                of_block.update((id(parameter), number) for parameter in bias.parameters())
+    if not count:
+        raise UsageError(
+            f"task.layer_decay: {type(model).__name__} has no attention_core.Block to count "
+            "layers by. It learns at one rate, with layer_decay=1."
+        )
+
+    def layer(parameter: nn.Parameter) -> int:
+        before = outside[id(parameter)]
+        return of_block.get(id(parameter), before if before < count else count + 1)
+
+    return {name: layer(parameter) for name, parameter in model.named_parameters()}
+
+
+def scale_rates(optimizer: Optimizer) -> None:
+    """Gives each group of a new optimizer its share of the rate, where it has a `rate_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("rate_scale", 1.0)
 
 
 def warmup_cosine(

@@ -23,6 +23,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,7 @@ from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, lo
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
+from attention_core.training.finetune import find_weights, freeze, start_from
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
@@ -56,6 +58,8 @@ KEYS = {
     "seed": "keys every random number",
     "data": "a DataModule",
     "model": "a module; data and task may be interpolated into it",
+    "init": "arguments of attention_core.training.finetune.start_from: weights to start from",
+    "freeze": "parts of the model, by name, that do not train",
     "task": "a Task; gets the model, the optimizer and the schedule",
     "optimizer": "a partial of a torch.optim class",
     "schedule": "a partial of a function of attention_core.training.optim",
@@ -71,6 +75,8 @@ TYPES: dict[str, tuple[type, str]] = {
     "about": (dict, "a mapping"),
     "allow": (list, "a list of package names"),
     "seed": (int, "an integer"),
+    "init": (dict, "a mapping"),
+    "freeze": (list, "a list of parts of the model"),
     "checkpoint": (dict, "a mapping"),
     "activation_checkpointing": (bool, "true or false"),
     "compile": (bool, "true or false"),
@@ -128,8 +134,17 @@ def _write_config(config: Config, folder: RunFolder) -> None:
             f"{str(folder.path)!r} holds a run already. To continue it: "
             f"attn train run={folder.path}"
         )
+    if config.get("init"):
+        config = {**config, "init": _located(config["init"])}
     with replace_file(folder.config, "w") as file:
         yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+
+
+def _located(init: Config) -> Config:
+    """The same, with whole paths to what is there: a run may be continued from another folder."""
+    find_weights(run=init.get("run"), weights=init.get("weights"))
+    paths = {key: str(Path(init[key]).resolve()) for key in ("run", "weights") if init.get(key)}
+    return {**init, **paths}
 
 
 def resume(path: Path) -> dict[str, float]:
@@ -214,6 +229,7 @@ def check_config(config: Mapping[str, Any]) -> None:
                     f"{key}.{name}: a mapping with a _target_ is needed, or null; got {part!r}."
                 )
     check_arguments(Checkpoint, config.get("checkpoint") or {}, "checkpoint", "checkpoint")
+    check_arguments(start_from, config.get("init") or {}, "init", "init")
     check(dict(config), allow=config.get("allow") or ())
 
 
@@ -234,6 +250,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     data = build(config["data"], allow=allow)
     model = build(config["model"], allow=allow)
+    freeze(model, config.get("freeze") or ())
     optimizer = build(config["optimizer"], allow=allow)
     schedule = build(config["schedule"], allow=allow) if config.get("schedule") else None
     if config.get("activation_checkpointing"):
@@ -288,6 +305,7 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
     parts = assemble(config, folder)
     newest = next(iter(folder.resumable), None)
     if newest is None:
+        _print_start(start_from(parts.task.model, **(config.get("init") or {})))
         for logger in parts.trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 logger.truncate(0)
@@ -346,6 +364,12 @@ def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> 
         figures = task.figures(batch)
     for name, figure in figures.items():
         save_figure(figure, folder.figures / f"{name}.png")
+
+
+@rank_zero_only
+def _print_start(taken: str) -> None:
+    if taken:
+        Console().print(f"Starting with {taken}", highlight=False, soft_wrap=True)
 
 
 def _print_header(config: Config, trainer: Trainer, task: LightningModule) -> None:

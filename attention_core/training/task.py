@@ -19,7 +19,7 @@ from torchmetrics.classification import (
 
 from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
-from attention_core.training.optim import decay_groups
+from attention_core.training.optim import decay_groups, scale_rates
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
 
@@ -40,6 +40,8 @@ class Task(LightningModule):
         optimizer: partial of a `torch.optim` class; called with decay groups.
         schedule: partial of a function of `optim.py`, called with the optimizer and `total_steps`
             and stepped once per optimizer step. None keeps the rate constant.
+        layer_decay: the rate of each layer as a share of the one above, for fine-tuning: see
+            `decay_groups`. 1 gives all the same.
         metrics: torchmetrics by name, copied for training, validation and test.
 
     `monitor` and `mode` name the validation value that picks the best checkpoint.
@@ -54,12 +56,14 @@ class Task(LightningModule):
         *,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., Any] | None = None,
+        layer_decay: float = 1.0,
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
+        self.layer_decay = layer_decay
         collection = MetricCollection(dict(metrics or {}), compute_groups=False)
         stages = ("train", "val", "test")
         # "train" is taken: it is a method of every module.
@@ -203,11 +207,12 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         decay = getattr(self.optimizer, "keywords", {}).get("weight_decay", 0.0)
-        groups = decay_groups(self.model, decay)
+        groups = decay_groups(self.model, decay, self.layer_decay)
         try:
             optimizer = self.optimizer(groups)
         except (TypeError, ValueError) as error:
             raise UsageError(f"optimizer: {error}") from error
+        scale_rates(optimizer)
         if self.schedule is None:
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
@@ -256,6 +261,8 @@ class ClassificationTask(Task):
     Args:
         classes: the names of the C classes, in the order of the labels.
         label_smoothing: the share of a label spread over all classes (Szegedy et al., 2016).
+
+    The other arguments are those of `Task`.
     """
 
     monitor = "val/accuracy"
@@ -268,6 +275,7 @@ class ClassificationTask(Task):
         classes: Sequence[str],
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., Any] | None = None,
+        layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
         if len(classes) < 2:
@@ -277,6 +285,7 @@ class ClassificationTask(Task):
             model,
             optimizer=optimizer,
             schedule=schedule,
+            layer_decay=layer_decay,
             metrics={
                 "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
                 "f1": MulticlassF1Score(count, average="macro", validate_args=False),

@@ -13,6 +13,7 @@ import torch
 
 from attention_core.training import train
 from attention_core.training.checkpoint import load_checkpoint
+from attention_core.training.compose import about, config_roots
 from attention_core.training.folder import RunFolder
 
 CONF = Path(__file__).parent / "conf"
@@ -43,6 +44,15 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
         return found[0]
 
     return composed
+
+
+def data_root(experiment: str, folder: Path) -> list[str]:
+    """The override that gives an experiment a folder of two classes, where data is the user's."""
+    if about(config_roots(None))[experiment].get("packaged", True):
+        return []
+    for name in ("one", "other"):
+        (folder / name).mkdir(parents=True)
+    return [f"data.root={folder}"]
 
 
 def attn(

@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from attention_core.training import train
 from attention_core.training.compose import _compose, about, config_roots, options
 from attention_core.training.run import check_config
-from tests.training.conftest import CONF, Compose
+from tests.training.conftest import CONF, Compose, data_root
 
 EXPERIMENTS = about(config_roots(None))
+ROOTS = config_roots(CONF)
 PLUGINS = {"optuna": "hydra_optuna_sweeper", "submitit_local": "hydra_submitit_launcher"} | {
     name: f"hydra_{name}_launcher" for name in ("joblib", "submitit", "ray")
 }
@@ -21,9 +23,9 @@ OF_A_RUN = [
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
-def test_experiment_composes(name: str, compose: Compose) -> None:
-    check_config(compose(f"experiment={name}", config_dir=None))
+def test_experiment_composes(name: str, compose: Compose, tmp_path: Path) -> None:
     section = EXPERIMENTS[name]
+    check_config(compose(f"experiment={name}", *data_root(name, tmp_path), config_dir=None))
     for key in ("title", "data", "gives"):
         assert section.get(key), f"experiment/{name}.yaml: about.{key} is missing"
 
@@ -33,6 +35,8 @@ def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Pa
     for package in EXPERIMENTS[name].get("needs", []):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}")
+    if not EXPERIMENTS[name].get("packaged", True):
+        pytest.skip("its data comes in no package")
     config = compose(f"experiment={name}", "debug=fast_dev_run", config_dir=None)
     results = train(config, tmp_path / "run")
     assert results == json.loads((tmp_path / "run" / "results.json").read_text())
@@ -43,10 +47,14 @@ def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Pa
 
 @pytest.mark.parametrize("group", OF_A_RUN)
 def test_every_choice_composes(group: str, compose: Compose) -> None:
-    choices = options(group, config_roots(CONF))
+    choices = options(group, ROOTS)
     assert choices
     for choice in choices:
-        check_config(compose("experiment=toy", f"{group}={choice}"))
+        config = compose("experiment=toy", f"{group}={choice}")
+        if group == "task":  # the toy has one of its own
+            (file,) = (path for root in ROOTS if (path := root / f"task/{choice}.yaml").exists())
+            config["task"]["_target_"] = yaml.safe_load(file.read_text())["_target_"]
+        check_config(config)
 
 
 def test_every_choice_of_a_sweep_composes(compose: Compose) -> None:

@@ -4,11 +4,21 @@ import itertools
 import math
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from attention_core import Encoder, RelativeTable
 from attention_core.training import UsageError
-from attention_core.training.optim import constant, decay_groups, warmup_cosine
+from attention_core.training.optim import (
+    constant,
+    decay_groups,
+    layers,
+    scale_rates,
+    warmup_cosine,
+)
+from vision import VisionTransformer
 
 
 class Model(nn.Module):
@@ -52,6 +62,95 @@ def test_only_what_multiplies_activations_decays() -> None:
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(UsageError, match="Identity has no parameter to train"):
         decay_groups(nn.Identity(), 0.1)
+
+
+def test_layer_wise_rates_are_those_of_timm() -> None:
+    same = {"depth": 3, "num_heads": 2, "num_classes": 10, "embed_dim": 16, "class_token": True}
+    theirs = timm.models.VisionTransformer(img_size=8, patch_size=2, **same)
+    ours = VisionTransformer(16, 3, 2, patch=2, classes=10, image_size=8)
+    names_of_theirs = {
+        "class_token": "cls_token",
+        "positions": "pos_embed",
+        "embedding": "patch_embed",
+        "encoder.blocks.0": "blocks.0",
+        "encoder.blocks.1": "blocks.1",
+        "encoder.blocks.2": "blocks.2",
+        "head": "head",
+    }
+
+    def scales(model: nn.Module, groups: list[dict[str, object]], key: str, part: str) -> set:
+        of = {id(p): group[key] for group in groups for p in group["params"]}  # type: ignore
+        return {
+            round(of[id(parameter)], 9)  # type: ignore
+            for name, parameter in model.named_parameters()
+            if f"{name}.".startswith(f"{part}.") and parameter.numel()
+        }
+
+    expected = param_groups_layer_decay(theirs, weight_decay=0.1, layer_decay=0.65)
+    found = decay_groups(ours, 0.1, layer_decay=0.65)
+    for our_name, their_name in names_of_theirs.items():
+        wanted = scales(theirs, expected, "lr_scale", their_name)
+        assert len(wanted) == 1
+        assert scales(ours, found, "rate_scale", our_name) == wanted, our_name
+    # timm counts the final norm to the last block; BEiT and MAE, whom we follow, to the head
+    assert scales(ours, found, "rate_scale", "encoder.norm") == {1.0}
+    trained = [parameter for parameter in ours.parameters() if parameter.requires_grad]
+    assert sum(len(group["params"]) for group in found) == len(trained)
+    assert {group["weight_decay"] for group in found} == {0.1, 0.0}
+
+
+def test_layers_are_counted_through_stages_and_their_biases() -> None:
+    def stage(*biases: nn.Module) -> Encoder:
+        return Encoder(4, 2, 2, bias=list(biases))  # type: ignore[arg-type]
+
+    table = RelativeTable.swin(heads=2, window=(2, 2))
+    tables = [RelativeTable.swin(heads=2, window=(2, 2)) for _ in range(2)]
+    model = nn.Sequential(nn.Linear(4, 4), stage(table), nn.Linear(4, 4), stage(*tables))
+    model.append(nn.Linear(4, 2))
+    of = layers(model)
+    assert {name.partition(".")[0]: of[name] for name in of if name[0] in "024"} == {
+        "0": 0,
+        "2": 2,  # between two blocks: with the one before
+        "4": 5,
+    }
+    assert [of[f"{s}.blocks.{b}.feed_forward.up.weight"] for s in (1, 3) for b in (0, 1)] == [
+        *[1, 2],
+        *[3, 4],
+    ]
+    assert {of[name] for name in of if name.startswith("1.biases.0")} == {1}
+    assert {of[name] for name in of if name.startswith("3.biases.1")} == {4}
+    assert of["3.norm.weight"] == 5
+
+
+def test_a_tied_weight_has_the_layer_of_its_first_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Encoder(4, 1, 2), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    assert layers(model)["0.weight"] == 0
+    assert layers(model)["2.bias"] == 2
+
+
+def test_each_group_starts_from_its_share_of_the_rate() -> None:
+    groups = decay_groups(VisionTransformer(8, 2, 2, patch=2, classes=2, image_size=4), 0.0, 0.5)
+    optimizer = torch.optim.AdamW(groups, lr=0.8)
+    scale_rates(optimizer)
+    schedule = warmup_cosine(optimizer, total_steps=3, warmup=0)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.1, 0.2, 0.4, 0.8]
+    assert optimizer.param_groups[0]["lr"] == 0.8
+    optimizer.step()
+    schedule.step()
+    lrs = {group["lr"] for group in optimizer.param_groups}
+    assert sorted(lrs) == pytest.approx([0.05, 0.1, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_layer_decay_is_a_share(share: float) -> None:
+    with pytest.raises(UsageError, match=f"task.layer_decay .* got {share}"):
+        decay_groups(Model(), 0.1, share)
+
+
+def test_layers_need_blocks() -> None:
+    with pytest.raises(UsageError, match="Model has no attention_core.Block to count layers by"):
+        decay_groups(Model(), 0.1, 0.5)
 
 
 def rates(total: int, **settings: float) -> list[float]:

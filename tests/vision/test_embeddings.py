@@ -1,11 +1,15 @@
 """Patches against a plain unfold and matrix product."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention_core import Grid
-from vision import PatchEmbedding
+from vision import PatchEmbedding, drop_patches
 
 
 def by_hand(embedding: PatchEmbedding, image: Tensor) -> Tensor:
@@ -91,3 +95,137 @@ def test_bytes_are_refused() -> None:
 def test_a_patch_is_one_or_two_positive_numbers(patch: object) -> None:
     with pytest.raises(ValueError, match="patch must be"):
         PatchEmbedding(patch, 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(4, 2), ((4, 3), (2, 3)), (5, 3)])
+def test_overlapping_patches_are_cut_at_the_stride(
+    patch: int | tuple[int, int], stride: int | tuple[int, int]
+) -> None:
+    embedding = PatchEmbedding(patch, 8, channels=2, stride=stride).double()
+    (h, w), (down, right) = embedding.patch, embedding.stride
+    image = torch.randn(2, 2, h + 3 * down, w + 2 * right, dtype=torch.float64)
+    columns = F.unfold(image, (h, w), stride=(down, right))
+    expected = columns.mT @ embedding.project.weight.flatten(1).T + embedding.project.bias
+    tokens, grid = embedding(image)
+    assert grid.size == (4, 3)
+    torch.testing.assert_close(tokens, expected)
+    torch.testing.assert_close(embedding(list(image))[0], expected.flatten(0, 1))
+
+
+def test_a_stem_of_convolutions() -> None:
+    """As Xiao et al.: 3×3 with stride 2, normalisation and ReLU, then 1×1."""
+    embedding = PatchEmbedding(8, 16, channels=3, stem=(4, 6, 8)).eval()
+    convolutions = [m for m in embedding.stem if isinstance(m, nn.Conv2d)]
+    assert [tuple(c.weight.shape) for c in convolutions] == [
+        (4, 3, 3, 3), (6, 4, 3, 3), (8, 6, 3, 3),
+    ]  # fmt: skip
+    assert embedding.project.kernel_size == (1, 1)
+    images = torch.randn(2, 3, 16, 24), torch.randn(1, 3, 8, 8)
+    expected = images[0]
+    for convolution in convolutions:
+        expected = F.conv2d(expected, convolution.weight, stride=2, padding=1).relu()
+        expected = expected / (1 + 1e-5) ** 0.5  # what an untrained batch normalisation does
+    expected = embedding.project(expected).flatten(2).mT
+    tokens, grid = embedding(images[0])
+    assert grid.size == (2, 3)
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
+    packed, _ = embedding([images[0][0], images[1][0], images[0][1]])
+    small, _ = embedding(images[1])
+    torch.testing.assert_close(
+        packed, torch.cat([tokens[0], small[0], tokens[1]]), atol=1e-5, rtol=1e-4
+    )
+    assert PatchEmbedding(8, 16, stem=(4,)).project.kernel_size == (4, 4)
+
+
+def test_a_list_needs_one_matrix_product() -> None:
+    """A packed row does not pay for a convolution per image."""
+    embedding, images = PatchEmbedding(2, 8), [torch.randn(3, 4, 2 * n) for n in range(1, 9)]
+    calls: list[str] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            calls.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        embedding(images)
+    assert sum(name.startswith(("mm", "addmm")) for name in calls) == 1
+    assert not any("conv" in name for name in calls)
+
+
+def test_without_a_bias() -> None:
+    embedding = PatchEmbedding(2, 8, channels=1, bias=False)
+    assert embedding.project.bias is None
+    image = torch.randn(2, 1, 4, 6)
+    torch.testing.assert_close(embedding(list(image))[0], embedding(image)[0].flatten(0, 1))
+    assert embedding(torch.zeros(1, 1, 2, 2))[0].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": 5}, r"stride=\(5, 5\) leaves out pixels between patches=\(4, 4\)"),
+        ({"stride": 0}, "stride must be a positive whole number"),
+        ({"stem": (8, 8, 8)}, r"a stem of 3 convolutions makes 8×8 pixels one, so patch=\(4, 4\)"),
+        ({"stem": (8,), "stride": 1}, r"and stride=\(1, 1\) must be multiples of 2"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PatchEmbedding(4, 8, **options)
+
+
+def test_an_image_that_overlapping_patches_do_not_cover_is_named() -> None:
+    with pytest.raises(ValueError, match=r"of patch=4×4 and multiples of stride=2×2 more, got 7×8"):
+        PatchEmbedding(4, 8, stride=2)(torch.zeros(1, 3, 7, 8))
+
+
+@pytest.mark.parametrize("special", [0, 3])
+def test_dropped_patches_are_others_in_each_image(special: int) -> None:
+    torch.manual_seed(0)
+    grid, batch = Grid(5, 4, special=special), 6
+    tokens = torch.arange(20.0 + special)[None, :, None].expand(batch, -1, 2) + 100
+    kept, space = drop_patches(tokens, grid, 0.7)
+    assert kept.shape == (batch, special + 6, 2) and space.batch == batch
+    index = (kept[..., 0] - 100).long()
+    assert index[:, :special].eq(torch.arange(special)).all()
+    assert (index.diff(dim=-1) > 0).all()
+    assert torch.equal(space.coordinates, grid.coordinates[index])
+    assert len({tuple(row) for row in index.tolist()}) == batch
+    assert len(index[:, special:].unique()) > 6
+    if special:
+        assert torch.equal(space.special, grid.special[index])
+
+
+@pytest.mark.parametrize("special", [0, 2])
+def test_each_packed_image_keeps_its_share(special: int) -> None:
+    torch.manual_seed(0)
+    sizes = [(5, 4), (1, 1), (2, 3), (1, 2)]
+    grid = Grid.packed(sizes, special=special)
+    tokens = torch.arange(float(grid.length))[:, None]
+    seen = set()
+    for _ in range(20):
+        kept, space = drop_patches(tokens, grid, 0.5)
+        index = kept[:, 0].long()
+        assert (index.diff() > 0).all()
+        assert space.segments.tolist() == grid.segments[index].tolist()
+        assert torch.equal(space.coordinates, grid.coordinates[index])
+        assert space.segments.bincount().tolist() == [special + n for n in (10, 1, 3, 1)]
+        if special:
+            assert space.special.sum() == special * 4
+        assert torch.equal(space.extent, grid.extent[index])
+        seen |= set(index.tolist())
+    assert len(seen) == grid.length
+
+
+def test_dropping_nothing_changes_nothing_and_one_patch_stays() -> None:
+    tokens, grid = torch.randn(2, 7, 4), Grid(2, 3, special=1)
+    same, space = drop_patches(tokens, grid, 0.0)
+    assert torch.equal(same, tokens) and space.coordinates[1].equal(grid.coordinates)
+    assert drop_patches(tokens, grid, 0.99)[0].shape == (2, 2, 4)
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\), got 1.0"):
+        drop_patches(tokens, grid, 1.0)
+    with pytest.raises(ValueError, match="of whole or packed grids, not of .* padding"):
+        drop_patches(tokens, Grid.padded([(2, 3), (1, 1)], special=1), 0.5)

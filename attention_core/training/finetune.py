@@ -1,0 +1,133 @@
+"""Fine-tuning: the weights that a run starts from, and the parts of its model that do not train."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attention_core.training.checkpoint import load_checkpoint
+from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.folder import RunFolder
+from attention_core.training.weights import Weights, load_strictly, read_weights
+
+
+def start_from(
+    model: nn.Module,
+    *,
+    run: str | None = None,
+    weights: str | None = None,
+    prefix: str = "",
+    new: Iterable[str] = (),
+) -> str:
+    """Loads weights into `model` in place of its random ones; says which.
+
+    The rule: what the source has under `prefix` is the model, but for the parts that are `new`. A
+    classifier starts from a masked autoencoder, whose transformer is its part `vit`, by
+    ``prefix="vit", new=["head"]``. Everything else of the model must be there, in its shape; what
+    the source has beyond is left where it is.
+
+    Args:
+        run: the folder of another run, whose best weights are taken.
+        weights: or a file that `read_weights` reads, such as the `.safetensors` of `attn export`.
+        prefix: the part of the source to take, by name; "" for all of it.
+        new: parts of the model, by name, that stay random.
+
+    Returns: what was taken, what is new and what was left; "" where neither `run` nor `weights`
+    is given, and nothing is loaded.
+
+    Raises:
+        UsageError: a part of the model is neither in the source nor new, or has another shape; or
+            an argument is wrong. The model is then as it was.
+    """
+    file = find_weights(run=run, weights=weights)
+    if file is None:
+        return ""
+    if run is None:
+        source = read_weights(file)
+    else:  # its checkpoint is the task's, of which the model is one part
+        source = _under(load_checkpoint(file)["state_dict"], "model")
+    source = _under(source, prefix)
+    ours = model.state_dict()
+    new = list(new)
+    _check_parts("init.new", new, ours)
+    kept = [name for name in ours if _within(name, new)]
+    taken = {name: source[name] for name in ours if name in source and name not in kept}
+    try:
+        load_strictly(model, taken, keep=kept)
+    except UsageError as error:
+        where = f" under {prefix!r}" if prefix else ""
+        raise UsageError(
+            f"init: {error} They are from {str(file)!r}, which has{where}: {_parts(source)}. "
+            "init.prefix chooses the part of it to take, init.new names the parts of the model "
+            "that are to stay random."
+        ) from error
+    if not taken:
+        raise UsageError(f"init.new: {', '.join(new)} is all of the model; nothing was loaded.")
+    said = f"{len(taken)} of {len(ours)} tensors from {file}"
+    if new:
+        said += f"; new: {', '.join(new)}"
+    left = [name for name in source if name not in taken]
+    return f"{said}; not taken: {_parts(left)}" if left else said
+
+
+def find_weights(*, run: str | None = None, weights: str | None = None) -> Path | None:
+    """The file that a run starts from, None for random weights. Arguments: as of `start_from`.
+
+    Raises:
+        UsageError: both are given, or what is given does not exist.
+    """
+    if run is not None and weights is not None:
+        raise UsageError(f"init: either run={run} or weights={weights} can be given, not both.")
+    if run is not None:
+        path = RunFolder(Path(run)).existing().best
+        if not path.exists():
+            raise UsageError(f"init.run: {run!r} has no best checkpoint yet.")
+        return path
+    if weights is None:
+        return None
+    if not Path(weights).exists():
+        raise UsageError(f"init.weights: there is no file {weights!r}.")
+    return Path(weights)
+
+
+def freeze(model: nn.Module, parts: Iterable[str]) -> None:
+    """Keeps `parts` of the model, by name, from training: a linear probe freezes all but the head.
+
+    Only their weights stand still: dropout in them is that of training.
+
+    Raises:
+        UsageError: the model has no such part.
+    """
+    parts = list(parts)
+    _check_parts("freeze", parts, dict(model.named_parameters()))
+    for name, parameter in model.named_parameters():
+        if _within(name, parts):
+            parameter.requires_grad_(False)
+
+
+def _under(weights: Weights, part: str) -> Weights:
+    """What `weights` has in `part`, by the names that it has there."""
+    if not part:
+        return weights
+    start = part.rstrip(".") + "."
+    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
+
+
+def _within(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _check_parts(key: str, parts: Iterable[str], names: Mapping[str, Any]) -> None:
+    for part in parts:
+        if not any(_within(name, [part]) for name in names):
+            known = {name.rpartition(".")[0] or name for name in names}
+            raise UsageError(
+                f"{key}: the model has no part {part!r}.{did_you_mean(part, known)} Its parts are "
+                f"{_parts(names)}."
+            )
+
+
+def _parts(names: Iterable[str]) -> str:
+    """The first component of each name, once."""
+    return ", ".join(dict.fromkeys(name.partition(".")[0] for name in names)) or "nothing"

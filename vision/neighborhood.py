@@ -1,0 +1,64 @@
+"""Vision transformers with local attention: one mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attention_core import Dilated, Mask, Neighborhood
+from vision.models import VisionTransformer
+
+
+class NeighborhoodTransformer(VisionTransformer):
+    """A vision transformer whose patches attend to those around them (Hassani et al., NAT, 2023).
+
+    The neighborhood is cut at the border. Registers and class token still attend to, and are
+    attended by, everyone.
+
+    Args:
+        radius: how many patches away, in each direction or (rows, columns); a list of these, with
+            None for all patches, which the layers take in turn.
+        dilation: attend to every `dilation`-th patch only, out to radius · dilation (Hassani &
+            Shi, DiNAT, 2022); a list that the layers take in turn.
+        options: all others are those of `VisionTransformer`.
+
+    Raises:
+        ValueError: as there; or `mask` is given.
+
+    Example::
+
+        NeighborhoodTransformer(384, 12, 6, radius=3, dilation=[1, 2], patch=8, classes=1000,
+                                image_size=224)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        radius: int | Sequence[int | tuple[int, int] | None],
+        dilation: int | Sequence[int] = 1,
+        **options: Any,
+    ) -> None:
+        if options.get("mask") is not None:
+            raise ValueError("a NeighborhoodTransformer has its mask: give radius and dilation")
+        radii = [radius] if isinstance(radius, int | tuple) else list(radius)
+        steps = [dilation] if isinstance(dilation, int) else list(dilation)
+        for name, values in (("radius", radii), ("dilation", steps)):
+            if not 0 < len(values) <= depth:
+                raise ValueError(f"{name} lists {len(values)} entries for {depth} layers")
+        masks = [
+            _neighborhood(radii[layer % len(radii)], steps[layer % len(steps)])
+            for layer in range(depth)
+        ]
+        super().__init__(dim, depth, heads, **{**options, "mask": masks})
+
+
+def _neighborhood(radius: int | Sequence[int] | None, step: int) -> Mask | None:
+    if radius is None:
+        return None if step == 1 else Dilated(step)
+    if step == 1:
+        return Neighborhood(radius if isinstance(radius, int) else tuple(radius))
+    far = radius * step if isinstance(radius, int) else tuple(r * step for r in radius)
+    return Dilated(step) & Neighborhood(far)

@@ -1,0 +1,263 @@
+"""Swin transformers: stages of `attention_core.Encoder` whose masks are windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from vision.embeddings import PatchEmbedding, pair
+from vision.windows import WindowAttention, pad_grid
+
+#: Swin-T, S, B and L, alike in both versions.
+SWIN_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"dim": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
+    "small": {"dim": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
+    "base": {"dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
+    "large": {"dim": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
+}
+
+
+class PatchMerging(nn.Module):
+    """Each 2×2 tokens as one of twice the size (Liu et al., Swin, 2021).
+
+    Odd rows and columns are completed by zeros.
+
+    Args:
+        dim: size D of a token.
+        norm: "pre" normalises the four tokens (v1), "post" what becomes of them (v2).
+        eps: of the normalisation.
+    """
+
+    def __init__(
+        self, dim: int, *, norm: Literal["pre", "post"] = "pre", eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.order = norm
+        self.norm = nn.LayerNorm(4 * dim if norm == "pre" else 2 * dim, eps=eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        nn.init.xavier_uniform_(self.reduction.weight)
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """(B, h·w, D) to (B, ⌈h/2⌉·⌈w/2⌉, 2D), and the grid of those."""
+        assert grid.size is not None
+        height, width = (n + n % 2 for n in grid.size)
+        x = pad_grid(x.unflatten(-2, grid.size), (height, width))
+        # The published order: down first, then to the right
+        x = torch.cat([x[..., i::2, j::2, :] for j in (0, 1) for i in (0, 1)], dim=-1)
+        x = x.flatten(-3, -2)
+        x = self.reduction(self.norm(x)) if self.order == "pre" else self.norm(self.reduction(x))
+        return x, Grid(height // 2, width // 2, device=x.device)
+
+
+class _SwinBlock(Block):
+    attention_type = WindowAttention
+
+
+class SwinStage(Encoder):
+    """Blocks that attend inside windows; every other one shifts them by half a window.
+
+    Args:
+        dim: size D of a token.
+        depth: number of blocks.
+        heads: number of heads.
+        window: height and width of a window in tokens, or one number for both.
+        version: 1, with a table of relative positions for each block; or 2, with a network for it,
+            cosine attention, and the normalisation at the end of each residual branch.
+        merging: halve height and width after the stage: the module `merging` is for the caller.
+        drop_path: as in `Encoder`.
+        block: options of `Block` and `MultiheadAttention`.
+    """
+
+    block_type = _SwinBlock
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        window: int | tuple[int, int],
+        version: Literal[1, 2] = 1,
+        merging: bool = False,
+        drop_path: float | Sequence[float] = 0.0,
+        eps: float = 1e-5,
+        **block: Any,
+    ) -> None:
+        size = pair("window", window)
+        shifted = Window(size, shift=(size[0] // 2, size[1] // 2))
+        bias: list[Bias]
+        if version == 1:
+            bias = [RelativeTable.swin(heads, size) for _ in range(depth)]
+        else:
+            extent = (size[0] - 1, size[1] - 1)
+            bias = [ContinuousBias(heads, extent) for _ in range(depth)]
+            block = {"norm": "res-post", "qk_norm": "cosine", "key_bias": False} | block
+        super().__init__(
+            dim,
+            depth,
+            heads,
+            mask=[Window(size), shifted][:depth],
+            bias=bias,
+            drop_path=drop_path,
+            final_norm=False,
+            eps=eps,
+            **block,
+        )
+        self.merging: PatchMerging | None = None
+        if merging:
+            self.merging = PatchMerging(dim, norm="pre" if version == 1 else "post", eps=eps)
+
+
+class SwinTransformer(nn.Module):
+    """A pyramid of stages that attend inside shifted windows (Liu et al., Swin, 2021; Swin v2,
+    2022).
+
+    Each stage but the last halves height and width and doubles the size of a token.
+
+    Args:
+        dim: size D of a token of the first stage.
+        depths: number of blocks of each stage.
+        heads: number of heads of each stage.
+        window: height and width of a window in tokens, or one number for both.
+        patch: height and width of a patch in pixels, or one number for both.
+        classes: number of outputs per image; None returns the pooled image itself.
+        channels: number of channels of an image.
+        version: 1 or 2; see `SwinStage`.
+        drop_path: chance that a sample skips a sublayer of the last block in training; it grows
+            linearly from 0 at the first, over all stages.
+        eps: of the normalisations.
+        block: further options of `Block` and `MultiheadAttention`, for every stage.
+
+    Raises:
+        ValueError: arguments that do not fit; the message names them.
+
+    Example::
+
+        model = SwinTransformer(96, (2, 2, 6, 2), (3, 6, 12, 24), window=7, classes=1000)
+        logits = model(torch.rand(8, 3, 224, 224))
+        maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        *,
+        window: int | tuple[int, int],
+        patch: int | tuple[int, int] = 4,
+        classes: int | None,
+        channels: int = 3,
+        version: Literal[1, 2] = 1,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        if version not in (1, 2):
+            raise ValueError(f"version must be 1 or 2, got {version!r}")
+        if not depths or len(depths) != len(heads):
+            raise ValueError(
+                f"depths and heads must have a number for each stage, got {list(depths)} and "
+                f"{list(heads)}"
+            )
+        self.embedding = PatchEmbedding(patch, dim, channels=channels)
+        self.embedding_norm = nn.LayerNorm(dim, eps=eps)
+        last = max(sum(depths) - 1, 1)
+        rates = [drop_path * number / last for number in range(sum(depths))]
+        self.stages: Sequence[SwinStage] = nn.ModuleList(  # type: ignore[assignment]
+            SwinStage(
+                dim * 2**stage,
+                depth,
+                heads[stage],
+                window=window,
+                version=version,
+                merging=stage + 1 < len(depths),
+                drop_path=rates[sum(depths[:stage]) : sum(depths[: stage + 1])],
+                eps=eps,
+                **block,
+            )
+            for stage, depth in enumerate(depths)
+        )
+        width = dim * 2 ** (len(depths) - 1)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.head = nn.Identity() if classes is None else nn.Linear(width, classes)
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Self:
+        """A model of the sizes that the literature calls `name`, see `SWIN_PRESETS`.
+
+        Args:
+            name: "tiny", "small", "base" or "large".
+            options: all other arguments; they may replace those of the preset. Windows are of 7×7
+                by default, in version 2 of 8×8.
+
+        Example::
+
+            SwinTransformer.preset("tiny", version=2, classes=1000)
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name not in SWIN_PRESETS:
+            raise ValueError(f"a preset is one of {', '.join(SWIN_PRESETS)}; got {name!r}")
+        window = 8 if options.get("version") == 2 else 7
+        return cls(**{"window": window, **SWIN_PRESETS[name], **options})
+
+    @classmethod
+    def from_state_dict(cls, weights: Mapping[str, Any] | str | Path, **options: Any) -> Self:
+        """The model that weights of torchvision's Swin transformers are for, with these weights.
+
+        Args:
+            weights: a state dict, or a `.safetensors` or torch file of one.
+            options: arguments that replace those found, such as `classes`, whose head is new.
+
+        Raises:
+            ValueError: as of `vision.pretrained.load_pretrained`.
+        """
+        from vision.pretrained import build  # which imports this module
+
+        return build(cls, weights, **options)
+
+    def _run(self, image: Tensor) -> list[tuple[Tensor, Grid]]:
+        """The tokens of each stage, and where they sit."""
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"image must be a tensor (B, C, H, W), got {type(image).__name__}: windows need "
+                "images of one size"
+            )
+        tokens, grid = self.embedding(image)
+        tokens = self.embedding_norm(tokens)
+        stages = []
+        for stage in self.stages:
+            tokens = stage(tokens, grid)
+            stages.append((tokens, grid))
+            if stage.merging is not None:
+                tokens, grid = stage.merging(tokens, grid)
+        return stages
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The map of each stage, (B, D, H/patch, W/patch), then half as high and wide and so on
+        with twice as many features; as the blocks leave them, without a norm.
+
+        Args, Raises: as in `forward`.
+        """
+        return [tokens.mT.unflatten(-1, grid.size) for tokens, grid in self._run(image)]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The outputs (B, classes) of B images.
+
+        Args:
+            image: (B, C, H, W) float, H and W any multiples of the patch.
+
+        Raises:
+            TypeError, ValueError: an image of another kind or shape; the message names it.
+        """
+        tokens, grid = self._run(image)[-1]
+        output: Tensor = self.head(pool(self.norm(tokens), grid, "mean"))
+        return output

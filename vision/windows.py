@@ -1,0 +1,124 @@
+"""Attention inside the windows of a grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+from attention_core import Bias, Grid, Mask, MultiheadAttention, Sequence, Space, Window
+from attention_core.cache import LayerCache
+from attention_core.planning import Plan
+
+#: How many plans a layer keeps: sizes of images, with and without a gradient.
+_KEPT = 8
+
+
+class WindowAttention(MultiheadAttention):
+    """Attention inside the windows of a grid (Liu et al., Swin, 2021).
+
+    Where windows do not tile the grid, tokens of zeros below and to the right of it complete them:
+    they are attended to, as the published models were trained, and do not attend. Along an axis
+    where one window holds all, windows are not shifted.
+
+    Plans are kept, since all that they depend on is the size of the grid.
+
+    Args:
+        arguments, options: those of `MultiheadAttention`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def plan(
+        self,
+        x: Tensor,
+        space: Space | tuple[Space, Space],
+        mask: Mask | Tensor | None = None,
+        bias: Bias | None = None,
+        backend: str | None = None,
+    ) -> Plan:
+        """The plan for queries from x on one `Grid` and keys on the grid that windows tile.
+
+        Raises:
+            TypeError: `space` is not one whole grid, or `mask` no `Window`.
+        """
+        grid = space[0] if isinstance(space, tuple) else space
+        if not isinstance(grid, Grid) or grid.size is None or grid.special is not None:
+            raise TypeError(f"windows need one whole Grid, got {grid.describe()}")
+        if not isinstance(mask, Window):
+            raise TypeError(f"mask must be a Window(size, shift), got {mask}")
+        if is_compiling():
+            return self._planned(x, grid, mask, bias, backend)
+        batch = x.shape[0] if x.ndim == 3 else 1
+        key = (grid.size, mask, bias, batch, x.device, torch.is_grad_enabled(), backend)
+        if key not in self._plans:
+            if len(self._plans) >= _KEPT:
+                self._plans.clear()
+            self._plans[key] = self._planned(x, grid, mask, bias, backend)
+        return self._plans[key].renewed()
+
+    def _planned(
+        self, x: Tensor, grid: Grid, mask: Window, bias: Bias | None, backend: str | None
+    ) -> Plan:
+        assert grid.size is not None
+        window, shift = (
+            n if isinstance(n, tuple) else (n,) * grid.axes for n in (mask.size, mask.shift)
+        )
+        tiled = tuple(-(-n // size) * size for n, size in zip(grid.size, window, strict=True))
+        keys = grid if tiled == grid.size else Grid(*tiled, device=grid.device)
+        fitting: Mask | None = None  # one window holds everything
+        if tiled != window:
+            axes = zip(tiled, window, shift, strict=True)
+            fitting = Window(window, tuple(by if n > size else 0 for n, size, by in axes))
+        return super().plan(x, (grid, keys), fitting, bias, backend)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        space: Space | tuple[Space, Space] | None = None,
+        mask: Mask | Tensor | None = None,
+        bias: Bias | None = None,
+        cache: LayerCache | None = None,
+        backend: str | None = None,
+        plan: Plan | None = None,
+    ) -> Tensor:
+        """Attend from x to x.
+
+        Args:
+            x: (B, L, D), or (L, D), the tokens of a `Grid`.
+            space: that grid.
+            mask: a `Window`.
+            bias, backend, plan: as in `MultiheadAttention`.
+
+        Returns: the shape of x.
+
+        Raises:
+            ValueError: a context or a cache is given.
+        """
+        if context is not None or cache is not None:
+            raise ValueError("tokens attend inside windows of their own: no context, no cache")
+        if plan is None:
+            own = Sequence(x.shape[-2]) if space is None else space
+            plan = self.plan(x, own, mask, bias, backend)
+        elif space is not None or mask is not None or backend is not None:
+            raise ValueError("a plan has its space, mask and backend; give either them or plan=")
+        grid, keys = plan.job.spaces
+        if keys is not grid:
+            assert grid.size is not None and keys.size is not None
+            context = pad_grid(x.unflatten(-2, grid.size), keys.size).flatten(-3, -2)
+        return super().forward(x, context, bias=bias, plan=plan)
+
+
+def pad_grid(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(..., h, w, D) with zeros below and to the right, up to `size`."""
+    height, width = x.shape[-3:-1]
+    if (height, width) == size:
+        return x
+    return F.pad(x, (0, 0, 0, size[1] - width, 0, size[0] - height))
