@@ -39,9 +39,7 @@ def vit() -> dict[str, nn.Module]:
         num_labels=CLASSES,
     )
     return {
-        "ours": VisionTransformer(
-            DIM, DEPTH, HEADS, patch=PATCH, classes=CLASSES, image_size=SIZE
-        ),
+        "ours": VisionTransformer(DIM, DEPTH, HEADS, patch=PATCH, classes=CLASSES, image_size=SIZE),
         "timm": timm.create_model("vit_small_patch16_224"),
         "torchvision": torchvision.models.VisionTransformer(
             SIZE, PATCH, DEPTH, HEADS, DIM, 4 * DIM, num_classes=CLASSES
