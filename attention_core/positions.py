@@ -141,7 +141,7 @@ class Rotary(nn.Module):
                 )
             frequencies = frequencies.new_tensor(self.frequencies)
         with torch.autocast(space.device.type, enabled=False):
-            places = self.places(space)
+            places = self.places(space).float()  # torch.export cannot write an empty region
         angle = angles(space, places, frequencies)
         return angle.unsqueeze(1) if angle.ndim == 3 else angle
 
