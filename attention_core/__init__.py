@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Encoder,
         FeedForward,
         MultiheadAttention,
+        RecordedAttention,
         pool,
     )
     from attention_core.masks import (
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
     from attention_core.planning import BackendError, Plan, explain, plan
     from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
     from attention_core.record import AttentionMaps, record_attention
+    from attention_core.rotary_scaling import (
+        LinearScaling,
+        Llama3Scaling,
+        NTKScaling,
+        RotaryScaling,
+        YaRN,
+    )
     from attention_core.scores import Additive, AdditiveV2, Score
     from attention_core.spaces import (
         Graph,
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
         TilePairs,
         Traits,
     )
+    from attention_core.weights import PairWeights
 
 # Loaded on first use: `attn --help` must not wait for torch.
 _HOMES = {
@@ -62,6 +71,7 @@ _HOMES = {
         "Encoder",
         "FeedForward",
         "MultiheadAttention",
+        "RecordedAttention",
         "pool",
     ],
     "masks": [
@@ -78,6 +88,7 @@ _HOMES = {
     "planning": ["BackendError", "Plan", "explain", "plan"],
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],
+    "rotary_scaling": ["LinearScaling", "Llama3Scaling", "NTKScaling", "RotaryScaling", "YaRN"],
     "scores": ["Additive", "AdditiveV2", "Score"],
     "spaces": [
         "Graph",
@@ -90,6 +101,7 @@ _HOMES = {
         "TilePairs",
         "Traits",
     ],
+    "weights": ["PairWeights"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -117,16 +129,22 @@ __all__ = [
     "Grid",
     "KVCache",
     "LearnedPosition",
+    "LinearScaling",
+    "Llama3Scaling",
     "Mask",
     "MultiheadAttention",
+    "NTKScaling",
     "Neighborhood",
+    "PairWeights",
     "Pairs",
     "Plan",
     "Points",
     "PrefixLM",
     "Reach",
+    "RecordedAttention",
     "RelativeTable",
     "Rotary",
+    "RotaryScaling",
     "Score",
     "Sequence",
     "Sinusoidal",
@@ -134,6 +152,7 @@ __all__ = [
     "TilePairs",
     "Traits",
     "Window",
+    "YaRN",
     "attend",
     "explain",
     "plan",

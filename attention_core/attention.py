@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from attention_core.backends import edges
 from attention_core.biases import Bias, DenseBias, as_bias
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
 from attention_core.scores import Score
 from attention_core.spaces import Graph, Sequence, Space
+from attention_core.weights import PairWeights
 
 __all__ = ["BackendError", "attend", "explain", "plan"]
 
@@ -31,7 +33,7 @@ def attend(
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
-    return_weights: bool = False,
+    return_weights: bool | Literal["pairs"] = False,
     return_lse: bool = False,
     backend: str | None = None,
     plan: Plan | None = None,
@@ -60,7 +62,8 @@ def attend(
             `Additive` and `AdditiveV2` say what they make of it.
         edge_value: (E, Hkv, Dv), added likewise to the values.
         dropout_p: chance that a weight is dropped; layers pass 0 in eval mode.
-        return_weights: also return the weights (B, Hq, Lq, Lk), before dropout.
+        return_weights: also return the weights before dropout: (B, Hq, Lq, Lk), or for "pairs"
+            those of the allowed pairs alone, as `PairWeights`.
         return_lse: also return the log-sum-exp (B, Hq, Lq) of the allowed scores, sink aside.
         backend: "reference", "dense", "blocks" or "edges" instead of the plan's choice.
         plan: a plan made before, which then replaces space, mask and backend.
@@ -73,6 +76,8 @@ def attend(
         BackendError: `backend` cannot do this job.
     """
     _check(q, k, v, score, softcap, sink, dropout_p)
+    if return_weights not in (False, True, "pairs"):
+        raise ValueError(f"return_weights must be a bool or 'pairs', got {return_weights!r}")
     bias = as_bias(bias)
     if plan is None:
         plan = plan_attention(
@@ -85,7 +90,7 @@ def attend(
             batch=q.shape[0],
             device=q.device,
             grad=torch.is_grad_enabled(),
-            weights=return_weights,
+            weights=return_weights is True,
             softcap=softcap,
             edge_features=edge_key is not None or edge_value is not None,
             backend=backend,
@@ -114,17 +119,31 @@ def attend(
         edge_key=edge_key,
         edge_value=edge_value,
         dropout_p=dropout_p,
-        weights=return_weights,
+        weights=return_weights is True,
         lse=return_lse,
     )
     result = BACKENDS[plan.backend].run(plan, q, k, v, options)
-    asked = [
-        x for x, wanted in zip(result[1:], (return_weights, return_lse), strict=True) if wanted
-    ]
+    asked: list[Any] = []
+    if return_weights:
+        by_pair = return_weights == "pairs"
+        asked.append(_pair_weights(plan, q, k, options) if by_pair else result.weights)
+    if return_lse:
+        asked.append(result.lse)
     return (result.output, *asked) if asked else result.output
 
 
 plan_attention = plan  # `attend` has a parameter of that name
+
+
+def _pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWeights:
+    """The weights of the pairs of any plan, computed beside the output that its backend gave."""
+    job = plan.job
+    if plan.backend != "edges":
+        # A plan of its own, as what biases gave for all pairs is no answer for a list of them
+        plan = plan.once(
+            "pairs", lambda: Plan(job, "edges", "Their weights are asked for.", edges.prepare(job))
+        )
+    return edges.pair_weights(plan, q, k, options)
 
 
 def _spaces(

@@ -60,6 +60,7 @@ class KVCache:
         max_length: allocate once for this many tokens; more raise ValueError. None grows.
         window: keep only the last `window` tokens, which suffices where every layer's mask reaches
             no further back: ``KVCache(window=n)`` for ``Causal() & Neighborhood(n)``.
+            `Decoder.new_cache` chooses it, and a `Decoder` refuses one that is too small.
 
     Example::
 
@@ -114,6 +115,7 @@ class KVCache:
             if self.window is not None and held.length > self.window:
                 held = held.keep(torch.arange(held.length - self.window, held.length))
             space = held.append(space)
+            space.zeroed = True  # each layer's cache got zeros for padding
         if self.max_length is not None and space.length > self.max_length:
             raise ValueError(
                 f"the cache has room for max_length={self.max_length} tokens, got {space.length}"

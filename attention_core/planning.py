@@ -223,8 +223,7 @@ def plan(
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
     device = torch.device(device)
-    moved = spaces[0].to(device)
-    spaces = (moved, moved if spaces[1] is spaces[0] else spaces[1].to(device))
+    spaces = _moved(spaces, device)
     sizes = [s.batch for s in spaces if s.batch is not None]  # no set: they may be symbols
     if any(size != (sizes[0] if batch is None else batch) for size in sizes):
         got = " and ".join(str(s.batch) for s in spaces)
@@ -263,6 +262,17 @@ def plan(
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
     return Plan(job, chosen, because, BACKENDS[chosen].prepare(job))
+
+
+def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
+    """Both on the device, where they share what they shared before."""
+    query, key = spaces
+    moved = query.to(device)
+    other = moved if key is query else key.to(device)
+    if isinstance(query, Graph) and isinstance(key, Graph) and query.edges is key.edges:
+        assert isinstance(moved, Graph) and isinstance(other, Graph)
+        other.edges = moved.edges
+    return moved, other
 
 
 def explain(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from attention_core.rotary_scaling import RotaryScaling
 from attention_core.spaces import Space
 
 Layout = Literal["half", "interleaved"]
@@ -59,19 +60,22 @@ def _coordinates(space: Space, axes: int) -> Tensor:
     return space.coordinates
 
 
-def rotate(x: Tensor, angle: Tensor, layout: Layout = "half") -> Tensor:
+def rotate(x: Tensor, angle: Tensor, layout: Layout = "half", amplitude: float = 1.0) -> Tensor:
     """Rotate pairs of features by `angle`, in float32 (Su et al., RoFormer, 2021).
 
     Args:
         x: (..., L, D).
         angle: (..., L, d/2), broadcastable; the first d features turn, the rest pass.
         layout: which features are a pair: (i, i + d/2) for "half", (2i, 2i + 1) for "interleaved".
+        amplitude: what the turned features are multiplied with.
     """
     with torch.autocast(x.device.type, enabled=False):
         d = 2 * angle.shape[-1]
         turning = x[..., :d].to(torch.promote_types(x.dtype, torch.float32))
         first, second = _split(turning, layout)
         cos, sin = angle.cos(), angle.sin()
+        if amplitude != 1:
+            cos, sin = cos * amplitude, sin * amplitude
         turned = _join(first * cos - second * sin, second * cos + first * sin, layout).to(x.dtype)
     return turned if d == x.shape[-1] else torch.cat([turned, x[..., d:]], dim=-1)
 
@@ -105,6 +109,8 @@ class Rotary(nn.Module):
             trained on (Chen et al., position interpolation, 2023; EVA-02).
         frequencies: (dim / (2 · axes),) radians per place, instead of those of `base`; such as a
             published model's own.
+        scaling: of the frequencies, for texts longer than those of training: `LinearScaling`,
+            `NTKScaling`, `YaRN` or `Llama3Scaling`.
     """
 
     def __init__(
@@ -116,9 +122,12 @@ class Rotary(nn.Module):
         layout: Layout = "half",
         extent: float | Listing[float] | None = None,
         frequencies: Listing[float] | None = None,
+        scaling: RotaryScaling | None = None,
     ) -> None:
         super().__init__()
         _check_layout(layout)
+        if frequencies is not None and scaling is not None:
+            raise ValueError("give frequencies or scaling, not both: frequencies stay as they are")
         self.axes, self.base, self.dim, self.layout = axes, base, dim, layout
         self.extent: tuple[float, ...] | None = None
         if extent is not None:
@@ -126,6 +135,12 @@ class Rotary(nn.Module):
             if len(self.extent) != axes or any(not n > 0 for n in self.extent):
                 raise ValueError(f"extent must be positive, for each of {axes} axes; got {extent}")
         self.frequencies = None if frequencies is None else tuple(map(float, frequencies))
+        self.scaling = scaling
+
+    @property
+    def amplitude(self) -> float:
+        """What turned features are multiplied with."""
+        return 1.0 if self.scaling is None else self.scaling.amplitude
 
     def angles(self, space: Space, head_dim: int) -> Tensor:
         """(L, dim/2), or (B, 1, L, dim/2) to broadcast over the heads of a batch."""
@@ -140,6 +155,8 @@ class Rotary(nn.Module):
                     f"axes={self.axes} need {len(frequencies)}"
                 )
             frequencies = frequencies.new_tensor(self.frequencies)
+        if self.scaling is not None:
+            frequencies = self.scaling(frequencies, self.base)
         with torch.autocast(space.device.type, enabled=False):
             places = self.places(space).float()  # torch.export cannot write an empty region
         angle = angles(space, places, frequencies)
@@ -168,10 +185,12 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, space: Space) -> Tensor:
         """Rotate x (B, H, L, D) to where its tokens sit."""
-        return rotate(x, self.angles(space.to(x.device), x.shape[-1]), self.layout)
+        angle = self.angles(space.to(x.device), x.shape[-1])
+        return rotate(x, angle, self.layout, self.amplitude)
 
     def extra_repr(self) -> str:
-        return f"axes={self.axes}, base={self.base:g}, layout={self.layout!r}"
+        scaling = "" if self.scaling is None else f", scaling={self.scaling}"
+        return f"axes={self.axes}, base={self.base:g}, layout={self.layout!r}{scaling}"
 
 
 class Sinusoidal(nn.Module):

@@ -4,60 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from torch import Tensor, nn
 
-from attention_core.layers.attention import MultiheadAttention, recorder
+from attention_core.layers.recorded import RecordedAttention, recorder
 from attention_core.spaces import Space
+from attention_core.weights import PairWeights
+
+W = TypeVar("W", Tensor, PairWeights)
 
 
-class AttentionMaps:
-    """Weights (B, H, Lq, Lk) of recorded layers, in the order asked for, of the latest forward."""
+class AttentionMaps(Generic[W]):
+    """Weights of recorded layers, in the order asked for, of the latest forward.
 
-    def __init__(self, layers: list[tuple[str, MultiheadAttention]]) -> None:
+    They are tensors (B, H, Lq, Lk), or where `pairs` is true `PairWeights`.
+    """
+
+    def __init__(self, layers: list[tuple[str, RecordedAttention]], pairs: bool = False) -> None:
         self.names = [name for name, _ in layers]
+        self.pairs = pairs
         self._modules = [module for _, module in layers]
-        self._recorded: dict[nn.Module, tuple[Tensor, tuple[Space, Space]]] = {}
+        self._recorded: dict[nn.Module, tuple[W, tuple[Space, Space]]] = {}
 
     def wants(self, module: nn.Module) -> bool:
         return module in self._modules
 
-    def add(self, module: nn.Module, weights: Tensor, spaces: tuple[Space, Space]) -> None:
-        self._recorded[module] = weights.detach(), spaces
+    def add(
+        self, module: nn.Module, weights: Tensor | PairWeights, spaces: tuple[Space, Space]
+    ) -> None:
+        if isinstance(weights, PairWeights) and not self.pairs:
+            weights = weights.dense()
+        self._recorded[module] = cast(W, weights.detach()), spaces
 
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> W:
         return self._of(index)[0]
 
     def spaces(self, index: int) -> tuple[Space, Space]:
         """Where the queries and the keys of the weights `self[index]` sit."""
         return self._of(index)[1]
 
-    def _of(self, index: int) -> tuple[Tensor, tuple[Space, Space]]:
+    def _of(self, index: int) -> tuple[W, tuple[Space, Space]]:
         module = self._modules[index]
         if module not in self._recorded:
             raise LookupError(f"{self.names[index]} has not run inside record_attention yet")
         return self._recorded[module]
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[W]:
         return (self[i] for i in range(len(self)))
+
+
+@overload
+@contextmanager
+def record_attention(
+    model: nn.Module, layers: Sequence[int] | None = None, *, pairs: Literal[False] = False
+) -> Iterator[AttentionMaps[Tensor]]: ...
+
+
+@overload
+@contextmanager
+def record_attention(
+    model: nn.Module, layers: Sequence[int] | None = None, *, pairs: Literal[True]
+) -> Iterator[AttentionMaps[PairWeights]]: ...
 
 
 @contextmanager
 def record_attention(
-    model: nn.Module, layers: Sequence[int] | None = None
-) -> Iterator[AttentionMaps]:
+    model: nn.Module, layers: Sequence[int] | None = None, *, pairs: bool = False
+) -> Iterator[AttentionMaps[Any]]:
     """Record the attention weights of `model`'s layers, before dropout.
 
     The output still comes from the backend that the plan chose; the weights are computed beside it
     from the same queries and keys.
 
     Args:
-        model: any module that holds `MultiheadAttention` layers.
+        model: any module that holds attention layers, `MultiheadAttention` or another
+            `RecordedAttention`.
         layers: indices into these layers, in the order the model defines them; negative ones count
             from the end. All of them by default.
+        pairs: record `PairWeights`, those of the allowed pairs alone: for graphs and sequences
+            that are too large for a table of all pairs.
 
     Example::
 
@@ -71,7 +100,7 @@ def record_attention(
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, MultiheadAttention)
+        if isinstance(module, RecordedAttention)
     ]
     wanted = range(len(found)) if layers is None else layers
     for layer in wanted:
@@ -79,7 +108,7 @@ def record_attention(
             raise ValueError(
                 f"the model has {len(found)} attention layers, there is no layer {layer}"
             )
-    maps = AttentionMaps([found[layer] for layer in wanted])
+    maps: AttentionMaps[Any] = AttentionMaps([found[layer] for layer in wanted], pairs)
     token = recorder.set(maps)
     try:
         yield maps

@@ -8,6 +8,7 @@ from attention_core.layers.block import Block
 from attention_core.layers.encoder import Decoder, Encoder
 from attention_core.layers.feed_forward import FeedForward
 from attention_core.layers.pooling import AttentionPool, pool
+from attention_core.layers.recorded import RecordedAttention
 
 __all__ = [
     "AttentionOptions",
@@ -17,5 +18,6 @@ __all__ = [
     "Encoder",
     "FeedForward",
     "MultiheadAttention",
+    "RecordedAttention",
     "pool",
 ]

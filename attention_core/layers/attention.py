@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextvars import ContextVar
 from typing import (
     Literal,
-    Protocol,
     TypedDict,
 )
 
@@ -14,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.attention import attend
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
+from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm
 from attention_core.masks import Mask
 from attention_core.planning import Plan, plan
@@ -27,15 +25,6 @@ from attention_core.spaces import Graph, Sequence, Space
 QKNorm = Literal["layer", "rms", "cosine"]
 
 
-class _Recorder(Protocol):
-    def wants(self, module: nn.Module) -> bool: ...
-    def add(self, module: nn.Module, weights: Tensor, spaces: tuple[Space, Space]) -> None: ...
-
-
-#: Set by `record_attention`.
-recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
-
-
 class AttentionOptions(TypedDict, total=False):
     """Options of `MultiheadAttention` that a `Block` or `Encoder` passes on."""
 
@@ -44,6 +33,7 @@ class AttentionOptions(TypedDict, total=False):
     edge_dim: int | None
     rotary: Rotary | None
     score: Score | None
+    scale: float | None
     qk_norm: bool | QKNorm
     gate: bool
     sink: bool
@@ -52,7 +42,7 @@ class AttentionOptions(TypedDict, total=False):
     key_bias: bool
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(RecordedAttention):
     """Multi-head attention (Vaswani et al., 2017) in any space.
 
     Args:
@@ -68,6 +58,7 @@ class MultiheadAttention(nn.Module):
         rotary: rotary positions of queries and keys.
         bias: relative positions that this layer adds to its scores.
         score: another score than the dot product, such as GAT's `Additive`.
+        scale: factor on the score, 1/√(head_dim) by default; T5 (2020) has 1.
         qk_norm: normalise each head's queries and keys: "layer" (Dehghani et al., ViT-22B, 2023),
             "rms" or True (Qwen3, 2025), or "cosine", which learns a temperature per head
             (Liu et al., Swin v2, 2022).
@@ -92,6 +83,7 @@ class MultiheadAttention(nn.Module):
         rotary: Rotary | None = None,
         bias: Bias | None = None,
         score: Score | None = None,
+        scale: float | None = None,
         qk_norm: bool | QKNorm = False,
         gate: bool = False,
         sink: bool = False,
@@ -110,10 +102,13 @@ class MultiheadAttention(nn.Module):
             head_dim = dim // heads
         if qk_norm not in (False, True, "layer", "rms", "cosine"):
             raise ValueError(f"qk_norm must be 'layer', 'rms', 'cosine' or a bool, got {qk_norm!r}")
+        if qk_norm == "cosine" and scale is not None:
+            raise ValueError(f"qk_norm='cosine' learns its scale; got scale={scale}, too")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rotary, self.bias, self.score = rotary, bias, score
+        self.scale = 1.0 if qk_norm == "cosine" else scale
         self.softcap, self.dropout = softcap, dropout
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         self.query = nn.Linear(dim, inner, bias=projection_bias)
@@ -235,27 +230,20 @@ class MultiheadAttention(nn.Module):
             q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
         edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
-        recording = recorder.get()
-        if recording is not None and not recording.wants(self):
-            recording = None
-        out = attend(
+        out, _ = self.attend(
             q,
             k,
             v,
             bias=self._biases(bias),
             score=self.score,
-            scale=None if self.log_temperature is None else 1.0,
+            scale=self.scale,
             softcap=self.softcap,
             sink=self.sink,
             edge_key=edge_key,
             edge_value=edge_value,
             dropout_p=self.dropout if self.training else 0.0,
-            return_weights=recording is not None,
             plan=plan,
         )
-        if recording is not None:
-            out, weights = out
-            recording.add(self, weights, plan.job.spaces)
         out = out.transpose(1, 2).flatten(2)
         if self.gate is not None:
             out = out * torch.sigmoid(self.gate(x))
@@ -290,10 +278,14 @@ class MultiheadAttention(nn.Module):
         if self.log_temperature is not None:
             k = F.normalize(k, dim=-1)
         appended = cache is not None and not is_context
-        k = self._rotate(k, plan, plan.job.spaces[0 if appended else 1])
-        if cache is not None and is_context:
+        space = plan.job.spaces[0 if appended else 1]
+        k = self._rotate(k, plan, space)
+        if cache is None:
+            return k, v
+        if is_context:
             cache.context = (k, v)
-        return cache.update(k, v) if cache is not None and not is_context else (k, v)
+            return k, v
+        return cache.update(space.zero_heads(k), space.zero_heads(v))
 
     def _edge_keys_values(self, space: Space) -> tuple[Tensor | None, Tensor | None]:
         layer = self.edge_key_value
@@ -325,7 +317,7 @@ class MultiheadAttention(nn.Module):
         if rotary is None:
             return x
         angle = plan.once(("angles", rotary, space), lambda: rotary.angles(space, self.head_dim))
-        return rotate(x, angle, rotary.layout)
+        return rotate(x, angle, rotary.layout, rotary.amplitude)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

@@ -27,7 +27,7 @@ class Block(nn.Module):
         cross: attend to a context, too.
         context_dim: size of a context token; `dim` by default.
         norm: "pre", "post" or "res-post"; where the normalisation stands, see `Residual`.
-        norm_layer: "layer" or "rms".
+        norm_layer: "layer", "layer-no-bias" or "rms".
         eps: of the normalisation.
         layer_scale: start of LayerScale's factors, or None for no scale.
         hidden, activation: of the feed-forward network.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Listing
 from typing import (
     Any,
@@ -16,6 +17,7 @@ from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
 from attention_core.masks.dense import as_mask
 from attention_core.planning import Plan
+from attention_core.positions import Rotary
 from attention_core.spaces import Sequence, Space
 
 
@@ -30,6 +32,10 @@ class Encoder(nn.Module):
             ``[None, Neighborhood(64)]`` alternates full and local layers.
         bias: relative positions: one module, shared by all layers (T5), or a list that the layers
             take in turn; with `depth` entries each layer has its own (Swin).
+        rotary: rotary positions: one for all layers, or a list of them (or None) that the layers
+            take in turn, as masks: ModernBERT's local layers have a base of their own.
+        groups: how many different blocks there are, where they are shared: each serves
+            depth / groups layers on end (Lan et al., ALBERT, 2020, has 1).
         drop_path: chance that a sample skips a sublayer of the last block; it grows linearly from
             0 at the first. Or a list with the chance of each block.
         final_norm: normalise the output; by default unless `norm` is "post", which has done so.
@@ -49,6 +55,8 @@ class Encoder(nn.Module):
         *,
         mask: Mask | Listing[Mask | None] | None = None,
         bias: Bias | Listing[Bias] | None = None,
+        rotary: Rotary | Listing[Rotary | None] | None = None,
+        groups: int | None = None,
         drop_path: float | Listing[float] = 0.0,
         final_norm: bool | None = None,
         **block: Any,
@@ -62,9 +70,20 @@ class Encoder(nn.Module):
             rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         if len(rates) != depth:
             raise ValueError(f"drop_path lists {len(rates)} entries for {depth} layers")
+        groups = depth if groups is None else groups
+        if groups < 1 or depth % groups:
+            raise ValueError(f"depth={depth} must be a multiple of groups={groups}")
+        rotaries = list(rotary) if isinstance(rotary, Listing) else [rotary]
+        if not 0 < len(rotaries) <= groups:
+            raise ValueError(f"rotary lists {len(rotaries)} entries for {groups} different layers")
+        each = depth // groups
         self.blocks: Listing[Block] = nn.ModuleList(  # type: ignore[assignment]
-            self.block_type(dim, heads, drop_path=rate, **block) for rate in rates
+            self.block_type(
+                dim, heads, drop_path=rates[n * each], rotary=rotaries[n % len(rotaries)], **block
+            )
+            for n in range(groups)
         )
+        self._block_of_layer = [layer // each for layer in range(depth)]
         masks = [as_mask(m) for m in (mask if isinstance(mask, Listing) else [mask])]
         biases = list(bias) if isinstance(bias, Listing) else [] if bias is None else [bias]
         for name, values in (("mask", masks), ("bias", biases)):
@@ -119,7 +138,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: there is no such layer.
         """
-        depth = len(self.blocks)
+        depth = len(self.masks)
         for layer in layers:
             if not -depth <= layer < depth:
                 raise ValueError(f"there are {depth} layers, no layer {layer}")
@@ -153,7 +172,8 @@ class Encoder(nn.Module):
             )
         extra = as_mask(mask)
         plans: dict[tuple[Mask | None, type], Plan] = {}
-        for layer, block in enumerate(self.blocks):
+        for layer, index in enumerate(self._block_of_layer):
+            block = self.blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
             # Layers whose masks are equal and whose biases are alike share a plan
             kind = (self.masks[layer], type(bias))
@@ -181,6 +201,22 @@ class Decoder(Encoder):
     """
 
     _always = Causal()
+
+    @property
+    def span(self) -> float:
+        """How far back a token attends at most: the farthest that the mask of any layer reaches."""
+        return max(mask.span for mask in self.masks if mask is not None)
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        """A cache that holds what the masks of all layers reach, and no more.
+
+        Args:
+            max_length: the most tokens there will be, prompt included; allocated at once where
+                the masks reach as far.
+        """
+        if self.span < (math.inf if max_length is None else max_length):
+            return KVCache(window=max(int(self.span), 1))
+        return KVCache(max_length)
 
     def forward(
         self,
@@ -226,6 +262,11 @@ class Decoder(Encoder):
             context_plan = cross.plan(x, (space, context_space), backend=backend)
         if cache is None:
             return self._run(x, (space, space), mask, backend, context, context_plan)
+        if cache.window is not None and cache.window + 1 <= self.span:
+            raise ValueError(
+                f"a cache with window={cache.window} drops what the masks reach, {self.span} back: "
+                "new_cache() makes one that fits"
+            )
         past = cache.space
         try:
             keys = cache.extend(space)

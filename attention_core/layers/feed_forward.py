@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from attention_core.layers.residual import Norm, make_norm
 
-Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu"]
+Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu", "geglu-tanh"]
 
 
 class FeedForward(nn.Module):
@@ -23,7 +23,7 @@ class FeedForward(nn.Module):
         dim: size of a token.
         hidden: width; 4·dim by default, 8/3·dim for the gated forms, which have a third matrix.
         activation: "gelu", "gelu-tanh", "quick-gelu" (x · σ(1.702 x), OpenAI's CLIP), "relu", or
-            gated "swiglu", "geglu".
+            gated "swiglu", "geglu", "geglu-tanh" (T5 v1.1).
         dropout: after the activation.
         bias: whether the linear layers have one.
         norm: "layer" or "rms" normalises what the activation gives (sub-LN, Wang et al., Magneto,
@@ -50,13 +50,14 @@ class FeedForward(nn.Module):
             "relu": F.relu,
             "swiglu": F.silu,
             "geglu": F.gelu,
+            "geglu-tanh": partial(F.gelu, approximate="tanh"),
         }
         if activation not in functions:
             raise ValueError(
                 f"activation must be one of {', '.join(functions)}, got {activation!r}"
             )
         self.activation, self._function = activation, functions[activation]
-        self.gated = activation in ("swiglu", "geglu")
+        self.gated = activation in ("swiglu", "geglu", "geglu-tanh")
         if hidden is None:
             hidden = 8 * round(dim / 3) if self.gated else 4 * dim
         self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=bias)

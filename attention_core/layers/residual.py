@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import (
     Literal,
+    get_args,
 )
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from attention_core.spaces import Space
 
-Norm = Literal["layer", "rms"]
+Norm = Literal["layer", "layer-no-bias", "rms"]
 
 
 NormOrder = Literal["pre", "post", "res-post"]
@@ -25,7 +26,8 @@ class Residual(nn.Module):
         dim: size of a token.
         order: "pre" is x + f(norm(x)) (Xiong et al., 2020), "post" is norm(x + f(x)) (2017),
             "res-post" is x + norm(f(x)) (Liu et al., Swin v2, 2022).
-        norm: "layer" (Ba et al., 2016) or "rms" (Zhang & Sennrich, 2019).
+        norm: "layer" (Ba et al., 2016), "layer-no-bias" (as ModernBERT, 2024) or "rms" (Zhang &
+            Sennrich, 2019).
         eps: of the normalisation.
         layer_scale: start of a learned factor per feature (Touvron et al., CaiT, 2021), or None.
         dropout: on f's output.
@@ -81,6 +83,9 @@ def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
 
 
 def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
-    if norm not in ("layer", "rms"):
-        raise ValueError(f"norm_layer must be 'layer' or 'rms', got {norm!r}")
-    return nn.LayerNorm(dim, eps=eps) if norm == "layer" else nn.RMSNorm(dim, eps=eps)
+    if norm not in get_args(Norm):
+        known = ", ".join(map(repr, get_args(Norm)))
+        raise ValueError(f"norm_layer must be one of {known}; got {norm!r}")
+    if norm == "rms":
+        return nn.RMSNorm(dim, eps=eps)
+    return nn.LayerNorm(dim, eps=eps, bias=norm == "layer")

@@ -73,6 +73,11 @@ class Mask:
             return Reach(some | special.some, every | special.every)
         return Reach(some & ~special.every, every & ~special.some)
 
+    @property
+    def span(self) -> float:
+        """At most how far apart an allowed pair is on a Sequence, special tokens aside."""
+        return math.inf
+
     def traits(self, space: Space) -> Traits | None:
         """What of the tokens decides what is allowed; None if unknown."""
         return None
@@ -185,6 +190,10 @@ class _And(Mask):
         first, second = (term.reach_at(tiles, exempt) for term in (self.first, self.second))
         return Reach(first.some & second.some, first.every & second.every)
 
+    @property
+    def span(self) -> float:
+        return min(self.first.span, self.second.span)
+
     def traits(self, space: Space) -> Traits | None:
         return Traits.joined(self.first.traits(space), self.second.traits(space))
 
@@ -216,6 +225,10 @@ class _Or(Mask):
     def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
         first, second = (term.reach_at(tiles, exempt) for term in (self.first, self.second))
         return Reach(first.some | second.some, first.every | second.every)
+
+    @property
+    def span(self) -> float:
+        return max(self.first.span, self.second.span)
 
     def traits(self, space: Space) -> Traits | None:
         return Traits.joined(self.first.traits(space), self.second.traits(space))

@@ -26,16 +26,18 @@ class Edges(Mask):
         return spaces[1].edges.num_edges if isinstance(spaces[1], Graph) else math.inf
 
     def candidates(self, spaces: Spaces) -> PairList | None:
-        space = spaces[1]
-        token = space.token_of_node() if isinstance(space, Graph) else None
-        if not isinstance(space, Graph) or spaces[0] is not space or token is None:
+        query_space, key_space = spaces
+        if not (isinstance(query_space, Graph) and isinstance(key_space, Graph)):
             return None
-        edges = space.edges
+        query_of, key_of = query_space.token_of_node(), key_space.token_of_node()
+        edges = key_space.edges
+        if query_space.edges is not edges or query_of is None or key_of is None:
+            return None
         edge = torch.arange(edges.num_edges, device=edges.source.device)
-        query, key = token[edges.target], token[edges.source]
+        query, key = query_of[edges.target], key_of[edges.source]
         kept = (query >= 0) & (key >= 0)  # dropped tokens have no edges
-        hops = (edges.target != edges.source).float()  # one, or none along a self-loop
-        return PairList(query[kept], key[kept], edge=edge[kept], distance=hops[kept])
+        edge = edge[kept]
+        return PairList(query[kept], key[kept], edge=edge, distance=edges.hops_along(edge))
 
     def __repr__(self) -> str:
         return "Edges()"

@@ -61,6 +61,10 @@ class Window(Mask):
     def classes(self, space: Space) -> Tensor | None:
         return self._windows(coordinates(space)).long()
 
+    @property
+    def span(self) -> float:
+        return (max(self.size) if isinstance(self.size, tuple) else self.size) - 1
+
     def count_bound(self, spaces: Spaces) -> float:
         if not spaces[1].ordered:
             return math.inf

@@ -109,6 +109,10 @@ class Neighborhood(Mask):
             space.norm(nearest) <= self.radius + slack, space.norm(farthest) <= self.radius - slack
         )
 
+    @property
+    def span(self) -> float:
+        return max(self.radius) if isinstance(self.radius, tuple) else self.radius
+
     def traits(self, space: Space) -> Traits | None:
         return None if isinstance(space, Graph) else Traits.of_place(space)
 

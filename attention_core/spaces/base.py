@@ -34,6 +34,9 @@ class Space:
     ordered = False
     """Whether "before" and "after" mean something here (they do on a Sequence and a Grid)."""
 
+    #: Whether keys and values of padding are zeros already, as those that a cache holds are.
+    zeroed = False
+
     #: The tensors that hold one row per token, and their dimensions without a batch.
     _tokenwise: ClassVar[dict[str, int]] = {
         "coordinates": 2,
@@ -218,8 +221,8 @@ class Space:
         return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)
 
     def zero_heads(self, x: Tensor) -> Tensor:
-        """x, (B, H, L, D), with zeros where this space has padding."""
-        if self.valid is None:
+        """Queries, keys or values x, (B, H, L, D), with zeros where this space has padding."""
+        if self.valid is None or self.zeroed:
             return x
         valid = self.valid if self.valid.ndim == 1 else self.valid[:, None]
         return x.masked_fill(~valid[..., None], 0)

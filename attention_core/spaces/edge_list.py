@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attention_core.spaces.csr import CSR
+from attention_core.spaces.hops import all_hops, near_pairs
 
-_MOST_HOPS = 1 << 30  # entries of a hop table; 4 GiB of float32
+_MOST_PAIRS = 1 << 30  # entries of a table of pairs; 4 GiB of float32
 
 
 class EdgeList:
@@ -18,9 +20,12 @@ class EdgeList:
 
     Args:
         edge_index: (2, E) integers as in PyG, row 0 the source, row 1 the target.
-        num_nodes: number of nodes N.
+        num_nodes: number of nodes N; of sources, where targets are a set of their own.
         attr: (E,) or (E, F) features of the edges.
         graph: (N,) non-decreasing integers, the graph of each node; None for one graph.
+        pair_attr: tables of all pairs inside each graph, (Σ n²,) or (Σ n², F), in the order that
+            `pair` gives; "hops" are taken instead of searching them.
+        num_targets: number of targets, where they are a set of their own.
     """
 
     def __init__(
@@ -29,19 +34,18 @@ class EdgeList:
         num_nodes: int,
         attr: Tensor | None = None,
         graph: Tensor | None = None,
+        pair_attr: Mapping[str, Tensor] | None = None,
+        num_targets: int | None = None,
     ) -> None:
         if edge_index.ndim != 2 or edge_index.shape[0] != 2:
             raise ValueError(f"edge_index must have shape (2, E), got {tuple(edge_index.shape)}")
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
             raise TypeError(f"edge_index must hold integers, got {edge_index.dtype}")
-        if edge_index.numel():
-            low, high = int(edge_index.min()), int(edge_index.max())
-            if low < 0 or high >= num_nodes:
-                wrong = low if low < 0 else high
-                raise ValueError(
-                    f"edge_index names node {wrong}, but num_nodes={num_nodes}: nodes are 0 to "
-                    f"{num_nodes - 1}"
-                )
+        if num_targets is None:
+            _check_range(edge_index, num_nodes, "node", "num_nodes")
+        else:
+            _check_range(edge_index[0], num_nodes, "source", "num_sources")
+            _check_range(edge_index[1], num_targets, "target", "num_targets")
         if attr is not None and attr.shape[0] != edge_index.shape[1]:
             raise ValueError(
                 f"edge_attr has {attr.shape[0]} rows for {edge_index.shape[1]} edges in edge_index"
@@ -58,8 +62,19 @@ class EdgeList:
                 raise ValueError("edge_index joins nodes of different graphs of the batch")
         self.source, self.target = edge_index.long()
         self.num_nodes = num_nodes
+        self.bipartite = num_targets is not None
+        self.num_targets = num_nodes if num_targets is None else num_targets
         self.attr = attr
         self.graph = graph
+        self.pair_attr = dict(pair_attr or {})
+        self._computed: dict[Hashable, Tensor] = {}
+        for name, table in self.pair_attr.items():
+            count = int((self.sizes**2).sum())
+            if len(table) != count:
+                raise ValueError(
+                    f"pair_attr[{name!r}] has {len(table)} rows, but there are {count} pairs of "
+                    "nodes inside the graphs: n² of each"
+                )
 
     @property
     def num_edges(self) -> int:
@@ -69,14 +84,43 @@ class EdgeList:
         new = copy.copy(self)
         new.source, new.target = self.source.to(device), self.target.to(device)
         new.attr, new.graph = (None if t is None else t.to(device) for t in (self.attr, self.graph))
-        for name in ("csr", "_sorted", "repeated", "_sizes", "_local", "_hop_table"):
-            new.__dict__.pop(name, None)  # what was computed lies on the old device
+        new.pair_attr = {name: table.to(device) for name, table in self.pair_attr.items()}
+        new._forget()
         return new
+
+    def _forget(self) -> None:
+        """Drop what was computed for other edges, or on another device."""
+        self._computed = {}
+        for name in ("csr", "looped", "_sorted", "repeated", "sizes", "local", "hop_table"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def csr(self) -> CSR:
         """The edges sorted by target: once per graph, for all layers, plans and forward passes."""
-        return CSR(self.target, self.source, self.num_nodes, self.num_nodes)
+        return CSR(self.target, self.source, self.num_targets, self.num_nodes)
+
+    @cached_property
+    def looped(self) -> tuple[EdgeList, Tensor]:
+        """The same with exactly one self-loop at each node, in the order of the nodes, behind the
+        other edges; and which of these edges the others are. Features are left out.
+
+        Where targets are a set of their own, they are taken for the first of the sources, as the
+        batches of neighbour samplers have it.
+        """
+        kept = (self.source != self.target).nonzero().squeeze(-1)
+        node = torch.arange(min(self.num_nodes, self.num_targets), device=self.source.device)
+        new = copy.copy(self)
+        new._forget()
+        new.source = torch.cat([self.source[kept], node])
+        new.target = torch.cat([self.target[kept], node])
+        new.attr = None
+        return new, kept
+
+    def with_attr(self, attr: Tensor | None) -> EdgeList:
+        """The same edges, in the same order when sorted, with other features, (E,) or (E, F)."""
+        new = copy.copy(self)
+        new.csr, new.attr, new._computed = self.csr, attr, {}
+        return new
 
     # -- which edge ---------------------------------------------------------------------------
 
@@ -112,104 +156,108 @@ class EdgeList:
         at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return torch.where((keys[at] == wanted) & (target >= 0) & (source >= 0), order[at], -1)
 
-    # -- how many hops ------------------------------------------------------------------------
+    # -- pairs inside graphs ------------------------------------------------------------------
 
     @cached_property
-    def _sizes(self) -> Tensor:
+    def sizes(self) -> Tensor:
+        """(G,) nodes of each graph."""
+        if self.bipartite:
+            raise TypeError(
+                "a bipartite graph has edges, but neither hops nor tables of pairs: use Edges(), "
+                "and biases of edges"
+            )
         if self.graph is None:
             return torch.tensor([self.num_nodes], device=self.source.device)
         return torch.bincount(self.graph)
 
     @cached_property
-    def _local(self) -> tuple[Tensor, Tensor]:
-        """The graph of each node, and the node's rank in it."""
+    def local(self) -> tuple[Tensor, Tensor]:
+        """(N,) the graph of each node, and (N,) the node's rank in it."""
         device = self.source.device
         graph = self.graph
         if graph is None:
             graph = torch.zeros(self.num_nodes, dtype=torch.long, device=device)
-        starts = self._sizes.cumsum(0) - self._sizes
+        starts = self.sizes.cumsum(0) - self.sizes
         return graph, torch.arange(self.num_nodes, device=device) - starts[graph]
 
-    @cached_property
-    def _hop_table(self) -> tuple[Tensor, Tensor]:
-        """Hops of all pairs inside each graph, (sum of n²,) row by row, and each graph's start.
+    def count_pairs(self, what: str, width: int = 1) -> int:
+        """Σ n², the pairs inside all graphs.
 
-        Breadth-first search as batched matrix products, over graphs grouped by size so that a
-        large one does not pad the small ones.
+        Raises:
+            ValueError: they are too many to hold `width` numbers of each; it speaks of `what`.
         """
-        sizes = self._sizes
-        areas = sizes**2
-        if int(areas.sum()) > _MOST_HOPS:
-            raise ValueError(
-                f"hops between all pairs of nodes would take {int(areas.sum()):,} entries; "
-                "Neighborhood(k) with backend='edges' needs only the pairs within k hops"
-            )
-        starts = areas.cumsum(0) - areas
-        graph, local = self._local
-        table = torch.full((int(areas.sum()),), torch.inf, device=sizes.device)
-        edge_graph = graph[self.target]
-        size_class = torch.ceil(torch.log2(sizes.clamp(min=1).double())).long()
-        for power in size_class.unique().tolist():
-            members = (size_class == power).nonzero().squeeze(-1)
-            n = int(sizes[members].max())
-            rank = torch.full_like(sizes, -1)
-            rank[members] = torch.arange(len(members), device=sizes.device)
-            inside = rank[edge_graph] >= 0
-            adjacency = torch.zeros(len(members), n, n, device=sizes.device)
-            ends = rank[edge_graph[inside]], local[self.target[inside]], local[self.source[inside]]
-            adjacency[ends] = 1
-            hops = _all_hops(adjacency)
-            exists = torch.arange(n, device=sizes.device) < sizes[members, None]
-            which, row, column = (exists[:, :, None] & exists[:, None, :]).nonzero().unbind(1)
-            at = starts[members][which] + row * sizes[members][which] + column
-            table[at] = hops[which, row, column]
-        return table, starts
+        count = int((self.sizes**2).sum())
+        if count * width > _MOST_PAIRS:
+            raise ValueError(f"{what} would take {count * width:,} entries, n² of each graph")
+        return count
+
+    def pair(self, target: Tensor, source: Tensor) -> Tensor:
+        """Row of each pair source → target in a table of all pairs inside each graph, -1 between
+        two graphs. Such a table has Σ n² rows: graph by graph, target by target."""
+        if self.num_nodes == 0:
+            return torch.full_like(target + source, -1)
+        (graph, local), areas = self.local, self.sizes**2
+        of = graph[target]
+        row = (areas.cumsum(0) - areas)[of] + local[target] * self.sizes[of] + local[source]
+        return torch.where(of == graph[source], row, -1)
+
+    def all_pairs(self) -> tuple[Tensor, Tensor]:
+        """Target and source, (Σ n²,) each, of the rows that `pair` numbers."""
+        areas = self.sizes**2
+        graph = torch.repeat_interleave(areas)
+        rank = torch.arange(len(graph), device=areas.device) - (areas.cumsum(0) - areas)[graph]
+        n, first = self.sizes[graph], (self.sizes.cumsum(0) - self.sizes)[graph]
+        return first + rank // n, first + rank % n
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, the first time that `key` comes up: what layers and biases share."""
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
+
+    # -- how many hops ------------------------------------------------------------------------
+
+    @cached_property
+    def hop_table(self) -> Tensor:
+        """(Σ n²,) hops of all pairs inside each graph, infinite where there is no path."""
+        given = self.pair_attr.get("hops")
+        if given is not None:
+            if given.ndim != 1 or not given.is_floating_point():
+                raise ValueError(
+                    "pair_attr['hops'] must be float (Σ n²,), infinite where there is no path; "
+                    f"got {given.dtype} {tuple(given.shape)}"
+                )
+            return given
+        self.count_pairs(
+            "hops between all pairs of nodes (Neighborhood(k) with backend='edges' needs only the "
+            "pairs within k)"
+        )
+        return all_hops(self.target, self.source, *self.local, self.sizes)
 
     def hops(self, target: Tensor, source: Tensor) -> Tensor:
         """Edges on the shortest path source → target, float, infinite where there is none."""
-        table, starts = self._hop_table
-        graph, local = self._local
+        row = self.pair(target, source)
         if self.num_nodes == 0:
-            return torch.full_like(target + source, torch.inf, dtype=torch.float)
-        of = graph[target]
-        at = starts[of] + local[target] * self._sizes[of] + local[source]
-        same = of == graph[source]
-        return table[torch.where(same, at, 0)].masked_fill(~same, torch.inf)
+            return torch.full_like(row, torch.inf, dtype=torch.float)
+        return self.hop_table[row.clamp(min=0)].masked_fill(row < 0, torch.inf)
+
+    def hops_along(self, edge: Tensor) -> Tensor | None:
+        """One hop for each of the edges, none along a self-loop; None where there are no hops."""
+        if self.bipartite:
+            return None
+        return (self.source[edge] != self.target[edge]).float()
 
     def within(self, radius: float) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs at most `radius` hops apart as (target, source, hops), without a table."""
-        device = self.source.device
-        n = self.num_nodes
-        by_target = self.target.argsort()
-        incoming, degree = self.source[by_target], torch.bincount(self.target, minlength=n)
-        start = degree.cumsum(0) - degree
-        nodes = torch.arange(n, device=device)
-        found, frontier = nodes * n + nodes, nodes * n + nodes
-        found_hops = torch.zeros(n, device=device)
-        hop = 0
-        while hop + 1 <= radius and len(frontier):
-            hop += 1
-            target, via = frontier // n, frontier % n
-            fan = degree[via]
-            pair = torch.repeat_interleave(fan)
-            nth = torch.arange(len(pair), device=device) - (fan.cumsum(0) - fan)[pair]
-            reached = (target[pair] * n + incoming[start[via[pair]] + nth]).unique()
-            frontier = reached[~torch.isin(reached, found)]
-            found = torch.cat([found, frontier])
-            found_hops = torch.cat([found_hops, found_hops.new_full((len(frontier),), hop)])
-        return found // n, found % n, found_hops
+        return near_pairs(self.target, self.source, self.num_nodes, radius)
 
 
-def _all_hops(adjacency: Tensor) -> Tensor:
-    """Hops of all pairs, (G, n, n) float, from adjacency (G, n, n) with [target, source] = 1."""
-    n = adjacency.shape[-1]
-    reached = torch.eye(n, device=adjacency.device).expand_as(adjacency)
-    hops = torch.full_like(adjacency, torch.inf).masked_fill(reached > 0, 0)
-    for hop in range(1, n):
-        reached = ((adjacency @ reached) > 0).float()
-        new = (reached > 0) & hops.isinf()
-        if not bool(new.any()):
-            break
-        hops = hops.masked_fill(new, hop)
-        reached = new.float()
-    return hops
+def _check_range(index: Tensor, count: int, what: str, name: str) -> None:
+    if not index.numel():
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"edge_index names {what} {low if low < 0 else high}, but {name}={count}: {what}s are "
+            f"0 to {count - 1}"
+        )

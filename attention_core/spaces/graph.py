@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -35,6 +36,9 @@ class Graph(Space):
         coordinates: (N, A) places of the nodes, such as spectral coordinates for `Rotary`.
         special: virtual nodes in front of each graph's nodes.
         num_graphs: number of graphs in `segments`, where the last ones may have no nodes.
+        pair_attr: tables of all pairs of nodes inside each graph, by name: (Σ n²,) or (Σ n², F),
+            graph by graph, query by query. `graph.encodings` computes them once per graph; hops,
+            (Σ n²,) float called "hops", are then not searched again.
 
     Unconnected nodes are infinitely far apart.
     """
@@ -51,11 +55,13 @@ class Graph(Space):
         coordinates: Tensor | None = None,
         special: int = 0,
         num_graphs: int | None = None,
+        pair_attr: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments)
+        self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments, pair_attr)
         token_segments, source, is_special = insert_special(
             segments, num_nodes, special, num_graphs
         )
+        self.num_nodes = num_nodes
         #: (L,) the node at each token, -1 at special tokens.
         self.nodes: Tensor = source.to(edge_index.device)
         super().__init__(
@@ -72,8 +78,52 @@ class Graph(Space):
             self.num_segments = num_graphs
 
     @classmethod
-    def from_pyg(cls, data: Any, *, special: int = 0) -> Self:
-        """From a PyG `Data` or `Batch`: `edge_index`, `edge_attr` and, as segments, `batch`."""
+    def bipartite(
+        cls,
+        edge_index: Tensor,
+        num_sources: int,
+        num_targets: int,
+        *,
+        edge_attr: Tensor | None = None,
+    ) -> tuple[Self, Self]:
+        """Edges from one set of nodes to another, which have no distance: for `Edges()`.
+
+        Args:
+            edge_index: (2, E) integers: row 0 the source (key), row 1 the target (query).
+            num_sources, num_targets: number of nodes of either set.
+            edge_attr: (E,) or (E, F), features of the edges.
+
+        Returns: (space of the targets, space of the sources), as `attend` takes the spaces of
+            queries and keys.
+        """
+        return cls.over(EdgeList(edge_index, num_sources, edge_attr, num_targets=num_targets))
+
+    @classmethod
+    def over(cls, edges: EdgeList) -> tuple[Self, Self]:
+        """The space of the targets and that of the sources of these edges, which keep what they
+        have computed; one and the same space where targets are no set of their own."""
+        none = edges.source.new_empty(2, 0)
+        source = cls(none, edges.num_nodes)
+        target = cls(none, edges.num_targets) if edges.bipartite else source
+        target.edges = source.edges = edges
+        return target, source
+
+    @classmethod
+    def from_pyg(
+        cls,
+        data: Any,
+        *,
+        special: int = 0,
+        pair_attr: Iterable[str] = (),
+        coordinates: str | None = None,
+    ) -> Self:
+        """From a PyG `Data` or `Batch`: `edge_index`, `edge_attr` and, as segments, `batch`.
+
+        Args:
+            special: virtual nodes in front of each graph's nodes.
+            pair_attr: names of attributes of `data` that are tables of pairs.
+            coordinates: name of the attribute that holds (N, A) coordinates, if any does.
+        """
         segments = getattr(data, "batch", None)
         return cls(
             data.edge_index,
@@ -82,6 +132,8 @@ class Graph(Space):
             segments=segments,
             special=special,
             num_graphs=None if segments is None else data.num_graphs,
+            pair_attr={name: data[name] for name in pair_attr},
+            coordinates=None if coordinates is None else data[coordinates],
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -95,13 +147,24 @@ class Graph(Space):
         """(E,) or (E, F), features of the edges."""
         return self.edges.attr
 
+    @property
+    def whole(self) -> bool:
+        """Whether its tokens are all its nodes, in order, and nothing else."""
+        return (
+            self.batch is None
+            and self.valid is None
+            and self.special is None
+            and self.length == self.num_nodes
+            and torch.equal(self.nodes, torch.arange(self.length, device=self.nodes.device))
+        )
+
     def token_of_node(self) -> Tensor | None:
         """(N,) the token of each node, -1 where it was dropped; None where that is not one row,
         because samples kept different nodes, or a node was kept more than once."""
         if self.batch is not None:
             return None
         at = (self.nodes >= 0).nonzero().squeeze(-1)
-        token = self.nodes.new_full((self.edges.num_nodes,), -1)
+        token = self.nodes.new_full((self.num_nodes,), -1)
         token[self.nodes[at]] = at
         return token if int((token >= 0).sum()) == len(at) else None
 
@@ -111,6 +174,10 @@ class Graph(Space):
     def edge(self, pairs: Pairs) -> Tensor:
         """The edge from key to query of each pair, -1 where there is none."""
         return self.edges.find(*self._ends(pairs))
+
+    def pair(self, pairs: Pairs) -> Tensor:
+        """The row of each pair in the tables of `pair_attr`, -1 between two graphs."""
+        return self.edges.pair(*self._ends(pairs))
 
     @staticmethod
     def _ends(pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,14 @@ class Pairs:
         return space.edge_attr
 
     @property
+    def pair(self) -> Tensor:
+        """Row in the graph's tables of pairs (`Graph(pair_attr=...)`), -1 between two graphs."""
+        space = same_kind(self.spaces, "pair")
+        if not isinstance(space, Graph):
+            raise TypeError(f"{space.describe()} has no pair_attr: tables of pairs need a Graph")
+        return self._memo("pair", lambda: space.pair(self))
+
+    @property
     def precedes(self) -> Tensor:
         """Whether the key is at or before the query in reading order (row-major on a grid)."""
         space = same_kind(self.spaces, "order")

@@ -129,6 +129,8 @@ def test_edges_listed_twice_go_to_the_backend_that_tells_them_apart() -> None:
     made = plan(twice, Edges())
     assert made.backend == "edges" and "more than once" in str(made)
     assert plan(ring(10), Edges()).backend == "dense"  # the same size, nothing twice
+    many = torch.randint(2000, (2, 6000)).repeat(1, 2)
+    assert plan(Graph(many, 2000), Edges()).backend == "edges"
     q, k = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 4)
     values = torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
     # Either edge has all of the weight between them

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attention_core import Encoder, Graph, Neighborhood, RelativeTable, Sequence, record_attention
+from attention_core import (
+    Encoder,
+    Graph,
+    Neighborhood,
+    PairWeights,
+    RelativeTable,
+    Sequence,
+    record_attention,
+)
 
 DIM, HEADS = 16, 4
 
@@ -53,6 +61,20 @@ def test_padding_and_graphs() -> None:
         encoder(torch.randn(3, DIM), Graph(torch.tensor([[0], [1]]), 3), mask=Neighborhood(1))
     assert maps[0].shape == (1, HEADS, 3, 3) and maps[0][0, 0, 2].tolist() == [0, 0, 1]
     assert all(isinstance(space, Graph) for space in maps.spaces(0))
+
+
+def test_pairs_instead_of_a_table_of_all() -> None:
+    encoder = Encoder(DIM, 2, HEADS, mask=Neighborhood(1))
+    x, space = torch.randn(5, DIM), Graph(torch.tensor([[0, 1, 3], [1, 2, 2]]), 5)
+    with record_attention(encoder) as whole:
+        plain = encoder(x, space)
+    with record_attention(encoder, pairs=True) as maps:
+        assert torch.equal(encoder(x, space), plain)
+    for pairs, table in zip(maps, whole, strict=True):
+        assert isinstance(pairs, PairWeights) and not pairs.values.requires_grad
+        assert pairs.values.shape == (5 + 3, HEADS)
+        torch.testing.assert_close(pairs.dense(), table)
+        torch.testing.assert_close(pairs.of_edges()[0, 2], table[0, :, 2, 3])
 
 
 def test_errors() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from attention_core import Graph, Grid, Pairs, Points, Sequence
+from attention_core import Graph, Grid, Pairs, Points, Sequence, plan
 from attention_core.spaces.edge_list import EdgeList
 
 
@@ -119,6 +119,47 @@ def test_graphs_from_pyg() -> None:
     assert [tuple(at) for at in (edge >= 0).nonzero().tolist()] == [(2, 1), (3, 2), (9, 8), (10, 9)]
     assert pairs.edge_attr[edge[edge >= 0]].tolist() == [4, 5, 4, 5]
     assert Graph.from_pyg(one).segments is None
+
+
+def test_two_sets_of_nodes() -> None:
+    """Spaces of targets and sources over one list of edges, which knows no distance."""
+    edge_index = torch.tensor([[4, 0, 1], [0, 1, 1]])
+    target, source = Graph.bipartite(edge_index, 5, 2, edge_attr=torch.arange(3))
+    assert (target.length, source.length) == (2, 5) and target.whole and source.whole
+    assert target.edges is source.edges and source.edge_attr.tolist() == [0, 1, 2]
+    pairs = Pairs.all((target, source))
+    assert pairs.edge[0, 0].tolist() == [[-1, -1, -1, -1, 0], [1, 2, -1, -1, -1]]
+    for ask in (lambda: pairs.distance, lambda: pairs.pair):
+        with pytest.raises(TypeError, match="a bipartite graph has edges, but neither hops nor"):
+            ask()
+    moved = plan((target, source), device="meta", backend="reference").job.spaces
+    assert moved[0].edges is moved[1].edges and moved[0].edges.source.is_meta
+    with pytest.raises(ValueError, match="names target 1, but num_targets=1: targets are 0 to 0"):
+        Graph.bipartite(edge_index, 5, 1)
+    with pytest.raises(ValueError, match="names source 4, but num_sources=4"):
+        Graph.bipartite(edge_index, 4, 2)
+
+
+def test_edges_with_one_loop_at_each_node() -> None:
+    edge_index = torch.tensor([[2, 1, 1, 0, 1], [0, 1, 1, 2, 2]])
+    edges = EdgeList(edge_index, 4, torch.arange(5))
+    looped, kept = edges.looped
+    assert kept.tolist() == [0, 3, 4] and looped.attr is None
+    assert looped.source.tolist() == [2, 0, 1, 0, 1, 2, 3]
+    assert looped.target.tolist() == [0, 2, 2, 0, 1, 2, 3]
+    assert looped.csr.rows == 4 and len(looped.csr) == 7 and len(edges.csr) == 5
+    assert edges.looped[0] is looped
+    few, kept = EdgeList(edge_index, 3, num_targets=4).looped
+    assert few.source[len(kept) :].tolist() == [0, 1, 2]  # targets that no source is have none
+
+
+def test_other_features_of_the_same_edges() -> None:
+    """They share how the edges are sorted, and not what was computed from features."""
+    edges = EdgeList(torch.tensor([[2, 1], [0, 1]]), 3, torch.arange(2))
+    edges.once("attr", lambda: edges.attr)
+    other = edges.with_attr(torch.ones(2))
+    assert other.csr is edges.csr and edges.attr.tolist() == [0, 1]
+    assert other.once("attr", lambda: other.attr).tolist() == [1, 1]
 
 
 def test_place_puts_special_tokens_first_in_each_sample() -> None:

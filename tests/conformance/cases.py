@@ -144,6 +144,8 @@ ONE_GRAPH = ((1, 0), (2, 0), (3, 0), (4, 0), (0, 1), (1, 2), (2, 2), (5, 4), (2,
 #: A triangle, a node on its own, a chain both ways, and in `Graph` an empty graph at the end.
 SEGMENTS = [0, 0, 0, 1, 2, 2, 2]
 GRAPHS = ((0, 1), (1, 2), (2, 0), (4, 5), (5, 4), (5, 6), (6, 5))
+#: From five sources to four targets: a hub (0), targets and sources without edges.
+TWO_SETS = ((0, 0), (1, 0), (2, 0), (4, 0), (1, 1), (2, 2))
 
 
 def features(edges: tuple[tuple[int, int], ...]) -> Tensor:
@@ -164,6 +166,8 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
     some, each = torch.tensor([5, 1, 3]), torch.tensor([[4, 1, 0], [2, 3, 7]])
     segments = torch.tensor(SEGMENTS)
     whole, batched = graph(ONE_GRAPH, 7), graph(GRAPHS, 7, segments=segments, num_graphs=4)
+    virtual = graph(ONE_GRAPH, 7, special=1)
+    two_sets = Graph.bipartite(torch.tensor(TWO_SETS).T, 5, 4, edge_attr=features(TWO_SETS))
     ball_valid = torch.tensor([[True] * 4, [True, True, False, False]])
     ball_rows = tuple(
         tuple(Token(0, t.place, valid=bool(ok)) for t, ok in zip(points(c), valid, strict=True))
@@ -210,7 +214,7 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
         ),
         "graph": (whole, w(n, twice(nodes([0] * 7)), ONE_GRAPH)),
         "graph+virtual": (
-            graph(ONE_GRAPH, 7, special=1), w(n, alike(nodes([0] * 7, special=1)), ONE_GRAPH)
+            virtual, w(n, alike(nodes([0] * 7, special=1)), ONE_GRAPH)
         ),
         "graphs": (batched, w(n, alike(nodes(SEGMENTS)), GRAPHS)),
         "graphs+virtual": (
@@ -259,6 +263,24 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
             (whole.keep(some), whole),
             w(n, ((chosen(nodes([0] * 7), some),), (nodes([0] * 7),)), ONE_GRAPH),
         ),
+        "cross-graph+virtual": (
+            (virtual.keep(some), virtual),
+            w(n, ((chosen(nodes([0] * 7, special=1), some),), (nodes([0] * 7, special=1),)),
+              ONE_GRAPH),
+        ),
+        "cross-graph-from-virtual": (
+            (virtual.keep(each[0]), virtual.keep(some)),
+            w(n, ((chosen(nodes([0] * 7, special=1), each[0]),),
+                  (chosen(nodes([0] * 7, special=1), some),)), ONE_GRAPH),
+        ),
+        "bipartite": (
+            two_sets, w("bipartite", ((nodes([0] * 4),), (nodes([0] * 5),)), TWO_SETS)
+        ),
+        "kept-bipartite": (
+            (two_sets[0].keep(torch.tensor([2, 0])), two_sets[1].keep(torch.tensor([4, 2, 0]))),
+            w("bipartite", ((chosen(nodes([0] * 4), torch.tensor([2, 0])),),
+                            (chosen(nodes([0] * 5), torch.tensor([4, 2, 0])),)), TWO_SETS),
+        ),
         "nowhere": (
             (Space(2), Space(5)), w("nowhere", (((Token(),) * 2,) * 2, ((Token(),) * 5,) * 2))
         ),
@@ -274,6 +296,8 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
 
 PLACES = {name: Place(name, *parts) for name, parts in _places().items()}
 GRAPH_PLACES = [name for name, place in PLACES.items() if place.kind == "graph"]
+#: Where there are edges; without distances where targets are a set of their own.
+EDGE_PLACES = [name for name, place in PLACES.items() if place.world.edges]
 
 
 # -- masks ---------------------------------------------------------------------------------------
@@ -351,6 +375,8 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "near-2": (Neighborhood(2), straight.near(2)),
             "global": (GlobalTokens(0, 5), straight.global_tokens(0, 5)),
         }
+    if kind == "bipartite":
+        found["edges"] = Edges(), straight.edges()
     if kind == "points":
         radii_f = (1.5, 0.5, 1.0)[:axes]
         found |= {
@@ -443,7 +469,7 @@ def biases_of(name: str) -> dict[str, Biased]:
             "dense-heads": _written(1, HEADS, *shape[2:]),
             "dense-row": _written(shape[0], 1, 1, shape[3]),
         }
-        if kind != "nowhere":
+        if kind not in ("nowhere", "bipartite"):
             found["alibi"] = (ALiBi(HEADS), straight.alibi(HEADS))
         if kind == "sequence":
             for special in (False, True):
@@ -466,14 +492,15 @@ def biases_of(name: str) -> dict[str, Biased]:
             )
         if kind in ("sequence", "grid", "points"):
             found["continuous"] = _continuous(axes)
-        if kind == "graph":
+        if place.world.edges:
             found["edge-types"] = _edge_types(place)
-            first, second = found["hops"], found["edge-types"]
+            first = found.get("hops", found["dense-heads"])
+            second = found["edge-types"]
         else:
             first, second = found["dense-heads"], found.get("continuous", found["dense"])
         assert first[0] is not None and second[0] is not None
         found["sum"] = (first[0] + second[0], straight.added(first[1], second[1]))
-        if kind != "nowhere":
+        if kind not in ("nowhere", "bipartite"):
             alibi = found["alibi"]
             found["sum-alibi"] = (first[0] + alibi[0], straight.added(first[1], alibi[1]))
     return {name: Biased(name, *parts) for name, parts in found.items()}

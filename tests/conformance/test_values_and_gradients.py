@@ -15,7 +15,7 @@ from attention_core import EdgeBias, Edges, Graph, Neighborhood, attend
 from tests.conformance import straight
 from tests.conformance.cases import (
     BACKENDS,
-    GRAPH_PLACES,
+    EDGE_PLACES,
     HEADS,
     KV_HEADS,
     ONE_GRAPH,
@@ -84,7 +84,7 @@ def test_features_of_edges(backend: str) -> None:
         assert_same(actual, expected, f"{mask}", rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("place", "mask"), [(p, m) for p in GRAPH_PLACES for m in masks_of(p)])
+@pytest.mark.parametrize(("place", "mask"), [(p, m) for p in EDGE_PLACES for m in masks_of(p)])
 def test_edge_features_in_keys_and_values(place: str, mask: str) -> None:
     """With every mask, also where pairs have no edge; each alone, and beside every option."""
     where, masked, biases = PLACES[place], masks_of(place)[mask], _biases(place)
@@ -92,7 +92,7 @@ def test_edge_features_in_keys_and_values(place: str, mask: str) -> None:
     sink = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
     for bias, options in (
         ("none", both),
-        ("hops", {"edge_key": both["edge_key"], "softcap": 0.7}),
+        ("edge-types", {"edge_key": both["edge_key"], "softcap": 0.7}),
         ("sum", {"edge_value": both["edge_value"], "sink": sink, "scale": 0.8}),
     ):
         expected = straight_with_gradients(where, masked, biases[bias], **options)

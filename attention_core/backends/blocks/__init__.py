@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attention_core.backends import dense, reference
+from attention_core.backends import dense, edges, reference
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.blocks.groups import Group, Patterns, group, patterns, traits_of
 from attention_core.backends.blocks.operator import block_attention
@@ -35,6 +35,8 @@ _KEY = Rate(2.0, 0.125, 8.0, 0.55)
 _CALL = 3_500_000.0
 _GROUP = 1_000_000.0
 _LIST = 200.0
+#: To find the blocks of a graph, for each of its pairs, once for all layers.
+_SEARCH = 500.0
 #: About the share of blocks that are arranged in a way of their own, where places repeat.
 _ALIKE = 0.1
 
@@ -203,7 +205,12 @@ def lacks(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     least = _CALL + _PAIR.of(job) * job.count_bound
-    if least > dense.cost(job) and not dense.lacks(job):
+    if job.repeats_edges:
+        return least  # which is refused when pairs are computed all together
+    if job.mask is not None and isinstance(job.spaces[1], Graph):
+        least += _SEARCH * job.count_bound  # a graph is searched edge by edge
+    others = (other.cost(job) for other in (dense, edges) if not other.lacks(job))
+    if least > min(others, default=math.inf):
         return least  # finding the blocks would take longer than it could ever save
     prepared = _found(job)
     samples = job.batch if prepared.rows == 1 else 1

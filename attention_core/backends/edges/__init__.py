@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attention_core.backends import reference
 from attention_core.backends.costs import Rate
-from attention_core.backends.edges.operator import edge_attention, pair_scores
+from attention_core.backends.edges.operator import edge_attention
+from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.masks import Edges
 from attention_core.masks.algebra import PairList
 from attention_core.scores import AdditiveV2
@@ -86,11 +86,11 @@ class Prepared:
     @cached_property
     def pairs(self) -> Pairs:
         """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
-        csr = self.csr
+        csr, space = self.csr, self.job.spaces[1]
         row, column, edge = (index.long() for index in (csr.row, csr.column, csr.item))
-        hops = (row != column).float()  # one, or none along a self-loop
-        batch = torch.zeros_like(row)
-        return _pairs(self.job, batch=batch, query=row, key=column, edge=edge, distance=hops)
+        known = {"batch": torch.zeros_like(row), "query": row, "key": column, "edge": edge}
+        hops = space.edges.hops_along(edge) if isinstance(space, Graph) else None
+        return _pairs(self.job, **known, **({} if hops is None else {"distance": hops}))
 
     @property
     def row(self) -> Tensor:
@@ -107,20 +107,16 @@ class Prepared:
 
 def _whole_graph(job: Job) -> EdgeList | None:
     """The edges, where they are the allowed pairs as they stand; then their order is shared."""
-    space = job.spaces[1]
+    query, key = job.spaces
     if not (
-        isinstance(space, Graph)
-        and job.spaces[0] is space
+        isinstance(query, Graph)
+        and isinstance(key, Graph)
+        and query.edges is key.edges
         and job.mask == Edges()
         and job.batch == 1
-        and space.batch is None
-        and space.valid is None
-        and space.special is None
-        and space.length == space.edges.num_nodes
     ):
         return None
-    token = torch.arange(space.length, device=space.nodes.device)
-    return space.edges if torch.equal(space.nodes, token) else None
+    return key.edges if query.whole and (key is query or key.whole) else None
 
 
 prepare = Prepared
@@ -138,11 +134,14 @@ def _listed(job: Job) -> Pairs | None:
     if found is None:
         return None
     query, key = job.spaces
-    if query.special is not None:  # candidates come only where queries and keys are one space
-        one, all_others = query.special.nonzero(), (~query.special).nonzero().squeeze(-1)
+    ordinary = torch.arange(query.length, device=job.device)
+    if query.special is not None:
+        special, ordinary = (at.nonzero().squeeze(-1) for at in (query.special, ~query.special))
         everyone = torch.arange(key.length, device=job.device)
-        found = _cat(found, *torch.broadcast_tensors(one, everyone))
-        found = _cat(found, *torch.broadcast_tensors(all_others[:, None], one.squeeze(-1)))
+        found = _cat(found, *torch.broadcast_tensors(special[:, None], everyone))
+    if key.special is not None:
+        special = key.special.nonzero().squeeze(-1)
+        found = _cat(found, *torch.broadcast_tensors(ordinary[:, None], special))
     repeated = {
         name: values.repeat(job.batch)
         for name, values in found._asdict().items()
@@ -231,7 +230,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         length = q.shape[2]
         # Tokens of the batch end to end, (H, B·L, D), so that a pair is a row and a column
         exact = torch.promote_types(dtype, torch.float32)
-        q, k, v = (x.to(exact).transpose(0, 1).flatten(1, 2) for x in (q, k, v))
+        given = q, k
+        q, k, v = (end_to_end(x, exact) for x in (q, k, v))
         edge_key, edge_value = (
             prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
         )
@@ -258,51 +258,5 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             dropout_p=options.dropout_p,
         )
         output, lse = (x.unflatten(1, (batch, length)).transpose(0, 1) for x in (output, lse))
-        weights = None
-        if options.weights:
-            weights = _weights(plan, q, k, bias, edge_key, options).to(dtype)
+    weights = pair_weights(plan, *given, options).dense() if options.weights else None
     return Result(output.to(dtype), weights, lse)
-
-
-def _weights(
-    plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    bias: Tensor | None,
-    edge_key: Tensor | None,
-    options: Options,
-) -> Tensor:
-    """The weights (B, H, Lq, Lk) before dropout, from scores that are computed once more."""
-    prepared: Prepared = plan.prepared
-    csr = prepared.csr
-    scores = pair_scores(q, k, csr, options.score, edge_key, prepared.edge)
-    scores = reference.adjust(scores, bias, options)
-    if prepared.allowed is not None:
-        scores = scores.masked_fill(~prepared.allowed, -torch.inf)
-    return _scatter(softmax(scores, csr.row.long(), csr.rows, options.sink), prepared.pairs)
-
-
-def softmax(scores: Tensor, row: Tensor, rows: int, sink: Tensor | None) -> Tensor:
-    """Softmax of scores (H, E) over the pairs of each row.
-
-    As `reference.softmax` in everything else: empty rows, -inf, and the sink.
-    """
-    top = scores.new_full((len(scores), rows), -torch.inf)
-    top = top.scatter_reduce(-1, row.expand_as(scores), scores.detach(), "amax")
-    logit = None if sink is None else sink.to(scores.dtype)[:, None]
-    if logit is not None:
-        top = torch.maximum(top, logit.detach())
-    top = top.masked_fill(top == -torch.inf, 0)
-    exp = torch.exp(scores - top.index_select(-1, row))
-    total = torch.zeros_like(top).index_add(-1, row, exp)
-    if logit is not None:
-        total = total + torch.exp(logit - top)
-    return exp / total.masked_fill(total == 0, 1).index_select(-1, row)
-
-
-def _scatter(weights: Tensor, pairs: Pairs) -> Tensor:
-    """Weights (H, E) as (B, H, Lq, Lk); an edge that is listed twice has the sum of both."""
-    batch, heads, queries, keys = pairs.shape
-    at = (pairs.batch * queries + pairs.query) * keys + pairs.key
-    dense = weights.new_zeros(heads, batch * queries * keys).index_add(1, at, weights)
-    return dense.view(heads, batch, queries, keys).transpose(0, 1)

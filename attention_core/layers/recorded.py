@@ -1,0 +1,67 @@
+"""Layers whose attention weights can be recorded from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from attention_core.attention import attend
+from attention_core.planning import Plan
+from attention_core.spaces import Space
+from attention_core.weights import PairWeights
+
+
+class Recorder(Protocol):
+    """What `record_attention` sets."""
+
+    @property
+    def pairs(self) -> bool: ...
+    def wants(self, module: nn.Module) -> bool: ...
+    def add(
+        self, module: nn.Module, weights: Tensor | PairWeights, spaces: tuple[Space, Space]
+    ) -> None: ...
+
+
+recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+
+#: Where it is set, it is called in place of every layer's attention, with that as its first
+#: argument: so an explanation changes messages.
+around: ContextVar[Callable[..., Any] | None] = ContextVar("around", default=None)
+
+
+class RecordedAttention(nn.Module):
+    """A layer whose attention weights `record_attention` sees: it attends through `attend`."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, plan: Plan, weights: bool = False, **options: Any
+    ) -> tuple[Tensor, PairWeights | None]:
+        """`attention_core.attend` with this plan and options, which a recorder is shown.
+
+        Args:
+            weights: also return the weights.
+        """
+        changed = around.get()
+        if changed is None:
+            return self._attend(q, k, v, plan=plan, weights=weights, **options)
+        out: tuple[Tensor, PairWeights | None]
+        out = changed(self._attend, q, k, v, plan=plan, weights=weights, **options)
+        return out
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, plan: Plan, weights: bool, **options: Any
+    ) -> tuple[Tensor, PairWeights | None]:
+        recording = recorder.get()
+        if recording is not None and not recording.wants(self):
+            recording = None
+        form: bool | Literal["pairs"] = recording is not None
+        if weights or (recording is not None and recording.pairs):
+            form = "pairs"
+        if not form:
+            return attend(q, k, v, plan=plan, **options), None
+        out, found = attend(q, k, v, plan=plan, return_weights=form, **options)
+        if recording is not None:
+            recording.add(self, found, plan.job.spaces)
+        return out, found if weights else None
