@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from attention_core.training.data import DataModule, Loader, require
     from attention_core.training.errors import UsageError
     from attention_core.training.export import load_model
+    from attention_core.training.regression import RegressionTask
     from attention_core.training.run import evaluate, resume, train
     from attention_core.training.task import ClassificationTask, Task
 
@@ -89,6 +90,7 @@ _HOMES = {
     "ClassificationTask": "task",
     "DataModule": "data",
     "Loader": "data",
+    "RegressionTask": "regression",
     "Task": "task",
     "UsageError": "errors",
     "evaluate": "run",
@@ -102,6 +104,7 @@ __all__ = [
     "ClassificationTask",
     "DataModule",
     "Loader",
+    "RegressionTask",
     "Task",
     "UsageError",
     "evaluate",

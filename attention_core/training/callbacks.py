@@ -65,7 +65,7 @@ class StepLog(Callback):
         self._loss = self._loss + outputs["loss"].detach()  # each is divided by their number
         if trainer.fit_loop._should_accumulate():
             return
-        total, self._loss = self._loss, 0.0
+        total, self._loss = self._loss * pl_module.rescaled, 0.0  # type: ignore[operator]
         if step % every:
             return
         loss = trainer.strategy.reduce(total, reduce_op="mean")

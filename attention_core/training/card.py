@@ -85,9 +85,12 @@ def _training(
     config: Mapping[str, Any], trainer: Trainer, data: DataModule, seconds: float, resumed: bool
 ) -> dict[str, str]:
     world, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-    batch = f"{data.batch_size * world * accumulated:,}"
+    each, about = (data.batch_size, "") if data.budget is None else (data.budget, "about ")
+    batch = f"{about}{each * world * accumulated:,}"
     if world * accumulated > 1:
-        batch += f" ({data.batch_size:,} × {world} processes × {accumulated} accumulated)"
+        batch += f" ({each:,} × {world} processes × {accumulated} accumulated)"
+    if data.budget is not None:
+        batch += " tokens"
     device = trainer.strategy.root_device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     time = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from attention_core.training.errors import UsageError
 from attention_core.training.seeding import derive_seed, seed_generators
@@ -39,11 +39,17 @@ class DataModule(LightningDataModule):
             same for every number of workers, random augmentation included.
         seed: keys the order of the training samples and what augmentation draws.
         classes: the names of the classes, where there are any. Labels are indices into it.
+
+    Attributes:
+        budget: where a subclass sets it, a batch holds samples whose sizes, such as numbers of
+            tokens, sum to about this much, in place of `batch_size` samples. Each data set then
+            has `sizes`, a list with the size of every sample.
     """
 
     train_set: Dataset[Any] | None = None
     val_set: Dataset[Any] | None = None
     test_set: Dataset[Any] | None = None
+    budget: int | None = None
 
     def __init__(
         self, *, batch_size: int, workers: int = 0, seed: int = 1, classes: Sequence[str] = ()
@@ -145,6 +151,7 @@ class DataModule(LightningDataModule):
             shuffle=shuffle,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
+            budget=self.budget,
             pin_memory=bool(trainer and trainer.strategy.root_device.type == "cuda"),
         )
         self._loaders.add(loader)
@@ -190,6 +197,11 @@ class Loader:
         collate: makes a batch from a list of samples.
         shuffle: permute, and count epochs (training); otherwise the order of the data set.
         rank, world: this process and how many share the data set.
+        budget: in place of `batch_size`, the size of a batch: its samples' sizes, which are
+            `dataset.sizes`, sum to about this much. The order of the samples is cut where the sum
+            of sizes passes equal shares of the whole, so each sample comes once in an epoch, every
+            epoch has as many batches, and all processes' batches are about as large. A batch has
+            one sample at least, however large that is.
     """
 
     def __init__(
@@ -203,13 +215,19 @@ class Loader:
         shuffle: bool = False,
         rank: int = 0,
         world: int = 1,
+        budget: int | None = None,
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
         self.epoch = 0
         self._served = 0
         self._restored: dict[str, int] | None = None
-        self._plan = _Plan(len(dataset), batch_size, seed, shuffle, rank, world)
+        samples = len(dataset)
+        self._plan = (
+            _Plan(samples, batch_size, seed, shuffle, rank, world)
+            if budget is None
+            else _BudgetPlan(samples, budget, seed, shuffle, rank, world, _sizes(dataset))
+        )
         self._batches: DataLoader[Any] = DataLoader(
             _Drawn(dataset),
             batch_sampler=cast(Any, self._plan),
@@ -304,13 +322,67 @@ class _Plan:
         return self.batches
 
     def __iter__(self) -> Iterator[_Draw]:
+        epoch = self.epoch if self.shuffle else 0  # what is drawn to evaluate stays the same
+        parts = self.parts()
+        for number in range(self.start, self.batches):
+            key = derive_seed(self.seed, "draw", epoch, number, self.rank)
+            yield _Draw(key, parts[number])
+
+    def parts(self) -> list[list[int]]:
+        """The samples of each batch of the epoch."""
         order, size = self.order(), self.batch_size
         ends = [min((number + 1) * size, len(order)) for number in range(self.batches)]
         if len(ends) > 1 and ends[-2] == len(order):
             ends[-2] -= 1  # one sample fewer than other processes have, who have a batch more
-        for number in range(self.start, self.batches):
-            key = derive_seed(self.seed, "draw", self.epoch, number, self.rank)
-            yield _Draw(key, order[ends[number - 1] if number else 0 : ends[number]])
+        return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class _BudgetPlan(_Plan):
+    """Batches whose samples' sizes sum to about `budget`."""
+
+    def __init__(
+        self,
+        samples: int,
+        budget: int,
+        seed: int,
+        shuffle: bool,
+        rank: int,
+        world: int,
+        sizes: Sequence[int],
+    ) -> None:
+        if samples < world:
+            raise UsageError(f"{samples} samples cannot be dealt to {world} processes.")
+        self.samples, self.seed, self.shuffle = samples, seed, shuffle
+        self.rank, self.world = rank, world
+        self.epoch = self.start = 0
+        self.sizes = torch.tensor(sizes)
+        wanted = math.ceil(int(self.sizes.sum()) / (budget * world))
+        self.batches = max(1, min(wanted, samples // world))
+
+    def parts(self) -> list[list[int]]:
+        order = torch.arange(self.samples)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+            order = torch.randperm(self.samples, generator=generator)
+        sizes = self.sizes[order]
+        total, cuts = int(sizes.sum()), self.batches * self.world
+        # A sample is in the batch in which its middle lies; twice everything, for whole numbers
+        middles = 2 * sizes.cumsum(0) - sizes
+        shares = torch.tensor([2 * total * cut // cuts for cut in range(1, cuts)])
+        ends = [*torch.searchsorted(middles, shares).tolist(), self.samples]
+        for cut in range(cuts - 1):  # but none is empty
+            first = ends[cut - 1] if cut else 0
+            ends[cut] = min(max(ends[cut], first + 1), self.samples - (cuts - 1 - cut))
+        parts = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [part.tolist() for part in parts[self.rank :: self.world]]
+
+
+def _sizes(dataset: Any) -> Sequence[int]:
+    if isinstance(dataset, Subset):  # as debug=overfit makes one
+        sizes = _sizes(dataset.dataset)
+        return [sizes[index] for index in dataset.indices]
+    found: Sequence[int] = dataset.sizes
+    return found
 
 
 class _Drawn(Dataset[Any]):

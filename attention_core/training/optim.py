@@ -148,6 +148,26 @@ def warmup_cosine(
     return LambdaLR(optimizer, factor)
 
 
+def inverse_sqrt(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> LambdaLR:
+    """Linear warmup to the optimizer's learning rate, then down with the inverse square root of the
+    step (Vaswani et al., 2017).
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        warmup: the share of `total_steps` spent rising; the first step is never at rate 0.
+
+    Raises:
+        UsageError: `warmup` outside [0, 1], or no step to take.
+    """
+    _check_total(total_steps)
+    if not 0 <= warmup <= 1:
+        raise UsageError(f"schedule.warmup is a share between 0 and 1, got {warmup}.")
+    rising = max(1, round(warmup * total_steps))
+    return LambdaLR(
+        optimizer, lambda step: min((step + 1) / rising, math.sqrt(rising / (step + 1)))
+    )
+
+
 def constant(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
     """The optimizer's own learning rate throughout."""
     _check_total(total_steps)

@@ -200,10 +200,10 @@ def _columns(data: DataModule, task: Task, source: Path) -> list[str]:
 def _run(data: DataModule, task: Task, batch: dict[str, Any], count: int) -> list[Row]:
     batch = data.transfer_batch_to_device(batch, task.device, 0)
     with torch.inference_mode():
-        rows = task.predictions(task(**batch))
+        rows = task.predict(batch, data)
     if len(rows) != count:
         raise UsageError(
-            f"{type(task).__name__}.predictions must return one row for each of {count} inputs, "
+            f"{type(task).__name__}.predict must return one row for each of {count} inputs, "
             f"got {len(rows)}."
         )
     return [row if _is_finite(row) else {"error": "the output is not finite"} for row in rows]

@@ -17,7 +17,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from attention_core.training.data import model_inputs
+from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.errors import UsageError
 from attention_core.training.optim import decay_groups, scale_rates
 from attention_core.training.parallel import FSDP2
@@ -45,10 +45,15 @@ class Task(LightningModule):
         metrics: torchmetrics by name, copied for training, validation and test.
 
     `monitor` and `mode` name the validation value that picks the best checkpoint.
+
+    The gradient of a step is that of the mean over all items (samples, or tokens: see `weight`) of
+    its batches, accumulated ones and those of all processes, however many each of them has.
     """
 
     monitor = "val/loss"
     mode = "min"
+    #: What the losses and gradients of a step, summed, still have to be multiplied by.
+    rescaled = 1.0
 
     def __init__(
         self,
@@ -69,6 +74,8 @@ class Task(LightningModule):
         # "train" is taken: it is a method of every module.
         self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric() for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
+        self._unit: Tensor | None = None  # the weight that counts as 1 in this step
+        self._weights: Tensor | float = 0.0  # the sum of its batches' weights, in units
 
     def configure_model(self) -> None:
         """Lightning's hook, called once the processes of a run know each other."""
@@ -136,8 +143,21 @@ class Task(LightningModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """The scalar to minimise, a mean over the samples of the batch."""
+        """The scalar to minimise, a mean over the samples of the batch, or what `weight` counts."""
         raise NotImplementedError(f"{type(self).__name__}.loss must return the loss of a batch.")
+
+    def samples(self, batch: Batch) -> int:
+        """How many samples a batch has; by default as many as targets."""
+        return len(batch["target"])
+
+    def weight(self, batch: Batch) -> Tensor | int:
+        """How many items the loss of a batch is the mean of; by default its samples."""
+        return self.samples(batch)
+
+    def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
+        """What `attn predict` writes of a batch that `data` has read: a row per sample, as
+        `predictions`. Override it where more than one pass through the model is needed."""
+        return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
         """One row per sample of what `attn predict` writes: values by column, the same columns in
@@ -177,7 +197,31 @@ class Task(LightningModule):
         return self.model(**inputs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        loss = self._step(batch, "train")
+        trainer = self.trainer
+        if trainer.world_size * trainer.accumulate_grad_batches == 1:
+            return loss
+        # Lightning takes the mean over processes and accumulated batches, whatever is in them
+        weight = torch.as_tensor(self.weight(batch), dtype=torch.float32, device=loss.device)
+        mean = trainer.strategy.reduce(weight.clone(), reduce_op="mean")
+        if self._unit is None:
+            self._unit, self._weights = mean.clamp(min=1), 0.0
+        weighed: Tensor = loss * (weight / self._unit)
+        self._weights = self._weights + mean / self._unit
+        return weighed
+
+    def on_after_backward(self) -> None:
+        """Lightning's hook; gradients are summed over processes by now."""
+        if self._unit is None or self.trainer.fit_loop._should_accumulate():
+            return
+        self._unit = None
+        batches = self.trainer.accumulate_grad_batches
+        if batches == 1:
+            return
+        self.rescaled = batches / max(float(self._weights), 1e-6)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.rescaled)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val")
@@ -230,7 +274,7 @@ class Task(LightningModule):
         output = self(**model_inputs(batch))
         loss = self.loss(output, batch)
         with torch.no_grad():
-            self.means[f"{stage}_mean"].update(loss.detach(), weight=len(batch["target"]))  # type: ignore[operator]
+            self.means[f"{stage}_mean"].update(loss.detach(), weight=self.weight(batch))  # type: ignore[operator]
             self.update_metrics(self.measures[f"{stage}_metrics"], output, batch)  # type: ignore[arg-type]
         return loss
 

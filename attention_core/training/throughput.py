@@ -66,7 +66,7 @@ class Throughput(Callback):
     ) -> None:
         if self._flops_each is None:
             flops = _forward_flops(trainer, pl_module, batch)
-            self._flops_each = 3 * flops / (self._tokens or len(batch["target"]))
+            self._flops_each = 3 * flops / (self._tokens or pl_module.samples(batch))  # type: ignore[operator]
             self._tokens = 0
             self._mark = None
         if self._mark is None:
@@ -75,7 +75,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        self._samples += len(batch["target"])
+        self._samples += pl_module.samples(batch)  # type: ignore[operator]
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
         if due and pl_module.device.type == "cuda":

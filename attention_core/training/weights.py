@@ -184,6 +184,57 @@ def _look_up(name: str, table: Mapping[str, str]) -> str | None:
     return None
 
 
+def inside(prefix: str, table: Mapping[str, str]) -> dict[str, str]:
+    """`table` with `prefix` in front of their names."""
+    return {prefix + theirs: ours for theirs, ours in table.items()}
+
+
+def join_projections(weights: Mapping[str, Tensor]) -> Weights:
+    """`weights` with the projections of attention and of gated networks as ours are.
+
+    `*.qkv` is split in thirds; `*.key` and `*.value` become `*.key_value`, `*.gate` and `*.linear`
+    become `*.up`. What a linear layer of ours has a bias for and theirs has none is zero.
+    """
+    ours = dict(weights)
+    for prefix in modules(ours, "qkv"):
+        for kind in ("weight", "bias"):
+            fused = ours.pop(f"{prefix}qkv.{kind}", None)
+            if fused is not None:
+                parts = zip(("query", "key", "value"), fused.chunk(3), strict=True)
+                ours.update({f"{prefix}{name}.{kind}": part for name, part in parts})
+    for prefix in modules(ours, "value"):
+        _join_keys_and_values(ours, prefix)
+    for prefix in set(modules(ours, "gate")) & set(modules(ours, "linear")):
+        for kind in ("weight", "bias"):
+            halves = [ours.pop(f"{prefix}{half}.{kind}", None) for half in ("gate", "linear")]
+            given = [half for half in halves if half is not None]
+            if given:
+                ours[f"{prefix}up.{kind}"] = torch.cat(given)
+    return ours
+
+
+def _join_keys_and_values(ours: Weights, prefix: str) -> None:
+    """Keys, then values; a bias of the values alone stays by itself, as in `key_bias=False`."""
+    key, value = (ours.pop(f"{prefix}{part}.weight", None) for part in ("key", "value"))
+    if key is None or value is None:
+        raise UsageError(f"weights: {prefix}* has keys or values, but not both.")
+    ours[f"{prefix}key_value.weight"] = torch.cat([key, value])
+    key_bias, value_bias = (ours.pop(f"{prefix}{part}.bias", None) for part in ("key", "value"))
+    if key_bias is not None and value_bias is not None:
+        ours[f"{prefix}key_value.bias"] = torch.cat([key_bias, value_bias])
+    elif value_bias is not None:
+        ours[f"{prefix}value_bias"] = value_bias
+    elif f"{prefix}out.bias" in ours:  # ours has a bias everywhere but for keys, or nowhere
+        ours[f"{prefix}value_bias"] = value.new_zeros(len(value))
+        ours[f"{prefix}query.bias"] = value.new_zeros(len(value))
+
+
+def modules(weights: Mapping[str, Tensor], part: str) -> list[str]:
+    """What stands in front of every `part`.weight."""
+    found = (re.fullmatch(rf"(.*\.){part}\.weight", name) for name in weights)
+    return [match[1] for match in found if match]
+
+
 def load_strictly(model: nn.Module, weights: Weights, *, keep: Iterable[str] = ()) -> None:
     """Copies `weights` into `model`, all of them or, where something does not fit, none.
 

@@ -113,6 +113,57 @@ def test_shards_together_are_the_data_set(
         assert sorted(itertools.chain(*evaluation)) == list(range(samples))
 
 
+class Sized(Noisy):
+    """Sample i has size `sizes[i]`."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__(len(sizes))
+        self.sizes = sizes
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=5, max_size=60),
+    budget=st.integers(1, 200),
+    world=st.integers(1, 4),
+    shuffle=st.booleans(),
+)
+def test_batches_of_a_budget(sizes: list[int], budget: int, world: int, shuffle: bool) -> None:
+    total, found = sum(sizes), []
+    for rank in range(world):
+        loader = Loader(Sized(sizes), 1, shuffle=shuffle, rank=rank, world=world, budget=budget)
+        epochs = [epoch_of(loader, epoch) for epoch in range(2)]
+        assert len(epochs[0]) == len(epochs[1]) == len(loader)
+        found.append([batch["index"] for batch in epochs[0]])
+    assert len({len(batches) for batches in found}) == 1
+    batches = [batch for of_rank in found for batch in of_rank]
+    assert all(batches)
+    assert sorted(itertools.chain(*batches)) == list(range(len(sizes)))
+    if len(sizes) >= 2 * len(batches) and max(sizes) <= total / len(batches):
+        assert total / len(batches) <= budget
+        # Half a sample more at either end, at most
+        assert max(sum(sizes[i] for i in batch) for batch in batches) <= budget + max(sizes)
+
+
+def test_a_budget_is_kept_where_a_run_continues_and_in_a_part() -> None:
+    sizes = [1 + 7 * i % 13 for i in range(50)]
+    whole = epoch_of(Loader(Sized(sizes), 1, shuffle=True, budget=20), 3)
+    continued = Loader(Sized(sizes), 1, shuffle=True, budget=20, workers=1)
+    continued.load_state_dict({"epoch": 3, "served": 5})
+    assert epoch_of(continued, 3) == whole[5:]
+    continued.close()
+    part = torch.utils.data.Subset(Sized(sizes), [3, 1, 4])
+    batches = [batch["index"] for batch in epoch_of(Loader(part, 1, budget=1000), 0)]
+    assert batches == [[3, 1, 4]]
+    with pytest.raises(UsageError, match="3 samples cannot be dealt to 4 processes"):
+        Loader(part, 1, budget=10, world=4)
+
+
+def test_what_is_drawn_to_evaluate_stays_the_same() -> None:
+    loader = Loader(Noisy(10), 4)
+    assert epoch_of(loader, 0) == epoch_of(loader, 1)
+
+
 def test_a_closed_loader_leaves_no_worker_and_can_be_iterated_again() -> None:
     loader = Loader(Noisy(20), 4, workers=2)
     before = epoch_of(loader, 0)

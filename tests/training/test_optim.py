@@ -14,6 +14,7 @@ from attention_core.training import UsageError
 from attention_core.training.optim import (
     constant,
     decay_groups,
+    inverse_sqrt,
     layers,
     scale_rates,
     warmup_cosine,
@@ -171,6 +172,21 @@ def test_warmup_then_cosine() -> None:
     assert found[12] == pytest.approx(0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert found[-1] == pytest.approx(0.2)
     assert all(a >= b for a, b in itertools.pairwise(found[4:]))
+
+
+def test_warmup_then_the_inverse_square_root() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = inverse_sqrt(optimizer, total_steps=1000, warmup=0.1)
+    rates = []
+    for _ in range(1000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    # Vaswani et al.: min(step^-0.5, step * warmup^-1.5), here with a peak of 2
+    expected = [2 * 100**0.5 * min(step**-0.5, step * 100**-1.5) for step in range(1, 1001)]
+    assert rates == pytest.approx(expected)
+    with pytest.raises(UsageError, match="schedule.warmup"):
+        inverse_sqrt(optimizer, total_steps=10, warmup=2)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3])

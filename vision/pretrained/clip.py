@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from attention_core.training.weights import Weights, rename, split_off, without_prefix
+from attention_core.training.weights import Weights, inside, rename, split_off, without_prefix
 from vision.pretrained import names
-from vision.pretrained.names import inside
 from vision.pretrained.timm import from_timm
 
 TEXT = "it is of the text tower, or compares it with images"

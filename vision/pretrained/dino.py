@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from attention_core.training.weights import Weights, rename, split_off, without_prefix
+from attention_core.training.weights import Weights, inside, rename, split_off, without_prefix
 from vision.pretrained import names
 from vision.pretrained.eva import EVA
-from vision.pretrained.names import inside
 from vision.pretrained.timm import TIMM
 
 PRETRAINING = "only pretraining uses it"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from attention_core.training.weights import Weights, rename
+from attention_core.training.weights import Weights, inside, rename
 from vision.pretrained import names
-from vision.pretrained.names import inside
 from vision.pretrained.timm import TIMM
 
 EVA = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from attention_core.training.weights import Weights, rename, split_off, without_prefix
+from attention_core.training.weights import Weights, inside, rename, split_off, without_prefix
 from vision.pretrained import names
-from vision.pretrained.names import inside
 
 LAYER = {
     "layernorm_before": names.ATTENTION_NORM,

@@ -6,14 +6,12 @@ A table may also lead to parts that other libraries keep apart and we do not, or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from attention_core.training.errors import UsageError
-from attention_core.training.weights import Weights
+from attention_core.training.weights import Weights, join_projections, modules
 
 PATCHES = "embedding.project"
 CLASS = "class_token"
@@ -60,11 +58,6 @@ POOL_QKV = POOL + "attention.qkv"
 TABLES = (CLASS, REGISTERS, POSITIONS, POOL_QUERIES)
 
 
-def inside(prefix: str, table: Mapping[str, str]) -> dict[str, str]:
-    """`table` with `prefix` in front of their names."""
-    return {prefix + theirs: ours for theirs, ours in table.items()}
-
-
 def assemble(weights: Mapping[str, Tensor]) -> Weights:
     """`weights` with projections split and joined as ours are, and tokens as rows of a table.
 
@@ -74,20 +67,7 @@ def assemble(weights: Mapping[str, Tensor]) -> Weights:
     for name in TABLES:
         if name in ours:
             ours[name] = ours[name].reshape(-1, ours[name].shape[-1])
-    for prefix in _modules(ours, "qkv"):
-        for kind in ("weight", "bias"):
-            fused = ours.pop(f"{prefix}qkv.{kind}", None)
-            if fused is not None:
-                parts = zip(("query", "key", "value"), fused.chunk(3), strict=True)
-                ours.update({f"{prefix}{name}.{kind}": part for name, part in parts})
-    for prefix in _modules(ours, "value"):
-        _join_keys_and_values(ours, prefix)
-    for prefix in _modules(ours, "linear"):
-        for kind in ("weight", "bias"):
-            halves = [ours.pop(f"{prefix}{half}.{kind}", None) for half in ("gate", "linear")]
-            given = [half for half in halves if half is not None]
-            if given:
-                ours[f"{prefix}up.{kind}"] = torch.cat(given)
+    ours = join_projections(ours)
     if f"{HEAD}.weight" in ours and f"{HEAD}.bias" not in ours:
         ours[f"{HEAD}.bias"] = ours[f"{HEAD}.weight"].new_zeros(len(ours[f"{HEAD}.weight"]))
     return ours
@@ -96,7 +76,7 @@ def assemble(weights: Mapping[str, Tensor]) -> Weights:
 def disassemble(ours: Mapping[str, Tensor]) -> Weights:
     """`ours` with the queries, keys and values of each block in one; without what is empty."""
     fused = {name: value for name, value in ours.items() if value.numel()}
-    for prefix in _modules(fused, "key_value"):
+    for prefix in modules(fused, "key_value"):
         if not prefix.startswith("encoder."):
             continue
         for kind in ("weight", "bias"):
@@ -108,25 +88,3 @@ def disassemble(ours: Mapping[str, Tensor]) -> Weights:
             if query is not None and both is not None:
                 fused[f"{prefix}qkv.{kind}"] = torch.cat([query, both])
     return fused
-
-
-def _join_keys_and_values(ours: Weights, prefix: str) -> None:
-    """Keys, then values; a bias of the values alone stays by itself, as in `key_bias=False`."""
-    key, value = (ours.pop(f"{prefix}{part}.weight", None) for part in ("key", "value"))
-    if key is None or value is None:
-        raise UsageError(f"weights: {prefix}* has keys or values, but not both.")
-    ours[f"{prefix}key_value.weight"] = torch.cat([key, value])
-    key_bias, value_bias = (ours.pop(f"{prefix}{part}.bias", None) for part in ("key", "value"))
-    if key_bias is not None and value_bias is not None:
-        ours[f"{prefix}key_value.bias"] = torch.cat([key_bias, value_bias])
-    elif value_bias is not None:
-        ours[f"{prefix}value_bias"] = value_bias
-    elif f"{prefix}out.bias" in ours:  # ours has a bias everywhere but for keys, or nowhere
-        ours[f"{prefix}value_bias"] = value.new_zeros(len(value))
-        ours[f"{prefix}query.bias"] = value.new_zeros(len(value))
-
-
-def _modules(weights: Mapping[str, Tensor], part: str) -> list[str]:
-    """What stands in front of every `part`.weight."""
-    found = (re.fullmatch(rf"(.*\.){part}\.weight", name) for name in weights)
-    return [match[1] for match in found if match]

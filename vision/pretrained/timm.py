@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attention_core.training.errors import UsageError
-from attention_core.training.weights import Weights, rename, some
+from attention_core.training.weights import Weights, inside, rename, some
 from vision.positions import ResampledPosition
 from vision.pretrained import names
-from vision.pretrained.names import disassemble, inside
+from vision.pretrained.names import disassemble
 
 if TYPE_CHECKING:
     from vision.models import VisionTransformer

@@ -1,0 +1,98 @@
+"""Numbers as targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+
+from attention_core.training.errors import UsageError
+from attention_core.training.task import Batch, Task
+
+
+class RegressionTask(Task):
+    """Predicting numbers, with mean absolute error (`mae`), root mean square error (`rmse`) and the
+    share of the variance that is explained (`r2`).
+
+    The model returns (B,) or (B, 1) for a `target` (B,), or (B, T) for T targets each, (B, T). The
+    metrics of several targets are means over them. Targets of a scale far from 1 are better divided
+    by it in the data.
+
+    Args:
+        loss: the mean of "squared" or of "absolute" errors.
+
+    The other arguments are those of `Task`.
+
+    Raises:
+        UsageError: there is no such loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any] | None = None,
+        layer_decay: float = 1.0,
+        loss: Literal["squared", "absolute"] = "squared",
+    ) -> None:
+        if loss not in ("squared", "absolute"):
+            raise UsageError(f"task.loss must be squared or absolute, got {loss!r}.")
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            layer_decay=layer_decay,
+            metrics={
+                "mae": MeanAbsoluteError(),
+                "rmse": MeanSquaredError(squared=False),
+                "r2": _R2(),
+            },
+        )
+        self.error = F.mse_loss if loss == "squared" else F.l1_loss
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        target = batch["target"]
+        return self.error(_like(output, target), target.to(output.dtype))
+
+    def update_metrics(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        target = batch["target"]
+        if len(target):
+            metrics.update(_like(output, target).float(), target.float())
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        """`prediction`, or for several targets `prediction_0`, `prediction_1`, ..."""
+        rows = output.float().flatten(1) if output.ndim > 1 else output.float()[:, None]
+        names = (
+            ["prediction"]
+            if rows.shape[1] == 1
+            else [f"prediction_{column}" for column in range(rows.shape[1])]
+        )
+        return [dict(zip(names, row, strict=True)) for row in rows.tolist()]
+
+
+def _like(output: Tensor, target: Tensor) -> Tensor:
+    """The output in the shape of the target, (B,) or (B, T).
+
+    Raises:
+        UsageError: it has another one.
+    """
+    shaped = output.squeeze(1) if output.ndim == target.ndim + 1 == 2 else output
+    if shaped.shape != target.shape:
+        raise UsageError(
+            f"model: an output of the shape of its targets, {tuple(target.shape)}, expected, got "
+            f"{tuple(output.shape)}."
+        )
+    return shaped
+
+
+class _R2(R2Score):
+    """NaN instead of an error for an epoch of one sample."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if int(self.total) > 1 else torch.tensor(torch.nan)
