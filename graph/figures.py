@@ -1,109 +1,101 @@
-"""Attention drawn on graphs."""
+"""What a graph model attends to, drawn on its graphs and by hops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy
 import torch
-from torch import Tensor
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from attention_core import Graph, Pairs
+from graph.drawing import INK, Lifts, ReadGraph, draw_graph
+from graph.layout import layout
+from graph.seeing import HopProfile, NodeAttention, hop_profile, node_attention
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
-
-INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"
-#: The usual colours of elements (CPK), darkened or lightened until a label on them is readable.
-COLORS = {
-    "C": "#4a4a4a",
-    "N": "#3050f8",
-    "O": "#d6281c",
-    "F": "#5fae3e",
-    "Cl": "#1f9d1f",
-    "Br": "#8c2d1b",
-    "I": "#7a0f9b",
-}
-OTHERS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
+#: Nodes of a graph that are drawn; of a larger one a part.
+MOST_NODES = 60
 
 
-class ReadGraph(NamedTuple):
-    """A graph, what the model made of it, and how it attended.
+class Shown(NamedTuple):
+    """A graph of a batch, or the part of one around some nodes, and what to write above it.
 
     Attributes:
-        edge_index: (2, E).
-        nodes: names of the N nodes' types, such as elements.
-        edges: names of the E edges' types; "double", "triple" and "aromatic" are drawn as bonds.
-        weights: (N, N) attention weights, rows are queries, or (H, N, N), averaged over heads.
-        predicted, label: names of classes.
-        share: probability of the predicted class.
+        nodes: (n,) numbers of its nodes in the batch.
+        caption: such as what the model says of it.
+        right: whether that is right, which colours the caption; None: neither.
+        marked: (m,) numbers in the batch of the nodes that the caption is about.
     """
 
-    edge_index: Tensor
-    nodes: list[str]
-    edges: list[str]
-    weights: Tensor
-    predicted: str
-    label: str
-    share: float
+    nodes: Tensor
+    caption: str
+    right: bool | None = None
+    marked: Tensor | None = None
 
 
-def layout(edge_index: Tensor, num_nodes: int, steps: int = 200) -> numpy.ndarray:
-    """Places (N, 2) of nodes whose distances follow their hop distances.
+def around(edge_index: Tensor, node: Tensor | int, most: int = 30) -> Tensor:
+    """`node`, or several, and the nodes nearest to it, whatever the direction of edges: at most
+    `most`, (n,), in the order of hops and, at as many hops, of their numbers."""
+    near = torch.as_tensor(node).to(edge_index.device).reshape(-1).unique()
+    while len(near) < most:
+        ends = torch.cat([edge_index, edge_index.flip(0)], dim=1)
+        reached = ends[1, torch.isin(ends[0], near)].unique()
+        new = reached[~torch.isin(reached, near)]
+        if not len(new):
+            break
+        near = torch.cat([near, new[: most - len(near)]])
+    return near
 
-    Stress majorisation with weights 1/d² (Gansner et al., 2004), from classical scaling and from
-    a few fixed random starts, of which the least stressed result is kept: rings come out as rings.
-    Directions of edges are ignored; unconnected parts stand side by side. Deterministic.
+
+def attention_figures(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    shown: Sequence[Shown],
+    *,
+    names: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    layer: int = -1,
+    head: int | None = None,
+) -> dict[str, Figure]:
+    """All that shows what `model` attends to, by file name.
+
+    "attention" is the `attention_over_graphs` of one layer, "attention_heads" the `head_sheet` of
+    the first graph, "attention_hops" the `hop_figure` of the whole batch.
+
+    Args:
+        model: in eval mode.
+        inputs: its arguments by name, of one batch.
+        shown: the graphs to draw, about four of them; of one of more than 60 nodes, those nearest
+            to what is marked, or else to its first node.
+        names: of the types of all nodes, and of all edges, of the batch; none of either are needed.
+        layer: of "attention", in the order of the model, negative ones from the last.
+        head: of "attention"; None: the mean of all.
+
+    Raises:
+        ValueError: there is no such layer or head, nothing to show, or the model is in training
+            mode.
     """
-    if num_nodes < 2:
-        return numpy.zeros((num_nodes, 2))
-    both = torch.cat([edge_index, edge_index.flip(0)], dim=1).unique(dim=1).cpu()
-    space = Graph(both, num_nodes)
-    hops = Pairs.all((space, space)).distance[0, 0].double().numpy()
-    finite = hops[numpy.isfinite(hops)].max()
-    hops = numpy.where(numpy.isfinite(hops), hops, finite + 1.5)
-    weight = 1 / numpy.maximum(hops, 1) ** 2
-    numpy.fill_diagonal(weight, 0)
-    laplacian = numpy.diag(weight.sum(1)) - weight
-    # Pinning the first node removes the free translation, and with it the singular direction
-    inverse = numpy.linalg.inv(laplacian[1:, 1:])
-    random = numpy.random.default_rng(0)
-    spread = [hops.max() / 2 * random.standard_normal((num_nodes, 2)) for _ in range(8)]
-    best, least = numpy.zeros((num_nodes, 2)), numpy.inf
-    for place in [_scaled(hops), *spread]:
-        for _ in range(steps):
-            gap = numpy.linalg.norm(place[:, None] - place[None], axis=-1)
-            ratio = numpy.divide(weight * hops, gap, out=numpy.zeros_like(gap), where=gap > 1e-9)
-            pull = (numpy.diag(ratio.sum(1)) - ratio) @ place
-            place = numpy.vstack([numpy.zeros((1, 2)), inverse @ pull[1:]])
-        gap = numpy.linalg.norm(place[:, None] - place[None], axis=-1)
-        stress = float((weight * (gap - hops) ** 2).sum())
-        if stress < least * (1 - 1e-6):
-            best, least = place, stress
-    return _turned(best)
-
-
-def _scaled(hops: numpy.ndarray) -> numpy.ndarray:
-    """Classical multidimensional scaling to two dimensions (Torgerson, 1952)."""
-    n = len(hops)
-    center = numpy.eye(n) - 1 / n
-    values, vectors = numpy.linalg.eigh(-0.5 * center @ hops**2 @ center)
-    place = vectors[:, -2:] * numpy.sqrt(numpy.maximum(values[-2:], 0))
-    # Nodes that mirror each other share a place, and stress cannot part them; a fixed small
-    # displacement can
-    angle = numpy.arange(n) * 2.4
-    return place + 0.05 * numpy.stack([numpy.cos(angle), numpy.sin(angle)], axis=1)
-
-
-def _turned(place: numpy.ndarray) -> numpy.ndarray:
-    """Centred, with the longest extent along the first axis."""
-    place = place - place.mean(0)
-    _, vectors = numpy.linalg.eigh(place.T @ place)
-    turned: numpy.ndarray = place @ vectors[:, ::-1]
-    return turned
+    layers = node_attention(model, inputs)
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"the model has {len(layers)} layers of nodes, there is no layer {layer}")
+    if not shown:
+        raise ValueError("shown must hold at least one graph")
+    edge_index = inputs["edge_index"]
+    parts = [_part(one, edge_index) for one in shown]
+    of_layer = [_read(layers[layer], one, edge_index, names, head) for one in parts]
+    which = "mean of its heads" if head is None else f"head {head % _heads(layers[layer]) + 1}"
+    title = f"Attention of {layers[layer].name}, {which}"
+    first = [
+        [_read(each, parts[0], edge_index, names, number) for number in range(_heads(each))]
+        for each in layers
+    ]
+    return {
+        "attention": attention_over_graphs(of_layer, title=title),
+        "attention_heads": head_sheet(first, [each.name for each in layers]),
+        "attention_hops": hop_figure(hop_profile(layers)),
+    }
 
 
 def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Figure:
@@ -117,170 +109,152 @@ def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Fi
     Raises:
         ValueError: there is no graph, or weights of another shape than its nodes.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
     if not graphs:
         raise ValueError("graphs must hold at least one graph")
     for graph in graphs:
-        count = len(graph.nodes)
-        if graph.weights.shape[-2:] != (count, count) or graph.weights.ndim not in (2, 3):
-            raise ValueError(
-                f"weights must be ({count}, {count}) for {count} nodes, or that with heads in "
-                f"front; got {tuple(graph.weights.shape)}"
-            )
+        graph.check()
     across = min(len(graphs), 2)
     down = -(-len(graphs) // across)
     figure = Figure(figsize=(6.6 * across, 4.6 * down + 0.9), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten()
-    # The scale ends where the drawn weights do, so that even mild preferences are seen
-    drawn = numpy.concatenate([_lifts(graph) for graph in graphs])
-    scale = ScalarMappable(Normalize(float(drawn.min()), float(drawn.max())), "YlOrRd")
+    scale = _scale(graphs)
     for axis, graph in zip(axes, graphs, strict=False):
-        _draw(axis, graph, scale)
+        draw_graph(axis, graph, scale)
     for axis in axes[len(graphs) :]:
         axis.set_visible(False)
     bar = figure.colorbar(
-        scale, ax=list(axes), location="bottom", fraction=0.03, pad=0.02, aspect=60
+        scale,
+        ax=list(axes),
+        location="bottom",
+        fraction=0.03,
+        pad=0.02,
+        aspect=60,
+        extend="max",  # of arcs, which are the few strongest of many pairs
     )
     bar.set_label(
-        "attention, as a multiple of an even spread over the graph's nodes: along an edge (band), "
-        "received by a node (halo),\nand the strongest between nodes without an edge (dotted)"
+        "attention, as a multiple of an even spread over all that a node may attend to: along an "
+        "edge (band),\nreceived by a node (halo), and the strongest between nodes without an edge "
+        "(dotted)"
     )
     bar.outline.set_visible(False)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    _put_title(figure, title)
     return figure
 
 
-def _lift(graph: ReadGraph) -> numpy.ndarray:
-    """Weights (N, N) as multiples of 1/N, what every pair would have if all attended evenly."""
-    weights = graph.weights.detach().double().cpu()
-    lift: numpy.ndarray = (weights.mean(0) if weights.ndim == 3 else weights).numpy()
-    return lift * len(graph.nodes)
+def head_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> Figure:
+    """Every head of every layer on one graph: a row per layer, a column per head.
 
+    Bands and halos are as in `attention_over_graphs`.
 
-def _lifts(graph: ReadGraph) -> numpy.ndarray:
-    """All that colours show: what nodes receive, and what passes along edges."""
-    lift = _lift(graph)
-    along = [(lift[a, b] + lift[b, a]) / 2 for a, b in _undirected(graph)]
-    return numpy.concatenate([lift.mean(0), numpy.array(along)])
-
-
-def _draw(axis: Axes, graph: ReadGraph, scale: ScalarMappable) -> None:
-    count = len(graph.nodes)
-    lift = _lift(graph)
-    place = layout(graph.edge_index, count)
-    edges = _undirected(graph)
-    _draw_arcs(axis, lift, place, edges, scale)
-    for (a, b), kind in edges.items():
-        _draw_edge(axis, place[a], place[b], kind, (lift[a, b] + lift[b, a]) / 2, scale)
-    received = lift.mean(0)
-    kinds = sorted(set(graph.nodes) - set(COLORS))
-    for node, name in enumerate(graph.nodes):
-        color = COLORS.get(name) or OTHERS[kinds.index(name) % len(OTHERS)]
-        x, y = place[node].tolist()
-        axis.scatter(
-            x,
-            y,
-            s=230 + 420 * _part(scale, received[node]),
-            color=scale.to_rgba(numpy.asarray(received[node])),
-            linewidths=0,
-            zorder=3,
+    Args:
+        graphs: for each layer the graph as each head reads it.
+        layers: the names of the layers.
+    """
+    heads = max(len(row) for row in graphs)
+    tile = 1.9 if heads <= 4 else 1.4
+    place = layout(graphs[0][0].edge_index, len(graphs[0][0].nodes))
+    width, height = numpy.ptp(place, axis=0) + 1
+    size = (tile * heads + 1.8, tile * max(0.35, height / width) * len(graphs) + 1.0)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(graphs), heads, squeeze=False)
+    scale = _scale([graph for row in graphs for graph in row])
+    for row, name, of_layer in zip(axes, layers, graphs, strict=True):
+        for axis in row:
+            axis.axis("off")
+        for axis, graph in zip(row, of_layer, strict=False):
+            draw_graph(axis, graph, scale, place=place, small=True)
+        row[0].text(
+            -0.08, 0.5, name, ha="right", va="center", color=INK, transform=row[0].transAxes
         )
-        axis.scatter(x, y, s=190, color=color, edgecolors="white", linewidths=1.2, zorder=4)
-        axis.text(
-            x,
-            y,
-            name,
-            color="white",
-            fontsize=8.5,
-            fontweight="bold",
-            ha="center",
-            va="center_baseline",
-            zorder=5,
-        )
-    right = graph.predicted == graph.label
-    verdict = f"{graph.predicted} ({graph.share:.0%})" + (
-        ", rightly" if right else f"; in truth {graph.label}"
+    for number, axis in enumerate(axes[0]):
+        axis.set_title(f"head {number + 1}", fontsize=9, color=INK)
+    bar = figure.colorbar(scale, ax=axes, fraction=0.025, pad=0.02, aspect=30)
+    bar.set_label("attention\n(1: spread evenly)", color=INK)
+    bar.outline.set_visible(False)
+    caption = graphs[0][0].caption
+    _put_title(figure, "Attention of every head" + (f" · {caption}" if caption else ""))
+    return figure
+
+
+def hop_figure(profile: HopProfile) -> Figure:
+    """How far each head looks: a panel per layer, with a row per head, and below what an even
+    spread over all that nodes may attend to would give."""
+    layers, heads, columns = profile.shares.shape
+    across = min(layers, 3)
+    down = -(-layers // across)
+    size = (0.3 + across * (0.62 * columns + 1.0), down * (0.3 * (heads + 1) + 1.5) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[layers:]:
+        axis.set_visible(False)
+    highest = max(0.3, float(profile.shares.nan_to_num().max()))
+    panels = zip(axes, profile.layers, profile.shares, profile.even, strict=False)
+    for number, (axis, name, shares, even) in enumerate(panels):
+        shares = shares[~shares.isnan().all(1)]
+        table = torch.cat([shares, even[None]]).cpu().numpy()
+        axis.imshow(table, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
+        for (row, column), share in numpy.ndenumerate(table):
+            if round(share * 100):
+                color = "white" if share > 0.55 * highest else INK
+                text = f"{share:.0%}"
+                axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+        axis.axhline(len(shares) - 0.5, color=INK, linewidth=1.0)
+        rows = [*(f"head {head + 1}" for head in range(len(shares))), "evenly"]
+        axis.set_yticks(range(len(rows)), rows if number % across == 0 else [""] * len(rows))
+        axis.set_xticks(range(columns), [hop.replace("al n", "al\nn") for hop in profile.hops])
+        axis.tick_params(length=0, labelsize=8.5)
+        axis.spines[:].set_visible(False)
+        axis.set_title(name, loc="left", fontsize=10.5, color=INK)
+        axis.set_xlabel("hops", fontsize=9)
+    _put_title(figure, "How far heads look: share of attention by hops")
+    return figure
+
+
+def _part(one: Shown, edge_index: Tensor) -> Shown:
+    """The same, with no more nodes than can be drawn."""
+    if len(one.nodes) <= MOST_NODES:
+        return one
+    kept = torch.isin(edge_index, one.nodes).all(0)
+    middle = one.nodes[:1] if one.marked is None else one.marked
+    return one._replace(nodes=around(edge_index[:, kept], middle, MOST_NODES))
+
+
+def _read(
+    layer: NodeAttention,
+    one: Shown,
+    edge_index: Tensor,
+    names: tuple[Sequence[str], Sequence[str]],
+    head: int | None,
+) -> ReadGraph:
+    numbers = one.nodes.tolist()
+    rank = {node: number for number, node in enumerate(numbers)}
+    inside = torch.isin(edge_index, one.nodes).all(0).nonzero().squeeze(-1)
+    ends = [[rank[node] for node in end] for end in edge_index[:, inside].tolist()]
+    of_nodes, of_edges = names
+    weights, even = layer.between(one.nodes, head)
+    return ReadGraph(
+        torch.tensor(ends, dtype=torch.long).reshape(2, -1),
+        [of_nodes[node] for node in numbers] if of_nodes else [""] * len(numbers),
+        [of_edges[edge] for edge in inside.tolist()] if of_edges else [],
+        weights,
+        even,
+        one.caption,
+        one.right,
+        () if one.marked is None else tuple(rank[node] for node in one.marked.tolist()),
     )
-    axis.set_title(verdict, loc="left", fontsize=11, color=RIGHT if right else WRONG)
-    axis.margins(0.12)
-    axis.set_aspect("equal", adjustable="datalim")
-    axis.axis("off")
 
 
-def _part(scale: ScalarMappable, lift: float) -> float:
-    """Where `lift` lies on the scale, from 0 to 1."""
-    low, high = scale.get_clim()
-    assert low is not None and high is not None
-    return float(numpy.interp(lift, (low, high), (0.0, 1.0)))
+def _heads(layer: NodeAttention) -> int:
+    return layer.weights.values.shape[1]
 
 
-def _undirected(graph: ReadGraph) -> dict[tuple[int, int], str]:
-    found: dict[tuple[int, int], str] = {}
-    names = graph.edges or [""] * graph.edge_index.shape[1]
-    for (a, b), name in zip(graph.edge_index.T.tolist(), names, strict=True):
-        if a != b:
-            found[min(a, b), max(a, b)] = name
-    return found
+def _scale(graphs: Sequence[ReadGraph]) -> ScalarMappable:
+    # It ends where the drawn weights do, so that even mild preferences are seen
+    drawn = numpy.concatenate([Lifts.of(graph).drawn() for graph in graphs])
+    low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else (0.0, 1.0)
+    return ScalarMappable(Normalize(low, high), "YlOrRd")
 
 
-def _draw_edge(
-    axis: Axes, a: numpy.ndarray, b: numpy.ndarray, kind: str, lift: float, scale: ScalarMappable
-) -> None:
-    # Attention is the broad band below, the bond itself the thin dark lines on top of it
-    axis.plot(
-        *zip(a, b, strict=True),
-        color=scale.to_rgba(numpy.asarray(lift)),
-        linewidth=3.0 + 10.0 * _part(scale, lift),
-        solid_capstyle="round",
-        zorder=1,
-    )
-    along = (b - a) / max(float(numpy.linalg.norm(b - a)), 1e-9)
-    aside = numpy.array([-along[1], along[0]]) * 0.055
-    shifts: dict[str, tuple[tuple[float, str], ...]] = {
-        "double": ((-1, "-"), (1, "-")),
-        "triple": ((-1.6, "-"), (0, "-"), (1.6, "-")),
-        "aromatic": ((-1, "-"), (1, "--")),
-    }
-    for shift, style in shifts.get(kind, ((0, "-"),)):
-        ends = zip(a + shift * aside, b + shift * aside, strict=True)
-        axis.plot(*ends, color=INK, linewidth=1.0, linestyle=style, zorder=2)
-
-
-def _draw_arcs(
-    axis: Axes,
-    lift: numpy.ndarray,
-    place: numpy.ndarray,
-    edges: dict[tuple[int, int], str],
-    scale: ScalarMappable,
-    most: int = 4,
-) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
-    away = lift.copy()
-    numpy.fill_diagonal(away, 0)
-    for a, b in edges:
-        away[a, b] = away[b, a] = 0
-    for flat in numpy.argsort(-away, axis=None)[:most]:
-        query, key = numpy.unravel_index(flat, away.shape)
-        value = float(away[query, key])
-        if value <= 1:
-            break
-        # From what is attended to who attends: the way that information flows
-        arc = FancyArrowPatch(
-            tuple(place[key]),
-            tuple(place[query]),
-            connectionstyle="arc3,rad=0.25",
-            arrowstyle="-|>",
-            mutation_scale=9,
-            shrinkA=9,
-            shrinkB=9,
-            color=scale.to_rgba(numpy.asarray(value)),
-            linestyle=(0, (1, 1.5)),
-            linewidth=1.6,
-            zorder=2.5,
-        )
-        axis.add_patch(arc)
+def _put_title(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)

@@ -8,40 +8,69 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from attention_core import AttentionPool, Bias, EdgeBias, Encoder, Graph, Mask, RelativeTable, pool
-from graph.embeddings import NodeEmbedding
+from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
+from attention_core.spaces.edge_list import EdgeList
+from graph.embeddings import EdgeEmbedding, NodeEmbedding
+from graph.encoder import GraphEncoder, Scores
+from graph.encodings import expander_edges
+from graph.heads import EdgeHead, LinkHead, check_pairs
 
+Level = Literal["graph", "node", "edge", "link"]
 Pooling = Literal["mean", "sum", "max", "virtual_node", "attention"]
 
 
 class GraphTransformer(nn.Module):
-    """A transformer over the nodes of graphs, with one output per graph.
+    """A transformer over the nodes of graphs, with outputs for graphs, nodes, edges or links.
 
-    The mask says who attends to whom, the biases what a pair is to each other:
+    Masks say who attends to whom, biases what a pair is to each other, encodings where a node is:
 
-    - `mask=None`, `max_hops`, `max_degree`, `virtual_nodes=1`: Graphormer (Ying et al., 2021).
-    - `mask=Edges()`: attention along the edges alone, as in message passing.
-    - `mask=Neighborhood(k)`: within k hops; a list of masks alternates local and global layers.
+    - GAT: `mask=Edges()`, `score="additive"` (Veličković et al., 2018).
+    - Graphormer: `max_degree`, `max_hops`, `biases=[PathBias(...)]`, `virtual_nodes=1` (Ying et
+      al., 2021).
+    - GPS: `local=Edges()` beside attention to all, `walk_steps` or `eigenvectors`, `edge_dim`
+      (Rampášek et al., 2022).
+    - GRIT: `biases=[RandomWalkBias(...)]`, `walk_steps`, `degree_scaler=True` (Ma et al., 2023);
+      ours does not change what it knows of a pair from layer to layer.
+    - Exphormer: `mask=Edges()`, `expander_degree`, `virtual_nodes=1` (Shirzad et al., 2023); ours
+      is one softmax over the edges of all three kinds.
+    - Within k hops: `mask=Neighborhood(k)`; a list of masks alternates local and global layers.
+
+    Each batch is computed as is best for it, see `attention_core.explain`; of the graphs in it,
+    none changes another, and none is too large.
 
     Args:
         dim: size D of a token.
         depth: number of blocks.
         heads: number of heads.
-        classes: number of outputs per graph; None returns the pooled graph itself, (G, D).
+        classes: number of outputs C: classes, or numbers to regress; None returns the vectors that
+            they would be computed from, (..., D).
+        level: outputs for each "graph"; "node"; "edge", an edge or another pair of nodes; or
+            "link": one score for each pair of nodes, see `LinkHead`, and no `classes`.
+        relations: number of relations of links.
         node_types: number of node types, where x holds integers (N,).
         node_features: number of node features F, where x holds floats (N, F).
-        max_degree: tell nodes their degree, up to this one; see `NodeEmbedding`.
+        max_degree, walk_steps, eigenvectors: tell nodes their place, see `NodeEmbedding`.
         edge_types: number of edge types, where edge_attr holds integers (E,); each adds a learned
             score per head to its pair (`EdgeBias`).
         edge_features: number of edge features, where edge_attr holds floats (E, F).
+        edge_dim: make a token of this size of an edge's type or features, which adds to the keys
+            and values along the edge, too.
         max_hops: learn a score per head for each distance up to this one, one beyond and one for
             unconnected nodes (`RelativeTable.hops`).
+        biases: further ones, such as those of `graph.encodings`.
         mask: for every layer, or a list of masks (None: all pairs inside a graph) that the layers
             take in turn.
+        local: mask of a second attention in each block, beside the first. What is known of edges
+            is then for this one, other biases for the first.
+        score: "dot", "additive" (GAT) or "additive_v2" (GATv2, Brody et al., 2022); of the local
+            attention, where there is one.
+        degree_scaler: see `SelfAttention`.
+        expander_degree: add the edges of a random graph in which each node has so many: see
+            `expander_edges`. They have an edge type of their own, and count as hops.
         virtual_nodes: learned tokens of each graph that all its nodes attend to and that attend
             to them all (Gilmer et al., 2017).
-        pooling: "mean", "sum" or "max" over nodes; "virtual_node" (the mean of them, if several);
-            or "attention", a learned query (Lee et al., Set Transformer, 2019).
+        pooling: of graphs: "mean", "sum" or "max" over nodes; "virtual_node" (the mean of them, if
+            several); or "attention", a learned query (Lee et al., Set Transformer, 2019).
         encoder: further options of `Encoder`, `Block` and `MultiheadAttention`.
 
     Raises:
@@ -62,49 +91,82 @@ class GraphTransformer(nn.Module):
         heads: int,
         *,
         classes: int | None,
+        level: Level = "graph",
+        relations: int = 1,
         node_types: int | None = None,
         node_features: int | None = None,
         max_degree: int | None = None,
+        walk_steps: int | None = None,
+        eigenvectors: int | None = None,
         edge_types: int | None = None,
         edge_features: int | None = None,
+        edge_dim: int | None = None,
         max_hops: int | None = None,
+        biases: Sequence[Bias] = (),
         mask: Mask | Sequence[Mask | None] | None = None,
+        local: Mask | None = None,
+        score: Scores = "dot",
+        degree_scaler: bool = False,
+        expander_degree: int | None = None,
         virtual_nodes: int = 0,
         pooling: Pooling = "mean",
         **encoder: Any,
     ) -> None:
         super().__init__()
-        if pooling not in ("mean", "sum", "max", "virtual_node", "attention"):
-            raise ValueError(
-                "pooling must be 'mean', 'sum', 'max', 'virtual_node' or 'attention', "
-                f"got {pooling!r}"
-            )
-        if virtual_nodes < 0 or (pooling == "virtual_node" and virtual_nodes == 0):
-            raise ValueError(
-                f"pooling={pooling!r} with virtual_nodes={virtual_nodes}: "
-                + ("at least 1 is needed" if virtual_nodes == 0 else "there is no negative number")
-            )
-        if edge_types is not None and edge_features is not None:
-            raise ValueError(
-                f"edge_attr holds types or features, not both; got edge_types={edge_types} and "
-                f"edge_features={edge_features}"
-            )
-        self.pooling = pooling
+        _check_outputs(level, classes, relations, pooling, virtual_nodes)
+        self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
         self.embedding = NodeEmbedding(
-            dim, types=node_types, features=node_features, max_degree=max_degree
+            dim,
+            types=node_types,
+            features=node_features,
+            max_degree=max_degree,
+            walk_steps=walk_steps,
+            eigenvectors=eigenvectors,
         )
+        self.edge_embedding: EdgeEmbedding | None = None
+        if edge_types is not None or edge_features is not None or expander_degree is not None:
+            self.edge_embedding = EdgeEmbedding(
+                types=edge_types,
+                features=edge_features,
+                dim=edge_dim,
+                added=expander_degree is not None,
+            )
+        elif edge_dim is not None:
+            raise ValueError(f"edge_dim={edge_dim} needs edge_types or edge_features")
         self.virtual_tokens = nn.Parameter(torch.empty(virtual_nodes, dim))
         nn.init.normal_(self.virtual_tokens, std=dim**-0.5)
-        biases: list[Bias] = []
-        self.uses_edge_attr = edge_types is not None or edge_features is not None
-        if self.uses_edge_attr:
-            biases.append(EdgeBias(heads, types=edge_types, features=edge_features))
+        of_edges = None if self.edge_embedding is None else self.edge_embedding.gives
+        terms: list[Bias] = []
+        if of_edges is not None and local is None:
+            terms.append(EdgeBias(heads, **of_edges))
         if max_hops is not None:
-            biases.append(RelativeTable.hops(heads, max_hops, special=virtual_nodes > 0))
-        bias = biases[0] + biases[1] if len(biases) == 2 else biases[0] if biases else None
-        self.encoder = Encoder(dim, depth, heads, mask=mask, bias=bias, **encoder)
-        self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
-        self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
+            terms.append(RelativeTable.hops(heads, max_hops, special=virtual_nodes > 0))
+        terms += biases
+        self.encoder = GraphEncoder(
+            dim,
+            depth,
+            heads,
+            mask=mask,
+            bias=sum(terms[1:], terms[0]) if terms else None,
+            local=local,
+            edge_bias=of_edges,
+            score=score,
+            edge_dim=edge_dim,
+            degree_scaler=degree_scaler,
+            **encoder,
+        )
+        self.pool: AttentionPool | None = None
+        if level == "graph" and pooling == "attention":
+            self.pool = AttentionPool(dim, heads)
+        self.head: nn.Module = nn.Identity()
+        if level == "link":
+            self.head = LinkHead(dim, relations)
+        elif level == "edge":
+            if classes is None:
+                raise ValueError("level='edge' needs classes: a pair of nodes has no vector")
+            self.head = EdgeHead(dim, classes, edge_dim=edge_dim)
+        elif classes is not None:
+            self.head = nn.Linear(dim, classes)
 
     def space(
         self,
@@ -113,29 +175,89 @@ class GraphTransformer(nn.Module):
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
         num_graphs: int | None = None,
+        *,
+        coordinates: Tensor | None = None,
+        pair_attr: dict[str, Tensor] | None = None,
     ) -> Graph:
         """Where this model's tokens sit: the nodes, and its virtual nodes in front of each graph's.
 
-        Arguments are those of `forward`.
+        Its edges are those given, and behind them those of the expander graph.
+
+        Args:
+            coordinates, pair_attr: as in `Graph`.
+
+        The other arguments are those of `forward`.
         """
-        if self.uses_edge_attr and edge_attr is None:
-            raise ValueError(
-                "edge_attr is missing: the model was built with edge_types or edge_features"
-            )
+        added = edge_index.new_empty(2, 0)
+        if self.expander_degree is not None:
+            given = EdgeList(edge_index, num_nodes, edge_attr, batch)
+            added = expander_edges(given, self.expander_degree)
+        edges: Tensor | None = None
+        if self.edge_embedding is not None:
+            edges = self.edge_embedding(edge_attr, edge_index, added.shape[1])
         return Graph(
-            edge_index,
+            torch.cat([edge_index, added], dim=1) if added.numel() else edge_index,
             num_nodes,
-            edge_attr=edge_attr if self.uses_edge_attr else None,
+            edge_attr=edges,
             segments=batch,
             special=len(self.virtual_tokens),
             num_graphs=None if batch is None else num_graphs,
+            coordinates=coordinates,
+            pair_attr=pair_attr,
         )
 
-    def encode(self, x: Tensor, space: Graph, edge_index: Tensor) -> Tensor:
-        """The encoded tokens (L, D) of nodes x, virtual nodes included, where `space` has them."""
-        tokens = space.place(self.embedding(x, edge_index), self.virtual_tokens)
-        encoded: Tensor = self.encoder(tokens, space)
-        return encoded
+    def encode(
+        self,
+        x: Tensor,
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        batch: Tensor | None = None,
+        num_graphs: int | None = None,
+        *,
+        degree: Tensor | None = None,
+        rwse: Tensor | None = None,
+        laplacian: Tensor | None = None,
+        laplacian_values: Tensor | None = None,
+        spectral: Tensor | None = None,
+        backend: str | None = None,
+        **pair_attr: Tensor,
+    ) -> tuple[Tensor, Graph]:
+        """The encoded tokens (L, D) of all nodes and virtual nodes, and the space they sit in.
+
+        Args:
+            backend: a name to override the plan's choice.
+
+        The other arguments are those of `forward`.
+        """
+        if x.ndim == 0 or (batch is not None and batch.shape != x.shape[:1]):
+            raise ValueError(
+                "batch must hold the graph of each node: x is "
+                f"{tuple(x.shape)}, batch {None if batch is None else tuple(batch.shape)}"
+            )
+        if not len(x) and not num_graphs:
+            raise ValueError(f"x is {tuple(x.shape)}, an empty batch: there is no node")
+        space = self.space(
+            edge_index,
+            len(x),
+            edge_attr,
+            batch,
+            num_graphs,
+            coordinates=spectral,
+            pair_attr=pair_attr,
+        )
+        edges = space.edges
+        if edges.num_edges > edge_index.shape[1]:  # a node's place is that in the graph given
+            edges = EdgeList(edge_index, len(x), graph=batch)
+        nodes = self.embedding(
+            x,
+            edges,
+            degree=degree,
+            rwse=rwse,
+            laplacian=laplacian,
+            laplacian_values=laplacian_values,
+        )
+        tokens = space.place(nodes, self.virtual_tokens)
+        return self.encoder(tokens, space, backend=backend), space
 
     def forward(
         self,
@@ -144,8 +266,13 @@ class GraphTransformer(nn.Module):
         edge_attr: Tensor | None = None,
         batch: Tensor | None = None,
         num_graphs: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        edge_label_index: Tensor | None = None,
+        edge_label_type: Tensor | None = None,
+        **encodings: Any,
     ) -> Tensor:
-        """The outputs (G, classes) of G graphs packed in one row, PyG's convention throughout.
+        """The outputs for graphs packed in one row, PyG's convention throughout.
 
         Args:
             x: (N,) integer types or (N, F) float features of all nodes.
@@ -154,21 +281,78 @@ class GraphTransformer(nn.Module):
             batch: (N,) non-decreasing integers, the graph of each node; None for one graph.
             num_graphs: G, needed where the last graphs may have no nodes. The mean, sum and maximum
                 of a graph without nodes are zeros.
+            mask: (N,) bool, the nodes that outputs are asked for, at level "node"; None: all.
+            edge_label_index: (2, B), the pairs of nodes that outputs are asked for, at level
+                "edge", where None asks for those of all edges; at level "link" (2, ...).
+            edge_label_type: their relations, integers that broadcast to (...), at level "link".
+            encodings: of nodes, `degree`, `rwse`, `laplacian` and `laplacian_values`; `spectral`,
+                coordinates (N, A); and tables of pairs, `hops`, `rrwp`, `path` or those of a
+                `PairBias`: as the transforms of `graph.encodings` name and make them. Of the first
+                four what is needed and missing is computed.
+
+        Returns: (G, C), nodes in question (n, C), (B, C), or scores (...).
 
         Raises:
             TypeError, ValueError: an input of another shape, kind or range; the message names it.
         """
-        if x.ndim == 0 or (batch is not None and batch.shape != x.shape[:1]):
-            raise ValueError(
-                "batch must hold the graph of each node: x is "
-                f"{tuple(x.shape)}, batch {None if batch is None else tuple(batch.shape)}"
-            )
-        space = self.space(edge_index, len(x), edge_attr, batch, num_graphs)
-        tokens = self.encode(x, space, edge_index)
-        if self.pool is not None:
-            pooled = self.pool(tokens, space)
-        else:
-            how = "special" if self.pooling == "virtual_node" else self.pooling
-            pooled = pool(tokens, space, cast(Literal["mean", "sum", "max", "special"], how))
-        output: Tensor = self.head(pooled)
+        tokens, space = self.encode(x, edge_index, edge_attr, batch, num_graphs, **encodings)
+        if self.level == "graph":
+            output: Tensor = self.head(self._pooled(tokens, space))
+            return output
+        nodes = tokens if space.special is None else tokens[~space.special]
+        if self.level == "node":
+            if mask is not None and (mask.shape != x.shape[:1] or mask.dtype != torch.bool):
+                raise ValueError(
+                    f"mask must be bool ({len(x)},), got {mask.dtype} {tuple(mask.shape)}"
+                )
+            output = self.head(nodes if mask is None else nodes[mask])
+            return output
+        if edge_label_index is not None:
+            check_pairs(edge_label_index, len(x))
+        if self.level == "link":
+            if edge_label_index is None:
+                raise ValueError("edge_label_index is missing: whose links are to be scored?")
+            output = self.head(nodes, edge_label_index, edge_label_type)
+            return output
+        output = self.head(nodes, *self._pairs(space, edge_index, edge_label_index))
         return output
+
+    def _pooled(self, tokens: Tensor, space: Graph) -> Tensor:
+        if self.pool is not None:
+            pooled: Tensor = self.pool(tokens, space)
+            return pooled
+        how = "special" if self.pooling == "virtual_node" else self.pooling
+        return pool(tokens, space, cast(Literal["mean", "sum", "max", "special"], how))
+
+    def _pairs(
+        self, space: Graph, edge_index: Tensor, asked: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The pairs asked for and, where edges have tokens, those of the edges between them."""
+        pairs = edge_index if asked is None else asked
+        if not isinstance(self.head, EdgeHead) or not self.head.edge_dim:
+            return pairs, None
+        assert space.edge_attr is not None
+        if asked is None:
+            return pairs, space.edge_attr[: edge_index.shape[1]]
+        edge = space.edges.find(asked[1], asked[0])
+        none = space.edge_attr.new_zeros(1, space.edge_attr.shape[1])
+        return pairs, torch.cat([space.edge_attr, none])[edge]
+
+
+def _check_outputs(
+    level: str, classes: int | None, relations: int, pooling: str, virtual_nodes: int
+) -> None:
+    for name, value, known in (("level", level, Level), ("pooling", pooling, Pooling)):
+        names = known.__args__  # type: ignore[attr-defined]
+        if value not in names:
+            listed = ", ".join(map(repr, names[:-1]))
+            raise ValueError(f"{name} must be {listed} or {names[-1]!r}, got {value!r}")
+    if virtual_nodes < 0 or (pooling == "virtual_node" and virtual_nodes == 0):
+        raise ValueError(
+            f"pooling={pooling!r} with virtual_nodes={virtual_nodes}: "
+            + ("at least 1 is needed" if virtual_nodes == 0 else "there is no negative number")
+        )
+    if level == "link" and classes is not None:
+        raise ValueError(f"level='link' gives one score per pair; got classes={classes}")
+    if level != "link" and relations != 1:
+        raise ValueError(f"relations={relations} are of links, but level={level!r}")

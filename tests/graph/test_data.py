@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attention_core.training import UsageError
-from graph.data import Mutag, pack, read_tu, stratified_split, unpack
+from graph.data import Mutag, pack, read_tu, unpack
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,6 @@ def test_the_split_is_fixed_stratified_and_disjoint(mutag: Mutag) -> None:
     for part in ("train_set", "val_set", "test_set"):
         pairs = zip(getattr(mutag, part), getattr(other, part), strict=True)
         assert all(torch.equal(a["edge_index"], b["edge_index"]) for a, b in pairs)
-
-
-def test_stratified_split_covers_each_index_once() -> None:
-    targets = [0] * 50 + [1] * 30 + [2] * 3
-    parts = stratified_split(targets, (0.6, 0.2, 0.2), "x")
-    assert sorted(index for part in parts for index in part) == list(range(83))
-    assert parts == stratified_split(targets, (0.6, 0.2, 0.2), "x")
-    assert parts != stratified_split(targets, (0.6, 0.2, 0.2), "y")
-    with pytest.raises(ValueError, match="sum to 1"):
-        stratified_split(targets, (0.5, 0.2), "x")
 
 
 def test_unpack_is_the_inverse_of_pack(mutag: Mutag) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_core import Edges, Neighborhood
+from attention_core.spaces.edge_list import EdgeList
 from graph import GraphTransformer, NodeEmbedding
 from graph.data import pack
 
@@ -85,8 +86,7 @@ def test_permuting_nodes_permutes_tokens_and_leaves_the_graph(mask: str) -> None
     torch.testing.assert_close(run(model, other), run(model, one))
     tokens = []
     for sample in (one, other):
-        space = model.space(sample["edge_index"], 11, sample["edge_attr"])
-        tokens.append(model.encode(sample["x"], space, sample["edge_index"]))
+        tokens.append(model.encode(sample["x"], sample["edge_index"], sample["edge_attr"])[0])
     torch.testing.assert_close(tokens[1], tokens[0][order])
 
 
@@ -210,7 +210,7 @@ def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], word
 
 def test_bad_features_are_named() -> None:
     embed = NodeEmbedding(4, features=3)
-    edges = torch.empty(2, 0).long()
+    edges = EdgeList(torch.empty(2, 0).long(), 2)
     with pytest.raises(TypeError, match=r"float node features \(node_features=3\)"):
         embed(torch.zeros(2, 3).long(), edges)
     with pytest.raises(ValueError, match=r"shape \(N, 3\), got \(2, 4\)"):

@@ -1,0 +1,166 @@
+"""What graph transformers add to `attention_core.Encoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_core import (
+    Additive,
+    AdditiveV2,
+    Bias,
+    Block,
+    EdgeBias,
+    Encoder,
+    Graph,
+    Mask,
+    MultiheadAttention,
+    Score,
+    Space,
+)
+from attention_core.cache import LayerCache
+from attention_core.planning import Plan
+
+Scores = Literal["dot", "additive", "additive_v2"]
+
+
+class SelfAttention(MultiheadAttention):
+    """Self-attention of nodes, with a second one beside it where there is a `local` mask.
+
+    Args:
+        dim, heads: as in `MultiheadAttention`.
+        score: "dot", "additive" (GAT) or "additive_v2" (GATv2), with weights of this layer.
+        edge_dim: as in `MultiheadAttention`.
+        local: mask of a second attention, whose output is added (Rampášek et al., GPS, 2022).
+            `score` and `edge_dim` are then of this one; the first is a dot product without edges.
+        edge_bias: arguments of an `EdgeBias` of the local attention, where it has one.
+        degree_scaler: multiply each feature of the output by a + b · log(1 + in-degree), a and b
+            learned (Ma et al., GRIT, 2023): attention, a mean, does not tell how many it is of.
+        options: of `MultiheadAttention`, of both.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        score: Scores = "dot",
+        edge_dim: int | None = None,
+        local: Mask | None = None,
+        edge_bias: Mapping[str, Any] | None = None,
+        degree_scaler: bool = False,
+        **options: Any,
+    ) -> None:
+        head_dim = options.get("head_dim") or dim // heads
+        of_edges: dict[str, Any] = {
+            "score": _score(score, heads, head_dim, edge_dim),
+            "edge_dim": edge_dim,
+        }
+        super().__init__(dim, heads, **(of_edges if local is None else {}), **options)
+        self.local_mask = local
+        self.local: MultiheadAttention | None = None
+        if local is not None:
+            bias = None if edge_bias is None else EdgeBias(heads, **edge_bias)
+            self.local = MultiheadAttention(dim, heads, bias=bias, **of_edges, **options)
+        #: (2, D): a and b.
+        self.degree_scale: nn.Parameter | None = None
+        if degree_scaler:
+            self.degree_scale = nn.Parameter(torch.stack([torch.ones(dim), torch.zeros(dim)]))
+
+    def plan(
+        self,
+        x: Tensor,
+        space: Space | tuple[Space, Space],
+        mask: Mask | Tensor | None = None,
+        bias: Bias | None = None,
+        backend: str | None = None,
+    ) -> Plan:
+        """The plan of this layer, which also holds that of its local attention."""
+        plan = super().plan(x, space, mask, bias, backend)
+        local = self.local
+        if local is not None:
+            own = local.plan(x, plan.job.spaces, self.local_mask, backend=backend)
+            plan.once("local", lambda: own)
+        return plan
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        space: Space | tuple[Space, Space] | None = None,
+        mask: Mask | Tensor | None = None,
+        bias: Bias | None = None,
+        cache: LayerCache | None = None,
+        backend: str | None = None,
+        plan: Plan | None = None,
+    ) -> Tensor:
+        """Attend from x to x.
+
+        Args:
+            x: (B, L, D), or (L, D), the tokens of a `Graph`.
+            space: that graph.
+            mask, bias, backend, plan: as in `MultiheadAttention`; the local attention has a mask
+                and a bias of its own.
+
+        Returns: the shape of x.
+
+        Raises:
+            ValueError: a context or a cache is given; the message of `MultiheadAttention`'s.
+        """
+        if context is not None or cache is not None:
+            raise ValueError("nodes attend to the nodes of their graph: no context, no cache")
+        if plan is None:
+            if space is None:
+                raise ValueError("nodes need space=Graph(...), or plan=")
+            plan = self.plan(x, space, mask, bias, backend)
+        elif space is not None or mask is not None or backend is not None:
+            raise ValueError("a plan has its space, mask and backend; give either them or plan=")
+        out = super().forward(x, bias=bias, plan=plan)
+        if self.local is not None:
+            out = out + self.local(x, plan=plan.once("local", _unplanned))
+        if self.degree_scale is not None:
+            one, other = self.degree_scale.to(out.dtype)
+            out = out * (one + other * _log_degree(plan.job.spaces[0]).to(out.dtype))
+        return out
+
+
+class GraphBlock(Block):
+    """A `Block` of `SelfAttention`."""
+
+    attention_type = SelfAttention
+
+
+class GraphEncoder(Encoder):
+    """An `Encoder` over a `Graph`; its blocks take the options of `SelfAttention`, too."""
+
+    block_type = GraphBlock
+
+
+def _score(name: str, heads: int, head_dim: int, edge_dim: int | None) -> Score | None:
+    if name not in ("dot", "additive", "additive_v2"):
+        raise ValueError(f"score must be 'dot', 'additive' or 'additive_v2', got {name!r}")
+    if name == "additive":
+        return Additive(heads, head_dim, edge=edge_dim is not None)
+    return AdditiveV2(heads, head_dim) if name == "additive_v2" else None
+
+
+def _log_degree(space: Space) -> Tensor:
+    """(L, 1): log(1 + in-degree) of the node at each token, 0 for special ones."""
+    if not isinstance(space, Graph):
+        raise TypeError(f"degree_scaler needs a Graph, got {space.describe()}")
+    edges = space.edges
+    of_nodes = edges.once(
+        "log_degree", lambda: torch.bincount(edges.target, minlength=edges.num_nodes).log1p()
+    )
+    if space.special is None:
+        return of_nodes[space.nodes, None]
+    padded = torch.cat([of_nodes, of_nodes.new_zeros(1)])  # no node is -1
+    return padded[space.nodes, None]
+
+
+def _unplanned() -> Plan:
+    raise ValueError("the plan was made by a layer without a local attention")

@@ -1,0 +1,48 @@
+"""How many edges a node has, in and out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.spaces.edge_list import EdgeList
+
+
+def degrees(edges: EdgeList) -> Tensor:
+    """(N, 2) in-degree and out-degree of each node, integers."""
+    ends = (edges.target, edges.source)
+    return torch.stack([torch.bincount(end, minlength=edges.num_nodes) for end in ends], dim=1)
+
+
+class CentralityEmbedding(nn.Module):
+    """A learned vector for each in-degree and one for each out-degree, to add to tokens
+    (centrality encoding: Ying et al., Graphormer, 2021).
+
+    Args:
+        dim: size D of a token.
+        max_degree: the largest degree with a vector of its own, which larger ones share.
+    """
+
+    def __init__(self, dim: int, max_degree: int) -> None:
+        super().__init__()
+        if max_degree < 1:
+            raise ValueError(f"max_degree must be at least 1, got {max_degree}")
+        self.max_degree = max_degree
+        self.incoming = nn.Embedding(max_degree + 1, dim)
+        self.outgoing = nn.Embedding(max_degree + 1, dim)
+        for table in (self.incoming, self.outgoing):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+
+    def forward(self, degree: Tensor) -> Tensor:
+        """(N, D) from `degrees`, (N, 2).
+
+        Raises:
+            ValueError: `degree` is not integer (N, 2).
+        """
+        if degree.ndim != 2 or degree.shape[1] != 2 or degree.is_floating_point():
+            raise ValueError(
+                f"degree must hold integers (N, 2), got {degree.dtype} {tuple(degree.shape)}"
+            )
+        incoming, outgoing = degree.clamp(0, self.max_degree).unbind(1)
+        embedding: Tensor = self.incoming(incoming) + self.outgoing(outgoing)
+        return embedding

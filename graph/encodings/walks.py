@@ -1,0 +1,96 @@
+"""Random walks: where a walk along the edges is after so many steps.
+
+A walk at a node takes each of its outgoing edges with the same chance, an edge that is listed twice
+with twice that chance; where a node has none, the walk ends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from attention_core.spaces.edge_list import EdgeList
+
+_CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
+
+
+def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) -> Tensor:
+    """The probability that a walk from `source` is at `target` after 0, 1, ..., steps - 1 steps.
+
+    Exact, in time steps · n · E per graph whatever pairs are asked for, and in bounded memory.
+
+    Args:
+        edges: of one or more graphs.
+        steps: how many of these probabilities K.
+        target, source: (P,) pairs of nodes of one graph each.
+
+    Returns: (P, K) float32.
+
+    Raises:
+        ValueError: `steps` is less than 1, or a pair's nodes are of two graphs.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    graph, local = edges.local
+    if bool((graph[target] != graph[source]).any()):
+        raise ValueError("target and source must be of one graph, pair by pair")
+    n, csr = edges.num_nodes, edges.csr
+    out_degree = torch.bincount(edges.source, minlength=n)
+    chance = 1 / out_degree[csr.column].float()
+    found = torch.zeros(steps, len(target), device=target.device)
+    # All graphs side by side: column c of `at` is where a walk from the c-th node of each is
+    order = local[source].argsort()
+    columns = local[source][order]
+    width = max(1, _CHUNK // max(n, 1))
+    for first in range(0, int(edges.sizes.max()) if n else 0, width):
+        start, end = torch.searchsorted(columns, columns.new_tensor([first, first + width]))
+        asked, column = order[start:end], columns[start:end] - first
+        if not len(asked):
+            continue
+        last = int(column.max()) + 1
+        at = torch.zeros(n, last, device=target.device)
+        starting = ((local >= first) & (local < first + last)).nonzero().squeeze(-1)
+        at[starting, local[starting] - first] = 1
+        for step in range(steps):
+            if step:
+                at = embedding_bag(
+                    csr.column,
+                    at,
+                    csr.start,
+                    mode="sum",
+                    per_sample_weights=chance,
+                    include_last_offset=True,
+                )
+            found[step, asked] = at[target[asked], column]
+    return found.T.contiguous()
+
+
+def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
+    """RWSE: the probability that a walk is back at its node after 1, ..., `steps` steps
+    (Dwivedi et al., LSPE, 2022).
+
+    Returns: (N, steps) float32; 0 at nodes without edges.
+
+    Raises:
+        ValueError: `steps` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    nodes = torch.arange(edges.num_nodes, device=edges.source.device)
+    return relative_walks(edges, steps + 1, nodes, nodes)[:, 1:].contiguous()
+
+
+def walk_table(edges: EdgeList, steps: int) -> Tensor:
+    """RRWP: `relative_walks` of all pairs inside each graph (Ma et al., GRIT, 2023).
+
+    The pair of a query and a key holds the walks from key to query, along the edges as attention
+    goes. The diagonal, a node with itself, is GRIT's encoding of nodes: 1 and RWSE.
+
+    Returns: (Σ n², steps) float32, a table for `Graph(pair_attr={"rrwp": ...})`.
+
+    Raises:
+        ValueError: the table would be too large.
+    """
+    edges.count_pairs("random walks between all pairs (those along edges alone are few)", steps)
+    return relative_walks(edges, steps, *edges.all_pairs())

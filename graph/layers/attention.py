@@ -1,0 +1,292 @@
+"""Attention along the edges of a graph."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_core import (
+    Additive,
+    AdditiveV2,
+    Bias,
+    Edges,
+    Graph,
+    RecordedAttention,
+    Score,
+    plan,
+)
+from graph.layers.edges import (
+    REDUCTIONS,
+    by_input_edge,
+    check_edge_index,
+    check_finite,
+    loop_features,
+    sorted_once,
+)
+
+
+class GraphAttention(RecordedAttention):
+    """Multi-head attention of each node to the sources of the edges into it.
+
+    The score is what names the layer: "dot" is the graph transformer (Shi et al., UniMP, 2021),
+    "additive" GAT (Veličković et al., 2018), "additive_v2" GATv2 (Brody et al., 2022). An edge that
+    is listed twice is two; a node without an edge gets what residual and bias add to 0.
+
+    A graph's edges are sorted at the first call with an `edge_index`, and no more while that tensor
+    lives: layers and passes that are given the same tensor share it.
+
+    Args:
+        dim: size of a node, or (of a source, of a target).
+        heads: number of query heads H.
+        head_dim: size D of a head; that of a target / heads by default.
+        score: "dot", "additive" or "additive_v2".
+        kv_heads: number of key and value heads, a divisor of `heads`; `heads` by default.
+        concat: the output is all heads side by side, H · D numbers; else their mean, D.
+        share_weights: queries are projected as keys are. By default GAT's are, with one `dim`.
+            Values are projected as keys are in both additive scores, by themselves for "dot".
+        edge_dim: size F of the features of edges; None: none are taken. They take part in the
+            keys, projected without bias.
+        edge_values: the same is added to the values. By default for "dot" alone, as published.
+        bias: added to the scores, such as `EdgeBias`, which learns from types or features of edges.
+        self_loops: each node attends to itself by exactly one loop, whatever loops are listed. Of
+            two sets of nodes, targets are taken for the first of the sources.
+        fill_value: features of these loops: a number, a tensor (F,), or what is made of those of
+            the other edges into the node: "mean", "add", "min", "max" or "mul".
+        residual: add a projection of the node itself; or "gated", between which and the attention
+            a learned gate of both chooses (β of UniMP).
+        dropout: chance that an attention weight is dropped in training.
+        negative_slope: of the LeakyReLU of additive scores.
+        projection_bias: whether queries, keys and values have a bias.
+        output_bias: whether the output has one; it is the residual's where there is a residual.
+
+    Raises:
+        ValueError: arguments that contradict each other; the message names them.
+    """
+
+    def __init__(
+        self,
+        dim: int | tuple[int, int],
+        heads: int = 1,
+        *,
+        head_dim: int | None = None,
+        score: Literal["dot", "additive", "additive_v2"] = "dot",
+        kv_heads: int | None = None,
+        concat: bool = True,
+        share_weights: bool | None = None,
+        edge_dim: int | None = None,
+        edge_values: bool | None = None,
+        bias: Bias | None = None,
+        self_loops: bool = False,
+        fill_value: float | Tensor | str = "mean",
+        residual: bool | Literal["gated"] = False,
+        dropout: float = 0.0,
+        negative_slope: float = 0.2,
+        projection_bias: bool = True,
+        output_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        source_dim, target_dim = (dim, dim) if isinstance(dim, int) else dim
+        kv_heads = heads if kv_heads is None else kv_heads
+        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
+        if min(source_dim, target_dim) < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        if head_dim is None:
+            if target_dim % heads:
+                raise ValueError(f"dim={dim} must be a multiple of heads={heads}, or give head_dim")
+            head_dim = target_dim // heads
+        if score not in ("dot", "additive", "additive_v2"):
+            raise ValueError(f"score must be 'dot', 'additive' or 'additive_v2', got {score!r}")
+        if residual not in (False, True, "gated"):
+            raise ValueError(f"residual must be a bool or 'gated', got {residual!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if isinstance(fill_value, str) and fill_value not in REDUCTIONS:
+            raise ValueError(
+                f"fill_value must be a number, a tensor or one of {', '.join(REDUCTIONS)}; got "
+                f"{fill_value!r}"
+            )
+        if share_weights is None:
+            share_weights = score == "additive" and isinstance(dim, int) and kv_heads == heads
+        if share_weights and (source_dim != target_dim or kv_heads != heads):
+            raise ValueError(
+                "share_weights needs one dim and as many kv_heads as heads; got "
+                f"dim={dim}, heads={heads}, kv_heads={kv_heads}"
+            )
+        self.source_dim, self.target_dim, self.edge_dim = source_dim, target_dim, edge_dim
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.concat, self.self_loops, self.fill_value = concat, self_loops, fill_value
+        self.dropout, self.bias = dropout, bias
+        self.edge_values = score == "dot" if edge_values is None else edge_values
+        inner, kv_inner = heads * head_dim, kv_heads * head_dim
+        width = inner if concat else head_dim
+        self.key = nn.Linear(source_dim, kv_inner, bias=projection_bias)
+        #: None where it is the projection of the keys.
+        self.query = None if share_weights else nn.Linear(target_dim, inner, bias=projection_bias)
+        self.value = nn.Linear(source_dim, kv_inner, projection_bias) if score == "dot" else None
+        self.edge = None if edge_dim is None else nn.Linear(edge_dim, kv_inner, bias=False)
+        self.score: Score | None = None
+        if score == "additive":
+            self.score = Additive(heads, head_dim, negative_slope, edge=edge_dim is not None)
+        elif score == "additive_v2":
+            self.score = AdditiveV2(heads, head_dim, negative_slope)
+        self.residual = nn.Linear(target_dim, width, bias=output_bias) if residual else None
+        self.gate = nn.Linear(3 * width, 1, bias=False) if residual == "gated" else None
+        self.output_bias: nn.Parameter | None = None
+        if output_bias and not residual:
+            self.output_bias = nn.Parameter(torch.zeros(width))
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        *,
+        return_attention_weights: bool | None = None,
+        backend: str | None = None,
+    ) -> Any:
+        """Attend along the edges.
+
+        Args:
+            x: (N, dim) nodes, or (sources (N, dim), targets (M, dim')) as two sets.
+            edge_index: (2, E) integers, or PyG's `EdgeIndex`: row 0 the source (key), row 1 the
+                target (query).
+            edge_attr: (E, F) floats, or (E,) for F = 1; for a bias that wants them, (E,) integers.
+            return_attention_weights: also return ``(edge_index, weights)``, the weights (E, H)
+                before dropout. The edges are those given; with `self_loops`, those of nodes that
+                were given none follow behind them. (PyG's GATConv returns weights after dropout,
+                without the loops that were given, and all loops at the end.)
+            backend: a name to override the plan's choice.
+
+        Returns: (N, H · D), or (M, H · D) of the targets; D instead of H · D with concat=False.
+
+        Raises:
+            TypeError, ValueError: an input of another shape, kind or range, or one that is not
+                finite; the message names it.
+        """
+        two = not isinstance(x, Tensor)
+        source, target = self._check_nodes(x)
+        plain = check_edge_index(edge_index)
+        self._check_features(edge_attr, plain.shape[1])
+        edges = sorted_once(plain, len(source), len(target) if two else None, given=edge_index)
+        kept: Tensor | None = None
+        if self.self_loops:
+            edges, kept = edges.looped
+            if edge_attr is not None:
+                edge_attr = edge_attr[kept]
+                nodes, ends = edges.num_edges - len(kept), edges.target[: len(kept)]
+                loops = loop_features(edge_attr, ends, nodes, self.fill_value)
+                edge_attr = torch.cat([edge_attr, loops])
+        if edge_attr is not None:
+            edges = edges.with_attr(edge_attr)
+        k = self.key(source)
+        q = self.query(target) if self.query is not None else self.key(target) if two else k
+        q = self._heads(q, self.heads)
+        k = self._heads(k, self.kv_heads)
+        v = k if self.value is None else self._heads(self.value(source), self.kv_heads)
+        edge_key = self._edge_key(edge_attr)
+        out, weights = self.attend(
+            q,
+            k,
+            v,
+            bias=self.bias,
+            score=self.score,
+            edge_key=edge_key,
+            edge_value=edge_key if self.edge_values else None,
+            dropout_p=self.dropout if self.training else 0.0,
+            weights=bool(return_attention_weights),
+            plan=plan(
+                Graph.over(edges),
+                Edges(),
+                self.bias,
+                score=self.score,
+                heads=self.heads,
+                head_dim=self.head_dim,
+                device=q.device,
+                grad=torch.is_grad_enabled(),
+                edge_features=edge_key is not None,
+                backend=backend,
+            ),
+        )
+        out = out[0].transpose(0, 1)
+        out = self._with_node(out.flatten(1) if self.concat else out.mean(1), target)
+        if weights is None:
+            return out
+        of_edges = weights.of_edges()[0]
+        if kept is None:
+            return out, (edge_index, of_edges)
+        return out, by_input_edge(of_edges, kept, plain)
+
+    def _with_node(self, out: Tensor, target: Tensor) -> Tensor:
+        """The output with what a node itself adds to it."""
+        if self.residual is None:
+            return out if self.output_bias is None else out + self.output_bias
+        own = self.residual(target)
+        if self.gate is None:
+            return out + own
+        share = torch.sigmoid(self.gate(torch.cat([out, own, out - own], dim=-1)))
+        return share * own + (1 - share) * out
+
+    def _edge_key(self, edge_attr: Tensor | None) -> Tensor | None:
+        if self.edge is None or edge_attr is None:
+            return None
+        attr = edge_attr[:, None] if edge_attr.ndim == 1 else edge_attr
+        return self.edge(attr.to(self.edge.weight.dtype)).unflatten(-1, (self.kv_heads, -1))
+
+    @staticmethod
+    def _heads(x: Tensor, heads: int) -> Tensor:
+        """(1, H, N, D) from (N, H · D)."""
+        return x.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+
+    def _check_nodes(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if not isinstance(x, Tensor) and (
+            len(x) != 2 or not all(isinstance(nodes, Tensor) for nodes in x)
+        ):
+            raise TypeError(f"x must be a tensor, or (sources, targets), got {x!r}")
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        sides = (source, self.source_dim, "sources"), (target, self.target_dim, "targets")
+        for nodes, dim, side in sides:
+            name = "x" if source is target else f"x, the {side},"
+            if nodes.ndim != 2 or nodes.shape[1] != dim or not nodes.is_floating_point():
+                raise ValueError(
+                    f"{name} must be float (N, {dim}), got {nodes.dtype} {tuple(nodes.shape)}"
+                )
+        check_finite(source, "x")
+        if target is not source:
+            check_finite(target, "x")
+        return source, target
+
+    def _check_features(self, edge_attr: Tensor | None, count: int) -> None:
+        shape = f"(E, {self.edge_dim})"
+        if edge_attr is None:
+            if self.edge is not None:
+                raise ValueError(
+                    f"edge_attr is missing: edge_dim={self.edge_dim} asks for floats {shape}"
+                )
+            return
+        if self.edge is None and self.bias is None:
+            raise ValueError(
+                "edge_attr is given to a layer that makes nothing of it: build it with edge_dim="
+                ", or with a bias such as EdgeBias"
+            )
+        if len(edge_attr) != count:
+            raise ValueError(f"edge_attr has {len(edge_attr)} rows for {count} edges in edge_index")
+        if self.edge is not None and (
+            not edge_attr.is_floating_point()
+            or edge_attr.shape[1:] not in ((self.edge_dim,), () if self.edge_dim == 1 else None)
+        ):
+            raise ValueError(
+                f"edge_attr must be float {shape} for edge_dim={self.edge_dim}, got "
+                f"{edge_attr.dtype} {tuple(edge_attr.shape)}"
+            )
+        check_finite(edge_attr, "edge_attr")
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

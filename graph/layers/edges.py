@@ -1,0 +1,130 @@
+"""The edges that a layer is called with: checked, sorted once, and with self-loops."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from attention_core.spaces.edge_list import EdgeList
+
+#: PyG's name of each way to make the features of a self-loop, and torch's.
+REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
+
+#: What was computed for an `edge_index`, as long as that lives.
+_known: MutableMapping[Tensor, dict[object, EdgeList]] = WeakIdKeyDictionary()
+
+
+def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
+    """The same as a plain tensor (2, E) of int64.
+
+    Raises:
+        TypeError: it is no dense tensor, or does not hold integers.
+        ValueError: it has another shape.
+    """
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+        got = edge_index.layout if isinstance(edge_index, Tensor) else type(edge_index).__name__
+        raise TypeError(f"{name} must be a dense tensor (2, E) of integers, got {got}")
+    # PyG's EdgeIndex, a subclass whose operations would sort and check along
+    plain: Tensor = getattr(edge_index, "as_tensor", lambda: edge_index)()
+    if plain.is_floating_point() or plain.is_complex() or plain.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {plain.dtype}")
+    if plain.ndim != 2 or plain.shape[0] != 2:
+        raise ValueError(f"{name} must have shape (2, E), got {tuple(plain.shape)}")
+    return plain.long()
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raises ValueError where x (rows, ...) holds NaN or an infinity."""
+    # One sum tells nearly always, without a tensor of bools
+    if x.is_floating_point() and not bool(x.detach().sum().isfinite()):
+        wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero()
+        if len(wrong):
+            raise ValueError(f"{name} has a feature that is not finite, first in row {wrong[0, 0]}")
+
+
+def sorted_once(
+    edge_index: Tensor,
+    num_sources: int,
+    num_targets: int | None = None,
+    *,
+    given: Tensor | None = None,
+) -> EdgeList:
+    """The edges for this and all further layers and passes that are given the same tensor.
+
+    A graph is sorted once: that takes about as long as a layer. The sorted edges live as long as
+    the tensor, and are dropped where its numbers have changed.
+
+    Args:
+        edge_index: (2, E) int64.
+        num_sources: number of nodes, or of sources where targets are a set of their own.
+        num_targets: number of targets, if they are.
+        given: the tensor that callers hold, where that is another.
+    """
+    given = edge_index if given is None else given
+    found = _known.setdefault(given, {})
+    key = num_sources, num_targets, edge_index.device
+    edges = found.get(key)
+    if edges is None or not all(
+        map(torch.equal, (edges.source, edges.target), edge_index)  # is there, and as it was
+    ):
+        # A copy of its own, so that a change in place is seen
+        edges = found[key] = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
+    return edges
+
+
+def loop_features(
+    attr: Tensor, target: Tensor, count: int, fill_value: float | Tensor | str
+) -> Tensor:
+    """Features (count, ...) of the self-loops of nodes 0 to count - 1, as PyG makes them.
+
+    Args:
+        attr: (E, ...) of the other edges.
+        target: (E,) their targets.
+        fill_value: a number or a tensor (...), or how the features of the edges into a node are
+            brought together: "add", "mean", "min", "max" or "mul".
+
+    Raises:
+        ValueError: `attr` holds types, and `fill_value` is none.
+    """
+    shape = (count, *attr.shape[1:])
+    if isinstance(fill_value, Tensor):
+        return fill_value.to(attr).expand(shape)
+    if not attr.is_floating_point() and not isinstance(fill_value, int):
+        raise ValueError(
+            f"self-loops need a type where edge_attr holds types ({attr.dtype}): give an integer "
+            f"fill_value, got {fill_value!r}"
+        )
+    if not isinstance(fill_value, str):
+        return attr.new_full(shape, fill_value)
+    reduction = REDUCTIONS[fill_value]
+    start = attr.new_ones(shape) if reduction == "prod" else attr.new_zeros(shape)
+    into = target < count
+    index = target[into].view(-1, *[1] * (attr.ndim - 1)).expand(-1, *attr.shape[1:])
+    return start.scatter_reduce(0, index, attr[into], reduction, include_self=False)
+
+
+def by_input_edge(weights: Tensor, kept: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of edges with self-loops in the order of the edges that came in.
+
+    Args:
+        weights: (K + N, H) of the K edges that are no self-loops, and of one loop at N nodes.
+        kept: (K,) which of the input's edges those are.
+        edge_index: (2, E) the input.
+
+    Returns: edges (2, E + A) and weights (E + A, H): first all that came in, then the loops of the
+        A nodes that came without one. Where a loop came more than once, the first has its weight
+        and the others, which attention left out, have 0.
+    """
+    count, nodes = edge_index.shape[1], len(weights) - len(kept)
+    loop = (edge_index[0] == edge_index[1]).nonzero().squeeze(-1)
+    first = edge_index.new_full((nodes,), count).scatter_reduce(
+        0, edge_index[0, loop], loop, "amin"
+    )
+    added = (first == count).nonzero().squeeze(-1)
+    first[added] = torch.arange(count, count + len(added), device=first.device)
+    by_input = weights.new_zeros(count + len(added), weights.shape[1])
+    by_input = by_input.index_copy(0, torch.cat([kept, first]), weights)
+    return torch.cat([edge_index, added.expand(2, -1)], dim=1), by_input

@@ -1,0 +1,229 @@
+"""Graphs in files: TU format with attributes, GraphML, and what is wrong with a file."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import networkx
+import pytest
+import torch
+from torch_geometric.io import read_tu_data
+
+from attention_core.training import UsageError
+from graph.data import GraphFolder, read_tu
+from graph.data.mutag import grakel_folder
+
+TU = {
+    "A": "1, 2\n2, 1\n3, 4\n4, 3\n4, 5\n5, 4\n",
+    "graph_indicator": "1\n1\n2\n2\n2\n",
+    "graph_labels": "7\n-1\n",
+    "node_labels": "1, 4\n2, 4\n1, 5\n1, 6\n3, 4\n",
+    "node_attributes": "0.5, 1\n1.5, -2\n2.5, 3e-1\n3.5, 4\n4.5, 5\n",
+    "edge_labels": "1\n1\n2\n2\n1\n1\n",
+    "edge_attributes": "0.1\n0.2\n0.3\n0.4\n0.5\n0.6\n",
+}
+
+
+def write_tu(folder: Path, **changes: str | None) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in (TU | changes).items():
+        path = folder / f"{folder.name}_{name}.txt"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        [],
+        ["node_labels"],
+        ["node_attributes", "edge_attributes"],
+        ["edge_labels"],
+        ["edge_labels", "edge_attributes"],
+    ],
+)
+def test_features_are_those_of_pyg(without: Sequence[str], tmp_path: Path) -> None:
+    folder = write_tu(tmp_path / "TINY", **dict.fromkeys(without))
+    theirs, slices, _ = read_tu_data(str(folder), "TINY")
+    ours = read_tu(folder)
+    assert len(ours) == len(slices["y"]) - 1 == 2
+    torch.testing.assert_close(torch.cat([g["x"] for g in ours]), theirs.x)
+    assert torch.equal(torch.cat([g["edge_index"] for g in ours], 1), theirs.edge_index)
+    assert [int(g["target"]) for g in ours] == theirs.y.tolist() == [1, 0]
+    if theirs.edge_attr is None:
+        assert "edge_attr" not in ours[0]
+    else:
+        attr = torch.cat([g["edge_attr"] for g in ours])
+        if not attr.is_floating_point():  # types, which PyG has one-hot
+            attr = torch.nn.functional.one_hot(attr - attr.min()).float()
+        torch.testing.assert_close(attr, theirs.edge_attr)
+
+
+@pytest.mark.parametrize("name", ["MUTAG", "Cuneiform"])
+def test_packaged_files_are_read_as_by_pyg(name: str) -> None:
+    pytest.importorskip("grakel")
+    folder = grakel_folder(name)
+    theirs, slices, _ = read_tu_data(str(folder), name)
+    ours = read_tu(folder)
+    x = torch.cat([g["x"] for g in ours])
+    if not x.is_floating_point():
+        x = torch.nn.functional.one_hot(x).float()
+    torch.testing.assert_close(x, theirs.x)
+    assert torch.equal(torch.stack([g["target"] for g in ours]), theirs.y)
+    for index in (0, len(ours) - 1):
+        start, end = slices["edge_index"][index : index + 2].tolist()
+        edges = ours[index]["edge_index"]
+        order = (edges[0] * 1000 + edges[1]).argsort()  # PyG sorts them
+        assert torch.equal(edges[:, order], theirs.edge_index[:, start:end])
+        attr = ours[index]["edge_attr"][order]
+        if not attr.is_floating_point():
+            attr = torch.nn.functional.one_hot(attr, theirs.edge_attr.shape[1]).float()
+        torch.testing.assert_close(attr, theirs.edge_attr[start:end])
+
+
+def test_graphs_with_numbers_to_predict(tmp_path: Path) -> None:
+    folder = write_tu(tmp_path / "TINY", graph_attributes="0.5\n-1.5\n")
+    targets = [graph["target"] for graph in read_tu(folder)]
+    assert [float(target) for target in targets] == [0.5, -1.5] and targets[0].shape == ()
+    folder = write_tu(tmp_path / "TINY", graph_attributes="0.5, 1\n-1.5, 2\n")
+    assert [graph["target"].tolist() for graph in read_tu(folder)] == [[0.5, 1], [-1.5, 2]]
+
+
+def test_nodes_without_labels_are_of_one_type(tmp_path: Path) -> None:
+    folder = write_tu(tmp_path / "TINY", node_labels=None, node_attributes=None)
+    assert [graph["x"].tolist() for graph in read_tu(folder)] == [[0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("node_attributes", "0, 1\n1, nan\n2, 3\n3, 4\n4, 5\n", "line 2 must be 2 numbers"),
+        ("node_attributes", "0, 1\n1, 1\n2\n3, 4\n4, 5\n", "line 3 must be 2 numbers, got"),
+        ("node_attributes", "0, 1\n1, 1\n", "node_attributes.txt has 2 lines, 5 were expected"),
+        ("edge_attributes", "1\n2\n3\n4\n5\ninf\n", "line 6 must be a number, got 'inf'"),
+        ("edge_labels", "1\n1\n", "TINY_edge_labels.txt has 2 lines, 6 were expected"),
+        (
+            "node_labels",
+            "1, 4\n2, 4\nC, 5\n1, 6\n3, 4\n",
+            "node_labels.txt: line 3 must be 2 integ",
+        ),
+        ("graph_indicator", "", "TINY_graph_indicator.txt is empty: there is no graph"),
+        ("graph_labels", "1\n", "TINY_graph_labels.txt has 1 lines, 2 were expected"),
+    ],
+)
+def test_damaged_files_are_named(file: str, text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_tu(write_tu(tmp_path / "TINY", **{file: text}))
+
+
+def graphml(folder: Path, sizes: Sequence[int], *, directed: bool = False) -> None:
+    """Rings of so many nodes, as networkx writes them."""
+    folder.mkdir(parents=True)
+    for size in sizes:
+        kind = networkx.DiGraph if directed else networkx.Graph
+        graph = networkx.cycle_graph(size, create_using=kind)
+        graph.graph["energy"] = size / 2
+        for node in graph:
+            graph.nodes[node].update(
+                element="C" if node else "N", charge=node / 4, rank=node, note="x"
+            )
+        for number, (a, b) in enumerate(graph.edges):
+            graph.edges[a, b].update(kind="double" if a else "single", length=number + 0.5)
+        networkx.write_graphml(graph, folder / f"ring{size:02}.graphml")
+
+
+def test_graphml_in_a_folder_for_each_class(tmp_path: Path) -> None:
+    graphml(tmp_path / "odd", range(3, 43, 2))
+    graphml(tmp_path / "even", range(4, 44, 2))
+    data = GraphFolder(
+        root=str(tmp_path),
+        node_type="element",
+        edge_type="kind",
+        batch_size=4,
+        classes=["even", "odd"],
+    )
+    data.setup()
+    parts = (data.train_set, data.val_set, data.test_set)
+    assert [len(part) for part in parts] == [32, 4, 4]  # type: ignore[arg-type]
+    for part in parts:
+        for sample in part:  # type: ignore[union-attr]
+            size = len(sample["x"])
+            assert int(sample["target"]) == size % 2
+            assert sample["x"].tolist() == [1] + [0] * (size - 1)  # C, N by name
+            ring = {(a, b) for a in range(size) for b in ((a + 1) % size, (a - 1) % size)}
+            assert set(map(tuple, sample["edge_index"].T.tolist())) == ring
+            kinds = dict(
+                zip(map(tuple, sample["edge_index"].T.tolist()), sample["edge_attr"], strict=True)
+            )
+            assert all(kinds[a, b] == kinds[b, a] for a, b in ring)
+            assert kinds[0, 1] == 1 and kinds[1, 2] == 0  # double, single by name
+
+
+def test_graphml_with_features_and_a_number_to_predict(tmp_path: Path) -> None:
+    folder = tmp_path / "rings"
+    graphml(folder, range(3, 23), directed=True)
+    data = GraphFolder(
+        root=str(folder),
+        node_features=["charge", "rank"],
+        edge_features=["length"],
+        target="energy",
+        batch_size=4,
+    )
+    data.setup()
+    sample = data.test_set[0]  # type: ignore[index]
+    size = len(sample["x"])
+    assert sample["x"].tolist() == [[node / 4, node] for node in range(size)]
+    assert sample["edge_index"].T.tolist() == [[a, (a + 1) % size] for a in range(size)]
+    assert sample["edge_attr"].tolist() == [[number + 0.5] for number in range(size)]
+    assert sample["target"].dtype == torch.float32 and float(sample["target"]) == size / 2
+
+
+def test_a_tu_folder_is_found_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "MANY"
+    count = 20
+    nodes = "".join(f"{graph}\n" * 2 for graph in range(1, count + 1))
+    edges = "".join(f"{2 * g + 1}, {2 * g + 2}\n{2 * g + 2}, {2 * g + 1}\n" for g in range(count))
+    rest = dict.fromkeys(["edge_labels", "edge_attributes", "node_attributes"])
+    labels, kinds = "1\n2\n" * (count // 2), "0\n1\n" * count
+    write_tu(folder, A=edges, graph_indicator=nodes, graph_labels=labels, node_labels=kinds, **rest)
+    data = GraphFolder(root=str(folder), batch_size=4, fold=0, folds=5, classes=["a", "b"])
+    data.setup()
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [12, 4, 4]  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="data.classes names 1 classes; the graphs of MANY have 2"):
+        GraphFolder(root=str(folder), batch_size=4, classes=["a"]).setup()
+
+
+def test_folders_that_hold_no_graphs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder"):
+        GraphFolder(root=str(tmp_path / "none"), batch_size=1).setup()
+    with pytest.raises(UsageError, match="has no folders; one for each class"):
+        GraphFolder(root=str(tmp_path), batch_size=1).setup()
+    (tmp_path / "class").mkdir()
+    with pytest.raises(
+        UsageError, match=r"holds neither .*_A.txt.* nor files that end in .graphml"
+    ):
+        GraphFolder(root=str(tmp_path), batch_size=1).setup()
+
+
+def test_graphml_that_is_damaged(tmp_path: Path) -> None:
+    graphml(tmp_path / "a", [3, 4])
+
+    def load(**options: object) -> None:
+        GraphFolder(root=str(tmp_path), batch_size=1, classes=["a"], **options).setup()  # type: ignore[arg-type]
+
+    with pytest.raises(UsageError, match=r"ring03.graphml: a node has no attribute 'mass'; it has"):
+        load(node_type="mass")
+    with pytest.raises(UsageError, match="'note' of each node must be a finite number, got 'x'"):
+        load(node_features=["note"])
+    with pytest.raises(UsageError, match="data.node_type and data.node_features: one of them"):
+        load(node_type="element", node_features=["charge"])
+    (tmp_path / "a" / "ring03.graphml").write_text("<graphml><no")
+    with pytest.raises(UsageError, match="ring03.graphml is no GraphML that can be read"):
+        load()
+    graph = networkx.path_graph(3)
+    networkx.set_node_attributes(graph, math.nan, "charge")
+    networkx.write_graphml(graph, tmp_path / "a" / "ring03.graphml")
+    with pytest.raises(UsageError, match="ring03.graphml: the attribute 'charge' of each node"):
+        load(node_features=["charge"])

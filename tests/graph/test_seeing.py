@@ -1,0 +1,132 @@
+"""What heads attend to, as numbers."""
+
+import networkx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attention_core import Bias, Edges, Neighborhood
+from attention_core.spaces import Pairs
+from graph import GATConv, GraphTransformer
+from graph.seeing import hop_profile, node_attention
+
+#: A path with a branch, a ring, and two nodes without an edge: three graphs of one batch.
+GRAPHS = [networkx.Graph([(0, 1), (1, 2), (2, 3), (1, 4)]), networkx.cycle_graph(5)]
+GRAPHS.append(networkx.empty_graph(2))
+UNION = networkx.disjoint_union_all(GRAPHS)
+EDGES = torch.tensor(list(UNION.to_directed().edges)).T
+BATCH = torch.tensor([0] * 5 + [1] * 5 + [2] * 2)
+INPUTS = {"x": torch.arange(12) % 3, "edge_index": EDGES, "batch": BATCH, "num_graphs": 3}
+
+
+class Near(Bias):
+    """Each head a preference of its own for what is near."""
+
+    def score(self, pairs: Pairs) -> Tensor:
+        return -(pairs.head + 1.0) * pairs.distance.clamp(max=9)
+
+
+def model(**options: object) -> GraphTransformer:
+    torch.manual_seed(0)
+    return GraphTransformer(8, 2, 2, classes=2, node_types=3, **options).eval()  # type: ignore[arg-type]
+
+
+def even_shares(most: int) -> Tensor:
+    """Of attention to all nodes of one's graph, counted with networkx: up to `most` hops, beyond,
+    unconnected."""
+    hops = dict(networkx.all_pairs_shortest_path_length(UNION))
+    shares = torch.zeros(most + 3)
+    for query in range(12):
+        keys = (BATCH[query] == BATCH).nonzero().squeeze(-1).tolist()
+        for key in keys:
+            hop = hops[query].get(key)
+            at = most + 2 if hop is None else min(hop, most + 1)
+            shares[at] += 1 / len(keys) / 12
+    return shares
+
+
+def test_an_even_spread_is_that_of_networkx() -> None:
+    profile = hop_profile(node_attention(model(), INPUTS), most=2)
+    assert profile.layers == ["layer 1", "layer 2"]
+    assert profile.hops == ["0", "1", "2", "> 2", "unconnected"]
+    torch.testing.assert_close(profile.even, even_shares(2).expand(2, 5))
+    torch.testing.assert_close(profile.shares.sum(-1), torch.ones(2, 2))
+
+
+def test_what_does_not_prefer_is_evenly_spread_and_what_does_is_not() -> None:
+    even = model(biases=[Near()])
+    for block in even.encoder.blocks:
+        nn.init.zeros_(block.attention.query.weight)  # type: ignore[union-attr, arg-type]
+        nn.init.zeros_(block.attention.query.bias)  # type: ignore[union-attr, arg-type]
+    profile = hop_profile(node_attention(even, INPUTS))
+    hops = dict(networkx.all_pairs_shortest_path_length(UNION))
+    for head in range(2):
+        shares = torch.zeros(7)
+        for query in range(12):
+            keys = (BATCH[query] == BATCH).nonzero().squeeze(-1).tolist()
+            apart = torch.tensor([float(hops[query].get(key, 9)) for key in keys])
+            weights = (-(head + 1) * apart).softmax(0) / 12
+            shares.index_add_(0, torch.tensor([hops[query].get(k, 6) for k in keys]), weights)
+        columns = [*range(4), 6]  # the path is three hops long
+        torch.testing.assert_close(profile.shares[0, head], shares[columns])
+    assert profile.hops == ["0", "1", "2", "3", "unconnected"]
+
+
+def test_virtual_nodes_masks_and_second_attentions() -> None:
+    profile = hop_profile(node_attention(model(local=Edges(), virtual_nodes=2), INPUTS))
+    assert profile.layers == ["layer 1", "layer 1, local", "layer 2", "layer 2, local"]
+    assert profile.hops[-2:] == ["unconnected", "virtual node"]
+    local = profile.even[1]
+    # two virtual nodes and one's neighbours, of which there are 1, 3, 2, 1, 1; 2 on a ring; none
+    one_hop = sum(n / (n + 2) for n in (1, 3, 2, 1, 1, 2, 2, 2, 2, 2, 0, 0)) / 12
+    torch.testing.assert_close(local[[1, -1]], torch.tensor([one_hop, 1 - one_hop]))
+    assert (local[[0, 2, 3, 4]] == 0).all()
+    near = hop_profile(node_attention(model(mask=[Neighborhood(1), None]), INPUTS))
+    assert (near.shares[0, :, 2:] == 0).all()
+    assert (near.shares[1, :, 2:] > 0).all()
+
+
+def test_attention_between_some_nodes() -> None:
+    one = model(virtual_nodes=1, pooling="attention")
+    layers = node_attention(one, INPUTS)
+    assert [layer.name for layer in layers] == ["layer 1", "layer 2"]  # and not the pooling
+    nodes = torch.tensor([7, 5, 2])
+    dense = layers[1].weights.dense()[0]
+    token = torch.tensor([9, 7, 3])  # one virtual node in front of each graph's
+    weights, even = layers[1].between(nodes, head=1)
+    torch.testing.assert_close(weights, dense[1][token][:, token])
+    assert torch.equal(even > 0, torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool())
+    torch.testing.assert_close(even[even > 0], torch.full((5,), 1 / 6))
+    mean, _ = layers[1].between(nodes)
+    torch.testing.assert_close(mean, dense.mean(0)[token][:, token])
+
+
+class Plain(nn.Module):
+    """Layers called as PyG's are, outside of any encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = GATConv(4, 4, heads=3), GATConv(12, 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x, edge_index), edge_index)
+        return out
+
+
+def test_layers_of_pyg_style_are_seen() -> None:
+    inputs = {"x": torch.randn(12, 4), "edge_index": EDGES}
+    profile = hop_profile(node_attention(Plain().eval(), inputs))
+    assert profile.layers == ["first", "second"]
+    assert profile.hops == ["0", "1"]  # with self-loops
+    assert profile.shares.shape == (2, 3, 2)
+    assert profile.shares[1, 1:].isnan().all()  # it has one head
+    torch.testing.assert_close(profile.shares[0].sum(-1), torch.ones(3))
+
+
+def test_what_cannot_be_seen() -> None:
+    with pytest.raises(ValueError, match="eval mode"):
+        node_attention(model().train(), INPUTS)
+    with pytest.raises(ValueError, match="no layer of Linear attends between nodes"):
+        node_attention(nn.Linear(2, 2).eval(), {"input": torch.zeros(1, 2)})
+    with pytest.raises(ValueError, match="layer 1 has 2 heads, there is no head 2"):
+        node_attention(model(), INPUTS)[0].between(torch.tensor([0]), head=2)
