@@ -6,8 +6,22 @@ Data (`nlp.data`) and training tasks (`nlp.tasks`) are imported by name: they ne
 a model alone does not.
 """
 
+from nlp.batches import pad, unpad
+from nlp.decoder import TextDecoder
 from nlp.embeddings import TokenEmbedding
-from nlp.models import TextEncoder
+from nlp.encoder import MaskedLanguageModel, TextEncoder
+from nlp.generation import generate
+from nlp.seq2seq import Seq2SeqTransformer
 from nlp.tokenizer import Tokenizer
 
-__all__ = ["TextEncoder", "TokenEmbedding", "Tokenizer"]
+__all__ = [
+    "MaskedLanguageModel",
+    "Seq2SeqTransformer",
+    "TextDecoder",
+    "TextEncoder",
+    "TokenEmbedding",
+    "Tokenizer",
+    "generate",
+    "pad",
+    "unpad",
+]

@@ -1,17 +1,48 @@
-"""From token ids to tokens."""
+"""From token ids to tokens, and from tokens to the scores of ids."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
+from torch.nn import functional as F
 
-from attention_core import LearnedPosition, Sequence, Sinusoidal
+from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
+from attention_core.layers.residual import Norm, make_norm
+
+Positions = Literal["learned", "sinusoidal", "rotary", "t5", "alibi"]
+Added = Literal["learned", "sinusoidal"]
+
+
+def attention_positions(
+    positions: Positions | None, heads: int, *, bidirectional: bool
+) -> tuple[Added | None, dict[str, Any]]:
+    """What of `positions` is added to tokens, and the options that attention gets for the others.
+
+    Raises:
+        ValueError: unknown positions; the message lists the known ones.
+    """
+    choice("positions", positions, (*get_args(Positions), None))
+    if positions == "learned" or positions == "sinusoidal":
+        return positions, {}
+    if positions == "t5":
+        return None, {"bias": RelativeTable.t5(heads, bidirectional=bidirectional)}
+    if positions == "alibi":
+        return None, {"bias": ALiBi(heads)}
+    return None, {"rotary": Rotary()} if positions == "rotary" else {}
+
+
+def choice(name: str, value: object, known: tuple[object, ...]) -> None:
+    """Raises ValueError where the value is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
 
 
 class TokenEmbedding(nn.Module):
-    """A learned vector per id, and optionally one per position.
+    """A learned vector per id, and optionally one per position and one per type of token.
 
     Args:
         vocabulary: number of ids.
@@ -19,6 +50,13 @@ class TokenEmbedding(nn.Module):
         positions: "learned" (BERT), "sinusoidal" (Vaswani et al., 2017), or None where attention
             itself knows about positions.
         max_length: number of learned positions.
+        types: number of token types, such as BERT's 2 for the texts of a pair; 0 for none.
+        embedding_dim: size E of these vectors where a linear layer then makes D of it
+            (Lan et al., ALBERT, 2020); `dim` by default.
+        scale: factor on an id's vector; √E by default with sinusoidal positions, as in the paper,
+            else 1.
+        norm: normalise the sum: "layer", "layer-no-bias" or "rms"; by default nothing does.
+        eps: of this normalisation.
         dropout: on the sum.
     """
 
@@ -27,45 +65,158 @@ class TokenEmbedding(nn.Module):
         vocabulary: int,
         dim: int,
         *,
-        positions: Literal["learned", "sinusoidal"] | None = None,
+        positions: Added | None = None,
         max_length: int = 512,
+        types: int = 0,
+        embedding_dim: int | None = None,
+        scale: float | None = None,
+        norm: Norm | None = None,
+        eps: float = 1e-6,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if vocabulary < 1:
             raise ValueError(f"vocabulary must be at least 1, got {vocabulary}")
-        self.table = nn.Embedding(vocabulary, dim)
+        size = dim if embedding_dim is None else embedding_dim
+        self.table = nn.Embedding(vocabulary, size)
         # Rows of length about 1, so that positions, drawn smaller, do not drown the words
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        nn.init.normal_(self.table.weight, std=size**-0.5)
         self.positions: LearnedPosition | Sinusoidal | None = None
         if positions == "learned":
-            self.positions = LearnedPosition(max_length, dim)
+            self.positions = LearnedPosition(max_length, size)
         elif positions == "sinusoidal":
-            self.positions = Sinusoidal(dim)
-        elif positions is not None:
-            raise ValueError(
-                f"positions must be 'learned', 'sinusoidal' or None, got {positions!r}"
-            )
+            self.positions = Sinusoidal(size)
+        else:
+            choice("positions", positions, (*get_args(Added), None))
+        self.max_length = max_length if positions == "learned" else None
+        self.scale = scale or (size**0.5 if positions == "sinusoidal" else 1.0)
+        self.types = nn.Embedding(types, size) if types else None
+        if self.types is not None:
+            nn.init.normal_(self.types.weight, std=0.02)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, size, eps)
         self.dropout = nn.Dropout(dropout)
+        self.project = nn.Identity() if embedding_dim is None else nn.Linear(size, dim)
 
-    def forward(self, ids: Tensor, space: Sequence) -> Tensor:
+    def forward(self, ids: Tensor, space: Sequence, types: Tensor | None = None) -> Tensor:
         """Ids (T,) or (B, L) where `space` has them, to tokens (T, D) or (B, L, D).
+
+        Args:
+            ids: token ids.
+            space: where they sit.
+            types: in the shape of ids, the type of each token; 0 by default.
 
         Raises:
             TypeError: ids that are no integers.
-            ValueError: an id outside the vocabulary, or a place beyond the learned positions.
+            ValueError: an id outside the vocabulary, a type that there is not, or a place beyond
+                the learned positions.
         """
-        if ids.is_floating_point():
-            raise TypeError(f"ids must be integers, got {ids.dtype}")
-        if not is_exporting() and ids.numel():  # an exported program cannot look at values
-            low, high = int(ids.min()), int(ids.max())
-            if not 0 <= low <= high < self.table.num_embeddings:
-                raise ValueError(
-                    f"ids run from {low} to {high}, but the vocabulary has "
-                    f"{self.table.num_embeddings}: ids are 0 to {self.table.num_embeddings - 1}"
-                )
+        _check("ids", ids, self.table)
         tokens: Tensor = self.table(ids)
+        if self.scale != 1:
+            tokens = tokens * self.scale
         if self.positions is not None:
             tokens = tokens + self.positions(space).to(tokens.dtype)
-        dropped: Tensor = self.dropout(tokens)
-        return dropped
+        if self.types is not None:
+            types = torch.zeros_like(ids) if types is None else types
+            _check("types", types, self.types)
+            tokens = tokens + self.types(types)
+        elif types is not None:
+            raise ValueError("types were given, but the model was made without token types")
+        projected: Tensor = self.project(self.dropout(self.norm(tokens)))
+        return projected
+
+
+def _check(name: str, ids: Tensor, table: nn.Embedding) -> None:
+    if ids.is_floating_point():
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
+    if is_exporting() or not ids.numel():  # an exported program cannot look at values
+        return
+    low, high, count = int(ids.min()), int(ids.max()), table.num_embeddings
+    if not 0 <= low <= high < count:
+        what = "the vocabulary has" if name == "ids" else "the number of token types is"
+        raise ValueError(
+            f"{name} run from {low} to {high}, but {what} {count}: {name} are 0 to {count - 1}"
+        )
+
+
+class Transform(nn.Module):
+    """A linear layer, a function and optionally a normalisation: BERT's pooler, and what stands
+    before the scores of masked tokens.
+
+    Args:
+        dim: size of a token.
+        activation: "tanh", "gelu", "gelu-tanh" or "relu".
+        out: size of the result; `dim` by default.
+        norm: "layer", "layer-no-bias", "rms", or None.
+        eps: of the normalisation.
+        bias: whether the linear layer has one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        activation: Literal["tanh", "gelu", "gelu-tanh", "relu"],
+        *,
+        out: int | None = None,
+        norm: Norm | None = None,
+        eps: float = 1e-6,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        choice("activation", activation, tuple(_FUNCTIONS))
+        self.activation = activation
+        out = dim if out is None else out
+        self.linear = nn.Linear(dim, out, bias=bias)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, out, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., out)."""
+        normed: Tensor = self.norm(_FUNCTIONS[self.activation](self.linear(x)))
+        return normed
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class TokenScores(nn.Module):
+    """The scores (logits) of all ids, from the table of the embedding or one of its own.
+
+    Args:
+        vocabulary: number of ids.
+        dim: size of a row of the table.
+        tied: use the embedding's table (Press & Wolf, 2017).
+        bias: learn a score for each id.
+        scale: factor on tokens; T5 (2020) has 1/√D where it is tied.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        *,
+        tied: bool = True,
+        bias: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = None if tied else nn.Parameter(torch.empty(vocabulary, dim))
+        if self.weight is not None:
+            nn.init.normal_(self.weight, std=dim**-0.5)
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
+
+    def forward(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """(..., D) to (..., V); `table` (V, D) is the embedding's."""
+        tokens = tokens if self.scale == 1 else tokens * self.scale
+        return F.linear(tokens, table if self.weight is None else self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"tied={self.weight is None}, scale={self.scale:g}"

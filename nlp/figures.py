@@ -110,6 +110,11 @@ def _bars(axis: Axes, pieces: list[str], received: Tensor) -> None:
 
 
 def _shorten(piece: str, length: int = 16) -> str:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    # A character that the font has no picture of is a box, without a warning of each
+    font = get_font(findfont(FontProperties()))
+    piece = "".join(c if font.get_char_index(ord(c)) else "□" for c in piece)
     # "$" would start a formula
     return (piece if len(piece) <= length else f"{piece[: length - 1]}…").replace("$", r"\$")
 

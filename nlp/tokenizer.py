@@ -1,30 +1,50 @@
-"""Texts to token ids and back, by a byte-level BPE that is trained on the texts at hand."""
+"""Texts to token ids and back: byte-level BPE or WordPiece trained on the texts at hand, or any
+tokenizer of the Hugging Face ecosystem from its file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     import tokenizers
 
-PAD, START = "<pad>", "<s>"
-#: The 256 bytes and the two tokens that are no text.
-SMALLEST = 258
+PAD, START, END, MASK = "<pad>", "<s>", "</s>", "<mask>"
+SPECIAL = [PAD, START, END, MASK]
+
+#: The names that tokens with a role go by; the first that a tokenizer has is taken.
+ROLES = {
+    "pad": (PAD, "[PAD]", "<|padding|>"),
+    "start": (START, "[CLS]", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "end": (END, "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "mask": (MASK, "[MASK]"),
+}
+
+#: Bytes and special tokens; WordPiece has each byte twice, as a word's first and as a later one.
+SMALLEST = {"bpe": 256 + len(SPECIAL), "wordpiece": 512 + len(SPECIAL)}
+
+#: The longest word that WordPiece looks up, in bytes; longer ones are cut, so that none is unknown.
+LONGEST_WORD = 100
 
 
 class Tokenizer:
-    """Byte-level byte-pair encoding (Sennrich et al., 2016; bytes as in GPT-2, 2019).
+    """Texts to token ids and back.
 
-    Every byte is a token of its own before any merge, so no text is out of vocabulary and
-    `decode(encode(text)) == text` for every `str`. Every text begins with the token `<s>`, so an
-    empty text is one token long and "first" pooling has a token to read, as BERT's [CLS].
-    "<s>" or "<pad>" written *in* a text is text.
+    One made by `train` has every byte as a token of its own, so no text is out of vocabulary and
+    ``decode(encode([text])[0]) == text`` for every `str`. Its texts begin with the token ``<s>``,
+    so an empty text is one token long and "first" pooling has a token to read, as BERT's [CLS].
+    One made by `load` puts in front and at the end what its file says.
+
+    A special token's name *written in* a text is text.
 
     Args:
-        backend: a tokenizer of the `tokenizers` package with the tokens `<pad>` and `<s>`; made by
-            `train` or `load`.
+        backend: a tokenizer of the package `tokenizers`; its truncation and padding are switched
+            off, which would lose text.
+
+    Attributes:
+        roles: the ids of the tokens "pad", "start", "end" and "mask", as far as it has them.
+        special: the ids of all tokens that are no text.
 
     Raises:
         UsageError: the package `tokenizers` is not installed; names the extra that installs it.
@@ -34,60 +54,126 @@ class Tokenizer:
         self._backend = backend
         # A text must not be able to write a special token
         backend.encode_special_tokens = True
-        self.pad, self.start = (self._id(token) for token in (PAD, START))
-
-    def _id(self, token: str) -> int:
-        found = self._backend.token_to_id(token)
-        if found is None:
-            raise ValueError(f"the tokenizer has no token {token!r}")
-        return int(found)
+        backend.no_truncation()
+        backend.no_padding()
+        added = backend.get_added_tokens_decoder().items()
+        self.special = frozenset(id for id, token in added if token.special)
+        found = {
+            role: [id for name in names if (id := backend.token_to_id(name)) is not None]
+            for role, names in ROLES.items()
+        }
+        self.roles = {role: ids[0] for role, ids in found.items() if ids}
+        self._is_wordpiece = isinstance(backend.model, _package().models.WordPiece)
+        self._has_bytes = all(backend.token_to_id(c) is not None for c in _BYTE)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True  # which a copy of the backend forgets
 
+    def _role(self, role: str) -> int:
+        if role not in self.roles:
+            raise ValueError(f"the tokenizer has no {role} token, named {' or '.join(ROLES[role])}")
+        return self.roles[role]
+
+    @property
+    def pad(self) -> int:
+        """The id that fills padded batches; ValueError where there is none, as with the others."""
+        return self._role("pad")
+
+    @property
+    def start(self) -> int:
+        """The id that a text begins with."""
+        return self._role("start")
+
+    @property
+    def end(self) -> int:
+        """The id that a text ends with."""
+        return self._role("end")
+
+    @property
+    def mask(self) -> int:
+        """The id that stands for a token to be named."""
+        return self._role("mask")
+
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary: int, *, min_count: int = 2) -> Self:
-        """Learns merges from `texts`; the same texts give the same tokenizer.
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocabulary: int,
+        *,
+        kind: Literal["bpe", "wordpiece"] = "bpe",
+        min_count: int = 2,
+    ) -> Self:
+        """Learns pieces of words from `texts`; the same texts give the same tokenizer.
 
         Args:
             texts: what to learn from: training texts alone.
-            vocabulary: number of tokens, at most; at least 258, the bytes and special tokens.
-            min_count: how often a pair must occur to be merged.
+            vocabulary: number of tokens, at most; at least the bytes and special tokens, 260, or
+                516 for WordPiece.
+            kind: "bpe", byte-pair encoding (Sennrich et al., 2016; on bytes as GPT-2, 2019), or
+                "wordpiece" (Schuster & Nakajima, 2012; as BERT, 2019, but on bytes).
+            min_count: how often a pair must occur to become a piece.
 
         Raises:
-            ValueError: `vocabulary` is below 258.
+            ValueError: `vocabulary` is too small, or an unknown `kind`.
         """
-        if vocabulary < SMALLEST:
+        if kind not in SMALLEST:
+            raise ValueError(f"kind must be 'bpe' or 'wordpiece', got {kind!r}")
+        if vocabulary < SMALLEST[kind]:
             raise ValueError(
-                f"vocabulary must be at least {SMALLEST} (256 bytes, {PAD}, {START}), "
-                f"got {vocabulary}"
+                f"vocabulary must be at least {SMALLEST[kind]} for {kind!r}, the bytes and "
+                f"{', '.join(SPECIAL)}; got {vocabulary}"
             )
         package = _package()
-        backend = package.Tokenizer(package.models.BPE())
-        backend.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = package.decoders.ByteLevel()
-        trainer = package.trainers.BpeTrainer(
+        model, trainer, later = package.models.BPE(), package.trainers.BpeTrainer, []
+        if kind == "wordpiece":
+            # A byte that no text has within a word must be known there, too; and ids that are
+            # given out in the order of the texts would differ from one training to the next
+            model, trainer = package.models.WordPiece(), package.trainers.WordPieceTrainer
+            later = [f"##{c}" for c in sorted(_BYTE)]
+        learner = package.Tokenizer(model)
+        _read_bytes(package, learner, kind)
+        settings = trainer(
             vocab_size=vocabulary,
             min_frequency=min_count,
-            special_tokens=[PAD, START],
-            initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=[*SPECIAL, *later],
+            initial_alphabet=sorted(_BYTE),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        learner.train_from_iterator(texts, settings)
+        backend = learner
+        if kind == "wordpiece":
+            # Another one, to which "##" and a byte is no special token
+            model = package.models.WordPiece(
+                learner.get_vocab(), unk_token=PAD, max_input_chars_per_word=LONGEST_WORD
+            )
+            backend = package.Tokenizer(model)
+            _read_bytes(package, backend, kind)
+            backend.add_special_tokens(SPECIAL)
+        backend.post_processor = package.processors.TemplateProcessing(
+            single=f"{START} $A", special_tokens=[(START, backend.token_to_id(START))]
+        )
         return cls(backend)
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """From a file that `save` wrote.
+    def load(cls, path: Path | str, *, lowercase: bool | None = None) -> Self:
+        """From a file, or a folder with one.
+
+        Args:
+            path: a `tokenizer.json` (of `save`, or any of Hugging Face's), a WordPiece `vocab.txt`,
+                a byte-level `vocab.json` with `merges.txt` beside it; or the folder with one of
+                them, taken in this order.
+            lowercase: of a `vocab.txt`, whether it is for texts in lower case without accents; by
+                default what `tokenizer_config.json` beside it says, or else whether no piece has
+                a capital letter.
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: it is no such file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no tokenizer file {str(path)!r}")
-        return cls(_package().Tokenizer.from_file(str(path)))
+        from nlp.vocabulary import read_tokenizer
+
+        return cls(read_tokenizer(_package(), Path(path), lowercase))
 
     def save(self, path: Path | str) -> None:
         """Writes `tokenizer.json`, in the format that all of Hugging Face reads."""
@@ -101,8 +187,13 @@ class Tokenizer:
         """How many tokens there are: ids are below it."""
         return int(self._backend.get_vocab_size())
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, `<s>` first.
+    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """The ids of each text.
+
+        Args:
+            texts: a list of them.
+            special: with the special tokens that belong in front and at the end: ``<s>`` first
+                where `train` made the tokenizer.
 
         Raises:
             TypeError: a single string where a list of texts is expected, or a text that is none.
@@ -111,12 +202,25 @@ class Tokenizer:
             raise TypeError(f"texts must be a list of str, got {texts!r:.80}")
         # Surrogates are no text and have no bytes; everything else passes unchanged
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._backend.encode_batch(clean, add_special_tokens=False)
-        return [[self.start, *encoding.ids] for encoding in encodings]
+        encodings = self._backend.encode_batch(clean, add_special_tokens=special)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def byte_counts(self) -> list[int]:
+        """How many bytes of text each id stands for; special tokens stand for none.
+
+        Raises:
+            ValueError: its pieces are not made of bytes.
+        """
+        if not self._has_bytes:
+            raise ValueError("the tokenizer's pieces are not made of bytes, which none can count")
+        names = [str(self._backend.id_to_token(token)) for token in range(len(self))]
+        if self._is_wordpiece:
+            names = [name[2:] if name.startswith("##") and name != "##" else name for name in names]
+        return [0 if id in self.special else len(name) for id, name in enumerate(names)]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as a reader wants to see it: a leading space as "·", part of a character as
@@ -124,18 +228,38 @@ class Tokenizer:
         return [self._piece(token) for token in ids]
 
     def _piece(self, token: int) -> str:
-        if token in (self.pad, self.start):
-            return PAD if token == self.pad else START
-        # One character of a byte-level token stands for one byte
-        characters = self._backend.id_to_token(token)
-        if characters is None:
+        name = self._backend.id_to_token(token)
+        if name is None:
             raise ValueError(f"ids are below {len(self)}, got {token}")
-        spelled = bytes(_BYTE[c] for c in characters)
+        if token in self.special:
+            return str(name)
+        if not self._has_bytes:
+            return str(name).replace("▁", "·")
+        if self._is_wordpiece and name.startswith("##"):
+            name = name[2:] or name
+        # One character of a byte-level token stands for one byte
+        spelled = bytes(_BYTE[c] for c in name)
         try:
             text = spelled.decode("utf-8")
         except UnicodeDecodeError:
             return "".join(f"⟨{byte:02x}⟩" for byte in spelled)
         return text.replace(" ", "·").replace("\n", "↵").replace("\r", "↵").replace("\t", "→")
+
+
+def _read_bytes(package: Any, backend: tokenizers.Tokenizer, kind: str) -> None:
+    """Lets it see texts as words of bytes, and write them."""
+    to_bytes = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    from_bytes = package.decoders.ByteLevel()
+    if kind == "wordpiece":
+        cut = package.pre_tokenizers.Split(
+            package.Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), behavior="isolated"
+        )
+        # "#" becomes a word of its own, so that "##" in front of a piece is no text
+        apart = package.pre_tokenizers.Punctuation("isolated")
+        to_bytes = package.pre_tokenizers.Sequence([apart, to_bytes, cut])
+        bare = package.decoders.Replace(package.Regex("^##(?=.)"), "")
+        from_bytes = package.decoders.Sequence([bare, package.decoders.Fuse(), from_bytes])
+    backend.pre_tokenizer, backend.decoder = to_bytes, from_bytes
 
 
 def _bytes_of_characters() -> dict[str, int]:

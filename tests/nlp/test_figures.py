@@ -1,5 +1,6 @@
 """Attention drawn over texts, and which texts are drawn."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from attention_core.training.figures import save_figure
 from nlp.figures import ReadText, attention_over_text
-from nlp.tasks import choose
+from nlp.tasks.classification import choose
 
 
 def read(tokens: int) -> ReadText:
@@ -37,3 +38,10 @@ def test_one_text_of_each_class_is_chosen() -> None:
     shares = torch.stack([first, 1 - first, torch.zeros(5)], dim=1)
     # The surest of readable length; one that is wrong, or long, where there is no other
     assert choose(lengths, target, shares) == [2, 3, 4]
+
+
+def test_a_character_that_the_font_lacks_is_a_box(tmp_path: Path) -> None:
+    odd = read(3)._replace(pieces=["<s>", "\u058d", "good"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_figure(attention_over_text([odd]), tmp_path / "attention.png")

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_core import Neighborhood
-from nlp import TextEncoder, TokenEmbedding
-from nlp.models import Pooling, Positions, pad
+from attention_core import Neighborhood, Rotary
+from nlp import MaskedLanguageModel, TextEncoder, TokenEmbedding
+from nlp.batches import pad, unpad
+from nlp.embeddings import Positions
+from nlp.encoder import Pooling
 
 LENGTHS = [5, 1, 12, 7]
 
@@ -34,6 +36,8 @@ def test_packed_padded_and_alone_are_the_same(positions: Any, pooling: Any) -> N
     # Whatever stands in the padding
     for value in (0, 49):
         torch.testing.assert_close(model(pad(ids, lengths, value), lengths), together)
+    left = pad(ids, lengths, 49, side="left")
+    torch.testing.assert_close(model(left, lengths, side="left"), together)
     alone = [model(row) for row in ids.split(LENGTHS)]
     torch.testing.assert_close(torch.cat(alone), together)
     batch_of_one = [model(row[None]) for row in ids.split(LENGTHS)]
@@ -111,10 +115,97 @@ def test_texts_longer_than_the_learned_positions() -> None:
         build(positions="learned", max_length=8)(torch.zeros(9).long())
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
+def test_longer_texts_are_read_in_windows_where_asked(pooling: Any, side: Any) -> None:
+    options = {"positions": "learned", "max_length": 5, "pooling": pooling}
+    model = build(**options, windowed=True)
+    ids, lengths = packed()
+    together = model(ids, lengths)
+    padded = pad(ids, lengths, 49, side=side)
+    torch.testing.assert_close(model(padded, lengths, side=side), together)
+    torch.testing.assert_close(model(ids[6:18][None]), together[2:3])
+    # The text of 12 tokens as windows of 5, 5 and 2; the others as they are
+    windows = model.encode(ids, torch.tensor([5, 1, 5, 5, 2, 5, 2]))
+    torch.testing.assert_close(model.encode(ids, lengths), windows)
+    short = build(**options)
+    torch.testing.assert_close(short(ids[:6], lengths[:2]), together[:2])
+    with pytest.raises(ValueError, match=r"learned for places up to \(5,\)"):
+        short(ids, lengths)
+
+
+def test_types_of_tokens() -> None:
+    ids, lengths = packed()
+    types = (torch.arange(len(ids)) % 3 == 0).long()
+    model = build(types=2)
+    together = model(ids, lengths, types=types)
+    padded = model(pad(ids, lengths), lengths, types=pad(types, lengths, 1))
+    torch.testing.assert_close(padded, together)
+    torch.testing.assert_close(model(ids, lengths, types=0 * types), model(ids, lengths))
+    assert (together - model(ids, lengths)).abs().max() > 1e-6
+    with pytest.raises(ValueError, match="types run from 0 to 2, but the number .* is 2"):
+        model(ids, lengths, types=2 * types)
+    with pytest.raises(ValueError, match="made without token types"):
+        build()(ids, lengths, types=types)
+
+
+@pytest.mark.parametrize("positions", [*get_args(Positions), None])
+def test_scores_of_masked_tokens_are_the_same_packed_and_padded(positions: Any) -> None:
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(50, 16, 2, 4, positions=positions, embedding_norm=True)
+    model = model.double().eval()
+    ids, lengths = packed()
+    together = model(ids, lengths)
+    assert together.shape == (len(ids), 50)
+    for side in ("left", "right"):
+        padded = model(pad(ids, lengths, 7, side=side), lengths, side=side)
+        torch.testing.assert_close(unpad(padded, lengths, side=side), together)
+    alone = torch.cat([model(row) for row in ids.split(LENGTHS)])
+    torch.testing.assert_close(alone, together)
+    masked = torch.tensor([2, 9, 20])
+    chosen = model.scores(model.encode(ids, lengths)[masked])
+    torch.testing.assert_close(chosen, together[masked])
+
+
+def test_a_masked_language_model_shares_its_encoder_with_a_text_encoder() -> None:
+    options: dict[str, Any] = {"types": 2, "embedding_dim": 6, "groups": 1, "norm": "post"}
+    named = MaskedLanguageModel(50, 16, 3, 4, transform="gelu-tanh", **options)
+    encoder = TextEncoder(50, 16, 3, 4, classes=None, pooling="first", pooler="tanh", **options)
+    left_out = encoder.load_state_dict(named.state_dict(), strict=False)
+    assert set(left_out.missing_keys) == {"pooler.linear.weight", "pooler.linear.bias"}
+    assert {key.split(".")[0] for key in left_out.unexpected_keys} == {"head", "transform"}
+    # The table (50, 6) is that of the scores, too: 3 layers are one, and no table is (50, 16)
+    assert sum(p.shape[0] == 50 and p.ndim == 2 for p in named.parameters()) == 1
+    named(*packed()).sum().backward()
+    assert all(p.grad is not None for p in named.parameters())
+
+
+def test_options_of_modernbert() -> None:
+    far, near = Rotary(base=160_000.0), Rotary(base=10_000.0)
+    model = build(
+        depth=4,
+        mask=[None, Neighborhood(4), Neighborhood(4)],
+        rotary=[far, near, near],
+        positions=None,
+        norm_layer="layer-no-bias",
+        projection_bias=False,
+        activation="geglu",
+        embedding_norm=True,
+        first_norm=False,
+    )
+    rotaries = [block.attention.rotary for block in model.encoder.blocks]
+    assert rotaries == [far, near, near, far]
+    assert {name for name, _ in model.named_parameters() if "bias" in name} == {"head.bias"}
+    assert "encoder.blocks.0.attention_residual.norm.weight" not in model.state_dict()
+    assert "encoder.blocks.1.attention_residual.norm.weight" in model.state_dict()
+    ids, lengths = packed()
+    torch.testing.assert_close(model(pad(ids, lengths), lengths), model(ids, lengths))
+
+
 def test_unknown_choices_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match="positions must be one of 'learned', .*got 'rope'"):
         build(positions="rope")
     with pytest.raises(ValueError, match="pooling must be one of 'mean', .*got 'cls'"):
         build(pooling="cls")
-    with pytest.raises(ValueError, match="positions must be 'learned'"):
+    with pytest.raises(ValueError, match="positions must be one of 'learned', 'sinusoidal', None"):
         TokenEmbedding(5, 4, positions="rotary")  # type: ignore[arg-type]

@@ -1,7 +1,10 @@
 """Every text survives the tokenizer."""
 
 import importlib.util
+import pickle
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +17,11 @@ pytest.importorskip("tokenizers")
 from nlp.tokenizer import SMALLEST, Tokenizer
 
 TEXTS = ["the plane is late again", "the plane was on time, thanks!", "late, late, late 😡"] * 4
+
+
+@pytest.fixture(scope="module", params=["bpe", "wordpiece"])
+def either(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer.train(TEXTS, vocabulary=600, kind=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -30,33 +38,33 @@ def tokenizer() -> Tokenizer:
         "  two  spaces, tab\t, lines\r\n\n",
         "nul \x00, escape \x1b, replaced \ufffd, last \U0010ffff",
         "it may say <s> or <pad>",
+        "## a heading, ##half of a word, C# and ###",
+        "a word of " + 350 * "x" + "ends here",
         "",
         " ",
     ],
 )
-def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
+def test_round_trip(either: Tokenizer, text: str) -> None:
+    tokenizer = either
     (ids,) = tokenizer.encode([text])
     assert tokenizer.decode(ids) == text
     assert ids[0] == tokenizer.start
-    assert not {tokenizer.start, tokenizer.pad} & set(ids[1:])
+    assert not tokenizer.special & set(ids[1:])
+    assert tokenizer.encode([text], special=False)[0] == ids[1:]
     assert max(ids) < len(tokenizer)
     assert len(tokenizer.pieces(ids)) == len(ids)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
-def test_round_trip_of_anything(text: str) -> None:
-    tokenizer = _small()
+@given(text=st.text(), kind=st.sampled_from(["bpe", "wordpiece"]))
+def test_round_trip_of_anything(text: str, kind: Any) -> None:
+    tokenizer = _small(kind)
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
-_cached: list[Tokenizer] = []
-
-
-def _small() -> Tokenizer:
-    if not _cached:
-        _cached.append(Tokenizer.train(TEXTS, vocabulary=300))
-    return _cached[0]
+@cache
+def _small(kind: Any) -> Tokenizer:
+    return Tokenizer.train(TEXTS, vocabulary=530, kind=kind)
 
 
 def test_an_empty_text_is_its_start_token(tokenizer: Tokenizer) -> None:
@@ -75,26 +83,44 @@ def test_merges_are_learned_and_bytes_remain(tokenizer: Tokenizer) -> None:
     assert tokenizer.pieces(tokenizer.encode(["漢"])[0]) == ["<s>", "⟨e6⟩", "⟨bc⟩", "⟨a2⟩"]
 
 
-def test_training_is_deterministic_and_a_file_brings_it_back(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    assert Tokenizer.train(TEXTS, vocabulary=320).to_json() == tokenizer.to_json()
+def test_word_pieces_are_learned_and_bytes_remain() -> None:
+    tokenizer = Tokenizer.train(TEXTS, vocabulary=600, kind="wordpiece")
+    assert len(tokenizer) <= 600
+    ids = tokenizer.encode([" late 漢"])[0]
+    assert tokenizer.pieces(ids) == ["<s>", "·late", "·", "⟨e6⟩", "⟨bc⟩", "⟨a2⟩"]
+    # A byte within a word is another token than at its beginning
+    first, later = tokenizer.encode(["xy", "yx"])
+    assert set(first[1:]).isdisjoint(later[1:])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_training_is_deterministic_and_a_file_brings_it_back(kind: Any, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(TEXTS, vocabulary=600, kind=kind)
+    assert Tokenizer.train(TEXTS, vocabulary=600, kind=kind).to_json() == tokenizer.to_json()
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     odd = [*TEXTS, "😡 <s> <pad> ž"]
     assert loaded.encode(odd) == tokenizer.encode(odd)
     assert len(loaded) == len(tokenizer)
+    assert loaded.roles == {"pad": 0, "start": 1, "end": 2, "mask": 3}
+    assert loaded.special == {0, 1, 2, 3}
+    copy = pickle.loads(pickle.dumps(loaded))
+    assert copy.encode(odd) == tokenizer.encode(odd)
 
 
 def test_no_text_at_all_leaves_the_bytes() -> None:
     tokenizer = Tokenizer.train([], vocabulary=1000)
-    assert len(tokenizer) == SMALLEST
+    assert len(tokenizer) == SMALLEST["bpe"]
     assert tokenizer.decode(tokenizer.encode(["é!"])[0]) == "é!"
 
 
 def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="vocabulary must be at least 258"):
+    with pytest.raises(ValueError, match="vocabulary must be at least 260"):
         Tokenizer.train(TEXTS, vocabulary=100)
+    with pytest.raises(ValueError, match="vocabulary must be at least 516 for 'wordpiece'"):
+        Tokenizer.train(TEXTS, vocabulary=300, kind="wordpiece")
+    with pytest.raises(ValueError, match="kind must be 'bpe' or 'wordpiece', got 'unigram'"):
+        Tokenizer.train(TEXTS, vocabulary=300, kind="unigram")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no tokenizer file"):
         Tokenizer.load(tmp_path / "none.json")
     with pytest.raises(TypeError, match="texts must be a list of str, got 'one text'"):

@@ -1,0 +1,160 @@
+"""Continuing texts: a configuration of `attention_core.Decoder` over a `Sequence`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listing
+from typing import Any
+
+from torch import Tensor
+
+from attention_core import Decoder, KVCache, Neighborhood
+from nlp.batches import Side, token_space
+from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
+from nlp.generation import generate
+from nlp.loading import Pretrained
+
+
+class TextDecoder(Pretrained):
+    """A causal language model (Radford et al., GPT-2, 2019; Touvron et al., Llama, 2023).
+
+    Texts come packed, end to end in one row, or padded on either side; the outputs are the same.
+
+    Args:
+        vocabulary: number of token ids.
+        dim: size D of a token.
+        depth: number of blocks.
+        heads: number of query heads.
+        kv_heads: number of key and value heads (Ainslie et al., grouped-query attention, 2023);
+            `heads` by default.
+        window: how many tokens before itself a token sees, or a list that the layers take in
+            turn: [None, 64] alternates full and local layers. None: all of them. (A published
+            "sliding window" of n counts the token itself: give n - 1.)
+        positions: "learned" (GPT-2) or "sinusoidal", added to tokens; "rotary" (Llama), "t5" (one
+            table for all layers) or "alibi", inside attention; None: no order but the causal one,
+            or that of a ``rotary=`` or ``bias=`` of one's own.
+        max_length: number of "learned" positions.
+        tied: compute scores from the table of the embedding (Press & Wolf, 2017).
+        scores_bias: learn a score for each id.
+        embedding_scale: factor on embedded ids, see `TokenEmbedding`.
+        embedding_dropout: on embedded tokens.
+        decoder: further options of `Decoder`, `Block` and `MultiheadAttention`.
+
+    Raises:
+        ValueError: unknown `positions`; the message lists the known ones.
+
+    Example::
+
+        model = TextDecoder(4096, dim=128, depth=4, heads=4)
+        model(ids, lengths)                       # (T,) packed, lengths (B,) -> (T, 4096)
+        model(padded, lengths, side="left")       # (B, L) -> (B, L, 4096)
+        model.generate(padded, lengths, max_tokens=50, temperature=0.8, top_p=0.95)
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        window: int | Listing[int | None] | None = None,
+        positions: Positions | None = "rotary",
+        max_length: int = 1024,
+        tied: bool = True,
+        scores_bias: bool = False,
+        embedding_scale: float | None = None,
+        embedding_dropout: float = 0.0,
+        **decoder: Any,
+    ) -> None:
+        super().__init__()
+        added, options = attention_positions(positions, heads, bidirectional=False)
+        windows = list(window) if isinstance(window, Listing) else [window]
+        masks = [None if reach is None else Neighborhood(reach) for reach in windows]
+        self.embedding = TokenEmbedding(
+            vocabulary,
+            dim,
+            positions=added,
+            max_length=max_length,
+            scale=embedding_scale,
+            dropout=embedding_dropout,
+        )
+        self.decoder = Decoder(
+            dim, depth, heads, kv_heads=kv_heads, mask=masks, **{**options, **decoder}
+        )
+        self.head = TokenScores(vocabulary, dim, tied=tied, bias=scores_bias)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text that there are positions for; None for any."""
+        return self.embedding.max_length
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        """A cache for `encode` that holds what the model's masks reach, see `Decoder.new_cache`."""
+        return self.decoder.new_cache(max_length)
+
+    def encode(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The tokens in front of the scores, (T, D) or (B, L, D) with zeros on padding.
+
+        Args:
+            ids: (T,) packed, all texts end to end; or (B, L) padded, with any id in the padding.
+            lengths: (B,) tokens of each text; without it, packed ids are one text and padded ids
+                have no padding.
+            side: of padded ids, where the padding is.
+            cache: from `new_cache`: ids (B, L) go on after what it holds, and are added to it.
+                A cache with a window takes padding on the left alone.
+
+        Raises:
+            TypeError, ValueError: ids or lengths of another shape, kind or range.
+        """
+        if cache is None:
+            space = token_space(ids, lengths, side)
+        elif ids.ndim != 2:
+            raise ValueError(f"with a cache, ids must be (B, L), got {tuple(ids.shape)}")
+        elif not cache.length:
+            space = token_space(ids, lengths, side)
+        elif lengths is not None:
+            raise ValueError("lengths say what of a prompt is padding: what follows it has none")
+        else:
+            space = cache.next_space(ids.shape[1], ids.device)
+        tokens: Tensor = self.decoder(self.embedding(ids, space), space, cache=cache)
+        return tokens
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """The scores of all ids, (..., V), for tokens (..., D) of `encode`."""
+        scores: Tensor = self.head(tokens, self.embedding.table.weight)
+        return scores
+
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The scores (T, V) or (B, L, V) of what follows each token; arguments as `encode`."""
+        return self.scores(self.encode(ids, lengths, side=side, cache=cache))
+
+    def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
+        """The scores (B, V) of what follows texts (B, L), padded on the left; see `generate`."""
+        tokens = self.encode(ids, lengths, side="left", cache=cache)
+        return self.scores(tokens[:, -1])
+
+    def generate(
+        self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right", **options: Any
+    ) -> list[Tensor]:
+        """What follows each prompt: ids (n,) for each text.
+
+        Args:
+            ids, lengths, side: the prompts, packed or padded, as in `encode`.
+            options: those of `nlp.generate`.
+        """
+        return generate(self, ids, lengths, side=side, **options)

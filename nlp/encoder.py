@@ -1,0 +1,313 @@
+"""Understanding texts: configurations of `attention_core.Encoder` over a `Sequence`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listing
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_exporting
+from torch.nn import functional as F
+
+from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
+from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
+from nlp.embeddings import (
+    Positions,
+    TokenEmbedding,
+    TokenScores,
+    Transform,
+    attention_positions,
+    choice,
+)
+from nlp.loading import Pretrained
+from nlp.tokenizer import Tokenizer
+
+Pooling = Literal["mean", "max", "first", "attention"]
+
+
+class TokenEncoder(Pretrained):
+    """A bidirectional transformer from token ids to tokens that have read each other.
+
+    Texts come packed, end to end in one row, or padded; the outputs are the same. `TextEncoder`
+    and `MaskedLanguageModel` add what they say about them.
+
+    Args:
+        vocabulary: number of token ids.
+        dim: size D of a token.
+        depth: number of blocks.
+        heads: number of heads.
+        positions: "learned" or "sinusoidal", added to tokens; "rotary" (Su et al., RoFormer,
+            2021), "t5" (Raffel et al., 2020, one table for all layers) or "alibi" (Press et al.,
+            2022; here it sees distance alone, not direction), inside attention; None: no order,
+            or that of a ``rotary=`` or ``bias=`` of one's own.
+        max_length: number of "learned" positions.
+        windowed: read a text that is longer than the learned positions in windows of `max_length`
+            tokens that do not see each other, instead of raising ValueError.
+        mask: for every layer, or a list that the layers take in turn: [None, Neighborhood(64)]
+            alternates full and local layers (ModernBERT, 2024).
+        types: number of token types (BERT: 2), 0 for none.
+        embedding_dim: size of a row of the embedding's table, see `TokenEmbedding`.
+        embedding_scale: factor on embedded ids, see `TokenEmbedding`.
+        embedding_norm: normalise embedded tokens, as BERT does.
+        embedding_dropout: on embedded tokens.
+        first_norm: False leaves out the normalisation in front of the first attention, whose
+            tokens the embedding has normalised (ModernBERT).
+        encoder: further options of `Encoder`, `Block` and `MultiheadAttention`.
+
+    Raises:
+        ValueError: unknown `positions`; the message lists the known ones.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        positions: Positions | None = "rotary",
+        max_length: int = 512,
+        windowed: bool = False,
+        mask: Mask | Listing[Mask | None] | None = None,
+        types: int = 0,
+        embedding_dim: int | None = None,
+        embedding_scale: float | None = None,
+        embedding_norm: bool = False,
+        embedding_dropout: float = 0.0,
+        first_norm: bool = True,
+        **encoder: Any,
+    ) -> None:
+        super().__init__()
+        added, options = attention_positions(positions, heads, bidirectional=True)
+        norm_layer, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
+        self.windowed = windowed
+        self.embedding = TokenEmbedding(
+            vocabulary,
+            dim,
+            positions=added,
+            max_length=max_length,
+            types=types,
+            embedding_dim=embedding_dim,
+            scale=embedding_scale,
+            norm=norm_layer if embedding_norm else None,
+            eps=eps,
+            dropout=embedding_dropout,
+        )
+        self.encoder = Encoder(dim, depth, heads, mask=mask, **{**options, **encoder})
+        if not first_norm:
+            self.encoder.blocks[0].attention_residual.norm = nn.Identity()
+
+    def encode(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        types: Tensor | None = None,
+    ) -> Tensor:
+        """The encoded tokens, (T, D) or (B, L, D) with zeros on padding.
+
+        Args:
+            ids: (T,) packed, all texts end to end; or (B, L) padded, with any id in the padding.
+            lengths: (B,) tokens of each text; without it, packed ids are one text and padded ids
+                have no padding.
+            side: of padded ids, where the padding is.
+            types: in the shape of ids, the type of each token; 0 by default.
+
+        Raises:
+            TypeError, ValueError: ids, lengths or types of another shape, kind or range.
+        """
+        space = token_space(ids, lengths, side)
+        limit = self.embedding.max_length
+        if self.windowed and limit is not None and not is_exporting() and ids.shape[-1] > limit:
+            return self._encode_windows(ids, lengths, side, types, limit)
+        encoded: Tensor = self.encoder(self.embedding(ids, space, types), space)
+        return encoded
+
+    def _encode_windows(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None,
+        side: Side,
+        types: Tensor | None,
+        limit: int,
+    ) -> Tensor:
+        if lengths is None:
+            rows = 1 if ids.ndim == 1 else len(ids)
+            lengths = ids.new_full((rows,), ids.shape[-1])
+        if ids.ndim == 1:
+            space = Sequence.packed(window_lengths(lengths, limit), device=ids.device)
+            encoded: Tensor = self.encoder(self.embedding(ids, space, types), space)
+            return encoded
+        types = None if types is None else unpad(types, lengths, side)
+        packed = self._encode_windows(unpad(ids, lengths, side), lengths, side, types, limit)
+        return pad(packed, lengths, side=side, length=ids.shape[1])
+
+
+class TextEncoder(TokenEncoder):
+    """A bidirectional transformer over texts, with one output per text (Devlin et al., BERT, 2019).
+
+    Args:
+        vocabulary, dim, depth, heads: as in `TokenEncoder`.
+        classes: number of outputs per text; None returns the pooled text itself, (B, D).
+        pooling: "mean" or "max" over tokens, "first" token, or "attention", a learned query.
+        pooler: "tanh" (BERT), "gelu" or "relu": a linear layer and this function after pooling;
+            by default there is none.
+        tokens: further options of `TokenEncoder`.
+
+    Raises:
+        ValueError: an unknown `positions`, `pooling` or `pooler`; the message lists the known ones.
+
+    Example::
+
+        model = TextEncoder(4096, dim=128, depth=4, heads=4, classes=3)
+        model(ids, lengths)                    # (T,) packed, lengths (B,) -> (B, 3)
+        model(padded, lengths)                 # (B, L) padded on the right -> the same
+        model(padded, lengths, side="left")    # padded on the left
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        classes: int | None,
+        pooling: Pooling = "mean",
+        pooler: Literal["tanh", "gelu", "relu"] | None = None,
+        **tokens: Any,
+    ) -> None:
+        super().__init__(vocabulary, dim, depth, heads, **tokens)
+        choice("pooling", pooling, get_args(Pooling))
+        self.pooling = pooling
+        self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
+        self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
+        self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
+
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        types: Tensor | None = None,
+    ) -> Tensor:
+        """The outputs (B, classes) of B texts; arguments are those of `encode`.
+
+        The mean and maximum of a text of length 0 are zeros; it has no first token.
+        """
+        tokens = self.encode(ids, lengths, side=side, types=types)
+        output: Tensor = self.head(self.pooler(self._pool(tokens, ids, lengths, side)))
+        return output
+
+    @torch.no_grad()
+    def embed(
+        self, texts: Listing[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
+    ) -> Tensor:
+        """A vector for each text, (N, D): its pooled tokens (Reimers & Gurevych, 2019).
+
+        It is computed without dropout and without the head, on the model's device.
+
+        Args:
+            texts: N of them.
+            tokenizer: that of the model.
+            batch: texts that are read at a time, packed.
+            normalize: to length 1, so that a product of two is their cosine.
+
+        Raises:
+            ValueError: a text is longer than the model's positions, unless it is `windowed`.
+        """
+        training, device = self.training, self.embedding.table.weight.device
+        self.eval()
+        try:
+            rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
+            pooled = [
+                self.embedding.table.weight.new_empty(
+                    0, self.encoder.blocks[0].attention.out.out_features
+                )
+            ]
+            for start in range(0, len(rows), batch):
+                some = rows[start : start + batch]
+                ids, lengths = torch.cat(some).to(device), torch.tensor([len(row) for row in some])
+                tokens = self.encode(ids, lengths.to(device))
+                pooled.append(self.pooler(self._pool(tokens, ids, lengths.to(device), "right")))
+        finally:
+            self.train(training)
+        vectors = torch.cat(pooled)
+        return F.normalize(vectors, dim=-1) if normalize else vectors
+
+    def _pool(self, tokens: Tensor, ids: Tensor, lengths: Tensor | None, side: Side) -> Tensor:
+        if self.pooling == "first":
+            return first_tokens(tokens, lengths, side)
+        space = token_space(ids, lengths, side)
+        if self.pool is not None:
+            pooled: Tensor = self.pool(tokens, space)
+            return pooled
+        return pool(tokens, space, "max" if self.pooling == "max" else "mean")
+
+
+class MaskedLanguageModel(TokenEncoder):
+    """A bidirectional transformer that names masked tokens (Devlin et al., BERT, 2019).
+
+    The scores come from the table of the embedding.
+
+    Args:
+        vocabulary, dim, depth, heads: as in `TokenEncoder`.
+        transform: "gelu", "gelu-tanh" or "relu": a linear layer, this function and a normalisation
+            in front of the scores.
+        transform_bias: whether that linear layer has one.
+        tokens: further options of `TokenEncoder`.
+
+    Example::
+
+        model = MaskedLanguageModel(4096, dim=128, depth=4, heads=4)
+        model(ids, lengths)                # (T,) packed -> (T, 4096)
+        model(ids, lengths, at=masked)     # of the masked tokens alone: (M, 4096)
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        transform: Literal["gelu", "gelu-tanh", "relu"] = "gelu",
+        transform_bias: bool = True,
+        **tokens: Any,
+    ) -> None:
+        super().__init__(vocabulary, dim, depth, heads, **tokens)
+        size = self.embedding.table.embedding_dim
+        self.transform = Transform(
+            dim,
+            transform,
+            out=size,
+            norm=tokens.get("norm_layer", "layer"),
+            eps=tokens.get("eps", 1e-6),
+            bias=transform_bias,
+        )
+        self.head = TokenScores(vocabulary, size, bias=True)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """The scores of all ids, (..., V), for encoded tokens (..., D)."""
+        scores: Tensor = self.head(self.transform(tokens), self.embedding.table.weight)
+        return scores
+
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        types: Tensor | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """The scores (T, V) or (B, L, V) of each token; arguments are those of `encode`.
+
+        Args:
+            at: (M,) places in the flattened ids: the scores (M, V) of these tokens alone.
+        """
+        tokens = self.encode(ids, lengths, side=side, types=types)
+        return self.scores(tokens if at is None else tokens.flatten(0, -2)[at])

@@ -1,0 +1,236 @@
+"""Texts continued token by token: greedily, by drawing, or by beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attention_core import KVCache
+from nlp.batches import Side, pad, token_space, unpad
+from nlp.beams import BeamSearch
+from nlp.logits import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+
+
+class Generative(Protocol):
+    """What `generate` asks of a model: `TextDecoder` has it, and `Seq2SeqTransformer` for its
+    targets."""
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text that there are positions for; None for any."""
+        ...
+
+    @property
+    def training(self) -> bool: ...
+    def train(self, mode: bool = True) -> object: ...
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        """An empty cache for texts of at most this length."""
+        ...
+
+    def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
+        """The scores (B, V) of what follows texts (B, L), padded on the left; with a cache that
+        holds tokens, of what follows those and `ids`."""
+        ...
+
+
+@torch.no_grad()
+def generate(
+    model: Generative,
+    ids: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    side: Side = "right",
+    max_tokens: int = 64,
+    stop: int | Iterable[int] = (),
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> list[Tensor]:
+    """What follows each prompt: ids (n,) for each, up to and without the stop token.
+
+    Scores are changed in this order: repetition penalty, temperature, top-k, top-p, min-p. The
+    model runs in eval mode and is left in the mode it had.
+
+    Args:
+        model: such as a `TextDecoder`.
+        ids: the prompts, (T,) packed or (B, L) padded.
+        lengths: (B,) tokens of each prompt; without it, packed ids are one prompt and padded ids
+            have no padding.
+        side: of padded prompts, where the padding is.
+        max_tokens: new tokens, at most.
+        stop: the id or ids that end a text.
+        temperature: 0 takes the likeliest token; above 0 scores are divided by it and a token is
+            drawn.
+        top_k: draw from the k likeliest tokens.
+        top_p: draw from the fewest tokens that together have this probability.
+        min_p: draw from tokens at least this share as probable as the likeliest.
+        repetition_penalty: above 1 discourages tokens of the prompt and of what was generated.
+        beams: above 1, search for the text of the highest log-probability with this many
+            candidates, instead of the likeliest token at each step.
+        length_penalty: of beam search, which divides a text's log-probability by its number of new
+            tokens to this power: above 0 prefers long texts.
+        generator: for drawing; torch's own by default.
+        use_cache: keep keys and values of past tokens, in a cache that holds what the masks reach.
+            The texts are the same without it, only later.
+
+    Raises:
+        ValueError: an option out of its range or without effect, a prompt without a token, or more
+            tokens than there are positions for.
+    """
+    stops = [stop] if isinstance(stop, int) else list(stop)
+    _check_options(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, beams)
+    ids, lengths = _left_padded(ids, lengths, side)
+    limit, longest = model.max_length, ids.shape[1] + max_tokens - 1
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"the longest prompt has {ids.shape[1]} tokens, and max_tokens={max_tokens} more need "
+            f"{longest} positions: the model has {limit}"
+        )
+    past = _Past(model, ids, lengths, model.new_cache(longest) if use_cache else None)
+
+    def next_scores() -> Tensor:
+        scores = past.next_scores().float()
+        # Beam search adds up log-probabilities, which its users have penalised, not scores
+        scores = scores.log_softmax(-1) if beams > 1 else scores
+        if repetition_penalty == 1:
+            return scores
+        return penalize_repetition(scores, past.seen(scores.shape[-1]), repetition_penalty)
+
+    ending = torch.tensor(stops, dtype=ids.dtype, device=ids.device)
+    with _eval(model):
+        if beams > 1:
+            search = BeamSearch(len(ids), beams, ending, max_tokens, length_penalty)
+            scores = next_scores().repeat_interleave(beams, 0)
+            past.select(torch.arange(len(ids), device=ids.device).repeat_interleave(beams))
+            while not search.step(scores, past):
+                scores = next_scores()
+            return [_up_to(row, ending) for row in search.best]
+        stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for _ in range(max_tokens):
+            scores = next_scores()
+            if temperature:
+                scores = scores / temperature
+                scores = scores if top_k is None else keep_top_k(scores, top_k)
+                scores = scores if top_p is None else keep_top_p(scores, top_p)
+                scores = scores if min_p is None else keep_min_p(scores, min_p)
+                tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+            else:
+                tokens = scores.argmax(-1)
+            past.add(tokens)
+            stopped |= torch.isin(tokens, ending)
+            if stops and bool(stopped.all()):
+                break
+    return [_up_to(row, ending) for row in past.new]
+
+
+class _Past:
+    """The prompts and what was generated, and how the model is asked about them."""
+
+    def __init__(
+        self, model: Generative, ids: Tensor, lengths: Tensor | None, cache: KVCache | None
+    ) -> None:
+        self.model, self.ids, self.lengths, self.cache = model, ids, lengths, cache
+        self.new = ids[:, :0]
+
+    def next_scores(self) -> Tensor:
+        count = self.new.shape[1]
+        if self.cache is not None and count:
+            return self.model.next_scores(self.new[:, -1:], None, self.cache)
+        lengths = None if self.lengths is None else self.lengths + count
+        return self.model.next_scores(torch.cat([self.ids, self.new], 1), lengths, self.cache)
+
+    def add(self, tokens: Tensor) -> None:
+        """One token more for each text, (B,)."""
+        self.new = torch.cat([self.new, tokens[:, None]], dim=1)
+
+    def select(self, index: Tensor) -> None:
+        """Make text `index[b]` the new text b."""
+        self.ids, self.new = self.ids[index], self.new[index]
+        self.lengths = None if self.lengths is None else self.lengths[index]
+        if self.cache is not None:
+            self.cache.reorder(index)
+
+    def seen(self, vocabulary: int) -> Tensor:
+        """(B, V) bool: the ids that each text holds, padding aside."""
+        ids = torch.cat([self.ids, self.new], 1)
+        if self.lengths is not None:
+            places = torch.arange(self.ids.shape[1], 0, -1, device=ids.device)
+            padding = places > self.lengths[:, None]
+            ids = torch.cat([self.ids.masked_fill(padding, vocabulary), self.new], 1)
+        seen = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device)
+        return seen.scatter(1, ids, True)[:, :vocabulary]
+
+
+def _left_padded(ids: Tensor, lengths: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:
+    """Prompts (B, L) that end in the last column, and their lengths; None where all are as long."""
+    token_space(ids, lengths, side)  # checks the shapes
+    shortest = ids.shape[-1] if lengths is None else int(lengths.min()) if len(lengths) else 1
+    if shortest < 1:
+        raise ValueError(
+            "every prompt needs at least one token, such as the tokenizer's start token"
+        )
+    if lengths is None:
+        return (ids if ids.ndim == 2 else ids[None]), None
+    lengths = lengths.to(ids.device)
+    if ids.ndim == 2:
+        ids = unpad(ids, lengths, side)
+    padded = pad(ids, lengths, side="left")
+    return padded, None if shortest == padded.shape[1] else lengths
+
+
+def _up_to(ids: Tensor, ending: Tensor) -> Tensor:
+    """The ids (n,) in front of the first one that ends a text."""
+    ends = torch.isin(ids, ending).nonzero()
+    return ids[: int(ends[0])] if len(ends) else ids
+
+
+@contextmanager
+def _eval(model: Generative) -> Iterator[None]:
+    training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _check_options(
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float,
+    beams: int,
+) -> None:
+    for name, value, right, wanted in (
+        ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1, or None"),
+        ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "between 0 and 1, or None"),
+        ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "above 0"),
+        ("beams", beams, beams >= 1, "at least 1"),
+    ):
+        if not right:
+            raise ValueError(f"{name} must be {wanted}, got {value}")
+    drawing = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    given = [name for name, value in drawing.items() if value is not None]
+    if given and not temperature:
+        raise ValueError(
+            f"{', '.join(given)} say what to draw from, but temperature=0 draws nothing: give a "
+            "temperature above 0"
+        )
+    if beams > 1 and temperature:
+        raise ValueError(f"beams={beams} search and draw nothing: give temperature=0")

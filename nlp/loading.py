@@ -1,0 +1,67 @@
+"""Models from published weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from attention_core.training.errors import UsageError
+
+
+def located(path: str | Path) -> Path:
+    """The path itself, or the file that ``package:NAME/PATH`` names inside an installed package,
+    which is not imported.
+
+    Raises:
+        UsageError: there is no such package.
+    """
+    if not str(path).startswith("package:"):
+        return Path(path).expanduser()
+    name, _, inside = str(path).removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UsageError(f"{path}: the package {name} is not installed.")
+    return Path(spec.origin).parent / inside
+
+
+class Pretrained(nn.Module):
+    """A model that can be made from the weights of a published one."""
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        weights: Mapping[str, Any] | str | Path,
+        *,
+        source: str | None = None,
+        heads: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """The model that the weights of a published one are for, with these weights.
+
+        Args:
+            weights: a state dict of transformers, a `.safetensors` or torch file of one, or the
+                folder of a published model; ``package:NAME/PATH`` is one inside a package.
+            source: one of `nlp.pretrained.SOURCES`; by default it is recognised by the
+                configuration, or by the names.
+            heads: which shapes do not tell; by default those of the configuration, and else heads
+                of 64 features, or of 32 in a MiniLM.
+            config: what `config.json` holds: what shapes do not tell. By default that of the folder
+                or beside the file. ALBERT's depth and all of Llama's heads need it.
+            options: arguments that replace those found, such as `classes`, whose head is new; or
+                `pooling`.
+
+        Raises:
+            UsageError: as of `nlp.pretrained.load_pretrained`; or something cannot be told.
+
+        Example::
+
+            model = TextEncoder.from_state_dict("all-MiniLM-L6-v2", classes=3)
+        """
+        from nlp.pretrained import build  # which imports the models
+
+        return build(cls, weights, source=source, heads=heads, config=config, **options)

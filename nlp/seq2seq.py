@@ -1,0 +1,240 @@
+"""From one text to another: an encoder, and a decoder that attends to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from attention_core import Decoder, Encoder, KVCache, Sequence
+from nlp.batches import Side, pad, token_space
+from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
+from nlp.generation import generate
+from nlp.loading import Pretrained
+
+
+class Seq2SeqTransformer(Pretrained):
+    """An encoder-decoder (Vaswani et al., 2017; Raffel et al., T5, 2020).
+
+    Source, target and scores share one table of embeddings. Texts come packed, end to end in one
+    row, or padded; the outputs are the same.
+
+    Args:
+        vocabulary: number of token ids.
+        dim: size D of a token.
+        depth: number of blocks of the encoder, and of the decoder unless `decoder_depth` is given.
+        heads: number of heads.
+        decoder_depth: number of blocks of the decoder.
+        positions: "learned" or "sinusoidal" (the paper), added to tokens; "rotary", "t5" (a table
+            each for encoder and decoder, shared by their layers) or "alibi", inside
+            self-attention; None: none.
+        max_length: number of "learned" positions, shared by both sides.
+        tied: compute scores from the table of the embedding.
+        scores_scale: factor on tokens in front of the scores; T5 has 1/√D where they are tied.
+        embedding_scale: factor on embedded ids; √D by default with sinusoidal positions, as in the
+            paper, else 1.
+        embedding_dropout: on embedded tokens.
+        block: further options of `Encoder` and `Decoder`, `Block` and `MultiheadAttention`, for
+            both sides.
+
+    Raises:
+        ValueError: unknown `positions`; the message lists the known ones.
+
+    Example::
+
+        model = Seq2SeqTransformer(8192, dim=128, depth=3, heads=4)
+        model(ids, lengths, target_ids, target_lengths)         # packed -> (T, 8192)
+        model.generate(ids, lengths, start=1, stop=2, beams=4)  # a list of ids for each source
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        decoder_depth: int | None = None,
+        positions: Positions | None = "sinusoidal",
+        max_length: int = 512,
+        tied: bool = True,
+        scores_scale: float = 1.0,
+        embedding_scale: float | None = None,
+        embedding_dropout: float = 0.0,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        added, options = attention_positions(positions, heads, bidirectional=True)
+        _, causal_options = attention_positions(positions, heads, bidirectional=False)
+        self.embedding = TokenEmbedding(
+            vocabulary,
+            dim,
+            positions=added,
+            max_length=max_length,
+            scale=embedding_scale,
+            dropout=embedding_dropout,
+        )
+        self.encoder = Encoder(dim, depth, heads, **{**options, **block})
+        self.decoder = Decoder(
+            dim,
+            depth if decoder_depth is None else decoder_depth,
+            heads,
+            cross=True,
+            **{**causal_options, **block},
+        )
+        self.head = TokenScores(vocabulary, dim, tied=tied, scale=scores_scale)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text that there are positions for; None for any."""
+        return self.embedding.max_length
+
+    def encode(self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right") -> Tensor:
+        """The encoded source, (T, D) or (B, L, D); arguments as in `TextEncoder.encode`."""
+        space = token_space(ids, lengths, side)
+        encoded: Tensor = self.encoder(self.embedding(ids, space), space)
+        return encoded
+
+    def decode(
+        self,
+        ids: Tensor,
+        space: Sequence,
+        context: Tensor,
+        context_space: Sequence,
+        *,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The target's tokens in front of the scores, (T, D) or (B, L, D).
+
+        Args:
+            ids: of the target, (T,) or (B, L), where `space` has them.
+            space: where they sit.
+            context: the encoded source, (Ts, D) packed as the target is, or (B, Ls, D).
+            context_space: where it sits.
+            cache: of what was decoded before, to which these are added.
+        """
+        tokens: Tensor = self.decoder(
+            self.embedding(ids, space),
+            space,
+            context=context,
+            context_space=context_space,
+            cache=cache,
+        )
+        return tokens
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """The scores of all ids, (..., V), for tokens (..., D) of `decode`."""
+        scores: Tensor = self.head(tokens, self.embedding.table.weight)
+        return scores
+
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None,
+        target_ids: Tensor,
+        target_lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        target_side: Side = "right",
+    ) -> Tensor:
+        """The scores (T, V) or (B, L, V) of what follows each token of the target.
+
+        Args:
+            ids: of the sources, (Ts,) packed or (B, Ls) padded.
+            lengths: (B,) tokens of each source; None where there is one, or no padding.
+            target_ids: of the targets, packed or padded as the sources are. They begin with a
+                start token, as each token's scores are for the next one.
+            target_lengths: (B,) tokens of each target.
+            side, target_side: of padded ids, where the padding is.
+
+        Raises:
+            TypeError, ValueError: ids or lengths of another shape, kind or range, or sources and
+                targets that do not fit each other.
+        """
+        if ids.ndim != target_ids.ndim:
+            raise ValueError(
+                "ids and target_ids must both be packed (T,) or both padded (B, L), got "
+                f"{tuple(ids.shape)} and {tuple(target_ids.shape)}"
+            )
+        space = token_space(target_ids, target_lengths, target_side)
+        where = token_space(ids, lengths, side)
+        if ids.ndim == 1:
+            sources, targets = where.num_segments, space.num_segments
+        else:
+            sources, targets = len(ids), len(target_ids)
+        if sources != targets:
+            raise ValueError(f"there are {sources} sources, but {targets} targets")
+        context = self.encoder(self.embedding(ids, where), where)
+        return self.scores(self.decode(target_ids, space, context, where))
+
+    def generate(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        start: int,
+        side: Side = "right",
+        **options: Any,
+    ) -> list[Tensor]:
+        """The target of each source: ids (n,) without the start and stop token.
+
+        Args:
+            ids, lengths, side: the sources, packed or padded, as in `forward`.
+            start: the token that targets begin with.
+            options: those of `nlp.generate`.
+        """
+        target = _Target(self, ids, lengths, side)
+        starts = ids.new_full((target.sources, 1), start)
+        return generate(target, starts, **options)
+
+
+class _Target:
+    """A model with its sources encoded: what `generate` asks for the next token."""
+
+    def __init__(
+        self, model: Seq2SeqTransformer, ids: Tensor, lengths: Tensor | None, side: Side
+    ) -> None:
+        self.model, self.source = model, (ids, lengths, side)
+        self.sources = len(ids) if ids.ndim == 2 else 1 if lengths is None else len(lengths)
+        self.max_length = model.max_length
+        self._encoded: tuple[Tensor, Tensor | None, Side] | None = None
+        self._context, self._where = ids.new_empty(0), Sequence(0)
+
+    @property
+    def training(self) -> bool:
+        return self.model.training
+
+    def train(self, mode: bool = True) -> object:
+        return self.model.train(mode)
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        return self.model.decoder.new_cache(max_length)
+
+    def context(self, rows: int) -> tuple[Tensor, Sequence]:
+        """The encoded sources and where they sit, each `rows` / sources times on end: for beams."""
+        if self._encoded is None:
+            self._encoded = self._encode()
+        if len(self._context) != rows:
+            each = rows // self.sources
+            context, lengths, side = self._encoded
+            lengths = None if lengths is None else lengths.repeat_interleave(each)
+            self._context = context.repeat_interleave(each, 0)
+            self._where = token_space(self._context[..., 0], lengths, side)
+        return self._context, self._where
+
+    def _encode(self) -> tuple[Tensor, Tensor | None, Side]:
+        ids, lengths, side = self.source
+        encoded = self.model.encode(ids, lengths, side=side)
+        if ids.ndim == 2:
+            return encoded, lengths, side
+        lengths = ids.new_tensor([len(ids)]) if lengths is None else lengths
+        return pad(encoded, lengths), lengths, "right"
+
+    def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
+        context, where = self.context(len(ids))
+        if cache is not None and cache.length:
+            space = cache.next_space(ids.shape[1], ids.device)
+        else:
+            space = token_space(ids, lengths, "left")
+        tokens = self.model.decode(ids, space, context, where, cache=cache)
+        return self.model.scores(tokens[:, -1])

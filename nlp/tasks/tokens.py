@@ -1,0 +1,200 @@
+"""Language modelling: what is asked is tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from attention_core import LearnedPosition
+from attention_core.training import DataModule, Task, UsageError
+from nlp.data.packing import IGNORED
+
+
+class TokenTask(Task):
+    """Cross-entropy over tokens, each with the same weight, however they are dealt to batches.
+
+    The model returns logits (..., V) for `target` (...), in which `IGNORED` asks for nothing. The
+    data is a `TokenData`.
+
+    Args:
+        model: any such.
+        label_smoothing: the share of a target spread over all tokens (Szegedy et al., 2016), in
+            training alone: what is validated and tested is the cross-entropy.
+        metrics: as in `Task`.
+
+    The other arguments are those of `Task`.
+
+    Raises:
+        UsageError: before training, where the data has longer texts than the model has positions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Any] | None = None,
+        layer_decay: float = 1.0,
+        label_smoothing: float = 0.0,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            layer_decay=layer_decay,
+            metrics=metrics,
+        )
+        self.label_smoothing = label_smoothing
+
+    def samples(self, batch: dict[str, Any]) -> int:
+        return len(batch["lengths"])
+
+    def weight(self, batch: dict[str, Any]) -> Tensor:
+        """The tokens that are asked for."""
+        asked: Tensor = (batch["target"] != IGNORED).sum()
+        return asked
+
+    def loss(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+        smoothing = self.label_smoothing if self.model.training else 0.0
+        return nats(output, batch["target"], smoothing) / self.weight(batch).clamp(min=1)
+
+    def on_fit_start(self) -> None:
+        check_positions(self.model, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
+        """Refuses: a program would have to generate."""
+        raise UsageError(
+            f"export: {type(self).__name__} asks a model for tokens, which no fixed program is "
+            "written for. Its weights can be written, by format=safetensors."
+        )
+
+
+def nats(output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of logits (..., V) with `target` (...), summed.
+
+    Raises:
+        UsageError: logits of another shape.
+    """
+    if output.shape[:-1] != target.shape:
+        raise UsageError(
+            f"model: logits of shape {(*target.shape, 'V')} expected, one row per token that is "
+            f"asked for, got {tuple(output.shape)}."
+        )
+    return F.cross_entropy(
+        output.flatten(0, -2).float(),
+        target.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def check_positions(model: nn.Module, data: Any) -> None:
+    """Refuses data with texts that are longer than the learned positions of the model.
+
+    Raises:
+        UsageError: naming both numbers.
+    """
+    limits = [part.size[0] for part in model.modules() if isinstance(part, LearnedPosition)]
+    longest = getattr(data, "longest", 0)
+    if limits and longest > min(limits) and not getattr(model, "windowed", False):
+        raise UsageError(
+            f"data: its longest text has {longest:,} tokens, but the model has {min(limits):,} "
+            "positions. Take a larger model.max_length, other model.positions, or windows "
+            "(model.windowed=true to tell labels, data.window to model language)."
+        )
+
+
+class BitsPerByte(Metric):
+    """The mean number of bits in which a model writes a byte of text: comparable between models
+    with different tokens, and with compressors."""
+
+    nats: Tensor
+    bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nats", "bytes"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, bytes: Tensor) -> None:
+        """Adds the cross-entropy of tokens, summed, and the number of bytes that they stand for."""
+        self.nats += nats
+        self.bytes += bytes
+
+    def compute(self) -> Tensor:
+        return (self.nats / math.log(2) / self.bytes).float()
+
+
+class CausalLanguageModelling(TokenTask):
+    """Telling the next token, with the data's objective `NextToken`. `attn predict` completes.
+
+    The metric `bits_per_byte` counts all tokens, the one that ends a text too, and the bytes of the
+    text alone.
+
+    Args:
+        model: an `nlp.TextDecoder`.
+        generation: options of `nlp.generate` for `attn predict`.
+        settings: those of `TokenTask`.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, generation: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(model, metrics={"bits_per_byte": BitsPerByte()}, **settings)
+        self.generation = dict(generation or {})
+        self._bytes: Tensor | None = None
+
+    def update_metrics(
+        self, metrics: MetricCollection, output: Tensor, batch: dict[str, Any]
+    ) -> None:
+        target = batch["target"]
+        if self._bytes is None:
+            tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            self._bytes = torch.tensor(tokenizer.byte_counts(), device=target.device)
+        count = self._bytes[target[target != IGNORED]].sum()
+        metrics["bits_per_byte"].update(nats(output, target), count)
+
+    def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
+        """`completion`: what the model writes after each prompt."""
+        tokenizer = data.tokenizer  # type: ignore[attr-defined]
+        options = {"stop": tokenizer.end, **self.generation}
+        written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
+        return [{"completion": tokenizer.decode(row.tolist())} for row in written]
+
+
+class MaskedLanguageModelling(TokenTask):
+    """Naming masked tokens, with the data's objective `Masking`. `attn predict` embeds.
+
+    Args:
+        model: an `nlp.MaskedLanguageModel`.
+        settings: those of `TokenTask`.
+    """
+
+    def __init__(self, model: nn.Module, **settings: Any) -> None:
+        count = getattr(
+            getattr(getattr(model, "embedding", None), "table", None), "num_embeddings", 0
+        )
+        accuracy = MulticlassAccuracy(max(2, count), average="micro", validate_args=False)
+        super().__init__(model, metrics={"accuracy": accuracy}, **settings)
+
+    def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
+        """`embedding_0` ...: the mean of each text's encoded tokens."""
+        from attention_core import pool
+        from nlp.batches import token_space
+
+        tokens = self.model.encode(batch["ids"], batch["lengths"])  # type: ignore[operator]
+        pooled = pool(tokens, token_space(batch["ids"], batch["lengths"]), "mean").float()
+        return [
+            {f"embedding_{place}": value for place, value in enumerate(row)}
+            for row in pooled.tolist()
+        ]

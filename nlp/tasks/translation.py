@@ -1,0 +1,106 @@
+"""Translation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from attention_core.training import DataModule, require
+from attention_core.training.processes import gather
+from nlp.data.packing import unpack
+from nlp.tasks.tokens import TokenTask
+
+
+class Translation(TokenTask):
+    """Translation (Vaswani et al., 2017): the next token of the target, given the source.
+
+    Validation and test also translate, and log the scores of `scores`: `test/bleu`, `test/chrf`,
+    and beside it `test/chrf_copy`, the chrF of the untranslated sources. The best weights are those
+    of the highest chrF in validation: translations go on improving after the cross-entropy has
+    passed its minimum. `attn predict` translates.
+
+    Args:
+        model: an `nlp.Seq2SeqTransformer`.
+        generation: options of `nlp.generate`, wherever it translates.
+        settings: those of `TokenTask`.
+    """
+
+    monitor = "val/chrf"
+    mode = "max"
+
+    def __init__(
+        self, model: nn.Module, *, generation: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(model, **settings)
+        self.generation = dict(generation or {})
+        self._said: list[tuple[str, str, str]] = []
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        require("sacrebleu", extra="text")
+
+    def on_validation_epoch_start(self) -> None:
+        self._said = []
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self._translate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self._log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._said = []
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self._translate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self._log_scores("test")
+
+    def _translate(self, batch: dict[str, Any]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        decode = data.tokenizer.decode
+        sources = [decode(row.tolist()) for row in unpack(batch["ids"], batch["lengths"])]
+        targets = unpack(batch["target_ids"], batch["target_lengths"])
+        references = [decode(row.tolist()) for row in targets]
+        self._said += zip(sources, references, self.translated(batch, data), strict=True)
+
+    def _log_scores(self, stage: str) -> None:
+        said = [row for part in gather(self._said) for row in part]
+        found = scores(*zip(*said, strict=True))
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items()})
+
+    def translated(self, batch: dict[str, Any], data: DataModule) -> list[str]:
+        """The translations of a batch's sources."""
+        tokenizer = data.tokenizer  # type: ignore[attr-defined]
+        options = {"start": tokenizer.start, "stop": tokenizer.end, **self.generation}
+        written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
+        return [tokenizer.decode(row.tolist()) for row in written]
+
+    def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
+        """`translation` of each text."""
+        return [{"translation": text} for text in self.translated(batch, data)]
+
+
+def scores(
+    sources: Sequence[str], references: Sequence[str], translations: Sequence[str]
+) -> dict[str, float]:
+    """How good translations are, by sacrebleu (Post, 2018): "bleu" (Papineni et al., 2002) and
+    "chrf" (Popović, 2015), each 0 to 100, over all texts together; and "chrf_copy", the chrF of the
+    sources, as if nothing were translated.
+    """
+    import sacrebleu
+
+    listed = [list(references)]
+    return {
+        "bleu": sacrebleu.corpus_bleu(list(translations), listed).score,
+        "chrf": sacrebleu.corpus_chrf(list(translations), listed).score,
+        "chrf_copy": sacrebleu.corpus_chrf(list(sources), listed).score,
+    }

