@@ -157,7 +157,7 @@ def rows(size: Size = FULL) -> Iterable[Row]:
         lines += [partial(work, size, name, ours) for name in LAYERS for ours in (True, False)]
     # Of a server that has imported what they need, and nothing else
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.sampling"])
+    context.set_forkserver_preload(["torch_geometric.nn", "graph.sampling", "benchmarks.measure"])
     for line in [*lines, partial(cut, size)]:
         with ProcessPoolExecutor(1, context) as pool:
             yield pool.submit(line).result()

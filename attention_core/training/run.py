@@ -217,6 +217,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     ):
         if config["trainer"].get(key):
             raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
+    epochs, each = (config["trainer"].get(k) for k in ("max_epochs", "check_val_every_n_epoch"))
+    if isinstance(epochs, int) and isinstance(each, int) and 0 < epochs < each:
+        raise UsageError(
+            f"trainer.max_epochs={epochs} ends before the first validation, after epoch {each}, so "
+            "there would be no best checkpoint: set trainer.check_val_every_n_epoch, too."
+        )
     for key, (kind, wanted) in TYPES.items():
         value = config.get(key)
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))

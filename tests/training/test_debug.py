@@ -62,6 +62,12 @@ def test_what_lightning_would_do_less_of_is_refused(
         check_config(compose("experiment=toy", f"+trainer.{key}"))
 
 
+def test_too_few_epochs_for_a_validation_are_refused_before_training(compose: Compose) -> None:
+    wrong = ["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=5"]
+    with pytest.raises(UsageError, match="max_epochs=4 .* after epoch 5"):
+        check_config(compose("experiment=toy", *wrong))
+
+
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
