@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from torch import Tensor, nn
 
-from attention_core.layers.recorded import RecordedAttention, recorder
+from attention_core.layers.recorded import RecordedAttention, recorders
 from attention_core.spaces import Space
 from attention_core.weights import PairWeights
 
@@ -78,7 +78,7 @@ def record_attention(
     """Record the attention weights of `model`'s layers, before dropout.
 
     The output still comes from the backend that the plan chose; the weights are computed beside it
-    from the same queries and keys.
+    from the same queries and keys. Inside of one another, or in one `with`, each records its own.
 
     Args:
         model: any module that holds attention layers, `MultiheadAttention` or another
@@ -109,8 +109,8 @@ def record_attention(
                 f"the model has {len(found)} attention layers, there is no layer {layer}"
             )
     maps: AttentionMaps[Any] = AttentionMaps([found[layer] for layer in wanted], pairs)
-    token = recorder.set(maps)
+    token = recorders.set((*recorders.get(), maps))
     try:
         yield maps
     finally:
-        recorder.reset(token)
+        recorders.reset(token)

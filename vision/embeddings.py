@@ -84,10 +84,15 @@ class PatchEmbedding(nn.Module):
         and the grid of N + special places per image.
 
         Raises:
-            TypeError: an image is not float.
+            TypeError: an image is no tensor, or not float.
             ValueError: an image has another shape; the message names it.
         """
         if not isinstance(image, Tensor):
+            if not isinstance(image, Sequence) or isinstance(image, str):
+                raise TypeError(
+                    "image must be a tensor (B, C, H, W) or a list of tensors (C, H, W), got "
+                    f"{type(image).__name__}"
+                )
             if len(image) == 0:
                 raise ValueError("image must hold at least one image, got an empty list")
             for one in image:
@@ -116,6 +121,8 @@ class PatchEmbedding(nn.Module):
         return (height - h) // down + 1, (width - w) // right + 1
 
     def _check(self, image: Tensor, wanted: str, dims: int) -> None:
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image must be a tensor {wanted}, got {type(image).__name__}")
         if image.ndim != dims or image.shape[-3] != self.channels:
             raise ValueError(f"image must be {wanted}, got {tuple(image.shape)}")
         if not image.is_floating_point():
@@ -203,7 +210,8 @@ def choose_patches(
         raise ValueError(f"a number for each patch must be {shape}, got {tuple(lots.shape)}")
 
     def count(patches: int) -> int:
-        return max(1, math.floor(patches * (1 - share)))
+        # Rounded first: 10 · (1 − 0.8) is 1.9999999999999996
+        return max(1, math.floor(round(patches * (1 - share), 6)))
 
     if tokens.ndim == 3:
         chosen = lots.argsort(-1)[:, : count(shape[-1])].sort(-1).values + special

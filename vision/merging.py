@@ -27,7 +27,7 @@ class TokenMerging(nn.Module):
             half of the patches that a block gets go.
 
     Raises:
-        ValueError: a number is negative, or there are not as many as blocks.
+        ValueError: a number is negative or not whole, or there are not as many as blocks.
 
     Example::
 
@@ -37,13 +37,13 @@ class TokenMerging(nn.Module):
 
     def __init__(self, model: VisionTransformer, count: int | Sequence[int]) -> None:
         super().__init__()
-        depth = len(model.encoder.blocks)
+        depth = len(model.encoder.masks)
         self.model = model
-        self.counts = [count] * depth if isinstance(count, int) else list(count)
-        if len(self.counts) != depth or any(n < 0 for n in self.counts):
+        self.counts = list(count) if isinstance(count, Sequence) else [count] * depth
+        if len(self.counts) != depth or any(not isinstance(n, int) or n < 0 for n in self.counts):
             raise ValueError(
                 f"count must be at least 0, or a list with one such number for each of {depth} "
-                f"blocks; got {count}"
+                f"blocks; got {count!r}"
             )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -71,10 +71,12 @@ class TokenMerging(nn.Module):
                 "TokenMerging one size at a time, as (B, C, H, W)"
             )
         encoder, special = self.model.encoder, self.model.num_special
+        each = len(self.counts) // len(encoder.blocks)  # layers that share a block, see `Encoder`
         x, whole = self.model.embed(image)
         source = torch.arange(whole.length, device=x.device).expand(len(x), -1)
         size, space = x.new_ones(*x.shape[:2], 1), whole
-        for layer, (block, count) in enumerate(zip(encoder.blocks, self.counts, strict=True)):
+        for layer, count in enumerate(self.counts):
+            block = encoder.blocks[layer // each]
             bias = encoder.biases[layer % len(encoder.biases)] if len(encoder.biases) else None
             if space is not whole:
                 weight = DenseBias(size.mT[:, None].log())

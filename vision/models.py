@@ -64,7 +64,8 @@ class VisionTransformer(nn.Module):
             `activation`, `layer_scale`, `drop_path`, `qk_norm`, `norm`, `rotary`, ...
 
     Raises:
-        ValueError: arguments that are unknown or contradict each other; the message names them.
+        TypeError: an argument is unknown.
+        ValueError: arguments contradict each other; the message names them.
 
     Example::
 

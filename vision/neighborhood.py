@@ -16,8 +16,8 @@ class NeighborhoodTransformer(VisionTransformer):
     attended by, everyone.
 
     Args:
-        radius: how many patches away, in each direction or (rows, columns); a list of these, with
-            None for all patches, which the layers take in turn.
+        radius: how many patches away, in each direction or (rows, columns), or None for all
+            patches; a list of these, which the layers take in turn.
         dilation: attend to every `dilation`-th patch only, out to radius · dilation (Hassani &
             Shi, DiNAT, 2022); a list that the layers take in turn.
         options: all others are those of `VisionTransformer`.
@@ -37,14 +37,15 @@ class NeighborhoodTransformer(VisionTransformer):
         depth: int,
         heads: int,
         *,
-        radius: int | Sequence[int | tuple[int, int] | None],
+        radius: int | tuple[int, int] | Sequence[int | tuple[int, int] | None] | None,
         dilation: int | Sequence[int] = 1,
         **options: Any,
     ) -> None:
         if options.get("mask") is not None:
             raise ValueError("a NeighborhoodTransformer has its mask: give radius and dilation")
-        radii = [radius] if isinstance(radius, int | tuple) else list(radius)
-        steps = [dilation] if isinstance(dilation, int) else list(dilation)
+        one = isinstance(radius, tuple) or not isinstance(radius, Sequence)
+        radii: list[Any] = [radius] if one else list(radius)  # type: ignore[arg-type]
+        steps = list(dilation) if isinstance(dilation, Sequence) else [dilation]
         for name, values in (("radius", radii), ("dilation", steps)):
             if not 0 < len(values) <= depth:
                 raise ValueError(f"{name} lists {len(values)} entries for {depth} layers")
@@ -58,7 +59,8 @@ class NeighborhoodTransformer(VisionTransformer):
 def _neighborhood(radius: int | Sequence[int] | None, step: int) -> Mask | None:
     if radius is None:
         return None if step == 1 else Dilated(step)
+    reach = tuple(radius) if isinstance(radius, Sequence) else radius
     if step == 1:
-        return Neighborhood(radius if isinstance(radius, int) else tuple(radius))
-    far = radius * step if isinstance(radius, int) else tuple(r * step for r in radius)
+        return Neighborhood(reach)
+    far = tuple(r * step for r in reach) if isinstance(reach, tuple) else reach * step
     return Dilated(step) & Neighborhood(far)

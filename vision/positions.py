@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import Grid, LearnedPosition, Rotary
@@ -43,7 +45,7 @@ class ResampledPosition(LearnedPosition):
         nothing = self.table.new_zeros(1, self.table.shape[1])
         parts = [self.table[: self.special], nothing, *(self.resampled(size) for size in sizes)]
         if space.size is not None:  # every place, in order
-            beyond = space.num_special - self.special
+            beyond = max(0, space.num_special - self.special)
             return torch.cat([parts[0][: space.num_special], nothing.expand(beyond, -1), parts[2]])
         starts, start = {}, self.special + 1
         for size in sizes:
@@ -62,6 +64,8 @@ class ResampledPosition(LearnedPosition):
     def resampled(self, size: tuple[int, ...]) -> Tensor:
         """The vectors (rows · columns, D) of a grid of `size`."""
         table = self.table[self.special :]
+        if not is_exporting():  # torch.compile, too, may take sizes for symbols, which the gradient
+            size = tuple(map(operator.index, size))  # of this interpolation cannot handle
         # A size that an exported program leaves open is a symbol: asking would fix its range
         if all(isinstance(n, int) for n in size) and size == self.size:
             return table

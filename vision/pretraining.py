@@ -37,7 +37,10 @@ class MaskedImageModelling(Task):
         )
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        image = batch["image"][:8]
+        image = batch["image"]
+        if not isinstance(image, Tensor):  # of different sizes: those of the first one's
+            image = torch.stack([one for one in image if one.shape == image[0].shape])
+        image = image[:8]
         return {"reconstruction": reconstruction_sheet(self.model, image, self.model(image))}
 
 

@@ -1,26 +1,20 @@
-"""What a vision model attends to, as arrays: maps over an image, rollout, and how far heads look.
-
-All are exact: the model runs on its fused path, and the weights are recorded beside it. Images run
-one at a time, since a layer's weights take (heads, L, L) numbers for each.
-"""
+"""What a vision model attends to, as exact arrays: maps over an image, rollout, distances."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from attention_core import Grid, Space, record_attention
+from attention_core import Grid, PairWeights
 from vision.models import VisionTransformer
+from vision.recording import Images, Model, Recorded, as_given, one_by_one, record, run, stack, wide
 from vision.swin import SwinTransformer
 
 Query = Literal["class", "mean"] | tuple[int, int]
-Model = VisionTransformer | SwinTransformer
-#: A batch gives a batch, a list of images of any sizes a list.
-Images = TypeVar("Images", Tensor, list[Tensor])
 
 
 def attention_maps(
@@ -43,17 +37,18 @@ def attention_maps(
 
     Raises:
         TypeError: another kind of model.
-        ValueError: there is no such layer or query, or the model is in training mode.
+        ValueError: there is no such layer or query; or the model is in training mode, or has blocks
+            that serve several layers.
     """
     if query is None:
         query = "class" if has_class_token(model) else "mean"
     if query == "class" and not has_class_token(model):
         raise ValueError("query='class' needs a model with a class token; give 'mean' or a patch")
     found = []
-    for one in _each(model, image):
-        (recorded,) = _record(model, _stack(model), one, [layer])
+    for one in one_by_one(model, image):
+        (recorded,) = record(model, stack(model), one, [layer])
         found.append(recorded.on_grid(_attending(recorded, query))[0])
-    return _as_given(found, image)
+    return as_given(found, image)
 
 
 def pooling_attention(model: Model, image: Images) -> Images:
@@ -70,10 +65,10 @@ def pooling_attention(model: Model, image: Images) -> Images:
     if model.pool is None:
         return attention_maps(model, image, query="class" if model.pooling == "class" else "mean")
     found = []
-    for one in _each(model, image):
-        (recorded,) = _record(model, model.pool, one)
+    for one in one_by_one(model, image):
+        (recorded,) = record(model, model.pool, one)
         found.append(recorded.on_grid(recorded.weights[:, :, 0])[0])
-    return _as_given(found, image)
+    return as_given(found, image)
 
 
 def attention_rollout(
@@ -123,13 +118,13 @@ def attention_rollout(
         return _normalised(one.scatter(-1, noise, 0.0))
 
     found = []
-    for one in _each(model, image):
-        layers = _record(model, model.encoder, one)
+    for one in one_by_one(model, image):
+        layers = record(model, model.encoder, one)
         length, special = layers[0].queries.length, layers[0].queries.num_special
         # From the last layer back, and only for what is pooled
         share = layers[0].weights.new_zeros(length)
         if model.pool is not None:
-            (pool,) = _record(model, model.pool, one)
+            (pool,) = record(model, model.pool, one)
             share[special:] = fused(pool.weights[0])[0]
         else:
             share[slice(1) if model.pooling == "class" else slice(special, None)] = 1.0
@@ -138,7 +133,7 @@ def attention_rollout(
             stays = residual * torch.eye(length).to(share)
             share = share @ _normalised(stays + (1 - residual) * fused(layer.weights[0]))
         found.append(layers[0].on_grid(share))
-    return _as_given(found, image)
+    return as_given(found, image)
 
 
 def mean_attention_distance(model: Model, image: Images) -> Tensor:
@@ -160,18 +155,38 @@ def mean_attention_distance(model: Model, image: Images) -> Tensor:
         ValueError: the model is in training mode.
     """
     distances = []
-    for one in _each(model, image):
-        layers = _record(model, _stack(model), one)
-        most = max(layer.weights.shape[1] for layer in layers)
-        rows = []
-        for layer, scale in zip(layers, _scales(model), strict=True):
-            weights = layer.on_grid(layer.weights[0, :, layer.queries.num_special :])
-            apart = _apart(layer.size, [step * scale for step in model.embedding.stride])
-            far = torch.einsum("hqk,qk->h", weights.flatten(-2), apart.to(weights))
-            mean = far / weights.sum((1, 2, 3))
-            rows.append(nn.functional.pad(mean, (0, most - len(mean)), value=math.nan))
+    for one in one_by_one(model, image):
+        steps = [[step * scale for step in model.embedding.stride] for scale in _scales(model)]
+        if _is_local(model):  # all pairs of a large image would be far more than those allowed
+            maps = run(model, stack(model), one, pairs=True)
+            rows = [_of_pairs(of_layer, step) for of_layer, step in zip(maps, steps, strict=True)]
+        else:
+            layers = record(model, stack(model), one)
+            rows = [_of_all(layer, step) for layer, step in zip(layers, steps, strict=True)]
+        most = max(map(len, rows))
+        rows = [nn.functional.pad(row, (0, most - len(row)), value=math.nan) for row in rows]
         distances.append(torch.stack(rows))
     return torch.stack(distances).nanmean(0)
+
+
+def _of_all(layer: Recorded, step: Sequence[int]) -> Tensor:
+    """(H,): the mean distance of a layer's heads, where patches are `step` pixels apart."""
+    weights = layer.on_grid(layer.weights[0, :, layer.queries.num_special :])
+    far = torch.einsum("hqk,qk->h", weights.flatten(-2), _apart(layer.size, step).to(weights))
+    return far / weights.sum((1, 2, 3))
+
+
+def _of_pairs(layer: PairWeights, step: Sequence[int]) -> Tensor:
+    """The same from the pairs that its mask allows."""
+    pairs, weights = layer.pairs, wide(layer.values)
+    grid = cast(Grid, pairs.spaces[0])
+    size = pairs.key.new_tensor(grid.sizes[0])  # of the image; windows go beyond
+    counted = (pairs.take("coordinates", "key") < size).all(-1)
+    if pairs.special is not None:
+        counted = counted & ~pairs.special
+    weights = weights * counted[:, None]
+    far = (pairs.offset * pairs.key.new_tensor(step)).to(weights.dtype).norm(dim=-1)
+    return far @ weights / weights.sum(0)
 
 
 def patch_distances(model: Model, image_size: tuple[int, int]) -> Tensor:
@@ -190,51 +205,7 @@ def has_class_token(model: Model) -> bool:
     return isinstance(model, VisionTransformer) and len(model.class_token) > 0
 
 
-class _Recorded(NamedTuple):
-    """What a layer did with one image: weights (1, H, Lq, Lk), and where both sides sit."""
-
-    weights: Tensor
-    queries: Space
-    keys: Grid
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Rows and columns of the image; the keys of windows may go beyond."""
-        return self.queries.sizes[0] if isinstance(self.queries, Grid) else self.keys.sizes[0]
-
-    def on_grid(self, shares: Tensor) -> Tensor:
-        """Shares (..., Lk) of the keys as (..., rows, columns) of the image."""
-        rows, columns = self.size
-        patches = shares[..., self.keys.num_special :]
-        return patches.unflatten(-1, self.keys.sizes[0])[..., :rows, :columns]
-
-
-def _record(
-    model: Model, part: nn.Module, image: Tensor, layers: list[int] | None = None
-) -> list[_Recorded]:
-    with record_attention(part, layers) as maps, torch.no_grad():
-        model(image)
-    recorded = []
-    for index, weights in enumerate(maps):
-        queries, keys = maps.spaces(index)
-        for space in (queries, keys):
-            if isinstance(space, Grid):
-                _check_whole(space, maps.names[index])
-        wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
-        recorded.append(_Recorded(wide, queries, cast(Grid, keys)))
-    return recorded
-
-
-def _check_whole(grid: Grid, layer: str) -> None:
-    (size,) = grid.sizes
-    if grid.length - grid.num_special != math.prod(size):
-        raise ValueError(
-            f"a map needs every patch, but in {layer} there is {grid.describe()} for an image of "
-            f"{'×'.join(map(str, size))} patches"
-        )
-
-
-def _attending(recorded: _Recorded, query: Query) -> Tensor:
+def _attending(recorded: Recorded, query: Query) -> Tensor:
     """(1, H, Lk): the weights that `query` gives."""
     weights, special = recorded.weights, recorded.queries.num_special
     if query == "class":
@@ -242,7 +213,7 @@ def _attending(recorded: _Recorded, query: Query) -> Tensor:
     if query == "mean":
         return weights[:, :, special:].mean(dim=2)
     rows, columns = recorded.size
-    if isinstance(query, str) or len(query) != 2:
+    if not isinstance(query, Sequence) or isinstance(query, str) or len(query) != 2:
         raise ValueError(f"query must be 'class', 'mean' or (row, column), got {query!r}")
     row, column = query
     if not (-rows <= row < rows and -columns <= column < columns):
@@ -250,40 +221,20 @@ def _attending(recorded: _Recorded, query: Query) -> Tensor:
     return weights[:, :, special + row % rows * columns + column % columns]
 
 
-def _each(model: Model, image: Images) -> list[Tensor]:
-    """The images, (1, C, H, W) each."""
-    if not isinstance(model, Model):
-        raise TypeError(
-            "model must be a VisionTransformer or a SwinTransformer, such as the one inside of "
-            f"another, got {type(model).__name__}"
-        )
-    if model.training:
-        raise ValueError("model must be in eval mode, so that all it does is seen: model.eval()")
-    if isinstance(image, Tensor) and image.ndim != 4:
-        raise ValueError(f"image must be (B, C, H, W), got {tuple(image.shape)}")
-    if len(image) == 0:
-        raise ValueError("image must hold at least one image, got none")
-    return [one[None] for one in image]
-
-
-def _as_given(found: list[Tensor], image: Images) -> Images:
-    return torch.stack(found) if isinstance(image, Tensor) else found
-
-
 def _normalised(rows: Tensor) -> Tensor:
     """Rows that sum to 1; those of zeros stay."""
     return rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
 
 
-def _stack(model: Model) -> nn.Module:
-    """The part that holds the blocks, and no pooling layer."""
-    return model.encoder if isinstance(model, VisionTransformer) else cast(nn.Module, model.stages)
+def _is_local(model: Model) -> bool:
+    """Whether masks keep patches from attending to all others."""
+    return isinstance(model, SwinTransformer) or any(m is not None for m in model.encoder.masks)
 
 
 def _scales(model: Model) -> list[int]:
     """How many patches wide a token is in each layer."""
     if isinstance(model, VisionTransformer):
-        return [1] * len(model.encoder.blocks)
+        return [1] * len(model.encoder.masks)
     return [2**number for number, stage in enumerate(model.stages) for _ in stage.blocks]
 
 

@@ -77,10 +77,10 @@ class ImageClassification(ClassificationTask):
         """The confusion matrix, and `attention_figures` of up to ten images of `batch`, all of the
         size of the first: one of each class, errors first."""
         from vision.figures import attention_figures
-        from vision.seeing import Model
+        from vision.recording import Model, shares_blocks
 
         figures = super().figures(batch)
-        if not isinstance(self.model, Model):
+        if not isinstance(self.model, Model) or shares_blocks(self.model):
             return figures
         image, target = batch["image"], batch["target"]
         probability, predicted = self.probabilities(batch).max(dim=-1)

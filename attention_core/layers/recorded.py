@@ -25,7 +25,7 @@ class Recorder(Protocol):
     ) -> None: ...
 
 
-recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("recorders", default=())
 
 #: Where it is set, it is called in place of every layer's attention, with that as its first
 #: argument: so an explanation changes messages.
@@ -53,15 +53,13 @@ class RecordedAttention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, plan: Plan, weights: bool, **options: Any
     ) -> tuple[Tensor, PairWeights | None]:
-        recording = recorder.get()
-        if recording is not None and not recording.wants(self):
-            recording = None
-        form: bool | Literal["pairs"] = recording is not None
-        if weights or (recording is not None and recording.pairs):
+        recording = [one for one in recorders.get() if one.wants(self)]
+        form: bool | Literal["pairs"] = bool(recording)
+        if weights or any(one.pairs for one in recording):
             form = "pairs"
         if not form:
             return attend(q, k, v, plan=plan, **options), None
         out, found = attend(q, k, v, plan=plan, return_weights=form, **options)
-        if recording is not None:
-            recording.add(self, found, plan.job.spaces)
+        for one in recording:
+            one.add(self, found, plan.job.spaces)
         return out, found if weights else None

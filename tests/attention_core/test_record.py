@@ -77,6 +77,23 @@ def test_pairs_instead_of_a_table_of_all() -> None:
         torch.testing.assert_close(pairs.of_edges()[0, 2], table[0, :, 2, 3])
 
 
+def test_each_records_its_own_inside_of_another() -> None:
+    encoder, x = Encoder(DIM, 2, HEADS), torch.randn(2, 4, DIM)
+    with record_attention(encoder) as alone:
+        encoder(x)
+    with (
+        record_attention(encoder) as outer,
+        record_attention(encoder, layers=[1], pairs=True) as pairs,
+        record_attention(Encoder(DIM, 1, HEADS)) as other,
+    ):
+        encoder(x)
+    for layer in range(2):
+        torch.testing.assert_close(outer[layer], alone[layer])
+    torch.testing.assert_close(pairs[0].dense(), alone[1])
+    with pytest.raises(LookupError, match="has not run"):
+        other[0]
+
+
 def test_errors() -> None:
     encoder = Encoder(DIM, 2, HEADS)
     with (

@@ -91,6 +91,17 @@ def test_bytes_are_refused() -> None:
         PatchEmbedding(2, 8, channels=1)(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
 
 
+def test_what_is_no_tensor_is_refused() -> None:
+    embedding = PatchEmbedding(2, 8, channels=1)
+    for image in (torch.zeros(1, 1, 4, 4).numpy(), "image.png", None):
+        with pytest.raises(
+            TypeError, match=r"a tensor \(B, C, H, W\) or a list .* got (nd|str|None)"
+        ):
+            embedding(image)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a tensor \(C, H, W\) in a list .* got ndarray"):
+        embedding([torch.zeros(1, 4, 4).numpy()])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize("patch", [0, (2,), (2, 2, 2), (2, -1), 2.0])
 def test_a_patch_is_one_or_two_positive_numbers(patch: object) -> None:
     with pytest.raises(ValueError, match="patch must be"):
@@ -218,6 +229,14 @@ def test_each_packed_image_keeps_its_share(special: int) -> None:
         assert torch.equal(space.extent, grid.extent[index])
         seen |= set(index.tolist())
     assert len(seen) == grid.length
+
+
+@pytest.mark.parametrize(("share", "stay"), [(0.8, 2), (0.9, 1), (0.7, 3), (0.6, 4), (0.75, 2)])
+def test_as_many_stay_as_the_share_says(share: float, stay: int) -> None:
+    """Of ten patches: in floating point, 10 · (1 − 0.8) is less than 2."""
+    assert drop_patches(torch.randn(1, 10, 4), Grid(2, 5), share)[0].shape[1] == stay
+    packed = Grid.packed([(2, 5), (2, 5)])
+    assert len(drop_patches(torch.randn(20, 4), packed, share)[0]) == 2 * stay
 
 
 def test_dropping_nothing_changes_nothing_and_one_patch_stays() -> None:

@@ -7,7 +7,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from attention_core import LearnedPosition, Neighborhood
 from vision import MaskedAutoencoder, VisionTransformer
-from vision.pretraining import completed
+from vision.pretraining import MaskedImageModelling, completed
 
 
 def vit(**options: object) -> VisionTransformer:
@@ -182,6 +182,14 @@ def test_what_cannot_be_pretrained_is_refused(options: dict[str, object], messag
 def test_an_image_of_one_patch_is_refused() -> None:
     with pytest.raises(ValueError, match="one patch only"):
         autoencoder()(torch.rand(2, 3, 4, 4))
+
+
+def test_the_figure_of_a_list_shows_images_of_one_size() -> None:
+    task = MaskedImageModelling(autoencoder().eval(), optimizer=torch.optim.AdamW)
+    images = [torch.rand(3, 16, 16), torch.rand(3, 8, 16), torch.rand(3, 16, 16)]
+    with torch.no_grad():
+        figure = task.figures({"image": images})["reconstruction"]
+    assert len(figure.axes) == 3 * 2  # rows: image, seen, completed
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -20,7 +20,7 @@ def seed() -> None:
 
 def vit(**changes: Any) -> VisionTransformer:
     settings: dict[str, Any] = {"patch": 2, "classes": 5, "channels": 1, "image_size": 12}
-    return VisionTransformer(32, 3, 2, **{**settings, **changes}).eval()
+    return VisionTransformer(32, heads=2, **{"depth": 3, **settings, **changes}).eval()
 
 
 def reference(model: VisionTransformer, image: Tensor, r: int) -> Tensor:
@@ -119,6 +119,13 @@ def test_a_gradient_goes_through() -> None:
             assert parameter.grad is not None and bool(parameter.grad.any()), name
 
 
+def test_blocks_that_serve_several_layers() -> None:
+    model, image = vit(depth=4, groups=2), torch.randn(2, 1, 12, 12)
+    torch.testing.assert_close(TokenMerging(model, 0)(image), model(image))
+    tokens, whole, _ = TokenMerging(model, [1, 2, 3, 4]).encode(image)
+    assert tokens.shape[1] == whole.length - 10
+
+
 def test_autocast() -> None:
     merging, image = TokenMerging(vit(), 6), torch.randn(2, 1, 12, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -127,8 +134,8 @@ def test_autocast() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     model = vit()
-    for count in (-1, [1, 2], [1, 2, -3]):
+    for count in (-1, [1, 2], [1, 2, -3], 1.5, None):
         with pytest.raises(ValueError, match=r"count must be at least 0, .* each of 3 blocks; got"):
-            TokenMerging(model, count)
+            TokenMerging(model, count)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"one size at a time, as \(B, C, H, W\)"):
         TokenMerging(model, 1)([torch.randn(1, 4, 4)])  # type: ignore[arg-type]

@@ -296,6 +296,11 @@ def test_neighborhoods(options: dict[str, Any], reach: list[tuple[int, int, int]
         assert bool((weights[..., :2] > 0).all() and (weights[:, :, :2] > 0).all())
 
 
+def test_no_radius_is_all_patches() -> None:
+    settings: dict[str, Any] = {"patch": 2, "classes": 5, "image_size": 8}
+    assert NeighborhoodTransformer(32, 2, 2, radius=None, **settings).encoder.masks == [None, None]
+
+
 def test_neighborhoods_that_do_not_fit_are_named() -> None:
     for options, message in (
         ({"radius": []}, "radius lists 0 entries for 2 layers"),

@@ -42,6 +42,26 @@ def test_a_grid_of_the_tables_size_has_the_table_itself() -> None:
     assert torch.equal(positions(Grid(3, 2, special=1)), positions.table)
 
 
+def test_a_row_for_a_special_token_that_is_not_there_is_left_out() -> None:
+    positions = ResampledPosition((3, 2), 8, special=1)
+    for space in (Grid(3, 2), Grid.packed([(3, 2)])):
+        assert torch.equal(positions(space), positions.table[1:])
+
+
+def test_compiled_it_takes_any_size_and_has_its_gradient() -> None:
+    torch._dynamo.reset()
+    positions = ResampledPosition((3, 2), 8, special=1)
+    compiled = torch.compile(positions, backend="aot_eager")
+    for size in ((3, 2), (5, 4), (6, 4), (5, 7)):
+        space = Grid(*size, special=1)
+        gradients = []
+        for module in (compiled, positions):
+            positions.zero_grad()
+            module(space).square().sum().backward()
+            gradients.append(positions.table.grad)
+        torch.testing.assert_close(*gradients)
+
+
 def test_special_tokens_without_a_vector_get_zeros() -> None:
     """Registers always, and the class token where the table has no row for it."""
     for special in (0, 1):

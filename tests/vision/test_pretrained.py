@@ -160,12 +160,15 @@ def test_back_to_timm(case: str) -> None:
         ({"pooling": "attention"}, "pooling by attention without"),
         ({"kv_heads": 1}, "grouped keys"),
         ({"norm": "res-post"}, "norm after a block"),
+        ({"scale": 1.0}, "scale"),
+        ({"depth": 2, "groups": 1}, "blocks that serve several layers"),
         ({"gate": True}, r"no place here: encoder\.blocks\.0\.attention\.gate\.weight"),
         ({"embedding": {"stem": [4]}}, r"embedding\.stem"),
     ],
 )
 def test_what_timm_has_not_is_refused(options: dict[str, Any], message: str) -> None:
-    ours = VisionTransformer(32, 1, 2, patch=8, classes=5, image_size=32, **options)
+    settings = {"depth": 1, "patch": 8, "classes": 5, "image_size": 32, **options}
+    ours = VisionTransformer(32, heads=2, **settings)
     with pytest.raises(ValueError, match=message):
         to_timm(ours)
 

@@ -23,7 +23,7 @@ from tests.vision.test_pretrained import (
     randomised,
     timm_model,
 )
-from vision import NeighborhoodTransformer, VisionTransformer
+from vision import NeighborhoodTransformer, SwinTransformer, VisionTransformer
 from vision.pretrained import load_pretrained
 
 Weights = dict[str, Tensor]
@@ -352,6 +352,13 @@ def test_what_does_not_fit_is_named(change: dict[str, Tensor | None], message: s
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
+@pytest.mark.parametrize("options", [{"heads": (1, 2)}, {"config": {}}])
+def test_options_that_weights_of_swin_leave_nothing_to_say_are_refused(options: Any) -> None:
+    theirs = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 4], [4, 4])
+    with pytest.raises(ValueError, match="heads, config: the weights of a Swin transformer say"):
+        SwinTransformer.from_state_dict(theirs.state_dict(), **options)
+
+
 def test_unknown_sources() -> None:
     ours = ours_like()
     with pytest.raises(
@@ -360,6 +367,8 @@ def test_unknown_sources() -> None:
         load_pretrained(ours, {"a": torch.ones(1), "b": torch.ones(1)})
     with pytest.raises(ValueError, match=r"got 'tim'\. Did you mean timm\?"):
         load_pretrained(ours, {"a": torch.ones(1)}, "tim")
+    with pytest.raises(ValueError, match=r"they have our own names; model\.load_state_dict"):
+        load_pretrained(ours, ours.state_dict())
     theirs = timm_model("vit_small_patch16_224").state_dict()
     with pytest.raises(ValueError, match=r"have no place here"):
         load_pretrained(ours, theirs, "torchvision")

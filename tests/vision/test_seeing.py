@@ -11,8 +11,10 @@ import transformers
 from torch import Tensor
 
 from attention_core import Neighborhood, record_attention
+from tests.allocated import Allocated
 from vision import SwinTransformer, TokenMerging, VisionTransformer
 from vision.embeddings import drop_patches
+from vision.recording import record, stack
 from vision.seeing import (
     attention_maps,
     attention_rollout,
@@ -311,6 +313,32 @@ def test_maps_of_windows_end_where_the_image_does() -> None:
     torch.testing.assert_close(pooling_attention(model, image), torch.full((2, 4, 2, 2), 0.25))
 
 
+@pytest.mark.parametrize("special", [0, 2])
+def test_distances_of_a_local_model_are_those_of_its_whole_table(special: int) -> None:
+    """From pairs alone, in images of any size, special tokens and the ends of windows aside."""
+    local = vit(pooling="mean", registers=special, mask=[Neighborhood(1), None])
+    for model in (local, swin(), swin(version=2)):
+        image = images(1, rows=5, columns=3)
+        layers = record(model, stack(model), image)
+        found = mean_attention_distance(model, image)
+        for layer, weights in enumerate(layers):
+            rows, columns = weights.size
+            scale = 1 if isinstance(model, VisionTransformer) or layer < 2 else 2
+            places = list(product(range(rows), range(columns)))
+            table = torch.tensor([[apart(a, b, scale) for b in places] for a in places])
+            given = weights.on_grid(weights.weights[0, :, weights.queries.num_special :]).flatten(2)
+            expected = (given * table).sum((1, 2)) / given.sum((1, 2))
+            torch.testing.assert_close(found[layer, : len(expected)], expected)
+
+
+def test_distances_of_windows_do_not_need_a_table_of_all_pairs() -> None:
+    model = SwinTransformer(8, (2,), (4,), window=2, patch=1, classes=None, channels=1).eval()
+    with Allocated() as made:
+        mean_attention_distance(model, torch.rand(1, 1, 64, 64))
+    table = 4 * 64**4  # numbers, of four heads
+    assert made.largest < 2 * table  # bytes: half of it
+
+
 def test_distances_of_windows_are_in_pixels_of_the_image() -> None:
     model = swin()
     spread_evenly(model)
@@ -354,6 +382,8 @@ class Dropping(VisionTransformer):
         (lambda: attention_maps(vit().train(), images()), "eval mode"),
         (lambda: attention_maps(vit(), images()[0]), r"must be \(B, C, H, W\), got \(1, 8, 15\)"),
         (lambda: mean_attention_distance(vit(), images(0)), "at least one image"),
+        (lambda: attention_maps(vit(), images(), query=3), "must be 'class', 'mean' or .* got 3"),  # type: ignore[arg-type]
+        (lambda: attention_rollout(vit(groups=1), images()), "blocks that serve several layers"),
         (lambda: attention_rollout(vit(), images(), residual=1.5), "residual .* got 1.5"),
         (lambda: attention_rollout(vit(), images(), discard=1.0), "discard .* got 1.0"),
         (lambda: attention_rollout(vit(), images(), heads="sum"), "heads .* got 'sum'"),  # type: ignore[arg-type]

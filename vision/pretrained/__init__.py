@@ -116,6 +116,10 @@ def build(
     ours, dropped = _translated(theirs, source)
     if is_swin(theirs):
         _check_type(model_type, SwinTransformer)
+        if heads is not None or config is not None:
+            raise UsageError(
+                "heads, config: the weights of a Swin transformer say all that either could."
+            )
         found, known = swin_settings(theirs, window=options.get("window")), None
     else:
         _check_type(model_type, VisionTransformer)
@@ -154,6 +158,11 @@ def _recognised(theirs: Weights, source: str | None) -> str:
     for name, one in SOURCES.items():
         if one.recognises(theirs):
             return name
+    if any(name.startswith("encoder.blocks.0.") for name in theirs):
+        raise UsageError(
+            "weights: they have our own names; model.load_state_dict loads them, or init.weights= "
+            "on the command line."
+        )
     raise UsageError(
         f"weights: they are of none of {', '.join(SOURCES)}; the first are {some(list(theirs))}."
     )

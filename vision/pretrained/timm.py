@@ -65,7 +65,9 @@ def to_timm(model: VisionTransformer) -> Weights:
 
     timm's model must be made with what has no weights: `num_heads`, `global_pool`, the `eps` of
     `norm_layer`, `act_layer`. Where there are registers, the vector for the place of the class
-    token becomes a part of the token, and timm's model takes `no_embed_class=True`.
+    token becomes a part of the token, and timm's model takes `no_embed_class=True`. Where theirs
+    was made with `qkv_bias=False`, ours has biases that may have been trained, and theirs takes
+    them with `qkv_bias=True`.
 
     Raises:
         UsageError: timm's has no such form; the message says of what.
@@ -90,12 +92,15 @@ def _unknown_to_timm(model: VisionTransformer) -> dict[str, bool]:
     block = model.encoder.blocks[0]
     attention = block.attention
     return {
+        "blocks that serve several layers": len(model.encoder.blocks) < len(model.encoder.masks),
         "mask": any(mask is not None for mask in model.encoder.masks),
         "relative positions": len(model.encoder.biases) > 0,
         "rotary positions": attention.rotary is not None,
         "fixed positions": not isinstance(model.positions, ResampledPosition | None),
         "grouped keys": attention.kv_heads != attention.heads,
-        "score or softcap": attention.score is not None or attention.softcap is not None,
+        "score, scale or softcap": any(
+            part is not None for part in (attention.score, attention.scale, attention.softcap)
+        ),
         "norm after a block": block.attention_residual.order != "pre",
         "pooling by attention without a feed-forward network": model.pooling == "attention",
         "overlapping patches": model.embedding.stride != model.embedding.patch,
