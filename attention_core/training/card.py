@@ -69,6 +69,10 @@ def write_card(
             (path.stem.replace("_", " ").capitalize(), f"{folder.figures.name}/{path.name}")
             for path in sorted(folder.figures.glob("*.png"))
         ],
+        pages=[
+            (path.stem.replace("_", " ").capitalize(), f"{folder.figures.name}/{path.name}")
+            for path in sorted(folder.figures.glob("*.html"))
+        ],
         allow=config.get("allow") or [],
         run=shlex.quote(run),
         run_in_python=json.dumps(run, ensure_ascii=False),

@@ -367,9 +367,11 @@ def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> 
     batch = next(iter(parts.data.test_dataloader()))
     batch = parts.data.transfer_batch_to_device(batch, task.device, 0)
     with torch.no_grad():
-        figures = task.figures(batch)
+        figures, pages = task.figures(batch), task.pages(batch)
     for name, figure in figures.items():
         save_figure(figure, folder.figures / f"{name}.png")
+    for name, page in pages.items():
+        (folder.figures / f"{name}.html").write_text(page, encoding="utf-8")
 
 
 @rank_zero_only

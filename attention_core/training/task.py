@@ -193,6 +193,10 @@ class Task(LightningModule):
         figure = self.attention_figure(batch)
         return {} if figure is None else {"attention": figure}
 
+    def pages(self, batch: Batch) -> dict[str, str]:
+        """HTML pages to write beside the figures, by file name, given the same batch."""
+        return {}
+
     def forward(self, **inputs: Any) -> Any:
         return self.model(**inputs)
 

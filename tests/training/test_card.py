@@ -75,14 +75,16 @@ def test_the_card_of_every_experiment_says_what_was_trained(
     facts, results, architecture, training = tables
     assert facts["data"] == config["about"]["data"]
     assert facts["samples"] == "1,400 training, 200 validation, 100 test"
-    assert facts.get("classes", "") == ", ".join(config["data"]["classes"])
+    assert facts.get("classes", "") == ", ".join(config["data"].get("classes", []))
     trained = sum(p.numel() for p in parts.task.model.parameters())
     assert facts["parameters"] == f"{trained:,}"
     assert results == {"test/loss": "0.2500", "test/accuracy": "0.9000"}
     arguments = {name: json.loads(value) for name, value in architecture.items()}
     assert arguments == {k: v for k, v in config["model"].items() if k != "_target_"}
     assert config["optimizer"]["_target_"] in training["optimizer"]
-    assert training["batch size"] == str(config["data"]["batch_size"])
+    tokens = config["data"].get("tokens")
+    size = str(config["data"]["batch_size"]) if tokens is None else f"about {tokens:,} tokens"
+    assert training["batch size"] == size
     assert training["time"] == "75 seconds"
     assert "epoch 2 of 3" in text
     assert "82.6% to 94.5%" in text  # Wilson's interval of 90 in 100, as in tables
@@ -98,6 +100,7 @@ def test_the_card_after_real_training(compose: Compose, tmp_path: Path) -> None:
     (values,) = parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
     folder.figures.mkdir()
     (folder.figures / "learning_curves.png").touch()
+    (folder.figures / "attention.html").touch()
 
     results = {**values, "best_epoch": 1}
     write_card(config, folder, results, parts.trainer, seconds=7200.0, resumed=True)
@@ -111,6 +114,7 @@ def test_the_card_after_real_training(compose: Compose, tmp_path: Path) -> None:
     assert tables[3]["time"] == "2.00 hours, since the run was last continued"
     assert torch.__version__ in tables[3]["versions"]
     assert "[Learning curves](figures/learning_curves.png)" in text
+    assert "[Attention, as a page](figures/attention.html)" in text
     assert f"run='{tmp_path}/a run'" in code[0]  # as a shell needs it
     assert "toy_domain" in text and "--config-dir" in text
 
