@@ -31,6 +31,9 @@ def test_one_epoch_ends_with_figures_and_evaluates_the_same(
         "learning_curves.png",
         "confusion.png",
         "attention.png",
+        "attention_layers.png",
+        "attention_words.png",
+        "attention.html",
     }
     assert len(Tokenizer.load(tmp_path / "run" / "tokenizer.json")) == 400
     assert evaluate(tmp_path / "run") == results
