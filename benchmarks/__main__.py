@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
 import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import edges
-from benchmarks.measure import in_turn, peak
+from benchmarks.measure import in_turn, machine, peak
 from benchmarks.patterns import (
     DEVICE,
     PATTERNS,
@@ -107,13 +105,6 @@ def _told(console: Console, measure: Any, *arguments: Any) -> dict[str, Any]:
     row: dict[str, Any] = measure(*arguments)
     console.print(f"measured {row['pattern']}", highlight=False)
     return row
-
-
-def machine() -> str:
-    if DEVICE == "cuda":
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def show(console: Console, results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import platform
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -62,6 +63,15 @@ def in_turn(
     ]
 
 
+def milliseconds(call: Callable[[], object]) -> float:
+    """Of one call, such as a training step or a generation."""
+    _finish()
+    start = time.perf_counter()
+    call()
+    _finish()
+    return 1e3 * (time.perf_counter() - start)
+
+
 def peak(make: Callable[..., Forward], *arguments: Any) -> float:
     """MiB that forward and backward of `make(*arguments)` take beyond what lies there before, in a
     fresh process. Linux only; on CUDA the memory of the device."""
@@ -91,6 +101,14 @@ def _resident(field: str) -> float:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
+
+
+def machine() -> str:
+    """What measures, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _finish() -> None:
