@@ -217,8 +217,11 @@ class TextEncoder(TokenEncoder):
             normalize: to length 1, so that a product of two is their cosine.
 
         Raises:
-            ValueError: a text is longer than the model's positions, unless it is `windowed`.
+            ValueError: a text is longer than the model's positions, unless it is `windowed`; or
+                `batch` is below 1.
         """
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         training, device = self.training, self.embedding.table.weight.device
         self.eval()
         try:

@@ -90,7 +90,13 @@ def generate(
     """
     stops = [stop] if isinstance(stop, int) else list(stop)
     _check_options(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, beams)
+    if beams == 1 and length_penalty != 1:
+        raise ValueError(
+            f"length_penalty={length_penalty} is of beam search, but beams=1: give beams above 1"
+        )
     ids, lengths = _left_padded(ids, lengths, side)
+    if not len(ids):
+        return []
     limit, longest = model.max_length, ids.shape[1] + max_tokens - 1
     if limit is not None and longest > limit:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -43,5 +44,7 @@ class TextFiles(TextData):
             raise UsageError(str(error).replace("input:", "data.root:", 1)) from error
         texts = [read_text(path, self.errors) for path in paths]
         if self.lines:
-            texts = [line for text in texts for line in text.splitlines()]
+            # str.splitlines would also cut where a text has U+2028 or a form feed
+            texts = [line for text in texts for line in io.StringIO(text, newline=None)]
+            texts = [line.removesuffix("\n") for line in texts]
         return [Labelled(text) for text in texts if text.strip()]

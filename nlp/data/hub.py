@@ -14,7 +14,9 @@ class HubTexts(TextData):
     """A data set that `datasets.load_dataset` finds by its name, or reads from local files.
 
     Where it has the splits "validation" or "test", these are the parts, and none of their texts is
-    trained with; what is not there is cut from the others by a hash of each text.
+    trained with, nor validated with where it is the test's; what is not there is cut from the
+    others by a hash of each text. A text without a label is left out where labels are asked for,
+    and no text at all (null) counts as an empty one.
 
     Args:
         name: the first argument of `load_dataset`: "imdb", "user/name"; or "csv", "json", "text",
@@ -26,7 +28,7 @@ class HubTexts(TextData):
 
     Raises:
         UsageError: when it loads: the package `datasets` is not installed, the data cannot be
-            loaded, or has no such column.
+            loaded, has no such column, or a column that holds no texts.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class HubTexts(TextData):
             for part, name in (("val", "validation"), ("test", "test"))
             if name in splits
         }
-        taken = {same(row.text) for rows in given.values() for row in rows}
+        taken = {same(row.text) for row in given.get("test", [])}
+        if "val" in given:
+            given["val"] = [row for row in given["val"] if same(row.text) not in taken]
+            taken |= {same(row.text) for row in given["val"]}
         others = distinct(row for rows in splits.values() for row in rows)
         others = [row for row in others if same(row.text) not in taken]
         train, val, test = split(self.wanted(others))
@@ -80,12 +85,20 @@ class HubTexts(TextData):
                     f"data.{argument}: {self.name!r} has no column {column!r}; it has "
                     f"{', '.join(part.column_names)}."
                 )
-        texts = part[self.text]
+        texts = ["" if text is None else text for text in part[self.text]]
+        odd = next((text for text in texts if not isinstance(text, str)), None)
+        if odd is not None:
+            raise UsageError(
+                f"data.text: the column {self.text!r} of {self.name!r} must hold texts, got "
+                f"{odd!r:.80}."
+            )
         if self.label is None:
-            return [Labelled(str(text)) for text in texts]
-        # A feature of classes knows their names
-        name = getattr(part.features[self.label], "int2str", str)
-        labels = part[self.label]
-        return [
-            Labelled(str(text), str(name(label))) for text, label in zip(texts, labels, strict=True)
-        ]
+            return [Labelled(text) for text in texts]
+        # A feature of classes knows their names, and has -1 where there is no label
+        classes = part.features[self.label]
+        name = getattr(classes, "int2str", str)
+        none = (None, -1) if hasattr(classes, "int2str") else (None,)
+        rows = zip(texts, part[self.label], strict=True)
+        if self.objective is None:
+            rows = ((text, label) for text, label in rows if label not in none)
+        return [Labelled(text, "" if label in none else str(name(label))) for text, label in rows]

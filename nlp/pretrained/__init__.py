@@ -51,7 +51,17 @@ SOURCES: dict[str, Family] = {
 }
 
 #: Others that have the names of one of these: what their configuration calls them.
-ALIASES = {"xlm-roberta": "roberta", "camembert": "roberta", "mistral": "llama"}
+ALIASES = {"xlm-roberta": "roberta", "camembert": "roberta", "mistral": "llama", "mt5": "t5"}
+
+_ENCODERS = ("modernbert", "albert", "distilbert", "roberta", "bert")
+
+#: The sources that a model can be made from.
+FAMILIES: dict[type[nn.Module], tuple[str, ...]] = {
+    TextEncoder: _ENCODERS,
+    MaskedLanguageModel: _ENCODERS,
+    TextDecoder: ("gpt2", "llama"),
+    Seq2SeqTransformer: ("t5",),
+}
 
 #: The parts that a model reads, beside its tokens.
 PARTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -116,6 +126,7 @@ def build(
     source = _recognised(theirs, source, config)
     one = SOURCES[source]
     prepared, _ = one.prepare(without_prefix(theirs, *one.prefixes))
+    _check_type(model_type, source)
     found = one.settings(prepared, config, heads)
     found = _of_type(model_type, one, prepared, found, config)
     if issubclass(model_type, TextEncoder):
@@ -123,6 +134,16 @@ def build(
     model = model_type(**{**found, **options})
     _load(model, theirs, source, head="classes" not in options)
     return model
+
+
+def _check_type(model_type: type[nn.Module], source: str) -> None:
+    """Refuses the weights of an encoder for a decoder, and the reverse."""
+    fitting = [kind for kind, sources in FAMILIES.items() if source in sources]
+    if not issubclass(model_type, tuple(fitting)):
+        raise UsageError(
+            f"weights: they are of {source!r}, for {' or '.join(k.__name__ for k in fitting)}, "
+            f"not for {model_type.__name__}."
+        )
 
 
 def _of_type(
@@ -147,8 +168,9 @@ def _of_type(
         first = one is not MODERNBERT or config.get("classifier_pooling", "cls") == "cls"
         return {**found, "pooling": "first" if first else "mean"}
     head = weights.get("lm_head.weight")
-    table = weights.get(next(iter(one.copies.values())))
-    return {**found, "tied": head is None or table is None or head.equal(table)}
+    if head is None:  # of a file without scores only the configuration knows
+        return {**found, "tied": config.get("tie_word_embeddings") is not False}
+    return {**found, "tied": head.equal(weights[next(iter(one.copies.values()))])}
 
 
 def _is(one: Family, part: str, name: str) -> bool:
@@ -164,9 +186,15 @@ def _recognised(theirs: Weights, source: str | None, config: Mapping[str, Any]) 
             )
         return source
     named = config.get("model_type")
-    named = ALIASES.get(str(named), named)
-    if named in SOURCES:
-        return str(named)
+    if named is not None:
+        known = ALIASES.get(str(named), str(named))
+        if known in SOURCES:
+            return known
+        # It may have the names of one of these, and yet compute something else
+        raise UsageError(
+            f"config: model_type {named!r} is none of {', '.join([*SOURCES, *ALIASES])}. Where it "
+            "computes the same as one of them, give source=."
+        )
     for name, one in SOURCES.items():
         if one.recognises(without_prefix(theirs, *one.prefixes)):
             return name

@@ -57,6 +57,7 @@ def _settings(weights: Weights, config: Config, heads: int | None) -> dict[str, 
     scores = weights.get("lm_head.weight")
     tied = scores is None or scores.equal(words)
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", tied))
+    scaled = scaled and config.get("model_type") != "mt5"  # which scales nothing, tied or not
     return {
         "vocabulary": len(words),
         "dim": words.shape[1],
