@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Listing
 from typing import Any, Literal, get_args
 
@@ -204,7 +205,7 @@ class TextEncoder(TokenEncoder):
 
     @torch.no_grad()
     def embed(
-        self, texts: Listing[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
+        self, texts: Iterable[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
     ) -> Tensor:
         """A vector for each text, (N, D): its pooled tokens (Reimers & Gurevych, 2019).
 

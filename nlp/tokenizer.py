@@ -192,11 +192,11 @@ class Tokenizer:
         """How many tokens there are: ids are below it."""
         return int(self._backend.get_vocab_size())
 
-    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    def encode(self, texts: Iterable[str], *, special: bool = True) -> list[list[int]]:
         """The ids of each text.
 
         Args:
-            texts: a list of them.
+            texts: several of them.
             special: with the special tokens that belong in front and at the end: ``<s>`` first
                 where `train` made the tokenizer.
 

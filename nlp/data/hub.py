@@ -98,7 +98,7 @@ class HubTexts(TextData):
         classes = part.features[self.label]
         name = getattr(classes, "int2str", str)
         none = (None, -1) if hasattr(classes, "int2str") else (None,)
-        rows = zip(texts, part[self.label], strict=True)
+        rows = list(zip(texts, part[self.label], strict=True))
         if self.objective is None:
-            rows = ((text, label) for text, label in rows if label not in none)
+            rows = [(text, label) for text, label in rows if label not in none]
         return [Labelled(text, "" if label in none else str(name(label))) for text, label in rows]

@@ -198,8 +198,10 @@ def _recognised(theirs: Weights, source: str | None, config: Mapping[str, Any]) 
     for name, one in SOURCES.items():
         if one.recognises(without_prefix(theirs, *one.prefixes)):
             return name
+    own = " Those of a model of this package are for its load_state_dict."
     raise UsageError(
         f"weights: they are of none of {', '.join(SOURCES)}; the first are {some(list(theirs))}."
+        f"{own if 'embedding.table.weight' in theirs else ''}"
     )
 
 

@@ -186,6 +186,54 @@ def test_hugging_face_by_name(tmp_path: Path) -> None:
         HubTexts(label=None, **settings)
 
 
+@needs("datasets")
+def test_hugging_face_texts_without_labels_and_labels_without_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    named = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+
+    def part(texts: list[Any], labels: list[int], **more: Any) -> Any:
+        return datasets.Dataset.from_dict({"text": texts, "label": labels}, **more)
+
+    parts = {  # as imdb has them
+        "train": part(WORDS[:40], [0, 1] * 20, features=named),
+        "unsupervised": part(WORDS[40:], [-1] * 20, features=named),
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(parts))
+    data = HubTexts(name="imdb", classes=["neg", "pos"], **SETTINGS)
+    assert sum(map(len, data.parts().values())) == 40
+    data = HubTexts(name="imdb", objective=NextToken(), **SETTINGS)
+    assert sum(map(len, data.parts().values())) == 60
+    # The same texts in both parts are the test's; a number may be a label; null is no text
+    parts = {
+        "train": part([*WORDS[:20], None], [-1, 1] * 10 + [1]),
+        "validation": part(WORDS[20:40], [-1, 1] * 10),
+        "test": part(WORDS[30:60], [-1, 1] * 15),
+    }
+    data = HubTexts(name="mine", classes=["-1", "1"], **SETTINGS)
+    texts = {name: {row.text for row in rows} for name, rows in data.parts().items()}
+    assert texts == {
+        "train": {*WORDS[:20], ""},
+        "val": set(WORDS[20:30]),
+        "test": set(WORDS[30:]),
+    }
+    parts = {"train": part([["a", "b"]] * 4, [0, 1] * 2)}
+    with pytest.raises(UsageError, match="data.text: the column 'text' .*must hold texts, got"):
+        data.parts()
+
+
+def test_only_line_ends_end_a_line(tmp_path: Path) -> None:
+    lines = [f"{text}\u2028one more\x85\x0c" for text in WORDS]
+    path = tmp_path / "lines.txt"
+    path.write_bytes("\r\n".join(lines[:30]).encode() + b"\n" + "\n".join(lines[30:]).encode())
+    rows = TextFiles(root=str(path), lines=True, **SETTINGS).rows()
+    assert [row.text for row in rows] == lines
+
+
 def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(WORDS))
     file = tmp_path / "mine.json"

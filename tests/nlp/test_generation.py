@@ -197,12 +197,35 @@ def test_every_stop_token_ends_a_text_and_is_left_out() -> None:
         ({"top_p": 0.9}, "top_p say what to draw from, but temperature=0"),
         ({"beams": 2, "temperature": 1.0}, "beams=2 search and draw nothing"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0 is of beam search, but beams=1"),
         ({"max_tokens": 65}, "9 tokens, and max_tokens=65 more need 73 positions: .* has 64"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         models()[1].generate(*prompts(), **options)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_prompt_at_all_has_no_continuation(beams: int) -> None:
+    translator = Seq2SeqTransformer(VOCABULARY, 16, 1, 4)
+    none, lengths = torch.zeros(0).long(), torch.zeros(0).long()
+    for ids, sizes in ((none, lengths), (none.view(0, 4), None), (none.view(0, 4), lengths)):
+        assert models()[1].generate(ids, sizes, beams=beams) == []
+        assert translator.generate(ids, sizes, start=1, beams=beams) == []
+
+
+@pytest.mark.parametrize("stop", [[], [0], [0, 1, 2]], ids=str)
+def test_more_beams_than_tokens_find_the_likeliest_text(stop: list[int]) -> None:
+    torch.manual_seed(0)
+    model = TextDecoder(3, 8, 1, 2)
+    torch.nn.init.normal_(model.embedding.table.weight, std=2.0)
+    best = [
+        model.generate(torch.tensor([1]), beams=beams, max_tokens=3, stop=stop, length_penalty=0.0)
+        for beams in (27, 40)
+    ]
+    assert best[0][0].tolist() == best[1][0].tolist()
+    assert len(best[0][0]) <= (0 if len(stop) == 3 else 3)
 
 
 def test_a_prompt_without_a_token_is_named() -> None:

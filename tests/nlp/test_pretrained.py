@@ -8,7 +8,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from attention_core.training.errors import UsageError
-from nlp import MaskedLanguageModel, TextEncoder
+from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder
 from nlp.batches import pad, unpad
 from nlp.pretrained import SOURCES, load_pretrained
 
@@ -199,8 +199,20 @@ def test_unknown_weights_and_sources() -> None:
         TextEncoder.from_state_dict({"a": torch.ones(1)})
     with pytest.raises(UsageError, match="source must be one of .*, got 'berd'"):
         TextEncoder.from_state_dict({"a": torch.ones(1)}, source="berd")
+    own = TextEncoder(V, 16, 1, 2, classes=2).state_dict()
+    with pytest.raises(UsageError, match="of none of .* are for its load_state_dict"):
+        TextEncoder.from_state_dict(own)
     with pytest.raises(TypeError, match="model must be one of TextEncoder, .*; got Linear"):
         load_pretrained(nn.Linear(1, 1), random(hf.BertModel, bert()).state_dict())
+
+
+def test_an_encoder_s_weights_are_for_no_decoder() -> None:
+    theirs = random(hf.BertModel, bert()).state_dict()
+    for model in (TextDecoder, Seq2SeqTransformer):
+        with pytest.raises(
+            UsageError, match=f"of 'bert', for TextEncoder .*not for {model.__name__}"
+        ):
+            model.from_state_dict(theirs, heads=4)
 
 
 def test_every_family_is_recognised_by_its_names() -> None:

@@ -133,6 +133,32 @@ def test_t5(kind: str) -> None:
     assert (ours.head.weight is None) == tied
 
 
+def test_mt5_scales_no_scores_though_they_are_tied() -> None:
+    config = hf.MT5Config(vocab_size=V, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4)
+    theirs, ids = random(hf.MT5ForConditionalGeneration, config, 0.05), texts()[None, :9]
+    ours = Seq2SeqTransformer.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    with torch.no_grad():
+        wanted = theirs(input_ids=ids, decoder_input_ids=ids).logits
+        torch.testing.assert_close(ours(ids, None, ids), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_only_has_the_names_of_a_known_one_is_refused() -> None:
+    # Granite has Llama's names, and multiplies embeddings, residuals and scores
+    config = hf.GraniteConfig(**SMALL, num_key_value_heads=2, residual_multiplier=0.5)
+    theirs = random(hf.GraniteForCausalLM, config).state_dict()
+    with pytest.raises(UsageError, match="model_type 'granite' is none of .*give source="):
+        TextDecoder.from_state_dict(theirs, config=config.to_dict())
+    TextDecoder.from_state_dict(theirs, config=config.to_dict(), source="llama")
+
+
+def test_a_file_without_the_scores_that_its_configuration_promises() -> None:
+    theirs = random(hf.LlamaModel, llama(ROPES["default"], tie_word_embeddings=False))
+    state, config = theirs.state_dict(), theirs.config.to_dict()
+    with pytest.raises(UsageError, match=r"1 missing: head.weight \(60, 16\)"):
+        TextDecoder.from_state_dict(state, config=config)
+    assert TextDecoder.from_state_dict(state, config=config, tied=True).head.weight is None
+
+
 def test_what_shapes_do_not_tell_is_asked_for() -> None:
     theirs = random(hf.LlamaForCausalLM, llama({"rope_theta": 1e4})).state_dict()
     with pytest.raises(UsageError, match="num_attention_heads cannot be told from shapes"):

@@ -246,3 +246,21 @@ def test_the_example_counts_bits_as_it_says(
     text = (b"so it goes " * 50).decode()
     learned = KneserNey([list(text.encode())], 256).bits([list(text.encode())])
     assert learned < 8 * len(gzip.compress(text.encode()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"beam": 4}, "task.generation: .*unexpected keyword argument 'beam'"),
+        ({"temperature": -1}, "task.generation: temperature must be at least 0, got -1"),
+        ({"top_p": 0.9}, "task.generation: top_p say what to draw from"),
+        ({"max_tokens": 33}, "task.generation: .* max_tokens=33 more need 33 positions: .* has 32"),
+    ],
+)
+def test_wrong_options_of_generation_are_found_before_an_epoch(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_generation(options, 32)
+    for good in ({}, {"beams": 4, "max_tokens": 32}, {"temperature": 1.0, "top_p": 0.9}):
+        check_generation(good, 64)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_core import Neighborhood, Rotary
-from nlp import MaskedLanguageModel, TextEncoder, TokenEmbedding
+from nlp import MaskedLanguageModel, TextEncoder, TokenEmbedding, Tokenizer
 from nlp.batches import pad, unpad
 from nlp.embeddings import Positions
 from nlp.encoder import Pooling
@@ -209,3 +209,17 @@ def test_unknown_choices_list_the_known_ones() -> None:
         build(pooling="cls")
     with pytest.raises(ValueError, match="positions must be one of 'learned', 'sinusoidal', None"):
         TokenEmbedding(5, 4, positions="rotary")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
+    texts = ["the cat sat", "", "a dog"]
+    tokenizer = Tokenizer.train(texts, 300)
+    model = TextEncoder(300, 16, 1, 4, classes=3, pooling=pooling)
+    vectors = model.embed(texts, tokenizer, batch=2)
+    assert vectors.shape == (3, 16)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(model.embed((text for text in texts), tokenizer), vectors)
+    assert model.embed([], tokenizer).shape == (0, 16)
+    with pytest.raises(ValueError, match="batch must be at least 1, got -2"):
+        model.embed(texts, tokenizer, batch=-2)

@@ -75,6 +75,15 @@ def test_a_lone_surrogate_is_no_text_and_becomes_a_question_mark(tokenizer: Toke
     assert tokenizer.decode(tokenizer.encode(["a\ud800b"])[0]) == "a?b"
 
 
+def test_a_lone_surrogate_does_not_stop_training() -> None:
+    tokenizer = Tokenizer.train(["ab\ud800"] * 4, vocabulary=300)
+    assert tokenizer.to_json() == Tokenizer.train(["ab?"] * 4, vocabulary=300).to_json()
+
+
+def test_texts_may_be_any_iterable(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(text for text in TEXTS) == tokenizer.encode(TEXTS)
+
+
 def test_merges_are_learned_and_bytes_remain(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode([" late"])[0]
     assert tokenizer.pieces(ids) == ["<s>", "·late"]
@@ -123,6 +132,8 @@ def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> N
         Tokenizer.train(TEXTS, vocabulary=300, kind="unigram")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no tokenizer file"):
         Tokenizer.load(tmp_path / "none.json")
+    with pytest.raises(TypeError, match="texts must be several str, got 'one text'"):
+        Tokenizer.train("one text", vocabulary=300)
     with pytest.raises(TypeError, match="texts must be a list of str, got 'one text'"):
         tokenizer.encode("one text")
 
