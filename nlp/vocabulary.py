@@ -23,9 +23,12 @@ def read_tokenizer(package: Any, path: Path, lowercase: bool | None) -> Any:
     if lowercase is not None:
         raise ValueError(f"lowercase is for a vocab.txt, got {path.name}, which says it itself")
     try:
-        if "model" not in json.loads(path.read_text(encoding="utf-8")):
-            return _byte_level_bpe(package, path)
-        return package.Tokenizer.from_file(str(path))
+        content = _object(path)
+        if "model" in content:
+            return package.Tokenizer.from_file(str(path))
+        if not all(isinstance(id, int) for id in content.values()):
+            raise ValueError("it has no model, nor are its entries pieces and their ids")
+        return _byte_level_bpe(package, path)
     except FileNotFoundError:
         raise
     except Exception as error:  # the package raises nothing narrower
@@ -34,7 +37,10 @@ def read_tokenizer(package: Any, path: Path, lowercase: bool | None) -> Any:
 
 def _wordpiece(package: Any, path: Path, lowercase: bool | None) -> Any:
     """BERT's tokenizer from the list of its pieces."""
-    vocabulary = package.models.WordPiece.read_file(str(path))
+    try:
+        vocabulary = package.models.WordPiece.read_file(str(path))
+    except Exception as error:  # the package raises nothing narrower
+        raise ValueError(f"{str(path)!r} is no WordPiece vocabulary: {error}") from error
     lacking = [name for name in ("[UNK]", "[CLS]", "[SEP]") if name not in vocabulary]
     if lacking:
         raise ValueError(f"{str(path)!r} is no WordPiece vocabulary: it has no {lacking[0]}")
@@ -55,8 +61,18 @@ def _wordpiece(package: Any, path: Path, lowercase: bool | None) -> Any:
 def _says_lowercase(config: Path) -> bool | None:
     if not config.is_file():
         return None
-    said = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case")
+    try:
+        said = _object(config).get("do_lower_case")
+    except ValueError as error:
+        raise ValueError(f"{str(config)!r} is no configuration: {error}") from error
     return said if isinstance(said, bool) else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds no JSON object, but {content!r:.60}")
+    return content
 
 
 def _byte_level_bpe(package: Any, path: Path) -> Any:

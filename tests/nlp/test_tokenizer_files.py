@@ -99,6 +99,21 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="lowercase is for a vocab.txt, got tokenizer.json"):
         Tokenizer.load(tmp_path, lowercase=True)
+    for wrong, words in (([1], "no JSON object, but .1."), ({"a": "b"}, "has no model, nor are")):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(wrong))
+        with pytest.raises(
+            ValueError, match=f"tokenizer.json' is no tokenizer file: it (holds )?{words}"
+        ):
+            Tokenizer.load(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"[UNK]\n[CLS]\n[SEP]\n\xff\n")
+    with pytest.raises(ValueError, match="vocab.txt' is no WordPiece vocabulary: .*UTF-8"):
+        Tokenizer.load(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
+    for wrong in ("{broken", "[]"):
+        (tmp_path / "tokenizer_config.json").write_text(wrong)
+        with pytest.raises(ValueError, match="tokenizer_config.json' is no configuration"):
+            Tokenizer.load(tmp_path / "vocab.txt")
+    (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"vocab.txt' is no WordPiece vocabulary: .* \[UNK\]"):
         Tokenizer.load(tmp_path / "vocab.txt")
