@@ -230,22 +230,19 @@ class Tokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as a reader wants to see it: a leading space as "·", part of a character as
-        its byte in hexadecimal."""
+        its byte in hexadecimal, and an id that stands for no token, of which a model may have some
+        to spare, as its number."""
         return [self._piece(token) for token in ids]
 
     def spell(self, ids: Sequence[int]) -> list[bytes]:
         """The text that each token stands for, in UTF-8, with the space in front of a word; special
-        tokens stand for none. A token may hold a part of a character."""
+        tokens and ids of no token stand for none. A token may hold a part of a character."""
         return [b"" if token in self.special else self._spelled(token) for token in ids]
 
-    def _name(self, token: int) -> str:
-        name = self._backend.id_to_token(token)
-        if name is None:
-            raise ValueError(f"ids are below {len(self)}, got {token}")
-        return str(name)
-
     def _spelled(self, token: int) -> bytes:
-        name = self._name(token)
+        name = str(self._backend.id_to_token(token) or "")
+        if not name:
+            return b""
         if self._is_wordpiece and not self._has_bytes:
             return (name[2:] if name.startswith("##") else f" {name}").encode()
         if self._is_wordpiece and name.startswith("##"):
@@ -256,8 +253,11 @@ class Tokenizer:
         return name.replace("▁", " ").encode()
 
     def _piece(self, token: int) -> str:
+        name = self._backend.id_to_token(token)
+        if name is None:
+            return f"#{token}"
         if token in self.special or not self._has_bytes:
-            return self._name(token).replace("▁", "·")
+            return str(name).replace("▁", "·")
         spelled = self._spelled(token)
         try:
             text = spelled.decode("utf-8")

@@ -130,7 +130,8 @@ def build(
     found = one.settings(prepared, config, heads)
     found = _of_type(model_type, one, prepared, found, config)
     if issubclass(model_type, TextEncoder):
-        found.update(read_pooling(weights))
+        exact = not {"classes", "pooling"} & options.keys()
+        found.update(read_pooling(weights, exact=exact))
     model = model_type(**{**found, **options})
     _load(model, theirs, source, head="classes" not in options)
     return model

@@ -40,24 +40,39 @@ def read_config(weights: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     return {} if isinstance(weights, Mapping) else _json(_folder(weights) / "config.json")
 
 
-def read_pooling(weights: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+def read_pooling(weights: Mapping[str, Any] | str | Path, *, exact: bool) -> dict[str, Any]:
     """The pooling of a sentence encoder, which sentence-transformers keeps in a folder beside it.
 
+    Args:
+        exact: whether outputs are to be the published ones, and not those of a new head.
+
     Raises:
-        UsageError: it is another than of `TextEncoder`.
+        UsageError: it is another than of `TextEncoder`; or several are joined or a layer follows,
+            where outputs are to be exact.
     """
     if isinstance(weights, Mapping):
         return {}
-    found = _json(_folder(weights) / "1_Pooling" / "config.json")
+    folder = _folder(weights)
+    found = _json(folder / "1_Pooling" / "config.json")
     kinds = {"cls": "first", "mean": "mean", "max": "max"}
     names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
     if not found:
         return {}
-    for kind, pooling in kinds.items():
-        named = found.get("pooling_mode") == kind
-        if named or found.get(f"pooling_mode_{names[kind]}"):
-            return {"pooling": pooling, "pooler": None}
-    raise UsageError(f"weights: their pooling is none of {', '.join(kinds)}: {found}.")
+    named = [
+        kind
+        for kind in kinds
+        if found.get("pooling_mode") == kind or found.get(f"pooling_mode_{names[kind]}")
+    ]
+    if not named:
+        raise UsageError(f"weights: their pooling is none of {', '.join(kinds)}: {found}.")
+    dense = sorted(path.name for path in folder.glob("*_Dense"))
+    if exact and (dense or named[1:]):
+        what = f"go through {dense[0]}" if dense else f"are joined of {' and '.join(named)}"
+        raise UsageError(
+            f"weights: pooled tokens {what}, which TextEncoder does not have. Give pooling= or "
+            "classes= for outputs of your own."
+        )
+    return {"pooling": kinds[named[0]], "pooler": None}
 
 
 def _folder(weights: str | Path) -> Path:

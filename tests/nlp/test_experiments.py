@@ -16,7 +16,7 @@ STATED = {
     # Always answering "sports" gives 0.23
     "nlp/bbc_topics_tiny": {"test/accuracy": 0.8},
     # Always answering "negative" gives 0.42
-    "nlp/sentiment_minilm_tiny": {"test/accuracy": 0.6},
+    "nlp/sentiment_minilm_tiny": {"test/accuracy": 0.68},
 }
 
 
@@ -52,8 +52,7 @@ def test_a_small_gpt_writes_shorter_than_compressors(
 
     train(compose("experiment=nlp/bbc_gpt_tiny", config_dir=None), tmp_path / "run")
     bits = compare(tmp_path / "run")
-    assert bits["this model"] < bits["gzip -9"]
-    assert bits["5-gram over its tokens"] < bits["5-gram over bytes"] < bits["xz -9"]
+    assert bits["this model"] < bits["xz -9"] < bits["gzip -9"]
     (tmp_path / "prompts.txt").write_text("The government said\n")
     assert predict(tmp_path / "run", tmp_path / "prompts.txt", tmp_path / "rows.jsonl") == 0
     (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
@@ -61,13 +60,13 @@ def test_a_small_gpt_writes_shorter_than_compressors(
 
 
 @pytest.mark.slow
-def test_translations_are_nearer_than_copies(
+def test_a_translator_begins_to_translate(
     compose: Compose,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     skip_without_data("nlp/translate_de_tiny")
     results = train(compose("experiment=nlp/translate_de_tiny", config_dir=None), tmp_path / "run")
-    assert results["test/chrf"] > results["test/chrf_copy"]
+    assert results["test/chrf"] > 20  # 2.5 where it has hardly begun
     (tmp_path / "texts.txt").write_text("Change my password\n")
     assert predict(tmp_path / "run", tmp_path / "texts.txt", tmp_path / "rows.jsonl") == 0
     (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]

@@ -1,5 +1,7 @@
 """Published models' weights in ours: all outputs equal those of transformers."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,6 +194,29 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded() -> None:
     assert all(value.equal(before[name]) for name, value in ours.state_dict().items())
     with pytest.raises(UsageError, match=r"1 of 54 have no place here: other \(2,\)"):
         load_pretrained(ours, {**theirs, "other": torch.ones(2)})
+
+
+def test_the_pooling_of_a_sentence_encoder(tmp_path: Path) -> None:
+    random(hf.BertModel, bert()).save_pretrained(tmp_path)
+    assert TextEncoder.from_state_dict(tmp_path).pooling == "first"
+    (tmp_path / "1_Pooling").mkdir()
+    settings = tmp_path / "1_Pooling" / "config.json"
+    for name, pooling in (("cls_token", "first"), ("mean_tokens", "mean"), ("max_tokens", "max")):
+        settings.write_text(json.dumps({f"pooling_mode_{name}": True}))
+        ours = TextEncoder.from_state_dict(tmp_path)
+        assert ours.pooling == pooling and isinstance(ours.pooler, nn.Identity)
+    settings.write_text('{"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}')
+    with pytest.raises(UsageError, match="pooled tokens are joined of mean and max"):
+        TextEncoder.from_state_dict(tmp_path)
+    settings.write_text('{"pooling_mode": "mean"}')
+    (tmp_path / "2_Dense").mkdir()
+    with pytest.raises(UsageError, match="pooled tokens go through 2_Dense"):
+        TextEncoder.from_state_dict(tmp_path)
+    assert TextEncoder.from_state_dict(tmp_path, classes=2).pooling == "mean"
+    assert TextEncoder.from_state_dict(tmp_path, pooling="max").pooling == "max"
+    settings.write_text('{"pooling_mode_lasttoken": true}')
+    with pytest.raises(UsageError, match="their pooling is none of cls, mean, max"):
+        TextEncoder.from_state_dict(tmp_path)
 
 
 def test_unknown_weights_and_sources() -> None:

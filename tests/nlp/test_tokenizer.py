@@ -102,6 +102,13 @@ def test_word_pieces_are_learned_and_bytes_remain() -> None:
     assert set(first[1:]).isdisjoint(later[1:])
 
 
+def test_an_id_of_no_token_is_shown_as_its_number() -> None:
+    tokenizer = Tokenizer.train(TEXTS, vocabulary=600)
+    beyond = len(tokenizer) + 5  # as a model may write that has more ids
+    assert tokenizer.pieces([beyond]) == [f"#{beyond}"]
+    assert tokenizer.spell([beyond]) == [b""] and tokenizer.decode([beyond]) == ""
+
+
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_training_is_deterministic_and_a_file_brings_it_back(kind: Any, tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(TEXTS, vocabulary=600, kind=kind)
