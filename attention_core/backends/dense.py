@@ -1,4 +1,7 @@
-"""All pairs on `scaled_dot_product_attention`; no tensor of pairs where none is needed."""
+"""All pairs on `scaled_dot_product_attention`; no tensor of pairs where none is needed.
+
+Packed samples whose pairs nothing else restricts are attended one after the other.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,15 @@ if TYPE_CHECKING:
 RATE = Rate(0.4, 0.020, 1.6, 0.071)
 _CAUSAL = 0.77
 _TENSOR = Rate(0.5, 0.0, 0.9, 0.0)
+#: Of the call for one packed sample, forward; and forward and backward.
+_CALL = (40_000.0, 150_000.0)
 
 
 class Prepared:
     """What SDPA gets: `is_causal`, or a bool mask, and the queries whose output is 0.
 
     Attributes:
+        samples: the lengths of packed samples, if SDPA is called for each.
         causal: leave the mask to SDPA's `is_causal`.
         allowed: bool broadcastable to (B, H, Lq, Lk), all True on empty rows, or None.
         empty: bool broadcastable to (B, H, Lq, 1), True where a query may attend to no key.
@@ -35,8 +41,9 @@ class Prepared:
         self.pairs = job.pairs()
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
-        self.causal = _is_plain_causal(job)
-        if self.causal:
+        self.samples = _samples(job)
+        self.causal = _is_plain_causal(job) or (bool(self.samples) and job.mask == Causal())
+        if self.causal or self.samples:
             return
         query, key = job.spaces
         terms = [job.allowed(self.pairs)]
@@ -63,6 +70,37 @@ def _is_plain_causal(job: Job) -> bool:
     return job.mask == Causal() and query is key and key.size is not None and key.special is None
 
 
+def _samples(job: Job) -> list[int] | None:
+    """The lengths of samples that lie end to end and need no mask, or that of `is_causal`."""
+    if torch.compiler.is_compiling():  # the program would be compiled for these lengths alone
+        return None
+    if "samples" not in job.notes:
+        job.notes["samples"] = _find_samples(job)
+    lengths: list[int] | None = job.notes["samples"]
+    return lengths
+
+
+def _find_samples(job: Job) -> list[int] | None:
+    query, key = job.spaces
+    segments, at = key.segments, key.coordinates
+    if query is not key or segments is None or segments.ndim != 1 or not len(segments):
+        return None
+    if job.bias is not None or key.valid is not None:
+        return None
+    steps = segments.diff()
+    if bool((steps < 0).any()):
+        return None
+    if job.mask is not None and not job.mask.allows_all(job.spaces):
+        if job.mask != Causal() or not key.ordered or key.special is not None:
+            return None
+        if at is None or at.ndim != 2 or at.shape[1] != 1:
+            return None
+        if not bool(((at.diff(dim=0)[:, 0] > 0) | (steps > 0)).all()):
+            return None
+    lengths: list[int] = segments.unique_consecutive(return_counts=True)[1].tolist()
+    return lengths
+
+
 def lacks(job: Job) -> str | None:
     if job.softcap is not None:
         return f"scaled_dot_product_attention cannot cap scores (softcap={job.softcap})"
@@ -74,8 +112,12 @@ def lacks(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    time = RATE.of(job) * job.all_pairs
-    if _is_plain_causal(job) and job.bias is None:
+    samples = _samples(job)
+    time = RATE.of(job) * (job.sample_pairs if samples else job.all_pairs)
+    if samples:
+        time *= _CAUSAL if job.mask == Causal() else 1.0
+        time += _CALL[job.grad] * len(samples)
+    elif _is_plain_causal(job) and job.bias is None:
         time *= _CAUSAL
     elif job.bias is not None or not job.allows_all or job.spaces[1].valid is not None:
         time += _TENSOR.of(job) * job.all_pairs + looking(job, job.row_pairs)
@@ -87,6 +129,9 @@ def describe(job: Job, prepared: Prepared) -> str:
         how = (
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
         )
+    elif prepared.samples:
+        how = f"for each of {len(prepared.samples):,} samples"
+        how += ", with is_causal" if prepared.causal else ", with no mask"
     elif prepared.causal:
         how = "with is_causal, so no mask is stored"
     elif prepared.allowed is not None:
@@ -101,7 +146,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
 
     prepared: Prepared = plan.prepared
     mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
-    if causal and (options.bias is not None or options.sink is not None):
+    needs_tensor = options.bias is not None or options.sink is not None
+    if causal and needs_tensor and prepared.samples is None:
         # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
         causal, mask = False, plan.once("causal mask", lambda: plan.job.allowed(prepared.pairs))
     scores = plan.bias(options.bias, prepared.pairs)
@@ -110,20 +156,16 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
         key = ("attn_mask", options.bias, dtype)
         mask, empty = plan.once(key, lambda: _biased(plan, scores, mask, dtype))
-    keys, values = k, v
-    if options.sink is not None:
-        mask, keys, values = _with_sink(mask, q, k, v, options.sink)
-    with torch.autocast(q.device.type, enabled=False):  # which would round the bias
-        output = scaled_dot_product_attention(
-            q,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=options.dropout_p,
-            scale=options.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+    if prepared.samples is None:
+        output = _attended(q, k, v, mask, causal, options)
+    else:
+        parts = (x.split(prepared.samples, dim=2) for x in (q, k, v))
+        outputs = []
+        for own_q, own_k, own_v in zip(*parts, strict=True):
+            mask, causal = _own_mask(prepared, own_q, options)
+            outputs.append(_attended(own_q, own_k, own_v, mask, causal, options))
+        # Joined as tokens of all heads, which is how layers go on
+        output = torch.cat([one.transpose(1, 2) for one in outputs], dim=1).transpose(1, 2)
     if empty is not None:
         output = output.masked_fill(empty, 0)
     if not (options.weights or options.lse):
@@ -132,6 +174,33 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         explicit = plan.once("explicit", lambda: reference.prepare(plan.job))
         weights, lse = reference.weigh(plan, explicit, q, k, options)
     return Result(output, weights.to(q.dtype), lse)
+
+
+def _attended(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, options: Options
+) -> Tensor:
+    if options.sink is not None:
+        mask, k, v = _with_sink(mask, q, k, v, options.sink)
+    with torch.autocast(q.device.type, enabled=False):  # which would round the bias
+        output: Tensor = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=options.dropout_p,
+            scale=options.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+    return output
+
+
+def _own_mask(prepared: Prepared, q: Tensor, options: Options) -> tuple[Tensor | None, bool]:
+    """The mask of one packed sample, and whether it is left to `is_causal`."""
+    if not prepared.causal or options.sink is None:
+        return None, prepared.causal
+    length = q.shape[2]
+    return torch.ones(length, length, dtype=torch.bool, device=q.device).tril(), False
 
 
 def _biased(

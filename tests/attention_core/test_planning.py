@@ -42,7 +42,9 @@ def ring(nodes: int) -> Graph:
         (Sequence(20_000), Neighborhood(4), "edges"),
         (Sequence(4096), Causal() & Neighborhood(128), "blocks"),
         (Grid(64, 64), Neighborhood(3), "blocks"),
-        (Sequence.packed([1000] * 8), None, "blocks"),
+        (Sequence.packed([1000] * 8), None, "dense"),
+        (Sequence.packed([1000] * 8), Causal(), "dense"),
+        (Sequence.packed([1000] * 8), Neighborhood(64), "blocks"),
     ],
 )
 def test_choice(space: Sequence | Grid | Graph, mask: object, expected: str) -> None:
@@ -64,6 +66,35 @@ def test_no_tensor_is_made_where_none_is_needed() -> None:
     assert not last.causal and last.allowed is None
     padded = plan(Sequence.padded([3, 512]), backend="dense").prepared
     assert padded.allowed.shape == (2, 1, 1, 512)
+
+
+def test_packed_samples_are_attended_one_after_the_other() -> None:
+    space = Sequence.packed([3, 0, 500, 20])
+    for mask in (None, Causal()):
+        prepared = plan(space, mask, backend="dense").prepared
+        assert prepared.samples == [3, 500, 20] and prepared.allowed is None
+        assert prepared.causal == (mask is not None)
+    # No longer end to end, no longer in order, not all pairs, or not alike
+    mixed, turned = torch.randperm(523), torch.arange(522, -1, -1)
+    for other, mask in (
+        (space.keep(mixed), None),
+        (space.keep(turned), None),
+        (Sequence(3).keep(torch.tensor([2, 1, 0])).append(Sequence(1, start=9)), Causal()),
+        (space, Neighborhood(2)),
+        (Sequence.packed([3, 500], special=1), Causal()),
+    ):
+        assert plan(other, mask, backend="dense").prepared.samples is None
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_packed_samples_have_their_own_triangle_beside_a_sink(kv_heads: int) -> None:
+    space, sink = Sequence.packed([5, 1, 9]), torch.randn(2, dtype=torch.float64)
+    q, k, v = (torch.randn(3, h, 15, 4, dtype=torch.float64) for h in (2, kv_heads, kv_heads))
+    found, wanted = (
+        attend(q, k, v, space=space, mask=Causal(), sink=sink, return_lse=True, backend=backend)
+        for backend in ("dense", "reference")
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_million_edges_are_planned_without_their_square() -> None:
