@@ -57,7 +57,8 @@ class TokenEncoder(Pretrained):
         encoder: further options of `Encoder`, `Block` and `MultiheadAttention`.
 
     Raises:
-        ValueError: unknown `positions`; the message lists the known ones.
+        ValueError: unknown `positions`; the message lists the known ones. Or `windowed` without
+            "learned" ones.
     """
 
     def __init__(
@@ -81,6 +82,11 @@ class TokenEncoder(Pretrained):
     ) -> None:
         super().__init__()
         added, options = attention_positions(positions, heads, bidirectional=True)
+        if windowed and added != "learned":
+            raise ValueError(
+                "windowed=True reads texts that are longer than learned positions, but "
+                f"positions={positions!r} end nowhere"
+            )
         norm_layer, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
         self.windowed = windowed
         self.embedding = TokenEmbedding(
@@ -223,10 +229,17 @@ class TextEncoder(TokenEncoder):
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
+        rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
+        limit = None if self.windowed else self.embedding.max_length
+        for index, row in enumerate(rows):
+            if limit is not None and len(row) > limit:
+                raise ValueError(
+                    f"texts[{index}] has {len(row)} tokens, but the model has positions for "
+                    f"{limit}: one made with windowed=True reads such a text in windows"
+                )
         training, device = self.training, self.embedding.table.weight.device
         self.eval()
         try:
-            rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
             pooled = [
                 self.embedding.table.weight.new_empty(
                     0, self.encoder.blocks[0].attention.out.out_features

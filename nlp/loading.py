@@ -25,7 +25,10 @@ def located(path: str | Path) -> Path:
     if not str(path).startswith("package:"):
         return Path(path).expanduser()
     name, _, inside = str(path).removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # of the package that this one is in
+        spec = None
     if spec is None or spec.origin is None:
         extra = f"[{EXTRAS[name]}]" if name in EXTRAS else None
         how = f" Install it with: pip install 'attention-core{extra}'" if extra else ""

@@ -3,6 +3,7 @@ tokenizer of the Hugging Face ecosystem from its file."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -65,8 +66,12 @@ class Tokenizer:
             for role, names in ROLES.items()
         }
         self.roles = {role: ids[0] for role, ids in found.items() if ids}
+        # A file may leave ids out, so their number is not one more than the largest
+        self._length = 1 + max(backend.get_vocab().values(), default=-1)
         self._is_wordpiece = isinstance(backend.model, _package().models.WordPiece)
         self._has_bytes = all(backend.token_to_id(c) is not None for c in _BYTE)
+        # As of SentencePiece (Llama 2, T5)
+        self._has_spaces = not self._has_bytes and backend.token_to_id("▁") is not None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -84,8 +89,8 @@ class Tokenizer:
 
     @property
     def start(self) -> int:
-        """The id that a text begins with."""
-        return self._role("start")
+        """The id that a text begins with; of a tokenizer without one the padding's, as in T5."""
+        return self._role("start" if "start" in self.roles or "pad" not in self.roles else "pad")
 
     @property
     def end(self) -> int:
@@ -189,8 +194,8 @@ class Tokenizer:
         return str(self._backend.to_str())
 
     def __len__(self) -> int:
-        """How many tokens there are: ids are below it."""
-        return int(self._backend.get_vocab_size())
+        """The number of ids, 0 to this: how many a model needs."""
+        return self._length
 
     def encode(self, texts: Iterable[str], *, special: bool = True) -> list[list[int]]:
         """The ids of each text.
@@ -216,17 +221,17 @@ class Tokenizer:
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def byte_counts(self) -> list[int]:
-        """How many bytes of text each id stands for; special tokens stand for none.
+        """How many bytes of text each id stands for, as `spell` writes it; special tokens stand for
+        none. Where pieces have "▁" for a space, the one in front of a text counts, too.
 
         Raises:
-            UsageError: its pieces are not made of bytes.
+            UsageError: its pieces do not say where spaces are, as BERT's.
         """
-        if not self._has_bytes:
-            raise UsageError("the tokenizer's pieces are not made of bytes, which none can count")
-        names = [str(self._backend.id_to_token(token)) for token in range(len(self))]
-        if self._is_wordpiece:
-            names = [name[2:] if name.startswith("##") and name != "##" else name for name in names]
-        return [0 if id in self.special else len(name) for id, name in enumerate(names)]
+        if not (self._has_bytes or self._has_spaces):
+            raise UsageError(
+                "the tokenizer's pieces leave out spaces, so the bytes of a text cannot be counted"
+            )
+        return [len(spelled) for spelled in self.spell(range(len(self)))]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as a reader wants to see it: a leading space as "·", part of a character as
@@ -250,6 +255,8 @@ class Tokenizer:
         if self._has_bytes and all(c in _BYTE for c in name):
             # One character of a byte-level token stands for one byte
             return bytes(_BYTE[c] for c in name)
+        if self._has_spaces and (byte := re.fullmatch("<0x([0-9A-F]{2})>", name)):
+            return bytes.fromhex(byte[1])
         return name.replace("▁", " ").encode()
 
     def _piece(self, token: int) -> str:

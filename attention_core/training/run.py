@@ -395,7 +395,7 @@ def _print_header(config: Config, trainer: Trainer, task: LightningModule) -> No
         )
     )
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    console.print(f"[bold]{config.get('experiment', 'run')}[/]  {about.get('title', '')}")
+    console.print(f"[bold]{config.get('experiment') or 'run'}[/]  {about.get('title', '')}")
     console.print(f"  data        {sizes} samples", highlight=False)
     console.print(f"  parameters  {parameters:,}, on {task.device}", highlight=False)
 

@@ -8,7 +8,7 @@ What a model is asked about a text is its label, or an objective: `NextToken`, `
 
 from nlp.data.bbc import BBCTopics
 from nlp.data.catalogs import MessageCatalogs
-from nlp.data.files import TextFiles
+from nlp.data.files import LabelledFile, TextFiles
 from nlp.data.hub import HubTexts
 from nlp.data.module import TextData, TokenData
 from nlp.data.objectives import Masking, NextToken, Objective
@@ -22,6 +22,7 @@ __all__ = [
     "BBCTopics",
     "HubTexts",
     "Labelled",
+    "LabelledFile",
     "Masking",
     "MessageCatalogs",
     "NextToken",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,15 @@ import torch
 from attention_core.training import UsageError
 from nlp.data.module import TokenData
 from nlp.data.packing import Sample, Texts
-from nlp.data.texts import check_errors, hashed, read_text, same, split
+from nlp.data.texts import (
+    check_errors,
+    check_malformed,
+    hashed,
+    read_text,
+    report_malformed,
+    same,
+    split,
+)
 from nlp.tokenizer import Tokenizer
 
 
@@ -101,7 +108,7 @@ class Pairs(torch.utils.data.Dataset[Sample]):
 
 
 class PairFile(PairData):
-    """A file of tab-separated lines: a text, a tab, its translation.
+    """A file of tab-separated lines: a text, a tab, its translation. Quotes are part of a text.
 
     Args:
         root: the file, in UTF-8.
@@ -119,24 +126,15 @@ class PairFile(PairData):
         self, *, root: str, malformed: str = "refuse", errors: str = "strict", **settings: Any
     ) -> None:
         super().__init__(**settings)
-        if malformed not in ("refuse", "leave_out"):
-            raise UsageError(f"data.malformed must be 'refuse' or 'leave_out', got {malformed!r}.")
         self.root = Path(root).expanduser()
-        self.malformed, self.errors = malformed, check_errors(errors)
+        self.malformed, self.errors = check_malformed(malformed), check_errors(errors)
 
     def rows(self) -> list[Pair]:
         if not self.root.is_file():
             raise UsageError(f"data.root: there is no file {str(self.root)!r}.")
         pairs, wrong = read_pairs(read_text(self.root, self.errors))
-        if wrong:
-            lines = len(pairs) + len(wrong)
-            said = (
-                f"{len(wrong):,} of {lines:,} lines of {str(self.root)!r} are not two texts with "
-                f"one tab between them: {'; '.join(wrong[:5])}{'; ...' if wrong[5:] else ''}"
-            )
-            if self.malformed == "refuse":
-                raise UsageError(f"data.root: {said}. data.malformed=leave_out leaves them out.")
-            print(f"{said}. They are left out.", file=sys.stderr)
+        meant, count = "two texts with one tab between them", len(pairs) + len(wrong)
+        report_malformed(self.root, "lines", meant, wrong, count, self.malformed)
         return pairs
 
 

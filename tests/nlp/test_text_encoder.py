@@ -132,6 +132,8 @@ def test_longer_texts_are_read_in_windows_where_asked(pooling: Any, side: Any) -
     torch.testing.assert_close(short(ids[:6], lengths[:2]), together[:2])
     with pytest.raises(ValueError, match=r"learned for places up to \(5,\)"):
         short(ids, lengths)
+    with pytest.raises(ValueError, match="windowed=True .* positions='rotary' end nowhere"):
+        build(positions="rotary", windowed=True)
 
 
 def test_types_of_tokens() -> None:
@@ -223,3 +225,6 @@ def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
     assert model.embed([], tokenizer).shape == (0, 16)
     with pytest.raises(ValueError, match="batch must be at least 1, got -2"):
         model.embed(texts, tokenizer, batch=-2)
+    short = TextEncoder(300, 16, 1, 4, classes=3, positions="learned", max_length=4)
+    with pytest.raises(ValueError, match=r"texts\[1\] has 11 tokens, but .* positions for 4"):
+        short.embed(["", 10 * "!"], tokenizer)

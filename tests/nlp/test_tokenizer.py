@@ -1,6 +1,7 @@
 """Every text survives the tokenizer."""
 
 import importlib.util
+import json
 import pickle
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,9 @@ from attention_core.training import UsageError
 
 pytest.importorskip("tokenizers")
 
+import tokenizers
+
+from nlp.data.pairs import Pairs
 from nlp.tokenizer import SMALLEST, Tokenizer
 
 TEXTS = ["the plane is late again", "the plane was on time, thanks!", "late, late, late 😡"] * 4
@@ -128,6 +132,30 @@ def test_no_text_at_all_leaves_the_bytes() -> None:
     tokenizer = Tokenizer.train([], vocabulary=1000)
     assert len(tokenizer) == SMALLEST["bpe"]
     assert tokenizer.decode(tokenizer.encode(["é!"])[0]) == "é!"
+
+
+def test_a_file_may_leave_ids_out(tmp_path: Path) -> None:
+    words = {"[PAD]": 0, "[UNK]": 1, "late": 7}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert len(tokenizer) == 8 and tokenizer.encode(["late"]) == [[7]]
+    learned = json.loads(Tokenizer.train(TEXTS, vocabulary=300).to_json())
+    last = max(learned["model"]["vocab"].items(), key=lambda item: item[1])[0]
+    learned["model"]["vocab"][last] += 5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(learned))
+    counts = Tokenizer.load(tmp_path).byte_counts()
+    assert counts[-6:-1] == [0] * 5 and counts[-1] == len(last)
+
+
+def test_t5_begins_its_targets_with_the_padding(tmp_path: Path) -> None:
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁late", -1.0)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=2))
+    backend.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert "start" not in tokenizer.roles and tokenizer.start == tokenizer.pad == 0
+    assert Pairs([[3]], [[3, 3]], tokenizer)[0]["target_ids"].tolist() == [0, 3, 3]
 
 
 def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -88,6 +88,30 @@ def test_a_tokenizer_json_of_others_cuts_and_pads_nothing(tmp_path: Path) -> Non
         ours.mask  # noqa: B018
 
 
+def test_bytes_of_pieces_with_spaces_and_fallback(tmp_path: Path) -> None:
+    """As Llama 2 and Mistral have them."""
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    names = ["<unk>", "<s>", "</s>", *fallback, "▁", *sorted({*"".join(CORPUS)} - {" ", "漢"})]
+    vocabulary = {name: id for id, name in enumerate([*dict.fromkeys(names), "▁l", "▁la"])}
+    model = tokenizers.models.BPE(
+        vocabulary, [("▁", "l"), ("▁l", "a")], unk_token="<unk>", byte_fallback=True
+    )
+    backend = tokenizers.Tokenizer(model)
+    replace = tokenizers.normalizers.Replace(" ", "▁")
+    backend.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), replace]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    counts = tokenizer.byte_counts()
+    for text in TEXTS:
+        (ids,) = tokenizer.encode([text])
+        assert sum(counts[id] for id in ids) == len(f" {text}".encode()) * bool(text)
+        assert b"".join(tokenizer.spell(ids)) == f" {text}".encode() * bool(text)
+    assert counts[:4] == [0, 0, 0, 1]
+
+
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no tokenizer.json, vocab.txt, vocab.json"):
         Tokenizer.load(tmp_path)

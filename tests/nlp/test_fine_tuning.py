@@ -1,0 +1,86 @@
+"""Published weights in runs: a folder of transformers' is all that a configuration names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from attention_core.training import train
+from attention_core.training.predict import load_trained, predict
+from nlp import Tokenizer
+from tests.nlp.test_pretrained import random
+from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+
+tokenizers = pytest.importorskip("tokenizers")
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "to", "it", "slowly", "home"]
+#: Nothing is learned, so the run's weights are those of the folder.
+STILL = [
+    "~experiment",
+    "optimizer.lr=0.0",
+    "trainer.max_epochs=1",
+    "data.tokens=null",
+    "data.batch_size=8",
+]
+
+
+def sentences(count: int) -> list[str]:
+    draw = torch.Generator().manual_seed(1)
+    return [
+        " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (6,), generator=draw))
+        for _ in range(count)
+    ]
+
+
+def test_gpt2(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
+    texts = sentences(40)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    tokenizer = Tokenizer.train(texts, 280)
+    config = hf.GPT2Config(
+        vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=tokenizer.start
+    )
+    theirs = random(hf.GPT2LMHeadModel, config)
+    folder = tmp_path / "gpt2"
+    theirs.save_pretrained(folder)
+    tokenizer.save(folder / "tokenizer.json")
+    given = ["task=causal_language_modelling", "data=text_files", *STILL, "data.lines=true"]
+    given += [f"data.root={tmp_path / 'texts.txt'}", "data.vocabulary=300"]
+    given += [f"data.tokenizer={folder}", f"model.weights={folder}"]
+    train(compose(*given, "model=pretrained_text_decoder", config_dir=None), tmp_path / "run")
+    _, task = load_trained(tmp_path / "run")
+    ids = torch.tensor(tokenizer.encode(["the cat sat"])[0])
+    torch.testing.assert_close(task.model.eval()(ids), theirs(ids[None]).logits[0])
+
+
+def test_t5(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
+    folder, texts = tmp_path / "t5", sentences(80)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    config = hf.T5Config(vocab_size=20, decoder_start_token_id=0, **sizes)
+    theirs = random(hf.T5ForConditionalGeneration, config, 0.05)
+    with torch.no_grad():
+        theirs.shared.weight[:4] = 0  # so that it writes words, which have scores above 0
+    theirs.save_pretrained(folder)
+    names = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS)]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([(name, -float(id)) for id, name in enumerate(names)], unk_id=2)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    backend.add_special_tokens(names[:3])
+    backend.save(str(folder / "tokenizer.json"))
+    pairs = zip(texts[:40], texts[40:], strict=True)
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    given = ["task=translation", "data=pair_file", f"data.root={tmp_path / 'pairs.tsv'}", *STILL]
+    given += ["data.vocabulary=20", f"data.tokenizer={folder}", f"model.weights={folder}"]
+    given += ["model=pretrained_seq2seq", "task.generation.max_tokens=5"]
+    train(compose(*given, config_dir=None), tmp_path / "run")
+
+    (tmp_path / "new.txt").write_text("the dog ran home\n")
+    assert predict(tmp_path / "run", tmp_path / "new.txt", tmp_path / "rows.jsonl") == 0
+    said = json.loads((tmp_path / "rows.jsonl").read_text())["translation"]
+    tokenizer = Tokenizer.load(folder)
+    ids = torch.tensor(tokenizer.encode(["the dog ran home"]))
+    written = theirs.generate(ids, max_new_tokens=5, do_sample=False)[0]
+    assert said == tokenizer.decode(written.tolist()) != ""
