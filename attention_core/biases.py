@@ -402,6 +402,10 @@ class EdgeBias(Bias):
         heads: number of query heads.
         types: number of edge types, for `edge_attr` of integers (E,).
         features: number of edge features F, for `edge_attr` of floats (E, F).
+
+    Raises:
+        ValueError, TypeError: not one of `types` and `features`; or, when it scores, an `edge_attr`
+            of the other kind or size, or with a type that there is not.
     """
 
     def __init__(
@@ -421,6 +425,7 @@ class EdgeBias(Bias):
             wanted = "integer types" if self.types is not None else "float features"
             raise TypeError(f"EdgeBias was built for {wanted}, edge_attr is {attr.dtype}")
         if self.types is not None:
+            self._check_types(attr)
             scores = self.table[attr]
         else:
             features = attr[:, None] if attr.ndim == 1 else attr.flatten(1)
@@ -432,6 +437,17 @@ class EdgeBias(Bias):
             scores = features.to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
         return with_none[edge, pairs.head]  # no edge is -1, the last row
+
+    def _check_types(self, attr: Tensor) -> None:
+        # A type of -1 would be taken for the last one. To look at another device would wait for it
+        if torch.compiler.is_compiling() or attr.device.type != "cpu" or not attr.numel():
+            return
+        low, high = int(attr.min()), int(attr.max())
+        if not 0 <= low <= high < len(self.table):
+            raise ValueError(
+                f"EdgeBias was built for types={len(self.table)}, so edge_attr must be 0 to "
+                f"{len(self.table) - 1}; it runs from {low} to {high}"
+            )
 
 
 class DenseBias(Bias):

@@ -176,3 +176,11 @@ def test_a_bias_by_features_takes_a_graph_without_edges_and_names_another_width(
     other = Graph(torch.tensor([[0], [1]]), 3, edge_attr=torch.randn(1, 4))
     with pytest.raises(ValueError, match="features=5, edge_attr is .1, 4."):
         attend(q, q, q, space=other, bias=bias)
+
+
+@pytest.mark.parametrize("type", [-1, 3])
+def test_a_type_of_edges_that_there_is_not_is_named(type: int) -> None:
+    q = torch.randn(1, 2, 3, 4)
+    space = Graph(torch.tensor([[0, 1], [1, 2]]), 3, edge_attr=torch.tensor([1, type]))
+    with pytest.raises(ValueError, match=r"types=3, so edge_attr must be 0 to 2; it runs from"):
+        attend(q, q, q, space=space, bias=EdgeBias(2, types=3))
