@@ -66,7 +66,7 @@ class Tokenizer:
             for role, names in ROLES.items()
         }
         self.roles = {role: ids[0] for role, ids in found.items() if ids}
-        # A file may leave ids out, so their number is not one more than the largest
+        # A file may leave ids out: then there are fewer tokens than ids
         self._length = 1 + max(backend.get_vocab().values(), default=-1)
         self._is_wordpiece = isinstance(backend.model, _package().models.WordPiece)
         self._has_bytes = all(backend.token_to_id(c) is not None for c in _BYTE)
