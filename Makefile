@@ -17,7 +17,7 @@ INSTALL   := $(RUN) pip install --disable-pip-version-check -c requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test slow bench lint format lock clean
+.PHONY: help install dev train test slow bench lint format lock clean
 
 help:  ## Explain the targets
 	@echo "Usage: make TARGET [NAME=value ...]"
@@ -28,18 +28,20 @@ help:  ## Explain the targets
 	@echo "                         make test ARGS='-k causal'"
 	@echo "  PYTHON=...  the interpreter that creates the environment, 3.11 or newer ($(PYTHON))"
 	@echo "  VENV=...    the environment, created where it is missing ($(VENV))"
-	@echo "  WORKERS=n   processes of make test ($(WORKERS))"
+	@echo "  WORKERS=n   processes of the tests ($(WORKERS))"
 
 train: $(DATA)  ## Train the default experiment, or ARGS='experiment=...'
 	$(RUN) attention_core.training train $(ARGS)
 
-# One thread per process: the processes of the tests already fill the cores.
-test: $(DEV)  ## Run the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow" $(ARGS)
+# One thread per process: the processes of the tests already fill the cores. A process that has run
+# out of tests takes some of another's.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist worksteal
 
-# One at a time, because some of them hold a training to a time.
-slow: $(DEV)  ## Run the slow tests: trainings, large parities, the built wheel
-	$(RUN) pytest -m slow $(ARGS)
+test: $(DEV)  ## Run the tests, without the slow ones; ARGS='-m "not quick"' runs all
+	$(PYTEST) -m "not slow" $(ARGS)
+
+slow: $(DEV)  ## Run the slow tests alone: kills, large parities, the built wheel
+	$(PYTEST) -m slow $(ARGS)
 
 bench: $(DEV)  ## Measure attention beside its peers; JSON goes to benchmarks/results/latest.json
 	$(RUN) python -m benchmarks benchmarks/results/latest.json
@@ -54,6 +56,8 @@ format: $(DEV)  ## Put the code into the one format, and fix what can be fixed
 	$(RUN) ruff format .
 
 install: $(DATA)  ## Create the environment and install, with the data sets
+
+dev: $(DEV)  ## The same, with what tests and checks need
 
 lock: $(READY)  ## Resolve every extra anew and write requirements.lock
 	$(BIN)/python tools/lock.py

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from attention_core.training.compose import run_hydra
 from attention_core.training.run import train
-from tests.training.conftest import attn
+from tests.command_line import attn
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("audio", "point_clouds")

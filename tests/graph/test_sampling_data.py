@@ -13,8 +13,9 @@ import torch
 from attention_core.training import UsageError
 from attention_core.training.folder import RunFolder
 from graph.sampling.data import Clusters, SampledNodes
+from tests.command_line import attn
 from tests.graph.test_sampling_types import shop
-from tests.training.conftest import assert_same_run, attn, same
+from tests.training.conftest import assert_same_run, same
 
 CONF = Path(__file__).parent / "conf"
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -18,13 +18,8 @@ from attention_core.training.predict import load_trained, predict
 from nlp.tasks.tokens import BitsPerByte, check_generation
 from nlp.tasks.translation import scores
 from nlp.tokenizer import Tokenizer
-from tests.training.conftest import (  # noqa: F401
-    Compose,
-    assert_same_run,
-    attn,
-    compose,
-    one_thread,
-)
+from tests.command_line import attn
+from tests.training.conftest import Compose, assert_same_run, compose, one_thread  # noqa: F401
 
 pytest.importorskip("tokenizers")
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2", "trainer.max_epochs=1"]

@@ -1,10 +1,6 @@
 """The toy domain, composed through the same path as the command line takes."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,36 +49,6 @@ def data_root(experiment: str, folder: Path) -> list[str]:
     for name in ("one", "other"):
         (folder / name).mkdir(parents=True)
     return [f"data.root={folder}"]
-
-
-def attn(
-    *arguments: str, cwd: Path, under: Sequence[str] = (), **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in a process of its own, `under` a module that starts it, if any.
-
-    Where it hangs, every process of it says where before it is ended.
-    """
-    launcher = ["-m", *under] if under else []
-    command = [sys.executable, *launcher, "-m", "attention_core.training", *arguments]
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGABRT)
-        try:
-            output, errors = process.communicate(timeout=10)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"{' '.join(command)} hung:\n{output}\n{errors}")
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 class Killed(Exception):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.conftest import CONF, attn
+from tests.command_line import attn
+from tests.training.conftest import CONF
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from attention_core.training.finetune import freeze, start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
 from attention_core.training.run import read_config
-from tests.training.conftest import Compose, assert_same_run, attn, interrupt
+from tests.command_line import attn
+from tests.training.conftest import Compose, assert_same_run, interrupt
 
 SHORT = ("experiment=toy", "trainer.max_epochs=1")
 STILL = ("optimizer.lr=0", "trainer.max_epochs=1")  # what a run ends with is what it began with

@@ -9,7 +9,7 @@ import pytest
 
 from attention_core.training import UsageError
 from attention_core.training.new_domain import new_domain
-from tests.training.conftest import attn
+from tests.command_line import attn
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from attention_core.training.checkpoint import PlainCheckpointIO, load_checkpoin
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
 from attention_core.training.parallel import checkpoint_activations, compile_blocks
-from tests.training.conftest import CONF, Compose, assert_same_run, attn, interrupt
+from tests.command_line import attn
+from tests.training.conftest import CONF, Compose, assert_same_run, interrupt
 from vision import VisionTransformer
 
 HERE = ("--config-dir", str(CONF))

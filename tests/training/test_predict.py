@@ -16,7 +16,8 @@ from attention_core.training import Task, UsageError, evaluate, train
 from attention_core.training.data import DataModule
 from attention_core.training.inputs import csv_rows, files, json_lines, json_object, text_lines
 from attention_core.training.predict import _predicted, load_trained, predict
-from tests.training.conftest import CONF, Compose, attn
+from tests.command_line import attn
+from tests.training.conftest import CONF, Compose
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 from attention_core.training import resume, train
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
-from tests.training.conftest import CONF, Compose, Killed, assert_same_run, attn, interrupt
+from tests.command_line import attn
+from tests.training.conftest import CONF, Compose, Killed, assert_same_run, interrupt
 
 STEPS_PER_EPOCH = 8  # 120 samples, batches of 16
 

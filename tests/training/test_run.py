@@ -15,7 +15,8 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.run import assemble, read_config
-from tests.training.conftest import CONF, Compose, attn
+from tests.command_line import attn
+from tests.training.conftest import CONF, Compose
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from attention_core.training.compose import _compose, _register_resolvers, confi
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
 from attention_core.training.sweep import Job, check_direction, report, run_job
-from tests.training.conftest import CONF, attn
+from tests.command_line import attn
+from tests.training.conftest import CONF
 
 SHORT = ("experiment=toy", "debug=fast_dev_run")
 
