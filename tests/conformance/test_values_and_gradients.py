@@ -1,7 +1,7 @@
 """Every backend against the straight computation: rule 3 (masks) and rule 13 (gradients).
 
-Every mask and every bias in every space, and (slow) every mask with every bias: output, weights,
-log-sum-exp, and the gradients of queries, keys, values and of every parameter of the bias.
+Every mask and every bias in every space (quick), or every mask with every bias (slow): output,
+weights, log-sum-exp, and the gradients of queries, keys, values and of every parameter of the bias.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def _prove(place: str, mask: str, bias: str) -> None:
         assert_same(actual, expected, f"{backend}, bias {bias}", rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("place", "mask", "bias"), [(p, *claim) for p in PLACES for claim in _claims(p)]
 )

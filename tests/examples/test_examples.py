@@ -1,4 +1,4 @@
-"""The domains of `examples/`: small enough to copy, true to what they claim, and learned."""
+"""The domains of `examples/`: small enough to copy, true to what they claim."""
 
 import importlib
 import json
@@ -14,7 +14,6 @@ from torch.nn.functional import one_hot
 
 from attention_core.training.compose import run_hydra
 from attention_core.training.run import train
-from tests.command_line import attn
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("audio", "point_clouds")
@@ -63,21 +62,6 @@ def test_an_example_goes_through_a_whole_run(
     run_hydra(train, given, flags=[], config_dir=EXAMPLES / name)
     assert math.isfinite(json.loads((run / "results.json").read_text())["test/loss"])
     assert (run / "figures" / "attention.png").stat().st_size > 20_000
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "chance"), [("audio", 1 / 10), ("point_clouds", 1 / 6)])
-def test_an_example_learns_as_it_says(name: str, chance: float, tmp_path: Path) -> None:
-    folder = EXAMPLES / name
-    done = attn(
-        *("train", f"experiment={name}", f"hydra.run.dir={tmp_path}/run"),
-        *("--config-dir", str(folder)),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    accuracy = json.loads((tmp_path / "run" / "results.json").read_text())["test/accuracy"]
-    # What the experiment `gives` is 90% or more; chance is far below
-    assert accuracy > 0.85 > 4 * chance
 
 
 # --------------------------------------------------------------------- what the audio example hears

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from attention_core.training import train
+from attention_core.training import evaluate, train
 from attention_core.training.compose import _compose, about, config_roots, options
 from attention_core.training.run import check_config
 from tests.training.conftest import CONF, Compose, data_root
@@ -17,6 +17,7 @@ ROOTS = config_roots(CONF)
 PLUGINS = {"optuna": "hydra_optuna_sweeper", "submitit_local": "hydra_submitit_launcher"} | {
     name: f"hydra_{name}_launcher" for name in ("joblib", "submitit", "ray")
 }
+QUICK = {"vision/digits", "graph/mutag", "nlp/sentiment_tiny"}  # one of each domain
 OF_A_RUN = [
     *["optimizer", "schedule", "trainer", "callbacks", "logger", "task", "profiler", "debug"],
 ]
@@ -30,7 +31,10 @@ def test_experiment_composes(name: str, compose: Compose, tmp_path: Path) -> Non
         assert section.get(key), f"experiment/{name}.yaml: about.{key} is missing"
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS],
+)
 def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Path) -> None:
     for package in EXPERIMENTS[name].get("needs", []):
         if importlib.util.find_spec(package) is None:
@@ -43,6 +47,7 @@ def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Pa
     assert any(key.startswith("test/") for key in results)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
     assert (tmp_path / "run" / "figures" / "learning_curves.png").exists()
+    assert evaluate(tmp_path / "run") == results
 
 
 @pytest.mark.parametrize("group", OF_A_RUN)
