@@ -1,8 +1,8 @@
 """The command line `attn` in a process of its own, without its eight seconds of imports.
 
 One process for each pytest process imports torch, Lightning and the domains once; every command is
-a fork of it. What a fork cannot show (what is on `sys.path`, entry points, other launchers, an
-installed wheel) starts cold.
+a fork of it. What a fork cannot show (what is on `sys.path`, entry points, an installed wheel, what
+starts and ends processes itself) starts cold.
 """
 
 import contextlib
@@ -28,10 +28,12 @@ IMPORTED = [
 
 
 def attn(
-    *arguments: str, cwd: Path, under: Sequence[str] = (), **environment: str
+    *arguments: str, cwd: Path, under: Sequence[str] = (), cold: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own, `under` a module that starts it, if any.
 
+    It is started `cold` where it must be all that a user's command is, down to how it ends: joblib
+    joins its workers when an interpreter ends, which a fork does in another order, and hangs.
     Where it hangs, every process of it says where before it is ended.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
@@ -39,7 +41,7 @@ def attn(
     command = [sys.executable, *launcher, "-m", "attention_core.training", *arguments]
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("output", "errors")]
-        if under or environment.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
+        if under or cold or environment.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
             code = _started(command, cwd, environment, printed)
         else:
             code = _forked(arguments, cwd, environment, printed)

@@ -232,6 +232,7 @@ def test_launchers_give_what_the_local_one_gives(
         *["train", *SHORT, "sweep=grid", "seed=1,2", "model.dim=8,-1", f"launcher={launcher}"],
         *["--config-dir", str(CONF)],
         cwd=tmp_path,
+        cold=True,
         HOME=str(tmp_path),  # ray writes there
     )
     assert ran.returncode == 1, ran.stderr  # model.dim=-1
@@ -276,6 +277,7 @@ def test_jobs_of_slurm(tmp_path: Path) -> None:
         *["train", *SHORT, "--config-dir", str(CONF), "sweep=grid", "seed=1,2"],
         *["launcher=submitit", "hydra.launcher.partition=long", "hydra.launcher.timeout_min=5"],
         cwd=tmp_path,
+        cold=True,
         PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
     )
     assert ran.returncode == 0, ran.stderr
@@ -294,6 +296,7 @@ def test_ranks_agree_in_a_job_of_another_process(tmp_path: Path) -> None:
         *["optimizer.lr=1e-2,1e-3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"],
         "trainer.max_epochs=1",
         cwd=tmp_path,
+        cold=True,
     )
     assert ran.returncode == 0, ran.stderr
     for path, rate in zip(sorted(tmp_path.glob("outputs/*/*/*-toy")), (1e-2, 1e-3), strict=True):
