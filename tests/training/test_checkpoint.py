@@ -186,6 +186,7 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
     compose: Compose, tmp_path: Path
 ) -> None:
