@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import for_terminal
 from attention_core.training.installed import installed_roots
 from attention_core.training.instantiate import targets
 
@@ -182,7 +183,7 @@ def run_hydra(
         if not failed:
             raise
         # A launcher lost a job, or a sampler was left without any score
-        print(f"attn: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"attn: {type(error).__name__}: {for_terminal(error)}", file=sys.stderr)
     return failed
 
 
