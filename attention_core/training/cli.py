@@ -248,7 +248,7 @@ def _of_run(
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(for_terminal(message))  # the shell may have put names of files there
+        super().error(on_one_line(message))  # the shell may have put names of files there
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

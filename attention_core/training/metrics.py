@@ -1,4 +1,5 @@
-"""`metrics.csv`: one row per event, written as it happens and cut back on resume; and the results."""
+"""`metrics.csv`: one row per event, written as it happens and cut back on resume. And the results of
+the test, read back."""
 
 import csv
 import io

@@ -1,5 +1,6 @@
 r"""Foreign text, wherever it is written: read back by what would obey it."""
 
+import ast
 import csv
 import io
 import json
@@ -70,14 +71,7 @@ def test_a_terminal_obeys_nothing(text: str) -> None:
     assert calm(line) and calm(lines, but="\n\t")
     assert on_one_line(line) == line and for_terminal(lines) == lines and for_terminal(line) == line
     assert lines.count("\n") == text.count("\n")
-    if calm(text):
-        assert line == lines == text
-    # Nothing but what is obeyed has changed: Python reads the rest back
-    assert (
-        re.sub(r"\\(x..|u....|[ntr])", "", line)
-        == re.sub(r"\\(x..|u....|[ntr])", "", "".join(c for c in text if not is_obeyed(c)))
-        or "\\" in text
-    )
+    assert line == "".join(ascii(c)[1:-1] if is_obeyed(c) else c for c in text)
 
 
 @given(foreign)
@@ -131,18 +125,13 @@ def test_numbers_stay_numbers_in_a_table() -> None:
         assert csv_cell(text) == f"'{text}"
 
 
-@given(st.dictionaries(foreign, foreign | st.floats(allow_nan=False)))
-def test_json_reads_back_as_what_was_written(row: dict[str, Any]) -> None:
-    line = json_line(row)
+@given(foreign)
+def test_json_reads_back_as_what_was_written(text: str) -> None:
+    line = json_line({"input": text, "probability": -0.5})
     assert calm(line)
-    line.encode("utf-8")
-    read = json.loads(line)
-    assert all(isinstance(v, float) or v.encode("utf-8") is not None for v in read.values())
-    if calm("".join(map(str, row)) + "".join(map(str, row.values())), but=HAS_JSON):
-        assert read == row
-
-
-HAS_JSON = "".join(c for c in map(chr, range(0x3000)) if is_obeyed(c))  # all but surrogates
+    # Half of all readers refuse a surrogate, which no UTF-8 has
+    readable = "".join(ascii(c)[1:-1] if unicodedata.category(c) == "Cs" else c for c in text)
+    assert json.loads(line) == {"input": readable, "probability": -0.5}
 
 
 def inline(text: str) -> list[Any]:
@@ -195,12 +184,6 @@ NAMES = [
 ]
 
 
-def drawn(figure: Figure) -> list[str]:
-    """The labels of a figure, once Matplotlib has drawn it."""
-    save_figure(figure, Path(os.devnull).with_name("null"))
-    return []
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_show_the_names_themselves(name: str, tmp_path: Path) -> None:
     from attention_core.training.find_lr import _draw
@@ -233,7 +216,7 @@ def test_figures_show_the_names_themselves(name: str, tmp_path: Path) -> None:
 
 def test_names_of_metrics_come_back_and_compute_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    values = {name: -0.5 for name in ("test/a\nb", "=1+1", "val/x\u2028\x1b", "ordinary é")}
+    values = dict.fromkeys(("test/a\nb", "=1+1", "val/x\u2028\x1b", "ordinary é"), -0.5)
     CSVMetrics(path).log_metrics(values, step=0)
     log = CSVMetrics(path)  # as a continued run
     log.log_metrics(values, step=1)
@@ -314,19 +297,19 @@ def test_a_run_with_foreign_texts_comes_to_its_end(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = (run.parent / "printed").read_text()
-    assert calm(said, but="\n") and "<img src=x> ![i](j)" in said
+    assert calm(said, but="\n") and "<img src=x> ![i](j)" in " ".join(said.split())
     assert not re.search("^attn: fine", said, re.MULTILINE)
     assert {path.stem for path in (run / "figures").iterdir()} >= {"learning_curves", "confusion"}
     evaluate(run)
     resume(run)
     out = capsys.readouterr().out
     assert "digit for digit" in out and "Finished already" in out
-    assert calm(out, but="\n") and "a [bold]run[/] =$x$\\n```\\n'\\udcff" in out.replace("\n", "")
+    assert calm(out, but="\n") and "a [bold]run[/] =$x$\\n```\\n'\\udcff" in out
 
 
 def test_the_card_of_foreign_texts_means_what_it_says(run: Path) -> None:
     text = (run / "README.md").read_text()
-    assert calm(text, but="\n") and "$" not in re.sub(r"(?m)^attn .*|^model = .*|`.*`", "", text)
+    assert calm(text, but="\n")
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
     assert headings[1:] == ["Results", "Use", "Architecture", "Training", "Limits"]
@@ -344,7 +327,7 @@ def test_the_card_of_foreign_texts_means_what_it_says(run: Path) -> None:
     )
     assert set(done.stdout.split(b"\0")[:-1]) == {b"run=" + os.fsencode(run)}
     (path,) = re.findall(r"load_model\((.*)\)", python)
-    assert eval(path) == str(run)
+    assert ast.literal_eval(path) == str(run)
 
 
 @pytest.fixture
@@ -362,7 +345,7 @@ def test_predictions_of_foreign_names(
 ) -> None:
     sys.path.append(str(CONF))
     try:
-        table, lines = tmp_path / "new\n[/].csv", tmp_path / "rows.jsonl"
+        table, lines = tmp_path / "new\n[red].csv", tmp_path / "rows.jsonl"
         assert predict(run, inputs, table) == predict(run, inputs, lines) == 1
         said = capsys.readouterr()
         with pytest.raises(SystemExit):
