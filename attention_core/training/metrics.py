@@ -1,5 +1,5 @@
-"""`metrics.csv`: one row per event, written as it happens and cut back on resume. And the results of
-the test, read back."""
+"""`metrics.csv`: one row per event, written as it happens and cut back on resume; and
+`results.json`, read back."""
 
 import csv
 import io
