@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from attention_core.training.errors import UsageError, did_you_mean
-from attention_core.training.escape import for_terminal, on_one_line, rich_text
+from attention_core.training.escape import for_terminal, on_one_line, rich_text, shell_word
 
 HELP = """\
 usage: attn COMMAND [...]
@@ -181,8 +181,8 @@ def _list(arguments: list[str]) -> None:
         title, data, gives = (rich_text(section.get(k, "")) for k in ("title", "data", "gives"))
         missing = [p for p in section.get("needs", []) if importlib.util.find_spec(p) is None]
         if missing:
-            extra = section.get("extra", "data")
-            data.append_text(rich_text(f"\npip install 'attention-core[{extra}]'", "yellow"))
+            package = shell_word(f"attention-core[{section.get('extra', 'data')}]")
+            data.append_text(rich_text(f"\npip install {package}", "yellow"))
         table.add_row(rich_text(on_one_line(name)), title, data, gives)
     console = Console()
     console.print(table)

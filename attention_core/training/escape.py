@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 # Control characters (C0, DEL, C1), separators of lines, what turns the direction of writing, and
 # surrogates, which stand for the bytes of a file name that are no UTF-8
-_HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OBEYED = "\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_ON_A_LINE = re.compile(f"[\x00-\x1f{_OBEYED}]")
+_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_OBEYED}]")  # where tabs and ends of lines stay
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What a spreadsheet begins to compute at (OWASP, CSV injection), full-width forms too
 _FORMULA = re.compile("'*[=+@\t\n\uff1d\uff0b\uff0d\uff20-]")
@@ -28,12 +30,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 def on_one_line(text: object) -> str:
     r"""A name or a path, for a line of a terminal: also an end of a line becomes a visible `\n`."""
-    return _HOSTILE.sub(_visible, str(text))
+    return _ON_A_LINE.sub(_visible, str(text))
 
 
 def for_terminal(text: object) -> str:
     """A message of several lines, for a terminal: ends of lines and tabs stay."""
-    return _HOSTILE.sub(lambda c: c[0] if c[0] in "\n\t" else _visible(c), str(text))
+    return _IN_LINES.sub(_visible, str(text))
 
 
 def rich_text(text: object, style: str = "") -> "Text":
@@ -46,9 +48,9 @@ def rich_text(text: object, style: str = "") -> "Text":
 def shell_word(text: object) -> str:
     """A word of a command to be copied into a shell, on one line; it means exactly this text."""
     word = str(text)
-    if not _HOSTILE.search(word):
+    if not _ON_A_LINE.search(word):
         return shlex.quote(word)
-    return "$'" + re.sub(rf"[\\']|{_HOSTILE.pattern}", _octal, word) + "'"
+    return "$'" + re.sub(rf"[\\']|{_ON_A_LINE.pattern}", _octal, word) + "'"
 
 
 def csv_cell(value: Any) -> Any:
@@ -64,7 +66,7 @@ def json_line(value: Any) -> str:
     r"""JSON on one line, which reads back as `value`; but a surrogate, which half of all readers
     refuse, reads back as the text `\udcff`."""
     text = _SURROGATE.sub(lambda c: "\\" + _visible(c), json.dumps(value, ensure_ascii=False))
-    return _HOSTILE.sub(lambda c: f"\\u{ord(c[0]):04x}", text)
+    return _ON_A_LINE.sub(lambda c: f"\\u{ord(c[0]):04x}", text)
 
 
 def markdown(text: object) -> str:
@@ -86,8 +88,7 @@ def markdown_code(text: object) -> str:
 def html_text(text: str) -> str:
     """Text for a page, to be escaped as any: without what no page may hold, or what would turn what
     follows it around."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _HOSTILE.sub(lambda c: c[0] if c[0] in "\n\t" else "\ufffd", lines)
+    return _IN_LINES.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def plot_label(text: object) -> str:
