@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -36,7 +37,7 @@ from attention_core.training.escape import (
     rich_text,
     shell_word,
 )
-from attention_core.training.figures import confusion_matrix, learning_curves, save_figure
+from attention_core.training.figures import confusion_matrix, learning_curves
 from attention_core.training.metrics import CSVMetrics, read_metrics, read_rows
 from attention_core.training.predict import predict
 from attention_core.training.sweep import Job, report
@@ -66,6 +67,7 @@ def calm(text: str, but: str = "") -> bool:
 
 
 @given(foreign)
+@settings(deadline=None)
 def test_a_terminal_obeys_nothing(text: str) -> None:
     line, lines = on_one_line(text), for_terminal(text)
     assert calm(line) and calm(lines, but="\n\t")
@@ -75,6 +77,7 @@ def test_a_terminal_obeys_nothing(text: str) -> None:
 
 
 @given(foreign)
+@settings(deadline=None, max_examples=50)
 def test_rich_finds_neither_markup_nor_emoji(text: str) -> None:
     text = text.replace("\t", "")  # which it expands
     for given_text in (text, f"[red]{text}[/]", f"[/]{text}:x:", f"[link=file:///x]{text}\\[b]"):
@@ -105,6 +108,7 @@ def test_a_shell_reads_the_word_that_was_meant() -> None:
 
 
 @given(foreign)
+@settings(deadline=None)
 def test_a_spreadsheet_computes_nothing_and_the_text_can_be_had_back(text: str) -> None:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerow(["first", csv_cell(text)])
@@ -126,6 +130,7 @@ def test_numbers_stay_numbers_in_a_table() -> None:
 
 
 @given(foreign)
+@settings(deadline=None)
 def test_json_reads_back_as_what_was_written(text: str) -> None:
     line = json_line({"input": text, "probability": -0.5})
     assert calm(line)
@@ -142,7 +147,7 @@ def inline(text: str) -> list[Any]:
 
 
 @given(foreign)
-@settings(max_examples=300)
+@settings(deadline=None)
 def test_markdown_means_nothing(text: str) -> None:
     written, words = markdown(text), on_one_line(" ".join(text.split()))
     parts = inline(written)
@@ -159,6 +164,7 @@ def test_markdown_means_nothing(text: str) -> None:
 
 
 @given(foreign)
+@settings(deadline=None)
 def test_a_page_holds_nothing_that_turns_it(text: str) -> None:
     assert calm(html_text(text), but="\n\t")
     if calm(text, but="\n\t"):
@@ -166,6 +172,7 @@ def test_a_page_holds_nothing_that_turns_it(text: str) -> None:
 
 
 @given(foreign)
+@settings(deadline=None)
 def test_a_label_is_no_formula(text: str) -> None:
     label = plot_label(text)
     assert not is_math_text(label) and calm(label, but="\n")
@@ -182,6 +189,7 @@ def test_figures_show_the_names_themselves() -> None:
     from nlp.drawing import put_title
     from vision.figures import attention_sheet
 
+    name = "$\\frac{$ [/]\nlines\x1b[31m\udcff\u202e"
     rows = [{"epoch": 0.0, "step": 0.0, f"val/{name}": 0.5, "step/lr": 0.1}]
     weights = torch.eye(2)
     graph = ReadGraph(torch.tensor([[0], [1]]), [name, "C"], [], weights, weights, name)
@@ -197,11 +205,11 @@ def test_figures_show_the_names_themselves() -> None:
         "text": of_text,
         "image": attention_sheet(images, maps, [(name, "other", 0.5)]),
     }
-    for place, figure in figures.items():
-        save_figure(figure, tmp_path / f"{place}.png")
-        assert (tmp_path / f"{place}.png").stat().st_size > 0
+    for figure in figures.values():
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()  # refuses what is no formula
     ticks = [label.get_text() for label in figures["confusion"].axes[0].get_xticklabels()]
-    assert len(ticks[0].replace(r"\$", "$")) <= 18 and "\n" not in ticks[0]
+    assert ticks == [r"\$\frac{\$ [/]\nlin…", "other"]
 
 
 def test_names_of_metrics_come_back_and_compute_nothing(tmp_path: Path) -> None:
@@ -275,7 +283,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         config["data"]["classes"] = CLASSES
         config["model"]["classes"] = 2
         config["task"]["classes"] = CLASSES
-        path = folder / "a [bold]run[/] =$x$\n```\n'\udcff"
+        path = folder / "a [bold]run[red] =$x$\n```\n'\udcff"
         with (folder / "printed").open("w") as file, pytest.MonkeyPatch.context() as printing:
             printing.setattr(sys, "stdout", file)
             printing.setattr(sys, "stderr", file)
@@ -294,7 +302,7 @@ def test_a_run_with_foreign_texts_comes_to_its_end(
     resume(run)
     out = capsys.readouterr().out
     assert "digit for digit" in out and "Finished already" in out
-    assert calm(out, but="\n") and "a [bold]run[/] =$x$\\n```\\n'\\udcff" in out
+    assert calm(out, but="\n") and "a [bold]run[red] =$x$\\n```\\n'\\udcff" in out
 
 
 def test_the_card_of_foreign_texts_means_what_it_says(run: Path) -> None:
@@ -399,6 +407,8 @@ def test_the_list_shows_titles_as_they_are(
     main(["list", "--config-dir", str(tmp_path)])
     out = capsys.readouterr().out
     assert calm(out, but="\n")
+    main(["train", "experiment=toy", "--config-dir", str(CONF), "--cfg=job", "+about.x='\u202e'"])
+    assert r"x: \u202e" in capsys.readouterr().out
     for shown in (
         r"[/] :x: \x1b[31m",
         r"[red]\u202e",
