@@ -341,16 +341,12 @@ def inputs(tmp_path: Path) -> Path:
 def test_predictions_of_foreign_names(
     run: Path, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sys.path.append(str(CONF))
-    try:
-        table, lines = tmp_path / "new\n[red].csv", tmp_path / "rows.jsonl"
-        assert predict(run, inputs, table) == predict(run, inputs, lines) == 1
-        said = capsys.readouterr()
-        with pytest.raises(SystemExit):
-            main(["predict", f"run={run}", f"input={inputs}", "--config-dir", str(CONF)])
-        printed = capsys.readouterr()
-    finally:
-        sys.path.remove(str(CONF))
+    table, lines = tmp_path / "new\n[red].csv", tmp_path / "rows.jsonl"
+    assert predict(run, inputs, table) == predict(run, inputs, lines) == 1
+    said = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["predict", f"run={run}", f"input={inputs}"])
+    printed = capsys.readouterr()
     assert calm(said.err + printed.out + printed.err, but="\n")
     assert said.err.count("\n") == 4  # two messages of each
     assert printed.out == table.read_text()
