@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import rich_text, shell_word
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
@@ -146,7 +147,7 @@ def _newest_whole(path: Path, rank: int | None = None) -> Path:
 def _warn(message: str) -> None:
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
-    Console(stderr=True).print(f"[yellow]checkpoint:[/] {message}", highlight=False)
+    Console(stderr=True).print("[yellow]checkpoint:[/]", rich_text(message))
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -258,7 +259,7 @@ class Checkpoint(callbacks.Checkpoint):
             raise UsageError(
                 f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one "
                 "before is intact. Once there is room, continue with: "
-                f"attn train run={self.folder.path}"
+                f"attn train run={shell_word(self.folder.path)}"
             ) from error
 
 

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from attention_core.training.data import DataModule, require
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import json_line, on_one_line
 from attention_core.training.folder import RunFolder
 from attention_core.training.predict import load_trained
 from attention_core.training.run import read_config
@@ -78,7 +79,7 @@ def export(folder: Path, format: str, output: Path | None = None) -> None:
         shutil.copymode(RunFolder(folder).config, file)  # safetensors hides its file from others
         for part in sorted(Path(temporary).iterdir(), reverse=True):  # model.onnx.data goes first
             part.replace(path.with_name(part.name))
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {said}")
+    print(on_one_line(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {said}"))
 
 
 def _checked_output(folder: RunFolder, format: str, output: Path | None) -> Path:
@@ -102,9 +103,9 @@ def _checked_output(folder: RunFolder, format: str, output: Path | None) -> Path
 def _about(config: Mapping[str, Any]) -> dict[str, str]:
     """What every format carries with the model, as texts."""
     return {
-        "experiment": str(config.get("experiment") or ""),
-        "classes": json.dumps(config["data"].get("classes") or [], ensure_ascii=False),
-        "model": json.dumps(config["model"], ensure_ascii=False),
+        "experiment": on_one_line(config.get("experiment") or ""),
+        "classes": json_line(config["data"].get("classes") or []),
+        "model": json_line(config["model"]),
         "attention_core": version("attention-core"),
         "torch": torch.__version__,
     }

@@ -15,6 +15,8 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from attention_core.training.escape import on_one_line
+
 GROUP = "attention_core.conf"
 
 
@@ -48,4 +50,4 @@ def _folder(entry: EntryPoint) -> Path | None:
 
 
 def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an installed package"
+    return on_one_line(entry.dist.name) if entry.dist is not None else "an installed package"

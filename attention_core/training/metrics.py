@@ -1,12 +1,17 @@
-"""`metrics.csv`: one row per event, written as it happens and cut back on resume."""
+"""`metrics.csv`: one row per event, written as it happens and cut back on resume; and
+`results.json`, read back."""
 
 import csv
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from attention_core.training.errors import UsageError
+from attention_core.training.escape import csv_cell, on_one_line
 from attention_core.training.folder import replace_file
 
 
@@ -39,7 +44,7 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {"epoch": None, "step": step, **metrics}  # these two columns come first
-        row = {name: _text(value) for name, value in values.items()}
+        row = {csv_cell(on_one_line(name)): _text(value) for name, value in values.items()}
         if set(row) - set(self._columns):
             self._write([*read_rows(self.path), row])
             return
@@ -71,12 +76,29 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     text = path.read_text()
     complete = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(complete.splitlines()))
+    return list(csv.DictReader(io.StringIO(complete, newline="")))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file as numbers; a row holds the columns that it has values for."""
     return [{name: float(value) for name, value in row.items() if value} for row in read_rows(path)]
+
+
+def read_results(path: Path) -> dict[str, float]:
+    """What the test of a run has given, by name.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"run: {str(path)!r} is no JSON: {error}.") from error
+    if not isinstance(results, dict) or not all(
+        isinstance(value, int | float) for value in results.values()
+    ):
+        raise UsageError(f"run: {str(path)!r} holds no results, which are numbers by name.")
+    return results
 
 
 def _text(value: Any) -> str:

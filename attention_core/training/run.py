@@ -32,12 +32,13 @@ from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
-from attention_core.training.metrics import CSVMetrics, read_metrics
+from attention_core.training.metrics import CSVMetrics, read_metrics, read_results
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
 from attention_core.training.processes import (
     end_with_leader,
@@ -125,14 +126,14 @@ def prepare(config: Config, path: Path) -> None:
     check_config(config)
     with folder.locked():
         _write_config(config, folder)
-    Console().print(f"Prepared. To start: attn train run={path}", highlight=False, soft_wrap=True)
+    _say(f"Prepared. To start: attn train run={shell_word(path)}")
 
 
 def _write_config(config: Config, folder: RunFolder) -> None:
     if folder.config.exists():
         raise UsageError(
             f"{str(folder.path)!r} holds a run already. To continue it: "
-            f"attn train run={folder.path}"
+            f"attn train run={shell_word(folder.path)}"
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
@@ -157,8 +158,8 @@ def resume(path: Path) -> dict[str, float]:
     folder = RunFolder(path).existing()
     config = read_config(folder)
     if folder.results.exists():
-        results: dict[str, float] = json.loads(folder.results.read_text())
-        Console().print(f"Finished already; nothing is left to train in {path}.")
+        results = read_results(folder.results)
+        _say(f"Finished already; nothing is left to train in {on_one_line(path)}.")
         _print_results(results, folder)
         return results
     check_config(config)
@@ -176,13 +177,14 @@ def evaluate(path: Path) -> dict[str, float]:
     config = read_config(folder)
     if not folder.best.exists():
         raise UsageError(
-            f"run: {str(path)!r} has no best checkpoint yet. To train on: attn train run={path}"
+            f"run: {str(path)!r} has no best checkpoint yet. To train on: "
+            f"attn train run={shell_word(path)}"
         )
     check_config(config)
     parts = assemble(config, folder, log=False)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
-    recorded = json.loads(folder.results.read_text()) if folder.results.exists() else {}
+    recorded = read_results(folder.results) if folder.results.exists() else {}
     _print_comparison(results, recorded)
     return results
 
@@ -324,7 +326,9 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             if not parts.trainer.interrupted:
                 raise
             # Lightning turns Ctrl-C into a silent exit.
-            raise KeyboardInterrupt(f"To continue: attn train run={folder.path}") from None
+            raise KeyboardInterrupt(
+                f"To continue: attn train run={shell_word(folder.path)}"
+            ) from None
         results = _test(parts, folder, parts.checkpoint.best_epoch)
     if parts.trainer.is_global_zero:
         trainer = parts.trainer
@@ -377,7 +381,11 @@ def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> 
 @rank_zero_only
 def _print_start(taken: str) -> None:
     if taken:
-        Console().print(f"Starting with {taken}", highlight=False, soft_wrap=True)
+        _say(f"Starting with {taken}")
+
+
+def _say(text: str) -> None:
+    Console().print(rich_text(text), soft_wrap=True)
 
 
 def _print_header(config: Config, trainer: Trainer, task: LightningModule) -> None:
@@ -395,7 +403,8 @@ def _print_header(config: Config, trainer: Trainer, task: LightningModule) -> No
         )
     )
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    console.print(f"[bold]{config.get('experiment') or 'run'}[/]  {about.get('title', '')}")
+    name = rich_text(on_one_line(config.get("experiment") or "run"), "bold")
+    console.print(name.append(f"  {on_one_line(about.get('title', ''))}", "not bold"))
     console.print(f"  data        {sizes} samples", highlight=False)
     console.print(f"  parameters  {parameters:,}, on {task.device}", highlight=False)
 
@@ -414,9 +423,9 @@ def _print_results(
         if name == "best_epoch":
             table.add_row("weights of epoch", str(int(value) + 1))
         else:
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(rich_text(on_one_line(name)), f"{value:.4f}")
     console.print(table)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+    _say(f"run folder: {on_one_line(folder.path)}")
 
 
 def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float]) -> None:
@@ -427,7 +436,7 @@ def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float
     changed = [n for n in both if not math.isclose(results[n], recorded[n], rel_tol=1e-5)]
     if changed:
         difference = ", ".join(f"{name} was {recorded[name]!r}" for name in changed)
-        console.print(f"[yellow]differs from results.json:[/] {difference}")
+        console.print("[yellow]differs from results.json:[/]", rich_text(on_one_line(difference)))
     elif all(results[name] == recorded[name] for name in both):
         console.print("[green]the same as results.json, digit for digit[/]")
     else:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import on_one_line
 
 Weights = dict[str, Tensor]
 
@@ -48,7 +49,7 @@ class LoadReport:
         lines += [f"  dropped, {why}: {some(names)}" for why, names in by_reason.items()]
         if self.kept:
             lines.append(f"  kept as they were: {some(self.kept)}")
-        return "\n".join(lines)
+        return "\n".join(map(on_one_line, lines))  # names come from files
 
 
 def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:
