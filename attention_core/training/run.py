@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
@@ -34,7 +33,13 @@ from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import (
+    RunFolder,
+    read_config,
+    read_results,
+    replace_file,
+    write_config,
+)
 from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
@@ -136,8 +141,7 @@ def _write_config(config: Config, folder: RunFolder) -> None:
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
-    with replace_file(folder.config, "w") as file:
-        yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+    write_config(config, folder)
 
 
 def _located(init: Config) -> Config:
@@ -157,7 +161,7 @@ def resume(path: Path) -> dict[str, float]:
     folder = RunFolder(path).existing()
     config = read_config(folder)
     if folder.results.exists():
-        results: dict[str, float] = json.loads(folder.results.read_text())
+        results = read_results(folder)
         Console().print(f"Finished already; nothing is left to train in {path}.")
         _print_results(results, folder)
         return results
@@ -179,19 +183,12 @@ def evaluate(path: Path) -> dict[str, float]:
             f"run: {str(path)!r} has no best checkpoint yet. To train on: attn train run={path}"
         )
     check_config(config)
+    recorded = read_results(folder) if folder.results.exists() else {}
     parts = assemble(config, folder, log=False)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
-    recorded = json.loads(folder.results.read_text()) if folder.results.exists() else {}
     _print_comparison(results, recorded)
     return results
-
-
-def read_config(folder: RunFolder) -> Config:
-    config = yaml.safe_load(folder.config.read_text())
-    if not isinstance(config, dict):
-        raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
-    return config
 
 
 def check_config(config: Mapping[str, Any]) -> None:

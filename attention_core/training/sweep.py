@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attention_core.training.errors import UsageError
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder, read_results, replace_file
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 
@@ -107,7 +107,7 @@ def run_job(
         job.monitor, job.mode = monitored(config)
         train(config, folder)
         job.score = best(folder, job.monitor, job.mode)
-        job.results = json.loads(RunFolder(folder).results.read_text())
+        job.results = read_results(RunFolder(folder))
         job.error = ""
     except Exception as error:
         if isinstance(error, UsageError):
