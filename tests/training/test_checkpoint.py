@@ -18,6 +18,7 @@ from attention_core.training import UsageError, evaluate, resume, train
 from attention_core.training.checkpoint import (
     PlainCheckpointIO,
     load_checkpoint,
+    shard_path,
 )
 from attention_core.training.folder import RunFolder, replace_file, write_config
 from attention_core.training.serialization import save_torch
@@ -274,3 +275,29 @@ def test_the_lock_of_a_killed_run_is_gone(tmp_path: Path) -> None:
             pass
     with RunFolder(tmp_path).locked():
         pass
+
+
+def test_what_killed_runs_left_half_written_goes_with_the_next(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from attention_core.training.folder import RunFolder, replace_file
+        folder = RunFolder(Path({str(tmp_path)!r}))
+        with replace_file(folder.metrics, "w"), replace_file(folder.next) as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    shard = shard_path(folder.next.with_name(".next.ckpt.tmp"), 0)  # as FSDP2 names it
+    PlainCheckpointIO().save_checkpoint({"step": 1}, shard)
+    mine = tmp_path / "notes.tmp"
+    mine.write_text("mine")
+    assert len(list(tmp_path.rglob("*.tmp"))) == 4
+    with held(tmp_path):
+        assert list(tmp_path.rglob("*.tmp")) == [mine]
+        with replace_file(folder.results) as file:
+            file.write(b"{}")
+            with pytest.raises(UsageError, match="is training in"), RunFolder(tmp_path).locked():
+                pass
+    assert folder.results.read_bytes() == b"{}"
