@@ -13,6 +13,9 @@ from attention_core.training.errors import Damaged, reading
 from attention_core.training.folder import replace_file
 
 
+_TO_GO_ON = "To continue the run without the rows that it had, delete it."
+
+
 class CSVMetrics(Logger):
     """Logs to one CSV file with the columns `epoch`, `step` and every metric seen so far.
 
@@ -110,9 +113,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     except Damaged as error:
         raise Damaged(f"{error} {_TO_GO_ON}") from error
     return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-_TO_GO_ON = "To continue the run without the rows that it had, delete it."
 
 
 def _check_row(columns: list[str], row: list[str], number: int) -> None:
