@@ -117,10 +117,9 @@ def _newest_whole(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[st
             content = read(candidate)
         except UsageError as raised:
             error = raised
-        errors = [error for error in gather(error) if error is not None]
-        refused = [error for error in errors if not isinstance(error, Damaged)]
-        if refused:
-            raise refused[0]
+        errors = [one for one in gather(error) if one is not None]
+        for refused in (one for one in errors if not isinstance(one, Damaged)):
+            raise refused
         if content is not None and not errors:
             if damages:
                 _warn(f"{' '.join(damages)} Continuing from {candidate.name}, the one before.")

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from attention_core.training.errors import Damaged, reading
 from attention_core.training.folder import replace_file
 
-
 _TO_GO_ON = "To continue the run without the rows that it had, delete it."
 
 
