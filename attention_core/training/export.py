@@ -16,10 +16,11 @@ from torch.export import Dim, ExportedProgram
 from attention_core.training.data import DataModule, require
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import json_line, on_one_line
-from attention_core.training.folder import RunFolder
+from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.predict import load_trained
-from attention_core.training.run import read_config
+from attention_core.training.serialization import save_safetensors
 from attention_core.training.task import Task
+from attention_core.training.weights import read_weights
 
 Inputs = dict[str, Tensor]
 OpenDims = dict[str, dict[int, str]]
@@ -112,12 +113,10 @@ def _about(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _write_weights(model: nn.Module, file: Path, about: dict[str, str]) -> str:
-    from safetensors.torch import load_file, save_file
-
     # Clones: the format refuses tensors that share memory, as tied weights do
     weights = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(weights, file, {"format": "pt", **about})
-    read = load_file(file)
+    save_safetensors(weights, file, about)
+    read = read_weights(file)
     if read.keys() != weights.keys() or any(
         read[name].dtype != value.dtype or not torch.equal(read[name], value)
         for name, value in weights.items()

@@ -60,7 +60,8 @@ REFUSED = (
         f"attention_core.training.{module}"
         for module in (
             *("card", "checkpoint", "cli", "compose", "export", "folder", "inputs", "installed"),
-            *("instantiate", "metrics", "new_domain", "predict", "processes", "run", "sweep"),
+            *("instantiate", "metrics", "new_domain", "predict", "processes", "run"),
+            *("serialization", "sweep"),
         )
     ),
     "torch.hub",

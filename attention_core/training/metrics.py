@@ -1,18 +1,19 @@
-"""`metrics.csv`: one row per event, written as it happens and cut back on resume; and
-`results.json`, read back."""
+"""`metrics.csv`: one row per event, written as it happens and cut back on resume."""
 
 import csv
-import io
-import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from attention_core.training.errors import UsageError
+from attention_core.training.errors import Damaged, reading
 from attention_core.training.escape import csv_cell, on_one_line
 from attention_core.training.folder import replace_file
+
+_TO_GO_ON = "To continue the run without the rows that it had, delete it."
 
 
 class CSVMetrics(Logger):
@@ -48,14 +49,36 @@ class CSVMetrics(Logger):
         if set(row) - set(self._columns):
             self._write([*read_rows(self.path), row])
             return
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
         self.rows += 1
 
+    def sync(self) -> int:
+        """The number of rows, all of which survive a power cut from now on."""
+        if self.rows:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        return self.rows
+
     @rank_zero_only
     def truncate(self, rows: int) -> None:
-        """Forgets all but the first `rows` rows."""
-        self._write(read_rows(self.path)[:rows])
+        """Forgets all but the first `rows` rows.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        found = read_rows(self.path)
+        if rows and not found:  # deleted, as the message below says
+            print(
+                f"metrics: {on_one_line(self.path)} begins anew; its first {rows} rows are gone.",
+                file=sys.stderr,
+            )
+        elif len(found) < rows:
+            raise Damaged(
+                f"metrics: {str(self.path)!r} is damaged: it has {len(found)} rows, where the "
+                f"checkpoint knows of {rows}. {_TO_GO_ON}"
+            )
+        self._write(found[:rows])
 
     @rank_zero_only
     def _write(self, rows: list[dict[str, str]]) -> None:
@@ -71,34 +94,40 @@ class CSVMetrics(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file as text, without a last line that a kill cut short."""
+    """The rows of a metrics file as text, without a last line that a kill cut short.
+
+    Raises:
+        UsageError: a line before is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    complete = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(io.StringIO(complete, newline="")))
+    try:
+        with reading(path, "metrics"):
+            text = path.read_text(encoding="utf-8")
+            complete = text[: text.rfind("\n") + 1]
+            columns, *rows = list(csv.reader(complete.splitlines())) or [[]]
+            if not rows:
+                raise ValueError("it has no rows")
+            for number, row in enumerate(rows, start=1):
+                _check_row(columns, row, number)
+    except Damaged as error:
+        raise Damaged(f"{error} {_TO_GO_ON}") from error
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _check_row(columns: list[str], row: list[str], number: int) -> None:
+    if len(row) != len(columns):
+        raise ValueError(f"row {number} has {len(row)} values for {len(columns)} columns")
+    for name, value in zip(columns, row, strict=True):
+        try:
+            float(value or 0)
+        except ValueError:
+            raise ValueError(f"row {number}: {name} is {value!r:.60}, no number") from None
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file as numbers; a row holds the columns that it has values for."""
     return [{name: float(value) for name, value in row.items() if value} for row in read_rows(path)]
-
-
-def read_results(path: Path) -> dict[str, float]:
-    """What the test of a run has given, by name.
-
-    Raises:
-        UsageError: the file holds something else.
-    """
-    try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"run: {str(path)!r} is no JSON: {error}.") from error
-    if not isinstance(results, dict) or not all(
-        isinstance(value, int | float) for value in results.values()
-    ):
-        raise UsageError(f"run: {str(path)!r} holds no results, which are numbers by name.")
-    return results
 
 
 def _text(value: Any) -> str:

@@ -18,8 +18,8 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import csv_cell, json_line, on_one_line, shell_word
-from attention_core.training.folder import RunFolder
-from attention_core.training.run import assemble, check_config, read_config
+from attention_core.training.folder import RunFolder, read_config
+from attention_core.training.run import assemble, check_config
 from attention_core.training.task import Task
 
 Row = dict[str, Any]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
@@ -35,10 +34,16 @@ from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import (
+    RunFolder,
+    read_config,
+    read_results,
+    replace_file,
+    write_config,
+)
 from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
-from attention_core.training.metrics import CSVMetrics, read_metrics, read_results
+from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
 from attention_core.training.processes import (
     end_with_leader,
@@ -137,8 +142,7 @@ def _write_config(config: Config, folder: RunFolder) -> None:
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
-    with replace_file(folder.config, "w") as file:
-        yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+    write_config(config, folder)
 
 
 def _located(init: Config) -> Config:
@@ -158,7 +162,7 @@ def resume(path: Path) -> dict[str, float]:
     folder = RunFolder(path).existing()
     config = read_config(folder)
     if folder.results.exists():
-        results = read_results(folder.results)
+        results = read_results(folder)
         _say(f"Finished already; nothing is left to train in {on_one_line(path)}.")
         _print_results(results, folder)
         return results
@@ -181,19 +185,12 @@ def evaluate(path: Path) -> dict[str, float]:
             f"attn train run={shell_word(path)}"
         )
     check_config(config)
+    recorded = read_results(folder) if folder.results.exists() else {}
     parts = assemble(config, folder, log=False)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
-    recorded = read_results(folder.results) if folder.results.exists() else {}
     _print_comparison(results, recorded)
     return results
-
-
-def read_config(folder: RunFolder) -> Config:
-    config = yaml.safe_load(folder.config.read_text())
-    if not isinstance(config, dict):
-        raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
-    return config
 
 
 def check_config(config: Mapping[str, Any]) -> None:

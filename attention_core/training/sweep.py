@@ -20,7 +20,7 @@ from rich.text import Text
 
 from attention_core.training.errors import UsageError
 from attention_core.training.escape import csv_cell, for_terminal, on_one_line, rich_text
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder, read_results, replace_file
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 
@@ -111,7 +111,7 @@ def run_job(
         job.monitor, job.mode = monitored(config)
         train(config, folder)
         job.score = best(folder, job.monitor, job.mode)
-        job.results = json.loads(RunFolder(folder).results.read_text())
+        job.results = read_results(RunFolder(folder))
         job.error = ""
     except Exception as error:
         if isinstance(error, UsageError):

@@ -12,9 +12,9 @@ import yaml
 
 from attention_core.training import ClassificationTask, UsageError, evaluate, train
 from attention_core.training.checkpoint import load_checkpoint
-from attention_core.training.folder import RunFolder
+from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.run import assemble, read_config
+from attention_core.training.run import assemble
 from tests.command_line import attn
 from tests.training.conftest import CONF, Compose
 
