@@ -142,7 +142,8 @@ def claims(name: str, states: list[dict[str, Any]]) -> list[Claim]:
             if key not in known:
                 raise UsageError(f"{where}there is no key {key!r}.{did_you_mean(key, known)}")
         try:
-            found.append(Claim(**entry))
+            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+            found.append(Claim(**plain))
         except (UsageError, TypeError) as error:
             raise UsageError(f"{where}{error}") from error
     return found

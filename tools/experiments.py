@@ -69,11 +69,13 @@ class Figure:
         claim, measured = self.claim, self.measured
         if measured is None:
             return "not measured"
-        # What is stated is a rounded decimal; `not <=` because nothing is near nan
-        if self.stated is not None and not abs(measured - self.stated) <= claim.tolerance + 1e-9:
+        # A difference of decimals is a little more or less than it looks
+        if self.stated is not None and abs(measured - self.stated) > claim.tolerance + 1e-9:
             return "differs"
-        if not claim.least <= measured <= claim.most:
-            return f"less than {claim.least}" if measured < claim.least else f"over {claim.most}"
+        if measured < claim.least:
+            return f"less than {claim.least}"
+        if measured > claim.most:
+            return f"more than {claim.most}"
         bounded = math.isfinite(claim.least) or math.isfinite(claim.most)
         return "ok" if bounded or self.stated is not None else "not stated"
 
@@ -92,7 +94,7 @@ def train(run: Run, folder: Path) -> Outcome:
     path, log = folder / run.name, folder / f"{run.name}.log"
     results = path / "results.json"
     if results.exists():
-        return Outcome(json.loads(results.read_text()), None)
+        return Outcome(read(results), None)
     if (path / "config.yaml").exists():
         what = [f"run={path}"]
     else:
@@ -112,7 +114,12 @@ def train(run: Run, folder: Path) -> Outcome:
     seconds = time.monotonic() - start
     done = results.exists()
     print(f"{run.name}: {f'{seconds:.0f} s' if done else f'failed, see {log}'}", flush=True)
-    return Outcome(json.loads(results.read_text()) if done else {}, seconds)
+    return Outcome(read(results) if done else {}, seconds)
+
+
+def read(results: Path) -> dict[str, float]:
+    found = json.loads(results.read_text())
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def train_all(runs: list[Run], folder: Path, workers: int) -> dict[Run, Outcome]:
