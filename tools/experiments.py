@@ -133,7 +133,7 @@ def train_all(runs: list[Run], folder: Path, workers: int) -> dict[Run, Outcome]
     return outcomes
 
 
-def compare(experiment: Experiment, claim: Claim, outcomes: Mapping[str, Outcome]) -> list[Figure]:
+def compare(name: str, claim: Claim, outcomes: Mapping[str, Outcome]) -> list[Figure]:
     """The figures of a claim: one of each run, or the one of their mean.
 
     Args:
@@ -143,7 +143,7 @@ def compare(experiment: Experiment, claim: Claim, outcomes: Mapping[str, Outcome
     if claim.values:
         stated = dict(zip(claim.runs, claim.values, strict=True))
         return [
-            Figure(experiment.name, run, claim, stated.get(run), value, outcomes[run].seconds)
+            Figure(name, run, claim, stated.get(run), value, outcomes[run].seconds)
             for run, value in measured.items()
         ]
     known = [value for value in measured.values() if value is not None]
@@ -151,12 +151,9 @@ def compare(experiment: Experiment, claim: Claim, outcomes: Mapping[str, Outcome
     of = f"mean of {len(measured)} {'folds' if claim.folds else 'seeds'}"
     of += f" after {claim.after}" if claim.after else ""
     trained = [each.seconds for each in outcomes.values() if each.seconds is not None]
-    same = [*measured] == claim.runs
+    seconds = sum(trained) if trained else None
     return [
-        Figure(
-            *(experiment.name, of, claim, claim.mean if same else None, mean),
-            sum(trained) if trained else None,
-        )
+        Figure(name, of, claim, claim.mean if [*measured] == claim.runs else None, mean, seconds)
     ]
 
 
@@ -195,7 +192,7 @@ def choose(globs: list[str]) -> list[Experiment]:
     for each in chosen:
         missing = [p for p in each.about.get("needs", []) if importlib.util.find_spec(p) is None]
         if missing:
-            install = f"pip install 'attention-core[{each.about['extra']}]'"
+            install = f"pip install 'attention-core[{each.about.get('extra', 'data')}]'"
             print(f"{each.name} is skipped, it needs {', '.join(missing)}: {install}")
         else:
             complete.append(each)
@@ -230,8 +227,12 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = choose(given.only)
     folder = (given.folder or ROOT / "outputs" / "experiments" / commit()).resolve()
     print(f"The runs are in {folder}", flush=True)
-    claimed = [(each, claim) for each in chosen for claim in each.claims]
-    runs = [run_of(*pair, override) for pair in claimed for override in pair[1].asked(given.seeds)]
+    wanted = {
+        (each.name, claim): {key: run_of(each, claim, key) for key in claim.asked(given.seeds)}
+        for each in chosen
+        for claim in each.claims
+    }
+    runs = [run for by_override in wanted.values() for run in by_override.values()]
     trained = train_all(runs, folder, given.workers)
 
     figures: list[Figure] = []
@@ -239,9 +240,8 @@ def main(arguments: list[str] | None = None) -> int:
     for each in chosen:
         measured = []
         for claim in each.claims:
-            asked = claim.asked(given.seeds)
-            outcomes = {override: trained[run_of(each, claim, override)] for override in asked}
-            figures += compare(each, claim, outcomes)
+            outcomes = {key: trained[run] for key, run in wanted[each.name, claim].items()}
+            figures += compare(each.name, claim, outcomes)
             measured.append({run: of.results.get(claim.metric) for run, of in outcomes.items()})
         row = each.row(measured)
         if row is not None:
@@ -260,3 +260,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except UsageError as error:
         sys.exit(f"experiments: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command goes on")
