@@ -5,6 +5,7 @@ README, has its `data` there and what stands `beside` the first claim; {1} in it
 """
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -96,6 +97,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One training, in a folder of its name."""
+
+    experiment: str
+    overrides: tuple[str, ...] = ()
+    after: str = ""
+    config_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        parts = [self.experiment, *self.overrides, *(["after", self.after] if self.after else [])]
+        return re.sub(r"[^\w.]+", "-", " ".join(parts))
+
+
+@dataclass(frozen=True)
 class Experiment:
     """An experiment that states something; of an example, with its `config_dir`."""
 
@@ -103,6 +119,9 @@ class Experiment:
     about: dict[str, Any]
     claims: list[Claim]
     config_dir: Path | None
+
+    def run(self, claim: Claim, override: str) -> Run:
+        return Run(self.name, (override, *claim.overrides), claim.after, self.config_dir)
 
     def row(self, measured: Sequence[Mapping[str, float | None]] | None = None) -> str | None:
         """Its row of README, as stated, or as `measured` for each claim.
@@ -136,14 +155,14 @@ def experiments() -> list[Experiment]:
 def claims(name: str, states: list[dict[str, Any]]) -> list[Claim]:
     known = [field.name for field in fields(Claim)]
     found = []
-    for entry in states:
+    for given in states:
+        entry: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         where = f"experiment/{name}.yaml: about.states: "
         for key in entry:
             if key not in known:
                 raise UsageError(f"{where}there is no key {key!r}.{did_you_mean(key, known)}")
         try:
-            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
-            found.append(Claim(**plain))
+            found.append(Claim(**entry))
         except (UsageError, TypeError) as error:
             raise UsageError(f"{where}{error}") from error
     return found

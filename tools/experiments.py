@@ -5,11 +5,11 @@ continued: interrupted, the same command goes on.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import math
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -24,24 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from attention_core.training.errors import UsageError, did_you_mean
-from tools.claims import ROOT, Claim, Experiment, experiments, rewrite
+from tools.claims import ROOT, Claim, Experiment, Run, experiments, rewrite
 
 README = ROOT / "README.md"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training, in a folder of its name."""
-
-    experiment: str
-    overrides: tuple[str, ...] = ()
-    after: str = ""
-    config_dir: Path | None = None
-
-    @property
-    def name(self) -> str:
-        parts = [self.experiment, *self.overrides, *(["after", self.after] if self.after else [])]
-        return re.sub(r"[^\w.]+", "-", " ".join(parts))
+CODE = ("attention_core", "vision", "graph", "nlp", "conf", "examples")
 
 
 @dataclass(frozen=True)
@@ -82,11 +68,6 @@ class Figure:
     @property
     def wrong(self) -> bool:
         return self.verdict not in ("ok", "not stated")
-
-
-def run_of(experiment: Experiment, claim: Claim, override: str) -> Run:
-    overrides = (override, *claim.overrides)
-    return Run(experiment.name, overrides, claim.after, experiment.config_dir)
 
 
 def train(run: Run, folder: Path) -> Outcome:
@@ -209,10 +190,15 @@ def update(rows: Mapping[str, str]) -> None:
         print("them into about.states and about.gives of the experiment's file, too.")
 
 
-def commit() -> str:
-    """The commit that is checked out: figures of another one prove nothing."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+def version() -> str:
+    """The commit, and a digest of what was changed since: figures of other code prove nothing."""
+
+    def git(*command: str) -> str:
+        return subprocess.check_output(["git", *command], cwd=ROOT, text=True)
+
+    changes = git("diff", "HEAD", "--", *CODE)
+    digest = hashlib.sha256(changes.encode()).hexdigest()[:8]
+    return git("rev-parse", "--short", "HEAD").strip() + (f"-{digest}" if changes else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -221,14 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="GLOB", default=["*"], help="as 'graph/*'")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of those that are stated")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time")
-    parser.add_argument("--folder", type=Path, help="of the runs; default: outputs/..., by commit")
+    parser.add_argument("--folder", type=Path, help="of the runs; default: outputs/..., by version")
     given = parser.parse_args(arguments)
     rewrite(README.read_text(), {})  # that it can be, before any work is lost
     chosen = choose(given.only)
-    folder = (given.folder or ROOT / "outputs" / "experiments" / commit()).resolve()
+    folder = (given.folder or ROOT / "outputs" / "experiments" / version()).resolve()
     print(f"The runs are in {folder}", flush=True)
     wanted = {
-        (each.name, claim): {key: run_of(each, claim, key) for key in claim.asked(given.seeds)}
+        (each.name, claim): {key: each.run(claim, key) for key in claim.asked(given.seeds)}
         for each in chosen
         for claim in each.claims
     }
