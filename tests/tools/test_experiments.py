@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -277,6 +278,28 @@ def test_a_wrong_name_and_a_readme_without_marks_cost_no_training(
     with pytest.raises(UsageError, match="README.md: the lines .* are needed"):
         again()
     assert not trainer.started
+
+
+def test_runs_are_kept_by_the_version_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    file, readme = tmp_path / "conf" / "some.yaml", tmp_path / "README.md"
+    file.parent.mkdir()
+    for path in (file, readme):
+        path.write_text("first")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    versions = [tool.version()]
+    readme.write_text("figures of a run")
+    assert tool.version() == versions[0]
+    for text in ("second", "third"):
+        file.write_text(text)
+        versions.append(tool.version())
+    assert len(set(versions)) == 3 and all(v.startswith(versions[0]) for v in versions)
 
 
 @pytest.mark.slow
