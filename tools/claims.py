@@ -34,20 +34,20 @@ class Claim:
 
     Args:
         metric: its name in `results.json`.
-        tolerance: how far a figure may be from the stated one, either way, in the metric's unit.
         values: of the seeds 1, 2, and so on, each to be compared. Or:
         mean: over the first so many `seeds`, or over so many `folds`; it alone is compared.
         deviation: the standard one, of a sample where these are seeds; folds are all there are.
-        least, most: what every seed keeps, one without a stated value too; or the mean.
+        tolerance: how far a value or a mean may be from it, either way, in the metric's unit.
+        least, most: what every seed keeps, one without a stated value too; or the mean, if stated.
         overrides: given to every run.
         after: the experiment that is trained first, and whose weights every run starts from.
     """
 
     metric: str
-    tolerance: float
     values: tuple[float, ...] = ()
     mean: float = math.nan
     deviation: float = math.nan
+    tolerance: float = math.nan
     seeds: int = 0
     folds: int = 0
     least: float = -math.inf
@@ -60,11 +60,21 @@ class Claim:
             raise UsageError(f"metric: one of {', '.join(UNITS)} is needed, got {self.metric!r}.")
         if [bool(self.values), self.seeds > 0, self.folds > 0].count(True) != 1:
             raise UsageError("one of values, seeds and folds is needed.")
-        given = not (math.isnan(self.mean) or math.isnan(self.deviation))
-        if given == bool(self.values):
-            raise UsageError("values are needed, or else mean and deviation.")
-        if not self.tolerance > 0:
+        if self.averaged == math.isnan(self.deviation) or (self.averaged and self.values):
+            raise UsageError("mean and deviation go together, and in place of values.")
+        figures = bool(self.values) or self.averaged
+        if not figures and not self.bounded:
+            raise UsageError("one of values, mean, least and most is needed.")
+        if figures and not self.tolerance > 0:
             raise UsageError(f"tolerance: more than 0 is needed, got {self.tolerance}.")
+
+    @property
+    def averaged(self) -> bool:
+        return not math.isnan(self.mean)
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.least) or math.isfinite(self.most)
 
     @property
     def runs(self) -> list[str]:
@@ -79,17 +89,17 @@ class Claim:
 
     def cell(self, measured: Mapping[str, float | None] | None = None) -> str | None:
         """The figures as README has them: as stated, or as `measured` by run, if all are."""
-        figures = list(self.values) or [self.mean, self.deviation]
+        figures = [self.mean, self.deviation] if self.averaged else list(self.values)
         if measured is not None:
             known = [measured.get(run) for run in self.runs]
             figures = [value for value in known if value is not None]
             if len(figures) < len(known):
                 return None
-            if not self.values:
+            if self.averaged:
                 spread = statistics.pstdev if self.folds else statistics.stdev
                 figures = [statistics.mean(figures), spread(figures)]
         factor, decimals, words = UNITS[self.metric]
-        between = ", " if self.values else " ± "
+        between = " ± " if self.averaged else ", "
         cell = words.format(between.join(f"{factor * each:.{decimals}f}" for each in figures))
         cell += ", one seed" if len(self.values) == 1 else ""
         cell += f", {self.folds} folds" if self.folds else ""

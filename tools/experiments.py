@@ -62,8 +62,7 @@ class Figure:
             return f"less than {claim.least}"
         if measured > claim.most:
             return f"more than {claim.most}"
-        bounded = math.isfinite(claim.least) or math.isfinite(claim.most)
-        return "ok" if bounded or self.stated is not None else "not stated"
+        return "ok" if claim.bounded or self.stated is not None else "not stated"
 
     @property
     def wrong(self) -> bool:
@@ -121,8 +120,8 @@ def compare(name: str, claim: Claim, outcomes: Mapping[str, Outcome]) -> list[Fi
         outcomes: by the override of each run.
     """
     measured = {run: outcome.results.get(claim.metric) for run, outcome in outcomes.items()}
-    if claim.values:
-        stated = dict(zip(claim.runs, claim.values, strict=True))
+    if not claim.averaged:
+        stated = dict(zip(claim.runs, claim.values, strict=False))
         return [
             Figure(name, run, claim, stated.get(run), value, outcomes[run].seconds)
             for run, value in measured.items()
@@ -150,7 +149,7 @@ def show(figures: list[Figure]) -> None:
         table.add_row(
             *(each.experiment, each.of, each.claim.metric),
             *("" if "nan" in number else number for number in numbers),
-            f"{each.claim.tolerance:g}",
+            "" if each.stated is None else f"{each.claim.tolerance:g}",
             f"[red]{each.verdict}[/]" if each.wrong else each.verdict,
             "read" if each.seconds is None else f"{each.seconds:.0f} s",
         )
