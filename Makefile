@@ -17,18 +17,18 @@ INSTALL   := $(RUN) pip install --disable-pip-version-check -c requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev train test slow bench lint format lock clean
+.PHONY: help install dev train test slow experiments bench lint format lock clean
 
 help:  ## Explain the targets
 	@echo "Usage: make TARGET [NAME=value ...]"
 	@echo
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS=...    passed on: make train ARGS='experiment=graph/mutag trainer.max_epochs=5'"
-	@echo "                         make test ARGS='-k causal'"
-	@echo "  PYTHON=...  the interpreter that creates the environment, 3.11 or newer ($(PYTHON))"
-	@echo "  VENV=...    the environment, created where it is missing ($(VENV))"
-	@echo "  WORKERS=n   processes of the tests ($(WORKERS))"
+	@echo "  ARGS=...      passed on: make train ARGS='experiment=graph/mutag trainer.max_epochs=5'"
+	@echo "                           make test ARGS='-k causal'"
+	@echo "  PYTHON=...    the interpreter that creates the environment, 3.11 or newer ($(PYTHON))"
+	@echo "  VENV=...      the environment, created where it is missing ($(VENV))"
+	@echo "  WORKERS=n     processes of the tests, and runs of the experiments at a time ($(WORKERS))"
 
 train: $(DATA)  ## Train the default experiment, or ARGS='experiment=...'
 	$(RUN) attention_core.training train $(ARGS)
@@ -43,8 +43,11 @@ test: $(DEV)  ## Run the tests, without the slow ones; ARGS='-m "not quick"' run
 slow: $(DEV)  ## Run the slow tests alone: kills, large parities, the built wheel
 	$(PYTEST) -m slow $(ARGS)
 
+experiments: $(DEV)  ## Train what states figures again and compare; ARGS='--only vision/digits'
+	$(RUN) tools.experiments --workers $(WORKERS) $(ARGS)
+
 bench: $(DEV)  ## Measure attention beside its peers; JSON goes to benchmarks/results/latest.json
-	$(RUN) python -m benchmarks benchmarks/results/latest.json
+	$(RUN) benchmarks benchmarks/results/latest.json
 
 lint: $(DEV)  ## Check style, format and types
 	$(RUN) ruff check .

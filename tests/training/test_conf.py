@@ -11,12 +11,15 @@ from attention_core.training import evaluate, train
 from attention_core.training.compose import _compose, about, config_roots, options
 from attention_core.training.run import check_config
 from tests.training.conftest import CONF, Compose, data_root
+from tools.claims import claims
 
 EXPERIMENTS = about(config_roots(None))
 ROOTS = config_roots(CONF)
 PLUGINS = {"optuna": "hydra_optuna_sweeper", "submitit_local": "hydra_submitit_launcher"} | {
     name: f"hydra_{name}_launcher" for name in ("joblib", "submitit", "ray")
 }
+#: What may be said about an experiment: `attn list` shows the first, `make experiments` the last.
+ABOUT = {"title", "data", "needs", "extra", "gives", "packaged", "states", "table"}
 QUICK = {"vision/digits", "graph/mutag", "nlp/sentiment_tiny"}  # one of each domain
 OF_A_RUN = [
     *["optimizer", "schedule", "trainer", "callbacks", "logger", "task", "profiler", "debug"],
@@ -29,6 +32,7 @@ def test_experiment_composes(name: str, compose: Compose, tmp_path: Path) -> Non
     check_config(compose(f"experiment={name}", *data_root(name, tmp_path), config_dir=None))
     for key in ("title", "data", "gives"):
         assert section.get(key), f"experiment/{name}.yaml: about.{key} is missing"
+    assert section.keys() <= ABOUT
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,8 @@ def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Pa
     results = train(config, tmp_path / "run")
     assert results == json.loads((tmp_path / "run" / "results.json").read_text())
     assert any(key.startswith("test/") for key in results)
+    stated = claims(name, EXPERIMENTS[name].get("states", []))
+    assert {claim.metric for claim in stated} <= results.keys()
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
     assert (tmp_path / "run" / "figures" / "learning_curves.png").exists()
     assert evaluate(tmp_path / "run") == results
