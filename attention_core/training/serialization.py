@@ -166,5 +166,5 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     shapes = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
     digest = sha256(json.dumps([sorted(metadata.items()), shapes]).encode())
     for name in names:
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
