@@ -184,7 +184,7 @@ def replace_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        text = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
+        text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
         with temporary.open(mode, **text) as file:
             yield file
             file.flush()

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -45,7 +45,7 @@ WRITER, DIGEST = "attention_core", "attention_core_sha256"
 class _Checksummed:
     """A file with the CRC-32 of what has been written to it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[Any]) -> None:
         self.file, self.crc = file, 0
         self.flush = file.flush
 
@@ -54,7 +54,7 @@ class _Checksummed:
         return self.file.write(data)
 
 
-def save_torch(content: Any, file: BinaryIO) -> None:
+def save_torch(content: Any, file: IO[Any]) -> None:
     """Writes `content` as `torch.save` does, with a checksum at the end; `torch.load` reads it."""
     checksummed = _Checksummed(file)
     torch.save(content, checksummed)  # type: ignore[arg-type]
@@ -166,5 +166,5 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     shapes = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]
     digest = sha256(json.dumps([sorted(metadata.items()), shapes]).encode())
     for name in names:
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
