@@ -93,6 +93,5 @@ class WordTask(ClassificationTask):
                     share = maps[-1][0, head - 1, 0].view(*grid).T.numpy(force=True)
                     axis.imshow(share * 0 + 1, "autumn", alpha=0.8 * share / share.max(), **look)
                 axis.set(title=f"head {head}", xlabel="seconds", yticks=[], aspect="auto")
-            title = f"“{self.classes[said]}”, heard as “{self.classes[heard]}”"
-            axes[0].set_title(plot_label(title))
+            axes[0].set_title(plot_label(f"“{self.classes[said]}”, heard as “{self.classes[heard]}”"))
         return figure
