@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor, nn, tensor
 from torch.utils.data import random_split
 
 from attention_core import AttentionPool, Encoder, Grid, record_attention
@@ -20,7 +20,7 @@ def speak(word: str) -> Tensor:
     length = torch.randint(600, 1600, (len(word),))
     time, center = torch.arange(int(length.sum())), length.cumsum(0) - length / 2
     share = torch.softmax(-(time[:, None] - center).abs() / 250, dim=1)  # vowels glide
-    mouth = torch.tensor([FORMANTS[vowel] for vowel in word]) * torch.empty(2).uniform_(0.8, 1.2)
+    mouth = tensor([FORMANTS[vowel] for vowel in word]) * torch.empty(2).uniform_(0.8, 1.2)
     formants = (share @ mouth)[..., None]
     pitch = torch.empty(1).uniform_(90, 240) * torch.linspace(1.1, 0.9, len(time))
     harmonics = pitch[:, None] * torch.arange(1, 17)
@@ -51,14 +51,13 @@ class Words(DataModule):
             self.train_set, self.val_set, self.test_set = random_split(words, [0.75, 0.125, 0.125])
 
     def say(self, target: int) -> dict[str, Tensor]:
-        frames = spectrogram(speak(self.classes[target]))
-        patches = frames.unfold(0, PATCH, PATCH).unfold(1, PATCH, PATCH).flatten(2)
-        return {"patches": patches, "target": torch.tensor(target)}
+        frames = spectrogram(speak(self.classes[target])).unfold(0, PATCH, PATCH)
+        return {"patches": frames.unfold(1, PATCH, PATCH).flatten(2), "target": tensor(target)}
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {  # words of any length, end to end
             "patches": torch.cat([sample["patches"].flatten(0, 1) for sample in samples]),
-            "grids": torch.tensor([sample["patches"].shape[:2] for sample in samples]),
+            "grids": tensor([sample["patches"].shape[:2] for sample in samples]),
             "target": torch.stack([sample["target"] for sample in samples]),
         }
 
@@ -66,7 +65,8 @@ class Words(DataModule):
 class SpectrogramEncoder(nn.Module):
     def __init__(self, dim: int, depth: int, heads: int, classes: int, **encoder: Any) -> None:
         super().__init__()
-        self.embedding, self.encoder = nn.Linear(PATCH**2, dim), Encoder(dim, depth, heads, **encoder)
+        self.embedding = nn.Linear(PATCH**2, dim)
+        self.encoder = Encoder(dim, depth, heads, **encoder)
         self.pool, self.head = AttentionPool(dim, heads), nn.Linear(dim, classes)
 
     def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
