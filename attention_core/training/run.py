@@ -3,6 +3,10 @@
 `train` needs nothing but a plain dict and a folder: no Hydra, no command line. What a run did can
 therefore be repeated, resumed or evaluated from its folder alone, and a process of a distributed
 run can be given the folder and nothing else.
+
+A configuration that is given to `train` is the caller's own. One that lies in a run folder may be
+somebody else's, whose `allow` is a wish: the functions that take a folder take `allow`, too, the
+packages that the caller trusts with running their code.
 """
 
 import json
@@ -11,7 +15,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +39,11 @@ from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
 from attention_core.training.folder import RunFolder, replace_file
-from attention_core.training.instantiate import build, check, check_arguments
+from attention_core.training.installed import allowed_by, installed_roots
+from attention_core.training.instantiate import build, check, check_arguments, targets
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
+from attention_core.training.own import is_foreign
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
 from attention_core.training.processes import (
     end_with_leader,
@@ -46,6 +52,7 @@ from attention_core.training.processes import (
     keep_freed_memory,
     started_from_outside,
 )
+from attention_core.training.targets import PARTS
 from attention_core.training.task import Task
 
 Config = dict[str, Any]
@@ -85,6 +92,10 @@ TYPES: dict[str, tuple[type, str]] = {
 }
 
 
+# What of a trainer counts where a trained model is looked at
+LOOKING = ("accelerator", "precision", "deterministic", "limit_test_batches")
+
+
 @dataclass
 class Parts:
     """What a configuration builds."""
@@ -92,11 +103,14 @@ class Parts:
     data: DataModule
     task: Task
     trainer: Trainer
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None = None  # of a training
 
 
 def train(config: Config, path: Path) -> dict[str, float]:
     """Trains from scratch in the folder `path`; returns the results.
+
+    Args:
+        config: resolved, and yours: the packages in its `allow` are trusted.
 
     Raises:
         UsageError: the configuration is wrong, or the folder holds a run already.
@@ -125,14 +139,15 @@ def prepare(config: Config, path: Path) -> None:
     check_config(config)
     with folder.locked():
         _write_config(config, folder)
-    Console().print(f"Prepared. To start: attn train run={path}", highlight=False, soft_wrap=True)
+    again = _again("train", path, config.get("allow"))
+    Console().print(f"Prepared. To start: {again}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _write_config(config: Config, folder: RunFolder) -> None:
     if folder.config.exists():
         raise UsageError(
             f"{str(folder.path)!r} holds a run already. To continue it: "
-            f"attn train run={folder.path}"
+            f"{_again('train', folder.path, config.get('allow'))}"
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
@@ -147,15 +162,23 @@ def _located(init: Config) -> Config:
     return {**init, **paths}
 
 
-def resume(path: Path) -> dict[str, float]:
+def _again(command: str, path: Path, allow: Iterable[str] | None) -> str:
+    """The command line for the run in `path`, with the packages that have to be allowed."""
+    return f"attn {command} run={path}" + (f" allow=[{','.join(allow)}]" if allow else "")
+
+
+def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     """Continues the run in the folder `path` to its end, bit for bit as if never interrupted.
 
+    Args:
+        allow: packages that you trust with running their code, where the run uses any.
+
     Raises:
-        UsageError: `path` is no run folder.
+        UsageError: `path` is no run folder, or uses a package that is not in `allow`.
     """
     end_with_leader()
     folder = RunFolder(path).existing()
-    config = read_config(folder)
+    config = trusted_config(folder, allow, "train")
     if folder.results.exists():
         results: dict[str, float] = json.loads(folder.results.read_text())
         Console().print(f"Finished already; nothing is left to train in {path}.")
@@ -166,20 +189,24 @@ def resume(path: Path) -> dict[str, float]:
         return _fit_and_test(config, folder)
 
 
-def evaluate(path: Path) -> dict[str, float]:
+def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     """Tests the best checkpoint of the run in `path` again and compares with its `results.json`.
 
+    Args:
+        allow: packages that you trust with running their code, where the run uses any.
+
     Raises:
-        UsageError: `path` is no run folder, or holds no best checkpoint.
+        UsageError: `path` is no run folder, holds no best checkpoint, or uses a package that is not
+            in `allow`.
     """
     folder = RunFolder(path).existing()
-    config = read_config(folder)
+    config = trusted_config(folder, allow, "evaluate")
     if not folder.best.exists():
         raise UsageError(
             f"run: {str(path)!r} has no best checkpoint yet. To train on: attn train run={path}"
         )
     check_config(config)
-    parts = assemble(config, folder, log=False)
+    parts = look(config, folder)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
     recorded = json.loads(folder.results.read_text()) if folder.results.exists() else {}
@@ -192,6 +219,61 @@ def read_config(folder: RunFolder) -> Config:
     if not isinstance(config, dict):
         raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
     return config
+
+
+def trusted_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:
+    """The configuration of a run folder, with no more in its `allow` than the user trusts: what is
+    in `allow` here, and what the experiments of installed packages allow.
+
+    Args:
+        command: for which it is read, for the message.
+
+    Raises:
+        UsageError: it names code of other packages; says how they are allowed.
+    """
+    if isinstance(allow, str):
+        raise UsageError(f"allow must be a list of names of packages, got {allow!r}.")
+    config = read_config(folder)
+    asked = config.get("allow")
+    asked = [n for n in asked if isinstance(n, str)] if isinstance(asked, list) else []
+    trusted, missing = list(allow), _beyond(config, asked, allow)
+    if missing:
+        trusted += allowed_by(installed_roots())
+        missing = _beyond(config, asked, trusted)
+    if missing:
+        place, target = next(iter(missing.values()))
+        names = [*allow, *missing]
+        more = {"predict": " input=...", "export": " format=..."}.get(command, "")
+        raise UsageError(
+            f"{place}._target_: {target!r} is code of the package {next(iter(missing))!r}, and none "
+            "of attention-core's. A run folder can come from anybody, so it runs no code of others "
+            f"unless you say that you trust it: {_again(command, folder.path, names)}{more} "
+            f"(in Python: allow={names!r})."
+        )
+    return {**config, "allow": list(dict.fromkeys([n for n in asked if _within(n, trusted)] + [*allow]))}
+
+
+def _beyond(
+    config: Config, asked: Iterable[str], trusted: Iterable[str]
+) -> dict[str, tuple[str, str]]:
+    """The packages that a configuration asks for and uses, and the user has not said to trust: for
+    each a place that uses it, and the name there."""
+    found: dict[str, tuple[str, str]] = {}
+    for place, node in targets(config, ""):
+        target = node["_target_"]
+        for name in asked:
+            if (
+                isinstance(target, str)
+                and _within(target, [name])
+                and not _within(target, trusted)
+                and not is_foreign(name)
+            ):
+                found.setdefault(name, (place, target))
+    return found
+
+
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -236,40 +318,35 @@ def check_config(config: Mapping[str, Any]) -> None:
                 )
     check_arguments(Checkpoint, config.get("checkpoint") or {}, "checkpoint", "checkpoint")
     check_arguments(start_from, config.get("init") or {}, "init", "init")
-    check(dict(config), allow=config.get("allow") or ())
+    allow = config.get("allow") or ()
+    for key, value in config.items():
+        if key in ("callbacks", "logger"):
+            for name, part in (value or {}).items():
+                check(part, key, place=f"{key}.{name}", allow=allow)
+        elif key in PARTS:
+            check(value, key, place=key, allow=allow)
+        else:
+            for place, node in targets(value, key):
+                raise UsageError(
+                    f"{place}._target_: {node['_target_']!r} is refused: nothing is built there."
+                )
 
 
 def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
-    """Builds data, model, task and trainer. The seed is set first: the same configuration gives
-    the same weights.
+    """Builds all that a training needs: data, model, task and trainer.
 
     Args:
-        log: False to look at a trained model: nothing is written, and one process does it all,
-            however many trained.
+        log: False to try something out: nothing is written, and one process does it all.
     """
     allow = config.get("allow") or ()
     seed: int = config.get("seed", 1)
-    _quiet()
-    keep_freed_memory()
-    seed_everything(seed, verbose=False)
-    # Deterministic algorithms would otherwise also fill every empty tensor with NaN.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    data = build(config["data"], allow=allow)
-    model = build(config["model"], allow=allow)
-    freeze(model, config.get("freeze") or ())
-    optimizer = build(config["optimizer"], allow=allow)
-    schedule = build(config["schedule"], allow=allow) if config.get("schedule") else None
-    if config.get("activation_checkpointing"):
-        checkpoint_activations(model)
-    if config.get("compile"):
-        compile_blocks(model)
-    task = build(config["task"], allow=allow, model=model, optimizer=optimizer, schedule=schedule)
-    for name, part, kind in (("data", data, DataModule), ("task", task, Task)):
-        if not isinstance(part, kind):
-            raise UsageError(f"{name}: a {kind.__name__} is needed, got {type(part).__name__}.")
+    optimizer = build(config["optimizer"], "optimizer", allow=allow)
+    given = config.get("schedule")
+    schedule = build(given, "schedule", allow=allow) if given else None
+    data, task = _data_and_task(config, optimizer=optimizer, schedule=schedule)
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
     parts = (config.get("callbacks") or {}).values()
-    callbacks = [build(part, allow=allow) for part in parts if part is not None]
+    callbacks = [build(part, "callbacks", allow=allow) for part in parts if part is not None]
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
     loggers: list[Logger] = []
     if log:
@@ -277,31 +354,82 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     profiler = None
     if log and config.get("profiler"):
         where = {"dirpath": folder.path / "profile", "filename": "profile"}
-        profiler = build(config["profiler"], allow=allow, **where)
-    plugins: list[Any] = [PlainCheckpointIO()]
-    if os.environ.get("SLURM_NTASKS") == "1":
-        plugins.append(LightningEnvironment())  # SLURM started one task; the others are ours
+        profiler = build(config["profiler"], "profiler", allow=allow, **where)
     trainer = build(
-        config["trainer"] if log else _alone(config["trainer"]),
+        config["trainer"] if log else {**config["trainer"], **_alone(config["trainer"])},
+        "trainer",
         allow=allow,
         profiler=profiler,
         # The seed last: what other callbacks draw at a step makes no difference to it.
         callbacks=[header, *callbacks, StepSeed(seed), StepLog(), checkpoint] if log else [],
         logger=loggers or False,
-        plugins=plugins,
-        default_root_dir=folder.path,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         enable_checkpointing=log,
+        **_of_every_trainer(folder),
     )
     return Parts(data, task, trainer, checkpoint)
 
 
+def look(config: Config, folder: RunFolder) -> Parts:
+    """Builds what it takes to look at a trained model: data, model and task, and a plain trainer
+    in one process. Nothing is written, and what the configuration says of training is left out."""
+    data, task = _data_and_task(config, optimizer=_no_training, schedule=None)
+    given = config["trainer"]
+    plain = {key: given[key] for key in LOOKING if isinstance(given.get(key), str | int | float)}
+    trainer = Trainer(
+        **{**plain, **_alone(plain)},
+        callbacks=[],
+        logger=False,
+        enable_checkpointing=False,
+        **_of_every_trainer(folder),
+    )
+    return Parts(data, task, trainer)
+
+
+def _no_training(*args: Any, **kwargs: Any) -> Any:
+    raise UsageError("optimizer: this task was built to be looked at, and cannot be trained.")
+
+
+def _data_and_task(config: Config, **training: Any) -> tuple[DataModule, Task]:
+    """The seed is set first: the same configuration gives the same weights."""
+    allow = config.get("allow") or ()
+    _quiet()
+    keep_freed_memory()
+    seed_everything(config.get("seed", 1), verbose=False)
+    # Deterministic algorithms would otherwise also fill every empty tensor with NaN.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    data = build(config["data"], "data", allow=allow)
+    model = build(config["model"], "model", allow=allow)
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"model: a module is needed, got {type(model).__name__}.")
+    freeze(model, config.get("freeze") or ())
+    if config.get("activation_checkpointing"):
+        checkpoint_activations(model)
+    if config.get("compile"):
+        compile_blocks(model)
+    task = build(config["task"], "task", allow=allow, model=model, **training)
+    for name, part, kind in (("data", data, DataModule), ("task", task, Task)):
+        if not isinstance(part, kind):
+            raise UsageError(f"{name}: a {kind.__name__} is needed, got {type(part).__name__}.")
+    return data, task
+
+
+def _of_every_trainer(folder: RunFolder) -> Config:
+    plugins: list[Any] = [PlainCheckpointIO()]
+    if os.environ.get("SLURM_NTASKS") == "1":
+        plugins.append(LightningEnvironment())  # SLURM started one task; the others are ours
+    return {
+        "plugins": plugins,
+        "default_root_dir": folder.path,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
 def _alone(trainer: Mapping[str, Any]) -> Config:
-    """The same trainer, in one process, on a CPU where there is no other device."""
-    alone = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    if alone.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+    """What makes it one process, on a CPU where there is no other device."""
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         alone["accelerator"] = "cpu"
     return alone
 
@@ -315,7 +443,8 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
         for logger in parts.trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 logger.truncate(0)
-    with joined_by_others(parts.trainer, folder.path), logged(parts.trainer, config):
+    allow = config.get("allow") or ()
+    with joined_by_others(parts.trainer, folder.path, allow), logged(parts.trainer, config):
         try:
             parts.trainer.fit(
                 parts.task, datamodule=parts.data, ckpt_path=newest, weights_only=True
@@ -324,13 +453,15 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             if not parts.trainer.interrupted:
                 raise
             # Lightning turns Ctrl-C into a silent exit.
-            raise KeyboardInterrupt(f"To continue: attn train run={folder.path}") from None
+            again = _again("train", folder.path, allow)
+            raise KeyboardInterrupt(f"To continue: {again}") from None
+        assert parts.checkpoint is not None
         results = _test(parts, folder, parts.checkpoint.best_epoch)
     if parts.trainer.is_global_zero:
         trainer = parts.trainer
         if isinstance(trainer.strategy, FSDP2):
             # A sharded model computes nothing in one process alone: draw with it put together
-            parts = assemble(config, folder, log=False)
+            parts = look(config, folder)
             _test(parts, folder, int(results["best_epoch"]))
         _draw(parts, folder, str(config.get("experiment") or ""), int(results["best_epoch"]))
         write_card(
