@@ -30,9 +30,9 @@ examples:
   attn train experiment=graph/mutag --cfg job              show the configuration, train nothing
 
 Every run writes one folder under outputs/: its configuration, metrics.csv, checkpoints, figures,
-results.json. A run folder is data: code of a package that is not attention-core's runs only where you
-say allow=[PACKAGE], or --config-dir with experiments of yours that do. `attn COMMAND --help` tells
-more. HYDRA_FULL_ERROR=1 shows tracebacks.
+results.json. A run folder is data: other code than attention-core's runs only where you say
+allow=[PACKAGE], or give --config-dir with experiments that do. `attn COMMAND --help` tells more.
+HYDRA_FULL_ERROR=1 shows tracebacks.
 """
 
 
@@ -297,6 +297,9 @@ def _make_importable(config_dir: Path | None) -> None:
 def _leave_current_folder() -> None:
     """Imports nothing from the current folder by its mere name, here and in processes of ours."""
     sys.path[:] = [place for place in sys.path if place]
+    for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:-1]:
+        if not place and os.getcwd() in sys.path:
+            sys.path.remove(os.getcwd())  # as of PYTHONPATH=$PYTHONPATH:more where it was not set
     os.environ["PYTHONSAFEPATH"] = "1"
 
 

@@ -207,7 +207,7 @@ def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int
         except ModuleNotFoundError as error:
             if error.name != name and not name.startswith(f"{error.name}."):
                 unserved = error.name is not None and own.lies_unserved(error.name)
-                how = f" To import it from your folder, too, add it to allow." if unserved else ""
+                how = " To import it from your folder, too, add it to allow." if unserved else ""
                 raise UsageError(
                     f"{where}: {target!r} needs the package {error.name!r}.{how}"
                 ) from error

@@ -18,7 +18,6 @@ from types import ModuleType
 from attention_core.training.errors import UsageError
 from attention_core.training.targets import OURS
 
-
 # Where attention-core is run from its sources, nothing says what it requires
 _CORE = (
     *("attention-core", "torch", "torchvision", "torch-geometric", "lightning", "hydra-core"),

@@ -19,8 +19,9 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.folder import RunFolder
-from attention_core.training.run import check_config, look, trusted_config
+from attention_core.training.run import check_config, look
 from attention_core.training.task import Task
+from attention_core.training.trust import trusted_config
 
 Row = dict[str, Any]
 
@@ -28,9 +29,7 @@ CSV = (".csv",)
 JSON_LINES = (".jsonl", ".json-lines")
 
 
-def predict(
-    folder: Path, source: Path, output: Path | None, allow: Sequence[str] = ()
-) -> int:
+def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str] = ()) -> int:
     """Predicts everything in `source` with the best weights of the run in `folder`.
 
     The inputs are read in batches of the run's `data.batch_size`, by its `data.workers`, and no

@@ -93,9 +93,7 @@ class _Watch(threading.Thread):
 
 
 @contextmanager
-def joined_by_others(
-    trainer: Trainer, folder: Path, allow: Iterable[str] = ()
-) -> Iterator[None]:
+def joined_by_others(trainer: Trainer, folder: Path, allow: Iterable[str] = ()) -> Iterator[None]:
     """Starts the processes that `trainer` wants beside this one, as `attn train run=<folder>`.
     They trust the packages in `allow` as this one does, and look for them in the same folders.
 

@@ -15,7 +15,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,9 @@ from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
 from attention_core.training.folder import RunFolder, replace_file
-from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import build, check, check_arguments, targets
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.own import is_foreign
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
 from attention_core.training.processes import (
     end_with_leader,
@@ -54,6 +52,7 @@ from attention_core.training.processes import (
 )
 from attention_core.training.targets import PARTS
 from attention_core.training.task import Task
+from attention_core.training.trust import again, trusted_config
 
 Config = dict[str, Any]
 
@@ -139,15 +138,15 @@ def prepare(config: Config, path: Path) -> None:
     check_config(config)
     with folder.locked():
         _write_config(config, folder)
-    again = _again("train", path, config.get("allow"))
-    Console().print(f"Prepared. To start: {again}", highlight=False, soft_wrap=True, markup=False)
+    line = again("train", path, config.get("allow"))
+    Console().print(f"Prepared. To start: {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _write_config(config: Config, folder: RunFolder) -> None:
     if folder.config.exists():
         raise UsageError(
             f"{str(folder.path)!r} holds a run already. To continue it: "
-            f"{_again('train', folder.path, config.get('allow'))}"
+            f"{again('train', folder.path, config.get('allow'))}"
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
@@ -160,11 +159,6 @@ def _located(init: Config) -> Config:
     find_weights(run=init.get("run"), weights=init.get("weights"))
     paths = {key: str(Path(init[key]).resolve()) for key in ("run", "weights") if init.get(key)}
     return {**init, **paths}
-
-
-def _again(command: str, path: Path, allow: Iterable[str] | None) -> str:
-    """The command line for the run in `path`, with the packages that have to be allowed."""
-    return f"attn {command} run={path}" + (f" allow=[{','.join(allow)}]" if allow else "")
 
 
 def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
@@ -212,68 +206,6 @@ def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     recorded = json.loads(folder.results.read_text()) if folder.results.exists() else {}
     _print_comparison(results, recorded)
     return results
-
-
-def read_config(folder: RunFolder) -> Config:
-    config = yaml.safe_load(folder.config.read_text())
-    if not isinstance(config, dict):
-        raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
-    return config
-
-
-def trusted_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:
-    """The configuration of a run folder, with no more in its `allow` than the user trusts: what is
-    in `allow` here, and what the experiments of installed packages allow.
-
-    Args:
-        command: for which it is read, for the message.
-
-    Raises:
-        UsageError: it names code of other packages; says how they are allowed.
-    """
-    if isinstance(allow, str):
-        raise UsageError(f"allow must be a list of names of packages, got {allow!r}.")
-    config = read_config(folder)
-    asked = config.get("allow")
-    asked = [n for n in asked if isinstance(n, str)] if isinstance(asked, list) else []
-    trusted, missing = list(allow), _beyond(config, asked, allow)
-    if missing:
-        trusted += allowed_by(installed_roots())
-        missing = _beyond(config, asked, trusted)
-    if missing:
-        place, target = next(iter(missing.values()))
-        names = [*allow, *missing]
-        more = {"predict": " input=...", "export": " format=..."}.get(command, "")
-        raise UsageError(
-            f"{place}._target_: {target!r} is code of the package {next(iter(missing))!r}, and none "
-            "of attention-core's. A run folder can come from anybody, so it runs no code of others "
-            f"unless you say that you trust it: {_again(command, folder.path, names)}{more} "
-            f"(in Python: allow={names!r})."
-        )
-    return {**config, "allow": list(dict.fromkeys([n for n in asked if _within(n, trusted)] + [*allow]))}
-
-
-def _beyond(
-    config: Config, asked: Iterable[str], trusted: Iterable[str]
-) -> dict[str, tuple[str, str]]:
-    """The packages that a configuration asks for and uses, and the user has not said to trust: for
-    each a place that uses it, and the name there."""
-    found: dict[str, tuple[str, str]] = {}
-    for place, node in targets(config, ""):
-        target = node["_target_"]
-        for name in asked:
-            if (
-                isinstance(target, str)
-                and _within(target, [name])
-                and not _within(target, trusted)
-                and not is_foreign(name)
-            ):
-                found.setdefault(name, (place, target))
-    return found
-
-
-def _within(name: str, packages: Iterable[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -453,8 +385,7 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             if not parts.trainer.interrupted:
                 raise
             # Lightning turns Ctrl-C into a silent exit.
-            again = _again("train", folder.path, allow)
-            raise KeyboardInterrupt(f"To continue: {again}") from None
+            raise KeyboardInterrupt(f"To continue: {again('train', folder.path, allow)}") from None
         assert parts.checkpoint is not None
         results = _test(parts, folder, parts.checkpoint.best_epoch)
     if parts.trainer.is_global_zero:

@@ -6,8 +6,8 @@ to (data sets, `from_pretrained`), opens files of any name (`CSVMetrics`) or tak
 or a function of its own (`Lambda`, `DataLoader`, `build_loggers`) is on no list. Before a name is
 added, read what it does with its arguments.
 
-Of other people's libraries each name is listed. Of ours, classes of a kind count by being defined in
-our packages; functions, and all that is in `attention_core.training`, by name.
+Of other people's libraries each name is listed. Of ours, a class of a kind counts by being defined
+in our packages; functions, and all that is in `attention_core.training`, count by name.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from attention_core.training.errors import did_you_mean
 OURS = ("attention_core", "vision", "graph", "nlp")
 
 
-def _of(module: str, names: str) -> frozenset[str]:
-    return frozenset(f"{module}.{name}" for name in names.split())
+def _of(modules: str, names: str) -> frozenset[str]:
+    return frozenset(f"{module}.{name}" for module in modules.split() for name in names.split())
 
 
 @dataclass(frozen=True)
@@ -52,53 +52,55 @@ KINDS = {
             "torch.nn",
             "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d "
             "AdaptiveMaxPool2d AdaptiveMaxPool3d AlphaDropout AvgPool1d AvgPool2d AvgPool3d "
-            "BatchNorm1d BatchNorm2d BatchNorm3d Bilinear CELU ChannelShuffle Conv1d Conv2d Conv3d "
-            "ConvTranspose1d ConvTranspose2d ConvTranspose3d CosineSimilarity Dropout Dropout1d "
-            "Dropout2d Dropout3d ELU Embedding EmbeddingBag FeatureAlphaDropout Flatten Fold GELU "
-            "GLU GRU GRUCell GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh Identity "
-            "InstanceNorm1d InstanceNorm2d InstanceNorm3d LPPool1d LPPool2d LPPool3d LSTM LSTMCell "
-            "LayerNorm LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d LazyConv1d LazyConv2d "
-            "LazyConv3d LazyLinear LeakyReLU Linear LocalResponseNorm LogSigmoid LogSoftmax "
-            "MaxPool1d MaxPool2d MaxPool3d Mish ModuleDict ModuleList MultiheadAttention PReLU "
-            "PairwiseDistance PixelShuffle PixelUnshuffle RMSNorm RNN RNNCell RReLU ReLU ReLU6 "
-            "ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d "
-            "ReplicationPad3d SELU Sequential SiLU Sigmoid Softmax Softmax2d Softmin Softplus "
-            "Softshrink Softsign SyncBatchNorm Tanh Tanhshrink Threshold Transformer "
-            "TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer "
-            "Unflatten Unfold Upsample ZeroPad1d ZeroPad2d ZeroPad3d",
+            "BatchNorm1d BatchNorm2d BatchNorm3d Bilinear CELU ChannelShuffle Conv1d Conv2d "
+            "Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d CosineSimilarity Dropout "
+            "Dropout1d Dropout2d Dropout3d ELU Embedding EmbeddingBag FeatureAlphaDropout "
+            "Flatten Fold GELU GLU GRU GRUCell GroupNorm Hardshrink Hardsigmoid Hardswish "
+            "Hardtanh Identity InstanceNorm1d InstanceNorm2d InstanceNorm3d LPPool1d LPPool2d "
+            "LPPool3d LSTM LSTMCell LayerNorm LazyBatchNorm1d LazyBatchNorm2d LazyBatchNorm3d "
+            "LazyConv1d LazyConv2d LazyConv3d LazyLinear LeakyReLU Linear LocalResponseNorm "
+            "LogSigmoid LogSoftmax MaxPool1d MaxPool2d MaxPool3d Mish ModuleDict ModuleList "
+            "MultiheadAttention PReLU PairwiseDistance PixelShuffle PixelUnshuffle RMSNorm RNN "
+            "RNNCell RReLU ReLU ReLU6 ReflectionPad1d ReflectionPad2d ReflectionPad3d "
+            "ReplicationPad1d ReplicationPad2d ReplicationPad3d SELU Sequential SiLU Sigmoid "
+            "Softmax Softmax2d Softmin Softplus Softshrink Softsign SyncBatchNorm Tanh "
+            "Tanhshrink Threshold Transformer TransformerDecoder TransformerDecoderLayer "
+            "TransformerEncoder TransformerEncoderLayer Unflatten Unfold Upsample ZeroPad1d "
+            "ZeroPad2d ZeroPad3d",
         )
         | _of(
             "torchvision.ops",
-            "Conv2dNormActivation Conv3dNormActivation DropBlock2d DropBlock3d FrozenBatchNorm2d "
-            "MLP Permute SqueezeExcitation StochasticDepth",
+            "Conv2dNormActivation Conv3dNormActivation DropBlock2d DropBlock3d "
+            "FrozenBatchNorm2d MLP Permute SqueezeExcitation StochasticDepth",
         )
         | _of(  # functions; with weights they fetch torchvision's own, by a name and a checksum
             "torchvision.models",
             "alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 "
-            "densenet161 densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 "
-            "efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 "
-            "efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s maxvit_t mobilenet_v2 "
-            "mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet101 "
-            "resnet152 resnet18 resnet34 resnet50 resnext101_32x8d resnext50_32x4d "
-            "shufflenet_v2_x1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t "
-            "vgg11 vgg11_bn vgg13_bn vgg16 vgg16_bn vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 "
-            "vit_l_32 wide_resnet101_2 wide_resnet50_2",
+            "densenet161 densenet169 densenet201 efficientnet_b0 efficientnet_b1 "
+            "efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 "
+            "efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s maxvit_t "
+            "mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf "
+            "resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d resnext50_32x4d "
+            "shufflenet_v2_x1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s "
+            "swin_v2_t vgg11 vgg11_bn vgg13_bn vgg16 vgg16_bn vgg19_bn vit_b_16 vit_b_32 "
+            "vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2",
         )
         | _of(
             "torch_geometric.nn",
-            "AGNNConv APPNP ARMAConv AntiSymmetricConv AttentionalAggregation AttentiveFP BatchNorm "
-            "CGConv ChebConv ClusterGCNConv DNAConv DeepGCNLayer DeepSetsAggregation "
+            "AGNNConv APPNP ARMAConv AntiSymmetricConv AttentionalAggregation AttentiveFP "
+            "BatchNorm CGConv ChebConv ClusterGCNConv DNAConv DeepGCNLayer DeepSetsAggregation "
             "DegreeScalerAggregation DenseGATConv DenseGCNConv DenseGINConv DenseGraphConv "
-            "DenseSAGEConv DiffGroupNorm DirGNNConv DynamicEdgeConv EGConv EdgeCNN EdgeConv FAConv "
-            "FastRGCNConv FeaStConv FiLMConv GAT GATConv GATv2Conv GCN GCN2Conv GCNConv GENConv GIN "
-            "GINConv GINEConv GMMConv GPSConv GRUAggregation GatedGraphConv GeneralConv GraphConv "
-            "GraphMultisetTransformer GraphNorm GraphSAGE GraphSizeNorm GraphUNet HeteroBatchNorm "
-            "HeteroLayerNorm HeteroLinear HypergraphConv InstanceNorm JumpingKnowledge LEConv "
-            "LGConv LINKX LSTMAggregation LayerNorm Linear MFConv MLP MLPAggregation MaxAggregation "
-            "MeanAggregation MeanSubtractionNorm MedianAggregation MessageNorm MinAggregation "
-            "MixHopConv MulAggregation MultiAggregation NNConv NeuralFingerprint PMLP PNA PNAConv "
-            "PairNorm PDNConv PositionalEncoding PowerMeanAggregation QuantileAggregation RGATConv "
-            "RGCNConv ResGatedGraphConv SAGEConv SAGPooling SGConv SSGConv Set2Set "
+            "DenseSAGEConv DiffGroupNorm DirGNNConv DynamicEdgeConv EGConv EdgeCNN EdgeConv "
+            "FAConv FastRGCNConv FeaStConv FiLMConv GAT GATConv GATv2Conv GCN GCN2Conv GCNConv "
+            "GENConv GIN GINConv GINEConv GMMConv GPSConv GRUAggregation GatedGraphConv "
+            "GeneralConv GraphConv GraphMultisetTransformer GraphNorm GraphSAGE GraphSizeNorm "
+            "GraphUNet HeteroBatchNorm HeteroLayerNorm HeteroLinear HypergraphConv InstanceNorm "
+            "JumpingKnowledge LEConv LGConv LINKX LSTMAggregation LayerNorm Linear MFConv MLP "
+            "MLPAggregation MaxAggregation MeanAggregation MeanSubtractionNorm "
+            "MedianAggregation MessageNorm MinAggregation MixHopConv MulAggregation "
+            "MultiAggregation NNConv NeuralFingerprint PMLP PNA PNAConv PairNorm PDNConv "
+            "PositionalEncoding PowerMeanAggregation QuantileAggregation RGATConv RGCNConv "
+            "ResGatedGraphConv SAGEConv SAGPooling SGConv SSGConv Set2Set "
             "SetTransformerAggregation SignedConv SimpleConv SoftmaxAggregation SortAggregation "
             "SplineConv StdAggregation SumAggregation SuperGATConv TAGConv TemporalEncoding "
             "TopKPooling TransformerConv VarAggregation VariancePreservingAggregation",
@@ -126,35 +128,36 @@ KINDS = {
         ("torch_geometric.transforms.base_transform.BaseTransform",),
         _of(
             "torchvision.transforms.v2",
-            "AugMix AutoAugment CenterCrop ColorJitter Compose ConvertImageDtype ElasticTransform "
-            "FiveCrop GaussianBlur GaussianNoise Grayscale Identity JPEG Normalize PILToTensor Pad "
-            "RGB RandAugment RandomAdjustSharpness RandomAffine RandomApply RandomAutocontrast "
-            "RandomChannelPermutation RandomChoice RandomCrop RandomEqualize RandomErasing "
-            "RandomGrayscale RandomHorizontalFlip RandomInvert RandomOrder RandomPerspective "
-            "RandomPhotometricDistort RandomPosterize RandomResize RandomResizedCrop RandomRotation "
-            "RandomShortestSize RandomSolarize RandomVerticalFlip RandomZoomOut Resize ScaleJitter "
-            "ToDtype ToImage ToPureTensor TrivialAugmentWide",
+            "AugMix AutoAugment CenterCrop ColorJitter Compose ConvertImageDtype "
+            "ElasticTransform FiveCrop GaussianBlur GaussianNoise Grayscale Identity JPEG "
+            "Normalize PILToTensor Pad RGB RandAugment RandomAdjustSharpness RandomAffine "
+            "RandomApply RandomAutocontrast RandomChannelPermutation RandomChoice RandomCrop "
+            "RandomEqualize RandomErasing RandomGrayscale RandomHorizontalFlip RandomInvert "
+            "RandomOrder RandomPerspective RandomPhotometricDistort RandomPosterize "
+            "RandomResize RandomResizedCrop RandomRotation RandomShortestSize RandomSolarize "
+            "RandomVerticalFlip RandomZoomOut Resize ScaleJitter ToDtype ToImage ToPureTensor "
+            "TrivialAugmentWide",
         )
         | _of(
             "torchvision.transforms",
-            "AugMix AutoAugment CenterCrop ColorJitter Compose ConvertImageDtype ElasticTransform "
-            "GaussianBlur Grayscale Normalize Pad RandAugment RandomAdjustSharpness RandomAffine "
-            "RandomApply RandomAutocontrast RandomChoice RandomCrop RandomEqualize RandomErasing "
-            "RandomGrayscale RandomHorizontalFlip RandomInvert RandomOrder RandomPerspective "
-            "RandomPosterize RandomResizedCrop RandomRotation RandomSolarize RandomVerticalFlip "
-            "Resize TrivialAugmentWide",
+            "AugMix AutoAugment CenterCrop ColorJitter Compose ConvertImageDtype "
+            "ElasticTransform GaussianBlur Grayscale Normalize Pad RandAugment "
+            "RandomAdjustSharpness RandomAffine RandomApply RandomAutocontrast RandomChoice "
+            "RandomCrop RandomEqualize RandomErasing RandomGrayscale RandomHorizontalFlip "
+            "RandomInvert RandomOrder RandomPerspective RandomPosterize RandomResizedCrop "
+            "RandomRotation RandomSolarize RandomVerticalFlip Resize TrivialAugmentWide",
         )
         | _of(
             "torch_geometric.transforms",
-            "AddLaplacianEigenvectorPE AddRandomWalkPE AddRemainingSelfLoops AddSelfLoops Cartesian "
-            "Center Compose Constant Delaunay Distance FaceToEdge FeaturePropagation FixedPoints "
-            "GCNNorm GDC HalfHop IndexToMask KNNGraph LaplacianLambdaMax LargestConnectedComponents "
-            "LineGraph LocalCartesian LocalDegreeProfile MaskToIndex NormalizeFeatures "
-            "NormalizeRotation NormalizeScale OneHotDegree PointPairFeatures Polar RadiusGraph "
-            "RandomFlip RandomJitter RandomLinkSplit RandomNodeSplit RandomRotate RandomScale "
-            "RandomShear RemoveDuplicatedEdges RemoveIsolatedNodes RemoveSelfLoops "
-            "RemoveTrainingClasses SIGN SVDFeatureReduction SamplePoints Spherical TargetIndegree "
-            "ToUndirected TwoHop VirtualNode",
+            "AddLaplacianEigenvectorPE AddRandomWalkPE AddRemainingSelfLoops AddSelfLoops "
+            "Cartesian Center Compose Constant Delaunay Distance FaceToEdge FeaturePropagation "
+            "FixedPoints GCNNorm GDC HalfHop IndexToMask KNNGraph LaplacianLambdaMax "
+            "LargestConnectedComponents LineGraph LocalCartesian LocalDegreeProfile MaskToIndex "
+            "NormalizeFeatures NormalizeRotation NormalizeScale OneHotDegree PointPairFeatures "
+            "Polar RadiusGraph RandomFlip RandomJitter RandomLinkSplit RandomNodeSplit "
+            "RandomRotate RandomScale RandomShear RemoveDuplicatedEdges RemoveIsolatedNodes "
+            "RemoveSelfLoops RemoveTrainingClasses SIGN SVDFeatureReduction SamplePoints "
+            "Spherical TargetIndegree ToUndirected TwoHop VirtualNode",
         ),
         _of("vision.data.preparation", "Preparation"),
     ),
@@ -177,14 +180,11 @@ KINDS = {
             "MarginRankingLoss MultiLabelMarginLoss MultiLabelSoftMarginLoss MultiMarginLoss "
             "NLLLoss PoissonNLLLoss SmoothL1Loss SoftMarginLoss TripletMarginLoss",
         )
-        | frozenset(
-            f"{module}.{name}"
-            for module in ("torchmetrics", "torchmetrics.classification")
-            for name in (
-                "AUROC Accuracy AveragePrecision CalibrationError CohenKappa ConfusionMatrix "
-                "ExactMatch F1Score FBetaScore HammingDistance HingeLoss JaccardIndex "
-                "MatthewsCorrCoef Precision Recall ROC Specificity StatScores"
-            ).split()
+        | _of(
+            "torchmetrics torchmetrics.classification",
+            "AUROC Accuracy AveragePrecision CalibrationError CohenKappa ConfusionMatrix "
+            "ExactMatch F1Score FBetaScore HammingDistance HingeLoss JaccardIndex "
+            "MatthewsCorrCoef Precision Recall ROC Specificity StatScores",
         )
         | _of(
             "torchmetrics.classification",
@@ -198,16 +198,13 @@ KINDS = {
             "MultilabelHammingDistance MultilabelPrecision MultilabelRankingAveragePrecision "
             "MultilabelRankingLoss MultilabelRecall",
         )
-        | frozenset(
-            f"{module}.{name}"
-            for module in ("torchmetrics", "torchmetrics.regression")
-            for name in (
-                "ConcordanceCorrCoef CosineSimilarity ExplainedVariance KendallRankCorrCoef "
-                "LogCoshError MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError "
-                "MeanSquaredLogError PearsonCorrCoef R2Score RelativeSquaredError "
-                "SpearmanCorrCoef SymmetricMeanAbsolutePercentageError TweedieDevianceScore "
-                "WeightedMeanAbsolutePercentageError"
-            ).split()
+        | _of(
+            "torchmetrics torchmetrics.regression",
+            "ConcordanceCorrCoef CosineSimilarity ExplainedVariance KendallRankCorrCoef "
+            "LogCoshError MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError "
+            "MeanSquaredLogError PearsonCorrCoef R2Score RelativeSquaredError SpearmanCorrCoef "
+            "SymmetricMeanAbsolutePercentageError TweedieDevianceScore "
+            "WeightedMeanAbsolutePercentageError",
         )
         | _of("torchmetrics", "MaxMetric MeanMetric MinMetric SumMetric MetricCollection"),
     ),
@@ -224,9 +221,7 @@ KINDS = {
         "a schedule",
         ("torch.optim.lr_scheduler.LRScheduler",),
         _of("torch.optim.lr_scheduler", "OneCycleLR"),
-        _of(
-            TRAINING, "optim.constant optim.inverse_sqrt optim.warmup_cosine find_lr.rising"
-        ),
+        _of(TRAINING, "optim.constant optim.inverse_sqrt optim.warmup_cosine find_lr.rising"),
     ),
     "trainer": Kind(
         "a Trainer",
