@@ -14,7 +14,7 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.finetune import freeze, start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
-from attention_core.training.run import read_config
+from attention_core.training.trust import read_config
 from tests.command_line import attn
 from tests.training.conftest import Compose, assert_same_run, interrupt
 

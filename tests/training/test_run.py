@@ -14,7 +14,8 @@ from attention_core.training import ClassificationTask, UsageError, evaluate, tr
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.run import assemble, read_config
+from attention_core.training.run import look
+from attention_core.training.trust import trusted_config
 from tests.command_line import attn
 from tests.training.conftest import CONF, Compose
 
@@ -145,7 +146,7 @@ def test_callbacks_of_lightning_may_log(compose: Compose, tmp_path: Path) -> Non
 
 
 def test_testing_twice_gives_the_same_counts_and_not_twice_as_many(trained: RunFolder) -> None:
-    parts = assemble(read_config(trained), trained, log=False)
+    parts = look(trusted_config(trained, ["toy_domain"], "evaluate"), trained)
     assert isinstance(parts.task, ClassificationTask)
     for _ in range(2):
         parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)
