@@ -47,7 +47,7 @@ def test_run_folder_is_complete_and_evaluates_the_same(
 
     results = json.loads(trained.results.read_text())
     assert results["test/accuracy"] > 0.9
-    assert evaluate(trained.path) == results
+    assert evaluate(trained.path, ["toy_domain"]) == results
     assert "digit for digit" in capsys.readouterr().out
 
     rows = read_metrics(trained.metrics)
