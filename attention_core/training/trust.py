@@ -16,7 +16,11 @@ Config = dict[str, Any]
 
 
 def read_config(folder: RunFolder) -> Config:
-    config = yaml.safe_load(folder.config.read_text())
+    try:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"run: {str(folder.config)!r} cannot be read: {reason}") from error
     if not isinstance(config, dict):
         raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
     return config
