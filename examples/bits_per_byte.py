@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from attention_core.training.folder import RunFolder
+from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.instantiate import build
-from attention_core.training.trust import read_config
 from nlp.data import TextData
 from nlp.tokenizer import Tokenizer
 

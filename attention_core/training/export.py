@@ -15,10 +15,9 @@ from torch.export import Dim, ExportedProgram
 
 from attention_core.training.data import DataModule, require
 from attention_core.training.errors import UsageError, did_you_mean
-from attention_core.training.folder import RunFolder
+from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.predict import load_trained
 from attention_core.training.task import Task
-from attention_core.training.trust import read_config
 
 Inputs = dict[str, Tensor]
 OpenDims = dict[str, dict[int, str]]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from attention_core.training.errors import UsageError
 
 
@@ -103,6 +105,22 @@ class RunFolder:
                 f"run: {str(self.path)!r} is not a run folder: it has no {self.config.name}."
             )
         return self
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """The configuration of a run, resolved.
+
+    Raises:
+        UsageError: the file is none.
+    """
+    try:
+        config: Any = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"run: {str(folder.config)!r} cannot be read: {reason}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
+    return config
 
 
 def _move(source: Path, target: Path) -> None:

@@ -1,13 +1,12 @@
 """Whose code a run folder may run: that of packages that the user, and not the folder, trusts."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attention_core.training.errors import UsageError
-from attention_core.training.folder import RunFolder
+from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import targets
 from attention_core.training.own import is_foreign
@@ -15,20 +14,11 @@ from attention_core.training.own import is_foreign
 Config = dict[str, Any]
 
 
-def read_config(folder: RunFolder) -> Config:
-    try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"run: {str(folder.config)!r} cannot be read: {reason}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
-    return config
-
-
 def again(command: str, path: Path, allow: Iterable[str] | None) -> str:
     """The command line for the run in `path`, with the packages that have to be allowed."""
-    return f"attn {command} run={path}" + (f" allow=[{','.join(allow)}]" if allow else "")
+    return f"attn {command} run={shlex.quote(str(path))}" + (
+        f" allow=[{','.join(allow)}]" if allow else ""
+    )
 
 
 def trusted_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:

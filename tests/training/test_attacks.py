@@ -484,7 +484,7 @@ ATTACKS: dict[str, tuple[Change, str]] = {
 def written(honest: RunFolder, folder: Path, config: Config) -> Path:
     """A copy of an honest run with another configuration."""
     shutil.copytree(honest.path / "checkpoints", folder / "checkpoints")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(f"{yaml.safe_dump(config)}...\n")
     return folder
 
 

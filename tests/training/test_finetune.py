@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from attention_core.training import UsageError, evaluate, resume, train
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.finetune import freeze, start_from
-from attention_core.training.folder import RunFolder
+from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.metrics import read_metrics
-from attention_core.training.trust import read_config
 from tests.command_line import attn
 from tests.training.conftest import Compose, assert_same_run, interrupt
 
