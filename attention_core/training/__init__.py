@@ -71,8 +71,8 @@ repository the same files work from a folder of your own::
     attn train experiment=rings --config-dir my_conf
 
 where the experiment also says `allow: [rings]`, and `rings.py` lies in `my_conf` or in the current
-folder. `tests/training/conf` is such a folder, complete. What takes a run folder, as `evaluate` does,
-wants to be told the same, `allow=["rings"]`: a folder may come from somebody else.
+folder. `tests/training/conf` is such a folder, complete. What takes a run folder, as `evaluate`
+does, wants to be told the same, `allow=["rings"]`: a folder may come from somebody else.
 """
 
 from importlib import import_module

@@ -10,48 +10,41 @@ packages that the caller trusts with running their code.
 """
 
 import json
-import logging
 import math
-import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from attention_core.training.callbacks import StepLog, StepSeed
 from attention_core.training.card import write_card
-from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, load_checkpoint
-from attention_core.training.data import DataModule
+from attention_core.training.checkpoint import Checkpoint, load_checkpoint
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
-from attention_core.training.finetune import find_weights, freeze, start_from
+from attention_core.training.finetune import find_weights, start_from
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.instantiate import build, check, check_arguments, targets
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
+from attention_core.training.parallel import FSDP2
+from attention_core.training.parts import Parts, alone, data_and_task, look, of_every_trainer
 from attention_core.training.processes import (
     end_with_leader,
     joined_by_others,
     joins_another,
-    keep_freed_memory,
     started_from_outside,
 )
 from attention_core.training.targets import PARTS
-from attention_core.training.task import Task
 from attention_core.training.trust import again, trusted_config
 
 Config = dict[str, Any]
@@ -89,20 +82,6 @@ TYPES: dict[str, tuple[type, str]] = {
     "callbacks": (dict, "a mapping of names to callbacks"),
     "logger": (dict, "a mapping of names to loggers"),
 }
-
-
-# What of a trainer counts where a trained model is looked at
-LOOKING = ("accelerator", "precision", "deterministic", "limit_test_batches")
-
-
-@dataclass
-class Parts:
-    """What a configuration builds."""
-
-    data: DataModule
-    task: Task
-    trainer: Trainer
-    checkpoint: Checkpoint | None = None  # of a training
 
 
 def train(config: Config, path: Path) -> dict[str, float]:
@@ -275,7 +254,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     optimizer = build(config["optimizer"], "optimizer", allow=allow)
     given = config.get("schedule")
     schedule = build(given, "schedule", allow=allow) if given else None
-    data, task = _data_and_task(config, optimizer=optimizer, schedule=schedule)
+    data, task = data_and_task(config, optimizer=optimizer, schedule=schedule)
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
     parts = (config.get("callbacks") or {}).values()
     callbacks = [build(part, "callbacks", allow=allow) for part in parts if part is not None]
@@ -288,7 +267,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         where = {"dirpath": folder.path / "profile", "filename": "profile"}
         profiler = build(config["profiler"], "profiler", allow=allow, **where)
     trainer = build(
-        config["trainer"] if log else {**config["trainer"], **_alone(config["trainer"])},
+        config["trainer"] if log else {**config["trainer"], **alone(config["trainer"])},
         "trainer",
         allow=allow,
         profiler=profiler,
@@ -296,74 +275,9 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         callbacks=[header, *callbacks, StepSeed(seed), StepLog(), checkpoint] if log else [],
         logger=loggers or False,
         enable_checkpointing=log,
-        **_of_every_trainer(folder),
+        **of_every_trainer(folder),
     )
     return Parts(data, task, trainer, checkpoint)
-
-
-def look(config: Config, folder: RunFolder) -> Parts:
-    """Builds what it takes to look at a trained model: data, model and task, and a plain trainer
-    in one process. Nothing is written, and what the configuration says of training is left out."""
-    data, task = _data_and_task(config, optimizer=_no_training, schedule=None)
-    given = config["trainer"]
-    plain = {key: given[key] for key in LOOKING if isinstance(given.get(key), str | int | float)}
-    trainer = Trainer(
-        **{**plain, **_alone(plain)},
-        callbacks=[],
-        logger=False,
-        enable_checkpointing=False,
-        **_of_every_trainer(folder),
-    )
-    return Parts(data, task, trainer)
-
-
-def _no_training(*args: Any, **kwargs: Any) -> Any:
-    raise UsageError("optimizer: this task was built to be looked at, and cannot be trained.")
-
-
-def _data_and_task(config: Config, **training: Any) -> tuple[DataModule, Task]:
-    """The seed is set first: the same configuration gives the same weights."""
-    allow = config.get("allow") or ()
-    _quiet()
-    keep_freed_memory()
-    seed_everything(config.get("seed", 1), verbose=False)
-    # Deterministic algorithms would otherwise also fill every empty tensor with NaN.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    data = build(config["data"], "data", allow=allow)
-    model = build(config["model"], "model", allow=allow)
-    if not isinstance(model, torch.nn.Module):
-        raise UsageError(f"model: a module is needed, got {type(model).__name__}.")
-    freeze(model, config.get("freeze") or ())
-    if config.get("activation_checkpointing"):
-        checkpoint_activations(model)
-    if config.get("compile"):
-        compile_blocks(model)
-    task = build(config["task"], "task", allow=allow, model=model, **training)
-    for name, part, kind in (("data", data, DataModule), ("task", task, Task)):
-        if not isinstance(part, kind):
-            raise UsageError(f"{name}: a {kind.__name__} is needed, got {type(part).__name__}.")
-    return data, task
-
-
-def _of_every_trainer(folder: RunFolder) -> Config:
-    plugins: list[Any] = [PlainCheckpointIO()]
-    if os.environ.get("SLURM_NTASKS") == "1":
-        plugins.append(LightningEnvironment())  # SLURM started one task; the others are ours
-    return {
-        "plugins": plugins,
-        "default_root_dir": folder.path,
-        "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-
-
-def _alone(trainer: Mapping[str, Any]) -> Config:
-    """What makes it one process, on a CPU where there is no other device."""
-    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    if trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
-        alone["accelerator"] = "cpu"
-    return alone
 
 
 def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
@@ -495,17 +409,3 @@ def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float
     else:
         # As where several processes have summed what one sums now
         console.print("[green]the same as results.json, but for rounding[/]")
-
-
-def _quiet() -> None:
-    """Silences what Lightning says of every run and no user can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"The `srun` command is available on your system",
-        r".*smaller than the logging interval.*",
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        # What is logged are torchmetrics, which have been computed over all processes already.
-        r"It is recommended to use `self\.log\(.*sync_dist=True\)`",
-    ):
-        warnings.filterwarnings("ignore", message=message)
