@@ -43,8 +43,9 @@ def look(config: Config, folder: RunFolder) -> Parts:
     data, task = data_and_task(config, optimizer=_no_training, schedule=None)
     given = config["trainer"]
     plain = {key: given[key] for key in LOOKING if isinstance(given.get(key), str | int | float)}
-    trainer = Trainer(
-        **{**plain, **alone(plain)},
+    trainer = build(
+        {"_target_": "lightning.pytorch.Trainer", **plain, **alone(plain)},
+        "trainer",
         callbacks=[],
         logger=False,
         enable_checkpointing=False,
