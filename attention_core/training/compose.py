@@ -343,7 +343,7 @@ def _flatten(config: Any, place: str) -> Iterable[str]:
 
 def _register_resolvers() -> None:
     """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
-    this run alone; `${direction:TARGET,ALLOW}`: what a sweeper does with a task's score;
+    this run alone; `${direction:TARGET}`: what a sweeper does with a task's score;
     `${class_folders:ROOT}`: the names of the folders, one for each class, of a data set."""
     from omegaconf import OmegaConf
 
@@ -354,10 +354,12 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
 
 
-def _direction(target: str, allow: list[str]) -> str:
+def _direction(target: str, *, _root_: "DictConfig") -> str:
+    # By what the configuration as a whole allows: OmegaConf hands it in by this name
     from attention_core.training.sweep import DIRECTIONS, monitored
 
-    return DIRECTIONS[monitored({"task": {"_target_": target}, "allow": list(allow)})[1]]
+    config = {"task": {"_target_": target}, "allow": list(_root_.get("allow") or ())}
+    return DIRECTIONS[monitored(config)[1]]
 
 
 def _class_folders(root: str) -> list[str]:

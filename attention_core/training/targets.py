@@ -75,7 +75,7 @@ KINDS = {
         )
         | _of(  # functions; with weights they fetch torchvision's own, by a name and a checksum
             "torchvision.models",
-            "alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 "
+            "convnext_base convnext_large convnext_small convnext_tiny densenet121 "
             "densenet161 densenet169 densenet201 efficientnet_b0 efficientnet_b1 "
             "efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 "
             "efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s maxvit_t "

@@ -10,6 +10,7 @@ from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import targets
 from attention_core.training.own import is_foreign
+from attention_core.training.targets import OURS
 
 Config = dict[str, Any]
 
@@ -71,6 +72,7 @@ def _beyond(
                 and _within(target, [name])
                 and not _within(target, trusted)
                 and not is_foreign(name)
+                and name.partition(".")[0] not in OURS
             ):
                 found.setdefault(name, (place, target))
     return found

@@ -20,6 +20,7 @@ import yaml
 from attention_core.training import UsageError, evaluate, load_model, resume, train
 from attention_core.training.compose import run_hydra
 from attention_core.training.export import export
+from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.predict import predict
 
@@ -127,7 +128,7 @@ def at(place: str, make: Callable[[Path, Path], Any], allow: list[str] | None = 
     return changed
 
 
-def target(name: str, **arguments: Any) -> Callable[[Path, Path], Any]:
+def target(name: str, /, **arguments: Any) -> Callable[[Path, Path], Any]:
     return lambda folder, canary: {"_target_": name, **arguments}
 
 
@@ -136,7 +137,7 @@ def sequential(folder: Path, canary: Path) -> Any:
     return {"_target_": "torch_geometric.nn.Sequential", **arguments}
 
 
-def graphs(name: str, **more: Any) -> Callable[[Path, Path], Any]:
+def graphs(name: str, /, **more: Any) -> Callable[[Path, Path], Any]:
     return lambda folder, canary: {
         "_target_": "graph.data.PyGDataset",
         "name": name,
@@ -159,7 +160,7 @@ def pretrained(weights: str) -> Callable[[Path, Path], Any]:
     return target("nlp.TextEncoder.from_state_dict", weights=weights)
 
 
-def metric(name: str, **arguments: Any) -> Callable[[Path, Path], Any]:
+def metric(name: str, /, **arguments: Any) -> Callable[[Path, Path], Any]:
     return lambda folder, canary: {"x": {"_target_": name, **arguments}}
 
 
@@ -255,18 +256,22 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         "torchvision.datasets.MNIST' is refused",
     ),
     "a reader of pickles": (
-        at("data", target("nlp.data.HubTexts", name="pandas", batch_size=2)),
+        at("data", target("nlp.data.HubTexts", name="pandas", batch_size=2, vocabulary=300)),
         "data.name: 'pandas' is refused",
     ),
     "a reader that imports": (
-        at("data", target("nlp.data.HubTexts", name="iceberg", batch_size=2)),
+        at("data", target("nlp.data.HubTexts", name="iceberg", batch_size=2, vocabulary=300)),
         "data.name: 'iceberg' is refused",
     ),
     "code of a data set": (
         at(
             "data",
             target(
-                "nlp.data.HubTexts", name="a/b", batch_size=2, options={"trust_remote_code": True}
+                "nlp.data.HubTexts",
+                name="a/b",
+                batch_size=2,
+                vocabulary=300,
+                options={"trust_remote_code": True},
             ),
         ),
         "trust_remote_code is refused",
@@ -439,7 +444,13 @@ ATTACKS: dict[str, tuple[Change, str]] = {
     "a package to look into, for messages": (
         at(
             "data",
-            target("nlp.data.MessageCatalogs", language="de", package="evil.sub", batch_size=2),
+            target(
+                "nlp.data.MessageCatalogs",
+                language="de",
+                package="evil.sub",
+                batch_size=2,
+                vocabulary=300,
+            ),
         ),
         "no catalog of 'de'|polib",
     ),
@@ -538,7 +549,7 @@ def test_the_word_of_the_user_is_heard(honest: RunFolder, tmp_path: Path, canary
     config = yaml.safe_load(honest.config.read_text())
     config |= {"model": EVIL, "allow": ["evil"]}
     folder = written(honest, tmp_path / "run", config)
-    with pytest.raises(UsageError, match="allow=.evil."):
+    with pytest.raises(UsageError, match=r"allow=\[evi,evil.sub,evil\]"):
         evaluate(folder, ["evi", "evil.sub"])
     assert not canary.exists()
     with pytest.raises(UsageError, match="model: a module is needed, got NoneType"):
@@ -566,8 +577,7 @@ def test_a_run_to_start_from_gives_weights_alone(
     config = yaml.safe_load(honest.config.read_text())
     config |= {"callbacks": {"x": EVIL}, "allow": ["evil"]}
     other = written(honest, tmp_path / "other", config)
-    config |= {"callbacks": {}, "allow": [], "init": {"run": str(other)}}
-    assert train(config, tmp_path / "run")
+    assert "tensors from" in start_from(load_model(honest.path), run=str(other))
     assert not canary.exists()
 
 
@@ -632,7 +642,7 @@ EXPERIMENTS: dict[str, tuple[Config, list[str], str]] = {
         "hydra.launcher._target_: 'evil.touch' is refused",
     ),
     "a sweeper": (
-        {"hydra": {"sweeper": {"_target_": "hydra.utils.get_method", "path": "evil.touch"}}},
+        {"hydra": {"sweeper": {"_target_": "hydra.utils.get_method"}}},
         ["seed=1,2"],
         "hydra.sweeper._target_: 'hydra.utils.get_method' is refused",
     ),
@@ -699,7 +709,8 @@ def test_a_space_to_search_is_no_function(tmp_path: Path, canary: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     for sweeper, message in (
         ({"custom_search_space": "evil.touch"}, "custom_search_space: 'evil.touch' is refused"),
-        ({"sampler": {"gamma": EVIL}}, "sampler.gamma._target_: 'evil.touch' is refused"),
+        ({"sampler": {"_target_": "hydra.utils.get_class"}}, "sampler._target_: 'hydra.utils.get_"),
+        ({"search_space": {"x": EVIL}}, "search_space.x._target_: 'evil.touch' is refused"),
     ):
         with pytest.raises(UsageError, match=message):
             composed(tmp_path, {"hydra": {"sweeper": sweeper}}, "sweep=optuna", "+x=1")
