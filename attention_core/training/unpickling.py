@@ -5,6 +5,7 @@ sets come as pickles of arrays, and libraries read them, and their own copies of
 All of these tell Python's audit hooks what they are about to look up; there it is refused.
 """
 
+import pickle
 import sys
 import threading
 from collections.abc import Iterator
@@ -79,6 +80,11 @@ def plain_pickles(what: str) -> Iterator[None]:
     _here.what = what
     try:
         yield
+    except pickle.UnpicklingError as error:  # of a reader that refuses such pickles itself
+        raise UsageError(
+            f"{what} is refused: a file of it is damaged or holds more than plain data: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     finally:
         _here.what = outer
 

@@ -417,7 +417,7 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         "refused",
     ),
     "what a module of ours has imported": (
-        at("model", target("attention_core.training.run.os.mkdir"), ["attention_core"]),
+        at("model", target("attention_core.training.parts.os.mkdir"), ["attention_core"]),
         "refused",
     ),
     "what a class has": (
@@ -657,9 +657,9 @@ EXPERIMENTS: dict[str, tuple[Config, list[str], str]] = {
         r"handlers.x.\(\): 'evil.touch'",
     ),
     "the packages of a direction": (
-        {"about": {"title": "${direction:evil.touch,[evil]}"}, "task": {"_target_": "evil.touch"}},
+        {"about": {"title": "${direction:evil.touch}"}},
         [],
-        "is not allowed|is refused|sweep compares",
+        "'evil.touch' is not allowed",
     ),
 }
 
