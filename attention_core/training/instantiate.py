@@ -45,19 +45,19 @@ def build(config: Any, part: str = "", *, allow: Iterable[str] = (), **extra: An
     return _build(config, "", check(config, part, allow=allow), extra)
 
 
-def _build(config: Any, place: str, found_at: Mapping[str, Any], extra: dict[str, Any]) -> Any:
+def _build(config: Any, place: str, found_of: Mapping[int, Any], extra: dict[str, Any]) -> Any:
     if isinstance(config, list):
-        return [_build(item, f"{place}[{i}]", found_at, {}) for i, item in enumerate(config)]
+        return [_build(item, f"{place}[{i}]", found_of, {}) for i, item in enumerate(config)]
     if not isinstance(config, dict):
         return config
     built = {
-        key: _build(value, f"{place}.{key}" if place else str(key), found_at, {})
+        key: _build(value, f"{place}.{key}" if place else str(key), found_of, {})
         for key, value in config.items()
     }
     if "_target_" not in config:
         return built
     target = built.pop("_target_")
-    found = found_at[place]
+    found = found_of[id(config)]
     arguments = built.pop("_args_", [])
     if built.pop("_partial_", False):
         return functools.partial(found, *arguments, **built, **extra)
@@ -94,14 +94,15 @@ def _nearest(error: Exception, found: Any) -> str:
 
 def check(
     config: Any, part: str = "", *, place: str = "", allow: Iterable[str] = ()
-) -> dict[str, Any]:
+) -> dict[int, Any]:
     """Checks every target inside `config`, and its arguments' names and types; builds nothing.
 
     Args:
         part: as of `build`.
         place: where `config` lies in the whole, for messages.
 
-    Returns: what each target names, by its place.
+    Returns: what is named by each mapping with a target, by its `id`. (Keys with dots in them can
+    give two of them one place.)
 
     Raises:
         UsageError: naming the place in the configuration, what came and what was expected.
@@ -110,14 +111,14 @@ def check(
     own.trust(allow)
     found = {}
     for where, node in targets(config, place):
-        kinds = tuple(KINDS) if not part else (part,) if where == place else PARTS[part]
-        found[where] = locate(
-            node["_target_"], where, allow, kinds, part=part if where == place else ""
-        )
+        whole = node is config
+        kinds = tuple(KINDS) if not part else (part,) if whole else PARTS[part]
+        target = node["_target_"]
+        found[id(node)] = locate(target, where, allow, kinds, part=part if whole else "")
         for key, kind in (("_args_", list), ("_partial_", bool)):
             if not isinstance(node.get(key, kind()), kind):
                 raise UsageError(f"{where}.{key} must be a {kind.__name__}, got {node[key]!r}.")
-        check_arguments(found[where], node, where, node["_target_"])
+        check_arguments(found[id(node)], node, where, target)
     return found
 
 

@@ -63,7 +63,8 @@ def trust(names: Iterable[str]) -> None:
             functions that do anything, so the word of a user is no answer there.
     """
     for name in names:
-        if not all(part.isidentifier() and not part.startswith("_") for part in name.split(".")):
+        parts = name.split(".") if isinstance(name, str) else [""]
+        if not all(part.isidentifier() and not part.startswith("_") for part in parts):
             raise UsageError(f"allow: {name!r} is no name of a package.")
         if is_foreign(name):
             raise UsageError(

@@ -103,6 +103,19 @@ class Thing:
     pass
 
 
+def test_two_parts_at_one_place_are_two() -> None:
+    linear = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    twice = {"a.b": {"_target_": "torch.nn.ReLU"}, "a": {"b": linear}, "": linear}
+    made = build({"_target_": f"{__name__}.Holder", "parts": twice}, allow=[__name__])
+    assert type(made.parts["a.b"]) is torch.nn.ReLU
+    assert type(made.parts["a"]["b"]) is type(made.parts[""]) is torch.nn.Linear
+
+
+class Holder:
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
+
+
 def test_a_package_that_begins_like_an_allowed_one_is_not_allowed() -> None:
     with pytest.raises(UsageError, match="not allowed"):
         build({"_target_": "torchmetrics_evil.Metric"})
