@@ -10,6 +10,11 @@ from typing import Any, NoReturn
 
 from attention_core.training.errors import UsageError, did_you_mean
 
+if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's
+    from attention_core.training.own import serve_as_parent
+
+    serve_as_parent()
+
 HELP = """\
 usage: attn COMMAND [...]
 

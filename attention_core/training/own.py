@@ -7,6 +7,8 @@ library tries to import: a `hydra_plugins`, an `accelerate.py` that lies there w
 """
 
 import functools
+import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,8 @@ from types import ModuleType
 
 from attention_core.training.errors import UsageError
 from attention_core.training.targets import OURS
+
+TOLD = "ATTENTION_CORE_SERVES"
 
 # Where attention-core is run from its sources, nothing says what it requires
 _CORE = (
@@ -48,6 +52,20 @@ def serve(folders: Iterable[Path]) -> None:
     _finder.places = [str(folder.resolve()) for folder in folders]
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
+    _tell_children()
+
+
+def serve_as_parent() -> None:
+    """Serves what the process serves that has started this one, such as to load its data."""
+    told = json.loads(os.environ[TOLD])
+    _finder.names.update(told["names"])
+    serve(map(Path, told["places"]))
+
+
+def _tell_children() -> None:
+    # Where they are not forked, multiprocessing hands them sys.path, but not sys.meta_path
+    told = {"places": _finder.places, "names": sorted(_finder.names)}
+    os.environ[TOLD] = json.dumps(told)
 
 
 def served() -> list[Path]:
@@ -73,7 +91,10 @@ def trust(names: Iterable[str]) -> None:
                 "may name what attention_core.training.targets lists; for more, call it from a "
                 "package of your own."
             )
-        _finder.names.add(name.partition(".")[0])
+        root = name.partition(".")[0]
+        if root not in _finder.names:
+            _finder.names.add(root)
+            _tell_children()
 
 
 def is_foreign(name: str) -> bool:

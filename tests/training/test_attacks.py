@@ -17,12 +17,14 @@ import pytest
 import torch
 import yaml
 
-from attention_core.training import UsageError, evaluate, load_model, resume, train
+from attention_core.training import UsageError, evaluate, load_model, own, resume, train
 from attention_core.training.compose import run_hydra
 from attention_core.training.export import export
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
+from attention_core.training.instantiate import check
 from attention_core.training.predict import predict
+from tests.training.conftest import CONF
 
 Config = dict[str, Any]
 
@@ -742,3 +744,45 @@ def test_the_current_folder_serves_no_name_that_is_not_allowed(tmp_path: Path) -
     assert not canary.exists()
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_neighbour_of_an_allowed_module_is_allowed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, and not on sys.path, where the folder would serve any name."""
+    (tmp_path / "soil.py").write_text("import soil_horizons\nclass Pit: pass\n")
+    (tmp_path / "soil_horizons.py").touch()
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    own.serve([tmp_path])
+    part = {"_target_": "soil.Pit"}
+    with pytest.raises(UsageError, match="needs the package 'soil_horizons'.*add it to allow"):
+        check(part, allow=["soil"])
+    check(part, allow=["soil", "soil_horizons"])
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_load_data_find_what_is_allowed(method: str, tmp_path: Path) -> None:
+    """Where they are not forked they know nothing of this one but its sys.path."""
+    shutil.copy(CONF / "toy_domain.py", tmp_path)
+    shutil.copytree(CONF / "experiment", tmp_path / "conf" / "experiment")
+    for group in ("data", "model"):
+        shutil.copytree(CONF / group, tmp_path / "conf" / group)
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing\n"
+        "from attention_core.training.cli import main\n"
+        "if __name__ == '__main__':\n"
+        f"    multiprocessing.set_start_method({method!r})\n"
+        "    main()\n"
+    )
+    settings = ["experiment=toy", "data.workers=1", "debug=fast_dev_run", "hydra.run.dir=run"]
+    ran = subprocess.run(
+        [sys.executable, "-P", "script.py", "train", *settings, "--config-dir", "conf"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
