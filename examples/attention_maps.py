@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 import torch
 
+from attention_core.training.escape import on_one_line
 from attention_core.training.figures import save_figure
 from attention_core.training.predict import load_trained
 from vision import VisionTransformer
@@ -54,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     numpy.savez(
         given.output / "maps.npz", **{name: maps.cpu().numpy() for name, maps in arrays.items()}
     )
-    print(f"{label[1]} ({label[2]:.0%}): {len(arrays)} arrays and the figures in {given.output}")
+    said = f"{label[1]} ({label[2]:.0%}): {len(arrays)} arrays and the figures in {given.output}"
+    print(on_one_line(said))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_core.training.escape import rich_text
 from attention_core.training.figures import INK, VALIDATION, save_figure
 from nlp import TextEncoder
 
@@ -266,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     (given.folder / "recall.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(table(results))
     seconds = time.perf_counter() - start
-    console.print(f"{seconds:.0f} s; figure and numbers in {given.folder}", highlight=False)
+    console.print(rich_text(f"{seconds:.0f} s; figure and numbers in {given.folder}"))
 
 
 if __name__ == "__main__":

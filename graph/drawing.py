@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
+from attention_core.training.escape import on_one_line, plot_label
 from graph.layout import layout
 
 INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"
@@ -134,7 +135,7 @@ def draw_graph(
     color = INK if graph.right is None else RIGHT if graph.right else WRONG
     if not small:
         _draw_nodes(axis, graph, place, size)
-        axis.set_title(graph.caption, loc="left", fontsize=11, color=color)
+        axis.set_title(plot_label(graph.caption), loc="left", fontsize=11, color=color)
     axis.margins(0.12)
     axis.set_aspect("equal", adjustable="datalim")
     axis.axis("off")
@@ -157,7 +158,7 @@ def _draw_nodes(axis: Axes, graph: ReadGraph, place: numpy.ndarray, size: float)
         axis.text(
             at[0],
             at[1],
-            name,
+            plot_label(on_one_line(name)),
             color="white",
             fontsize=8.5 * size**0.5,
             fontweight="bold",

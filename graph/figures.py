@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from attention_core.training.escape import plot_label
 from graph.drawing import INK, Lifts, ReadGraph, draw_graph
 from graph.layout import layout
 from graph.seeing import HopProfile, NodeAttention, hop_profile, node_attention
@@ -164,7 +165,11 @@ def head_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> 
         for axis, graph in zip(row, of_layer, strict=False):
             draw_graph(axis, graph, scale, place=place, small=True)
         row[0].text(
-            -0.08, 0.5, name, ha="right", va="center", color=INK, transform=row[0].transAxes
+            *(-0.08, 0.5, plot_label(name)),
+            ha="right",
+            va="center",
+            color=INK,
+            transform=row[0].transAxes,
         )
     for number, axis in enumerate(axes[0]):
         axis.set_title(f"head {number + 1}", fontsize=9, color=INK)
@@ -204,7 +209,7 @@ def hop_figure(profile: HopProfile) -> Figure:
         axis.set_xticks(range(columns), [hop.replace("al n", "al\nn") for hop in profile.hops])
         axis.tick_params(length=0, labelsize=8.5)
         axis.spines[:].set_visible(False)
-        axis.set_title(name, loc="left", fontsize=10.5, color=INK)
+        axis.set_title(plot_label(name), loc="left", fontsize=10.5, color=INK)
         axis.set_xlabel("hops", fontsize=9)
     _put_title(figure, "How far heads look: share of attention by hops")
     return figure
@@ -257,4 +262,6 @@ def _scale(graphs: Sequence[ReadGraph]) -> ScalarMappable:
 
 def _put_title(figure: Figure, title: str) -> None:
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+        figure.suptitle(
+            plot_label(title), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK
+        )

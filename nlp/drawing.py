@@ -14,6 +14,8 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.font_manager import FontProperties, get_font
 from matplotlib.font_manager import fontManager as fonts
 
+from attention_core.training.escape import plot_label
+
 INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"
 HEAT = colormaps["Blues"]
 #: A character that the first does not have is taken from the second.
@@ -43,7 +45,7 @@ def fill(text: str, inches: float, size: float = 10.0) -> str:
 
 def put_title(figure: Figure, title: str) -> None:
     lines = fill(title, figure.get_figwidth(), 13)
-    figure.suptitle(lines, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(plot_label(lines), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
 def put_bar(figure: FigureBase, norm: Normalize, name: str, **where: Any) -> None:

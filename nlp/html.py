@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.image import imsave
 from torch import Tensor
 
+from attention_core.training.escape import html_text
 from nlp.drawing import HEAT
 from nlp.figures import MOST_TOKENS, Shown, largest, most
 from nlp.seeing import PooledAttention
@@ -40,7 +40,7 @@ def attention_page(shown: Sequence[Shown], *, title: str = "Attention") -> str:
         undefined=StrictUndefined,
     )
     page = environment.get_template("attention.html.j2").render(
-        title=_visible(title),
+        title=html_text(title),
         note="Rows attend to columns: the last layer, mean of its heads.",
         texts=[_text(one) for one in shown],
     )
@@ -51,14 +51,14 @@ def _text(shown: Shown) -> dict[str, Any]:
     attention = shown.attention
     weights = attention.weights[..., :MOST_TOKENS, :MOST_TOKENS].float().cpu()
     table = weights[-1].mean(0)
-    keys = [_visible(name) for name in attention.keys[:MOST_TOKENS]]
-    queries = [_visible(name) for name in attention.queries[:MOST_TOKENS]]
+    keys = [html_text(name) for name in attention.keys[:MOST_TOKENS]]
+    queries = [html_text(name) for name in attention.queries[:MOST_TOKENS]]
     top, written = largest(table), len(attention.queries) - shown.written
     length = max(len(attention.keys), len(attention.queries))
     words = [] if shown.pooled is None else _words(shown.pooled)
     top_of_all = largest(weights)
     return {
-        "caption": _visible(shown.caption),
+        "caption": html_text(shown.caption),
         "verdict": {None: "", True: "right", False: "wrong"}[shown.right],
         "words": words,
         "words_left": 0 if shown.pooled is None else len(shown.pooled.words) - len(words),
@@ -93,8 +93,8 @@ def _words(pooled: PooledAttention) -> list[dict[str, Any]]:
         text = written.lstrip()
         rows.append(
             {
-                "space": _visible(written[: len(written) - len(text)]),
-                "text": _visible(text),
+                "space": html_text(written[: len(written) - len(text)]),
+                "text": html_text(text),
                 "weight": _shade(share, top),
                 "share": f"{share:.1%}",
                 "special": special,
@@ -116,14 +116,3 @@ def _image(weights: Tensor, top: float) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"
-
-
-def _visible(text: str) -> str:
-    """Without characters that no page may hold or that would turn what follows them around."""
-    return "".join(
-        "\ufffd" if c in _TURNING or (unicodedata.category(c) == "Cc" and c not in "\n\t") else c
-        for c in text.replace("\r\n", "\n").replace("\r", "\n")
-    )
-
-
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from attention_core.training.escape import on_one_line, plot_label
+
 INK, RIGHT, WRONG = "#222222", "#1a7f4b", "#c0392b"
 HEAT = colormaps["inferno"]
 
@@ -55,6 +57,10 @@ def captions(labels: Sequence[Label], width: float) -> list[str]:
     """What stands above images that are `width` inches wide, in as many lines for each: the
     prediction, and below the truth where it differs."""
     room = int(10 * width)  # letters
+    labels = [
+        (None if true is None else on_one_line(true), on_one_line(predicted), probability)
+        for true, predicted, probability in labels
+    ]
     apart = " " if all(len(predicted) + 7 <= room for _, predicted, _ in labels) else "\n"
     texts = [
         f"{_short(label[1], room)}{apart}({label[2]:.0%})"
@@ -67,12 +73,12 @@ def captions(labels: Sequence[Label], width: float) -> list[str]:
 
 def put_caption(axis: Axes, caption: str, label: Label) -> None:
     color = INK if label[0] is None else WRONG if is_missed(label) else RIGHT
-    axis.set_title(caption, fontsize=10, fontweight="bold", color=color)
+    axis.set_title(plot_label(caption), fontsize=10, fontweight="bold", color=color)
 
 
 def put_side(axis: Axes, name: str) -> None:
     """A name to the left of a row."""
-    axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8, color=INK)
+    axis.set_ylabel(plot_label(name), rotation=0, ha="right", va="center", labelpad=8, color=INK)
 
 
 def strip(axis: Axes) -> None:
@@ -92,13 +98,13 @@ def put_bar(figure: Figure, norm: Normalize, name: str, *, extend: str = "max") 
         aspect=40,
         shrink=min(1.0, 8 / figure.get_figheight()),
     )
-    bar.set_label(name, color=INK)
+    bar.set_label(plot_label(name), color=INK)
     bar.outline.set_visible(False)
 
 
 def put_title(figure: Figure, title: str) -> None:
     lines = textwrap.fill(title, max(24, int(9 * figure.get_figwidth())))
-    figure.suptitle(lines, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(plot_label(lines), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
 def _short(name: str, length: int) -> str:

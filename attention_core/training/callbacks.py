@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from attention_core.training.escape import on_one_line
 from attention_core.training.seeding import seed_generators
 
 
@@ -97,7 +98,7 @@ class ProgressBar(Callback):
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             expand=True,
@@ -121,7 +122,9 @@ class ProgressBar(Callback):
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         names = dict.fromkeys(["val/loss", str(pl_module.monitor)])
         known = trainer.callback_metrics
-        values = "  ".join(f"{name} {float(known[name]):.4f}" for name in names if name in known)
+        values = "  ".join(
+            f"{on_one_line(name)} {float(known[name]):.4f}" for name in names if name in known
+        )
         if self._progress is not None:
             now = f"{min(epoch + 1, epochs)}/{epochs}"
             self._progress.update(self._bar, epoch=now, values=values)

@@ -7,18 +7,18 @@ import json
 import math
 import os
 import platform
-import re
-import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch import Trainer
 
 from attention_core.training.data import DataModule
+from attention_core.training.escape import markdown, markdown_code, shell_word
 from attention_core.training.folder import RunFolder, replace_file
 
 
@@ -65,17 +65,10 @@ def write_card(
         mode=task.mode,
         results={name: f"{value:.4f}" for name, value in results.items() if name != "best_epoch"},
         interval=_interval(results.get("test/accuracy"), sizes["test"]),
-        figures=[
-            (path.stem.replace("_", " ").capitalize(), f"{folder.figures.name}/{path.name}")
-            for path in sorted(folder.figures.glob("*.png"))
-        ],
-        pages=[
-            (path.stem.replace("_", " ").capitalize(), f"{folder.figures.name}/{path.name}")
-            for path in sorted(folder.figures.glob("*.html"))
-        ],
+        figures=_links(folder, "*.png"),
+        pages=_links(folder, "*.html"),
         allow=config.get("allow") or [],
-        run=shlex.quote(run),
-        run_in_python=json.dumps(run, ensure_ascii=False),
+        run=run,
         predicts=type(data).inputs is not DataModule.inputs,
         model={"target": target, "arguments": arguments},
         training=_training(config, trainer, data, seconds, resumed),
@@ -83,6 +76,14 @@ def write_card(
     )
     with replace_file(folder.path / "README.md", "w") as file:
         file.write(text)
+
+
+def _links(folder: RunFolder, pattern: str) -> list[tuple[str, str]]:
+    """What to call each figure, and its address."""
+    return [
+        (path.stem.replace("_", " ").capitalize(), quote(bytes(path.relative_to(folder.path))))
+        for path in sorted(folder.figures.glob(pattern))
+    ]
 
 
 def _training(
@@ -100,14 +101,14 @@ def _training(
     time = f"{seconds / 3600:.2f} hours" if seconds >= 3600 else f"{seconds:.0f} seconds"
     rows = {
         **_tuning(config),
-        "optimizer": _code(_call(config["optimizer"])),
-        "schedule": _code(_call(config["schedule"])) if config.get("schedule") else "none",
+        "optimizer": markdown_code(_call(config["optimizer"])),
+        "schedule": markdown_code(_call(config["schedule"])) if config.get("schedule") else "none",
         "epochs": f"{trainer.current_epoch:,} ({trainer.global_step:,} optimizer steps)",
         "batch size": batch,
-        "precision": str(trainer.precision),
-        "seed": str(config.get("seed", 1)),
+        "precision": markdown(trainer.precision),
+        "seed": markdown(config.get("seed", 1)),
         "time": time + (", since the run was last continued" if resumed else ""),
-        "hardware": f"{world} × {where}" if world > 1 else where,
+        "hardware": markdown(f"{world} × {where}" if world > 1 else where),
     }
     versions = {"Python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version(name) for name in ("lightning", "attention-core")}
@@ -120,11 +121,11 @@ def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
     layer_decay = config["task"].get("layer_decay", 1)
     rows = {}
     if "run" in init or "weights" in init:
-        rows["starts from"] = _code(", ".join(f"{name}={init[name]}" for name in init))
+        rows["starts from"] = markdown_code(", ".join(f"{name}={init[name]}" for name in init))
     if config.get("freeze"):
-        rows["frozen"] = _code(", ".join(config["freeze"]))
+        rows["frozen"] = markdown_code(", ".join(config["freeze"]))
     if layer_decay != 1:
-        rows["rates"] = f"each layer's is {layer_decay} times that of the one above"
+        rows["rates"] = f"each layer's is {markdown(layer_decay)} times that of the one above"
     return rows
 
 
@@ -168,26 +169,10 @@ def _template() -> Any:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(text=_text, code=_code, json=_json)
+    environment.filters.update(
+        text=markdown, code=markdown_code, json=_json, shell=shell_word, python=repr
+    )
     return environment.get_template("card.md.j2")
-
-
-def _line(value: Any) -> str:
-    return " ".join(str(value).split())
-
-
-def _text(value: Any) -> str:
-    """Words on one line, in which no character means anything to Markdown."""
-    text = re.sub(r"([\\|*_`~<>\[\]#&])", r"\\\1", _line(value))
-    return re.sub(r"^(\d*)([-+=.)])(?!\w)", r"\1\\\2", text)  # which would begin a list
-
-
-def _code(text: str) -> str:
-    """Text between backticks, in a table."""
-    text = _line(text).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    space = " " if "`" in text else ""
-    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _json(value: Any) -> str:

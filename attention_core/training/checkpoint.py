@@ -1,9 +1,8 @@
 """Checkpoints of plain data, written so that a kill or a full disk cannot damage the last one."""
 
 import math
-import pickle
-import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
-from attention_core.training.errors import UsageError
+from attention_core.training.errors import Damaged, UsageError, reading
+from attention_core.training.escape import rich_text, shell_word
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
+from attention_core.training.serialization import load_torch, save_torch
 
 PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype, torch.Size)
 
@@ -33,69 +34,50 @@ class PlainCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         _check_plain(checkpoint, "checkpoint")
         with replace_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+            save_torch(checkpoint, file)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return load_checkpoint(_newest_whole(Path(path)), map_location)
+        return _newest_whole(Path(path), lambda found: load_checkpoint(found, map_location))
 
     def load_shard(self, path: Path, rank: int) -> dict[str, Any]:
-        """What process `rank` wrote into the sharded checkpoint `path`."""
-        return load_checkpoint(shard_path(_newest_whole(path, rank), rank))
+        """What process `rank` wrote into the sharded checkpoint `path`; that of the first process
+        where so many did not write it."""
+        return _newest_whole(path, lambda found: _load_shard(found, rank))
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of plain data; code inside it is refused, not run.
+    """Reads a checkpoint of plain data, every byte of it checked; code inside is refused, not run.
 
     Where it is a folder, written by several processes, their shards are put together.
 
     Raises:
         UsageError: it is damaged, or holds anything but plain data.
     """
-    damage = find_damage(path)
-    if damage:
-        raise UsageError(f"checkpoint: {str(path)!r} is damaged: {damage}.")
-    content: dict[str, Any]
-    if path.is_dir():
-        parts = [load_checkpoint(part, map_location) for part in _shard_paths(path)]
-        content = _put_together(parts)
+    if not path.is_dir():
+        content: dict[str, Any] = load_torch(
+            path, "checkpoint", ours=True, map_location=map_location
+        )
         return content
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"checkpoint: {str(path)!r} is refused: it holds more than plain data, and reading "
-            f"that could run code ({str(error).splitlines()[0]})"
-        ) from error
+    parts = [load_checkpoint(part, map_location) for part in _shard_paths(path)]
+    _check_number(path, parts[0], len(parts))
+    with reading(path, "checkpoint"):
+        content = _put_together(parts)
     return content
 
 
-def find_damage(path: Path, rank: int | None = None) -> str:
-    """What keeps a checkpoint from being read, or "".
+def _load_shard(path: Path, rank: int) -> dict[str, Any]:
+    paths = _shard_paths(path)
+    content = load_checkpoint(paths[rank if rank < len(paths) else 0])
+    _check_number(path, content, len(paths))
+    return content
 
-    Every byte is checked against the checksums that were written with it.
 
-    Args:
-        path: a file, or the folder of a sharded checkpoint.
-        rank: check the file of this process alone; of the others only that they are there.
-    """
-    if not path.is_dir():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entry = archive.testzip()
-        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            return f"it is no complete file ({error})"
-        return f"its part {entry!r} does not match its checksum" if entry else ""
-    parts = _shard_paths(path)
-    if not parts:
-        return "it is an empty folder"
-    for number, part in enumerate(parts):
-        if not part.exists():
-            return f"{part.name} is missing"
-        if rank in (None, number) and (damage := find_damage(part)):
-            return f"{part.name}: {damage}"
-    return ""
+def _check_number(path: Path, content: Mapping[str, Any], number: int) -> None:
+    written = content.get("processes")
+    if written != number:
+        raise Damaged(f"checkpoint: {str(path)!r} is damaged: it has {number} of {written} files.")
 
 
 def shard_path(path: Path, rank: int) -> Path:
@@ -106,9 +88,8 @@ def shard_path(path: Path, rank: int) -> Path:
 def _shard_paths(path: Path) -> list[Path]:
     names = sorted(path.glob("rank-*.ckpt"))
     if not names:
-        return []
-    last = int(names[-1].stem.removeprefix("rank-"))
-    return [shard_path(path, rank) for rank in range(last + 1)]
+        raise Damaged(f"checkpoint: {str(path)!r} is damaged: it is a folder without shards.")
+    return names
 
 
 def _put_together(parts: list[Any]) -> Any:
@@ -123,22 +104,29 @@ def _put_together(parts: list[Any]) -> Any:
     return first
 
 
-def _newest_whole(path: Path, rank: int | None = None) -> Path:
-    """`path`, or where it is damaged the newest checkpoint before it that is not."""
+def _newest_whole(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What `read` reads of `path`, or where it is damaged of the newest one before that is not."""
     folder = RunFolder(path.parent.parent)
     if path not in (folder.next, folder.last, folder.previous):
-        return path  # the best one has no predecessor
-    candidates = gather(folder.resumable)[0]  # a shared file system may show others to others
+        return read(path)  # the best one has no predecessor
     damages: list[str] = []
-    for candidate in candidates:
-        damage = next(filter(None, gather(find_damage(candidate, rank))), "")
-        if not damage:
+    for candidate in gather(folder.resumable)[0]:  # a shared file system may show others to others
+        content: dict[str, Any] | None = None
+        error: UsageError | None = None
+        try:
+            content = read(candidate)
+        except UsageError as raised:
+            error = raised
+        errors = [one for one in gather(error) if one is not None]
+        for refused in (one for one in errors if not isinstance(one, Damaged)):
+            raise refused
+        if content is not None and not errors:
             if damages:
-                _warn(f"{'; '.join(damages)}. Continuing from {candidate.name}, the one before.")
-            return candidate
-        damages.append(f"{candidate.name} is damaged: {damage}")
-    raise UsageError(
-        f"run: no checkpoint in {str(path.parent)!r} can be read: {'; '.join(damages)}. To train "
+                _warn(f"{' '.join(damages)} Continuing from {candidate.name}, the one before.")
+            return content
+        damages.append(str(errors[0]).removeprefix("checkpoint: "))
+    raise Damaged(
+        f"run: no checkpoint in {str(path.parent)!r} can be read: {' '.join(damages)} To train "
         "the same again, copy config.yaml into an empty folder and continue that."
     )
 
@@ -146,7 +134,8 @@ def _newest_whole(path: Path, rank: int | None = None) -> Path:
 def _warn(message: str) -> None:
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
-    Console(stderr=True).print(f"[yellow]checkpoint:[/] {message}", highlight=False)
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[yellow]checkpoint:[/]", rich_text(message))
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -196,7 +185,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["metrics_rows"] = sum(logger.rows for logger in _csv(trainer))
+        checkpoint["metrics_rows"] = sum(logger.sync() for logger in _csv(trainer))
         checkpoint["should_stop"] = trainer.should_stop  # as early stopping has decided
 
     def on_load_checkpoint(
@@ -258,7 +247,7 @@ class Checkpoint(callbacks.Checkpoint):
             raise UsageError(
                 f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one "
                 "before is intact. Once there is room, continue with: "
-                f"attn train run={self.folder.path}"
+                f"attn train run={shell_word(self.folder.path)}"
             ) from error
 
 

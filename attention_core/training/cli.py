@@ -4,11 +4,14 @@ import argparse
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import for_terminal, on_one_line, rich_text, shell_word
 
 if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's
     from attention_core.training.own import serve_as_parent
@@ -60,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         "new-domain": _new_domain,
     }
     name, *rest = arguments
+    sys.excepthook = _print_traceback
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     try:
         if name not in commands:
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted. {interrupt}", file=sys.stderr)
+        print(f"\ninterrupted. {for_terminal(interrupt)}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -190,7 +194,7 @@ def _list(arguments: list[str]) -> None:
     for column in ("what it does", "data it needs", "what it gives"):
         table.add_column(column, overflow="fold")
     for name, section in about(config_roots(given.config_dir)).items():
-        needs = [str(section.get("data", ""))]
+        title, data, gives = (rich_text(section.get(k, "")) for k in ("title", "data", "gives"))
         missing = [
             package
             for package in section.get("needs", [])
@@ -198,16 +202,16 @@ def _list(arguments: list[str]) -> None:
             if importlib.util.find_spec(str(package).partition(".")[0]) is None
         ]
         if missing:
-            extra = section.get("extra", "data")
-            needs.append(f"[yellow]pip install 'attention-core\\[{extra}]'[/]")
-        table.add_row(name, section.get("title", ""), "\n".join(needs), section.get("gives", ""))
+            package = shell_word(f"attention-core[{section.get('extra', 'data')}]")
+            data.append_text(rich_text(f"\npip install {package}", "yellow"))
+        table.add_row(rich_text(on_one_line(name)), title, data, gives)
     console = Console()
     console.print(table)
     console.print("train one with: attn train experiment=NAME", highlight=False)
 
 
 def _new_domain(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "attn new-domain", description="Write a Python file and a YAML file that train as written."
     )
     parser.add_argument("name", metavar="NAME", help="a Python name, such as audio")
@@ -278,8 +282,13 @@ def _allowed(given: dict[str, str], config_dir: Path | None) -> list[str]:
     return list(dict.fromkeys([*said, *allowed_by([config_dir])]))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(on_one_line(message))  # the shell may have put names of files there
+
+
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"attn {command}", description=description, allow_abbrev=False)
+    parser = _Parser(f"attn {command}", description=description, allow_abbrev=False)
     parser.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="a folder of your own experiments"
     )
@@ -309,5 +318,13 @@ def _leave_current_folder() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"attn: {message}", file=sys.stderr)
+    # Indented, or a text in the message could pass for another message
+    print(f"attn: {for_terminal(message)}".replace("\n", "\n  "), file=sys.stderr)
     sys.exit(2)
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(for_terminal(text), end="", file=sys.stderr)

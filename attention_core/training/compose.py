@@ -6,11 +6,13 @@ folder holds.
 """
 
 import importlib.resources
+import io
 import os
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import for_terminal
 from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
 from attention_core.training.own import serve, served
@@ -170,9 +173,10 @@ def run_hydra(
             overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
         sys.argv = ["attn", *flags, *_search(roots), *overrides]
         try:
-            hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
-                task
-            )()
+            with _calmed() if "--cfg" in flags else nullcontext():
+                hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
+                    task
+                )()
         finally:
             sys.argv = argv
             if folder is not None:
@@ -189,8 +193,17 @@ def run_hydra(
         if not failed:
             raise
         # A launcher lost a job, or a sampler was left without any score
-        print(f"attn: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"attn: {type(error).__name__}: {for_terminal(error)}", file=sys.stderr)
     return failed
+
+
+@contextmanager
+def _calmed() -> Iterator[None]:
+    """Escapes the configuration that Hydra prints: YAML leaves what turns the direction of text."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        yield
+    print(for_terminal(printed.getvalue()), end="")
 
 
 def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Path | None:

@@ -1,11 +1,36 @@
-"""The one error that the command line shows without a traceback, and its "did you mean"."""
+"""The errors that the command line shows without a traceback, and their "did you mean"."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
 
 
 class UsageError(ValueError):
     """A mistake in what was asked for: the message says what came and what was expected."""
+
+
+class Damaged(UsageError):
+    """A file is not what was written: another is to be read in its place, where there is one."""
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Names the file `path`, a part of `what`, in whatever goes wrong while it is read.
+
+    Raises:
+        Damaged: in place of any exception; damaged bytes make a reader raise every kind.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Damaged(f"{what}: {str(path)!r} cannot be read: {reason}.") from error
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise Damaged(f"{what}: {str(path)!r} is damaged: {reason.rstrip('.')}.") from error
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

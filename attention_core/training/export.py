@@ -15,9 +15,12 @@ from torch.export import Dim, ExportedProgram
 
 from attention_core.training.data import DataModule, require
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import json_line, on_one_line
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.predict import load_trained
+from attention_core.training.serialization import save_safetensors
 from attention_core.training.task import Task
+from attention_core.training.weights import read_weights
 
 Inputs = dict[str, Tensor]
 OpenDims = dict[str, dict[int, str]]
@@ -83,7 +86,7 @@ def export(
         shutil.copymode(RunFolder(folder).config, file)  # safetensors hides its file from others
         for part in sorted(Path(temporary).iterdir(), reverse=True):  # model.onnx.data goes first
             part.replace(path.with_name(part.name))
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {said}")
+    print(on_one_line(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {said}"))
 
 
 def _checked_output(folder: RunFolder, format: str, output: Path | None) -> Path:
@@ -107,21 +110,19 @@ def _checked_output(folder: RunFolder, format: str, output: Path | None) -> Path
 def _about(config: Mapping[str, Any]) -> dict[str, str]:
     """What every format carries with the model, as texts."""
     return {
-        "experiment": str(config.get("experiment") or ""),
-        "classes": json.dumps(config["data"].get("classes") or [], ensure_ascii=False),
-        "model": json.dumps(config["model"], ensure_ascii=False),
+        "experiment": on_one_line(config.get("experiment") or ""),
+        "classes": json_line(config["data"].get("classes") or []),
+        "model": json_line(config["model"]),
         "attention_core": version("attention-core"),
         "torch": torch.__version__,
     }
 
 
 def _write_weights(model: nn.Module, file: Path, about: dict[str, str]) -> str:
-    from safetensors.torch import load_file, save_file
-
     # Clones: the format refuses tensors that share memory, as tied weights do
     weights = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(weights, file, {"format": "pt", **about})
-    read = load_file(file)
+    save_safetensors(weights, file, about)
+    read = read_weights(file)
     if read.keys() != weights.keys() or any(
         read[name].dtype != value.dtype or not torch.equal(read[name], value)
         for name, value in weights.items()

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from attention_core.training.escape import on_one_line, plot_label
+
 INK = "#222222"
 TRAIN, VALIDATION = "#8a8a8a", "#1f6fb4"
 
@@ -49,6 +51,7 @@ def learning_curves(
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
     if title:
+        title = plot_label(on_one_line(title))
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
     return figure
 
@@ -127,7 +130,7 @@ def confusion_matrix(counts: Any, classes: Sequence[str]) -> Figure:
     axis = figure.subplots()
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ticks = range(number) if number <= 40 else range(0, number, -(-number // 40))
-    names = [_shorten(classes[i]) for i in ticks]
+    names = [plot_label(_shorten(on_one_line(classes[i]))) for i in ticks]
     long = max(len(name) for name in names) * len(names) > 45
     axis.set_xticks(
         list(ticks), names, rotation=45 if long else 0, ha="right" if long else "center"
@@ -163,6 +166,7 @@ def _plain(axis: Axes) -> None:
 
 
 def _spoken(name: str) -> str:
+    name = plot_label(on_one_line(name))
     return {"f1": "Macro F1"}.get(name, name.replace("_", " ").capitalize())
 
 

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import on_one_line, plot_label, rich_text, shell_word
 from attention_core.training.figures import INK, VALIDATION, save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
@@ -66,15 +67,14 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
     path = folder / "lr_finder.png"
     title = str(config.get("experiment") or "")
     save_figure(_draw(rates, changes, suggestion, title=title), path)
-    console = Console()
-    given = f" experiment={config['experiment']}" if config.get("experiment") else ""
-    console.print(
-        f"suggested learning rate: {suggestion:.1e} (configured: {config['optimizer'].get('lr')})\n"
-        f"figure: {path}\n"
-        f"to train with it: attn train{given} ... optimizer.lr={suggestion:.1e}",
-        highlight=False,
-        soft_wrap=True,
+    given = f" experiment={shell_word(title)}" if title else ""
+    configured = on_one_line(config["optimizer"].get("lr"))
+    said = (
+        f"suggested learning rate: {suggestion:.1e} (configured: {configured})\n"
+        f"figure: {on_one_line(path)}\n"
+        f"to train with it: attn train{given} ... optimizer.lr={suggestion:.1e}"
     )
+    Console().print(rich_text(said), soft_wrap=True)
     return suggestion
 
 
@@ -171,7 +171,7 @@ def _draw(rates: Values, changes: Values, suggestion: float, *, title: str) -> F
     axis.set_xscale("log")
     axis.set_xlabel("learning rate, rising from step to step")
     axis.set_ylabel("loss, less that of the untrained model")
-    axis.set_title(f"Learning-rate range test  {title}", loc="left")
+    axis.set_title(plot_label(f"Learning-rate range test  {on_one_line(title)}"), loc="left")
     axis.legend(frameon=False, loc="upper left")
     axis.spines[["top", "right"]].set_visible(False)
     return figure

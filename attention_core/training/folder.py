@@ -1,10 +1,11 @@
-"""What a run folder holds, and how a file in it is replaced whole or not at all."""
+"""What a run folder holds, and how a file in it is read, and replaced whole or not at all."""
 
 import fcntl
+import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import IO, Any
 
 import yaml
 
-from attention_core.training.errors import UsageError
+from attention_core.training.errors import Damaged, UsageError, reading
+
+# Ends a YAML document. Without it, a file that was cut short may read as another configuration.
+END_OF_CONFIG = "..."
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keeps every other run out of this folder until the end, or until this process is killed.
 
+        What runs that were killed have left half written is removed.
+
         Raises:
             UsageError: another process works in it.
         """
@@ -90,7 +96,16 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
+            self._remove_leftovers()
             yield
+
+    def _remove_leftovers(self) -> None:
+        for parent in (self.path, self.last.parent):
+            for path in parent.glob(".*.tmp"):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def existing(self) -> "RunFolder":
         """This folder, where it is a run's.
@@ -107,20 +122,54 @@ class RunFolder:
         return self
 
 
+def write_config(config: Mapping[str, Any], folder: RunFolder) -> None:
+    """Writes the configuration of a run, of which `read_config` notices when it is cut short."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    with replace_file(folder.config, "w") as file:
+        file.write(f"{text}{END_OF_CONFIG}\n")
+
+
 def read_config(folder: RunFolder) -> dict[str, Any]:
     """The configuration of a run, resolved.
 
     Raises:
-        UsageError: the file is none.
+        UsageError: the file is damaged or cut short.
+    """
+    with reading(folder.config, "run"):
+        text = folder.config.read_text(encoding="utf-8")
+        if not text.rstrip().endswith(f"\n{END_OF_CONFIG}"):
+            raise ValueError(
+                f"it is cut short: its last line is not {END_OF_CONFIG!r}, which ends it"
+            )
+        try:
+            config: dict[str, Any] = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+            raise ValueError(f"{line}{error.problem}") from error
+        if not isinstance(config, dict):
+            raise ValueError("it holds no configuration")
+    return config
+
+
+def read_results(folder: RunFolder) -> dict[str, float]:
+    """The test metrics of a finished run by name, and its "best_epoch".
+
+    Raises:
+        UsageError: the file is damaged.
     """
     try:
-        config: Any = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"run: {str(folder.config)!r} cannot be read: {reason}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"run: {str(folder.config)!r} holds no configuration.")
-    return config
+        with reading(folder.results, "run"):
+            results: dict[str, float] = json.loads(folder.results.read_text(encoding="utf-8"))
+            if not isinstance(results, dict) or "best_epoch" not in results:
+                raise ValueError("it holds no results")
+            for name, value in results.items():
+                if not isinstance(value, int | float):
+                    raise ValueError(f"{name} is {value!r:.60}, no number")
+    except Damaged as error:
+        raise Damaged(
+            f"{error} Delete it and continue the run: the best weights are then tested again."
+        ) from error
+    return results
 
 
 def _move(source: Path, target: Path) -> None:
@@ -135,7 +184,8 @@ def replace_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open(mode, newline=None if "b" in mode else "") as file:
+        text = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
+        with temporary.open(mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import yaml
 
+from attention_core.training.escape import on_one_line
+
 GROUP = "attention_core.conf"
 
 
@@ -79,4 +81,4 @@ def installed_roots() -> list[Path]:
 
 
 def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an installed package"
+    return on_one_line(entry.dist.name) if entry.dist is not None else "an installed package"

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import shell_word
 from attention_core.training.instantiate import build
 from attention_core.training.processes import joins_another
 
@@ -31,7 +32,7 @@ def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"logger: {name!r} needs a package that is not installed. Install it with: "
-                f"pip install 'attention-core[{name}]'"
+                f"pip install {shell_word(f'attention-core[{name}]')}"
             ) from error
     return loggers
 

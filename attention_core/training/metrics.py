@@ -1,13 +1,19 @@
 """`metrics.csv`: one row per event, written as it happens and cut back on resume."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from attention_core.training.errors import Damaged, reading
+from attention_core.training.escape import csv_cell, on_one_line
 from attention_core.training.folder import replace_file
+
+_TO_GO_ON = "To continue the run without the rows that it had, delete it."
 
 
 class CSVMetrics(Logger):
@@ -39,18 +45,40 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         values = {"epoch": None, "step": step, **metrics}  # these two columns come first
-        row = {name: _text(value) for name, value in values.items()}
+        row = {csv_cell(on_one_line(name)): _text(value) for name, value in values.items()}
         if set(row) - set(self._columns):
             self._write([*read_rows(self.path), row])
             return
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
         self.rows += 1
 
+    def sync(self) -> int:
+        """The number of rows, all of which survive a power cut from now on."""
+        if self.rows:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        return self.rows
+
     @rank_zero_only
     def truncate(self, rows: int) -> None:
-        """Forgets all but the first `rows` rows."""
-        self._write(read_rows(self.path)[:rows])
+        """Forgets all but the first `rows` rows.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        found = read_rows(self.path)
+        if rows and not found:  # deleted, as the message below says
+            print(
+                f"metrics: {on_one_line(self.path)} begins anew; its first {rows} rows are gone.",
+                file=sys.stderr,
+            )
+        elif len(found) < rows:
+            raise Damaged(
+                f"metrics: {str(self.path)!r} is damaged: it has {len(found)} rows, where the "
+                f"checkpoint knows of {rows}. {_TO_GO_ON}"
+            )
+        self._write(found[:rows])
 
     @rank_zero_only
     def _write(self, rows: list[dict[str, str]]) -> None:
@@ -66,12 +94,35 @@ class CSVMetrics(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file as text, without a last line that a kill cut short."""
+    """The rows of a metrics file as text, without a last line that a kill cut short.
+
+    Raises:
+        UsageError: a line before is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    complete = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(complete.splitlines()))
+    try:
+        with reading(path, "metrics"):
+            text = path.read_text(encoding="utf-8")
+            complete = text[: text.rfind("\n") + 1]
+            columns, *rows = list(csv.reader(complete.splitlines())) or [[]]
+            if not rows:
+                raise ValueError("it has no rows")
+            for number, row in enumerate(rows, start=1):
+                _check_row(columns, row, number)
+    except Damaged as error:
+        raise Damaged(f"{error} {_TO_GO_ON}") from error
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _check_row(columns: list[str], row: list[str], number: int) -> None:
+    if len(row) != len(columns):
+        raise ValueError(f"row {number} has {len(row)} values for {len(columns)} columns")
+    for name, value in zip(columns, row, strict=True):
+        try:
+            float(value or 0)
+        except ValueError:
+            raise ValueError(f"row {number}: {name} is {value!r:.60}, no number") from None
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

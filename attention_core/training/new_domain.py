@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import on_one_line, shell_word
 from attention_core.training.folder import replace_file
 
 OURS = ("attention_core", "vision", "graph", "nlp")
@@ -40,5 +41,5 @@ def new_domain(name: str, into: Path) -> None:
         source = (templates / template).read_text(encoding="utf-8")
         with replace_file(path, "w") as file:
             file.write(environment.from_string(source).render(name=name, title=title))
-        print(f"wrote {path}")
-    print(f"train it with: attn train experiment={name} --config-dir {into}")
+        print(f"wrote {on_one_line(path)}")
+    print(f"train it with: attn train experiment={name} --config-dir {shell_word(into)}")

@@ -1,7 +1,6 @@
 """Predictions for whatever a file or folder holds, written row by row as they are made."""
 
 import csv
-import json
 import math
 import os
 import sys
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import csv_cell, json_line, on_one_line, shell_word
 from attention_core.training.folder import RunFolder
 from attention_core.training.run import check_config, look
 from attention_core.training.task import Task
@@ -63,11 +63,12 @@ def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str
                 if "error" in row:
                     failed += 1
                     first = first or f"{row['input']}: {row['error']}"
-    place = "" if output is None else f" in {output}"
+    place = "" if output is None else f" in {on_one_line(output)}"
     print(f"{count - failed:,} predictions{place}", file=sys.stderr)
     if failed:
         print(
-            f"{failed:,} of {count:,} inputs could not be predicted; the first is {first}",
+            f"{failed:,} of {count:,} inputs could not be predicted; the first is "
+            f"{on_one_line(first)}",
             file=sys.stderr,
         )
     return failed
@@ -93,7 +94,8 @@ def load_trained(
     check_config(config)
     if not folder.best.exists():
         raise UsageError(
-            f"run: {str(path)!r} has no best checkpoint yet. To train on: attn train run={path}"
+            f"run: {str(path)!r} has no best checkpoint yet. To train on: "
+            f"attn train run={shell_word(path)}"
         )
     parts = look(config, folder)
     parts.data.trainer = parts.trainer  # tells it the run folder
@@ -133,7 +135,7 @@ class _Chunks(IterableDataset[Any]):
             yield error
 
     def _read(self, pairs: list[tuple[str, Any]]) -> _Chunk:
-        names, raws = [_printable(name) for name, _ in pairs], [raw for _, raw in pairs]
+        names, raws = [name for name, _ in pairs], [raw for _, raw in pairs]
         samples, errors = [], {}
         for index, raw in enumerate(raws):
             try:
@@ -223,12 +225,7 @@ def _is_finite(row: Row) -> bool:
 
 
 def _in_words(error: Exception) -> str:
-    return _printable(" ".join(str(error).split())) or type(error).__name__
-
-
-def _printable(text: str) -> str:
-    """The same, with the bytes of a file name that are no UTF-8 written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _as_it_is(chunk: Any) -> Any:
@@ -275,11 +272,15 @@ def _opened(
 
 
 def _csv_writer(file: IO[str], columns: list[str]) -> Callable[[list[Row]], None]:
-    writer = csv.DictWriter(file, ["input", *columns, "error"], lineterminator="\n")
-    writer.writeheader()
+    header = ["input", *columns, "error"]
+    writer = csv.DictWriter(file, header, lineterminator="\n")
+    writer.writerow({column: csv_cell(on_one_line(column)) for column in header})
 
     def write(rows: list[Row]) -> None:
-        writer.writerows(rows)
+        for row in rows:
+            # A name is one line; what a model writes may be several
+            values = {**row, "input": on_one_line(row["input"])}
+            writer.writerow({column: csv_cell(value) for column, value in values.items()})
         file.flush()
 
     return write
@@ -287,7 +288,7 @@ def _csv_writer(file: IO[str], columns: list[str]) -> Callable[[list[Row]], None
 
 def _json_writer(file: IO[str]) -> Callable[[list[Row]], None]:
     def write(rows: list[Row]) -> None:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json_line(row) + "\n" for row in rows)
         file.flush()
 
     return write

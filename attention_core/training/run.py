@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
@@ -30,9 +29,10 @@ from attention_core.training.callbacks import StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder, read_results, replace_file, write_config
 from attention_core.training.instantiate import build, check, check_arguments, targets
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
@@ -117,8 +117,7 @@ def prepare(config: Config, path: Path) -> None:
     check_config(config)
     with folder.locked():
         _write_config(config, folder)
-    line = again("train", path, config.get("allow"))
-    Console().print(f"Prepared. To start: {line}", highlight=False, soft_wrap=True, markup=False)
+    _say(f"Prepared. To start: {again('train', path, config.get('allow'))}")
 
 
 def _write_config(config: Config, folder: RunFolder) -> None:
@@ -129,8 +128,7 @@ def _write_config(config: Config, folder: RunFolder) -> None:
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
-    with replace_file(folder.config, "w") as file:
-        yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+    write_config(config, folder)
 
 
 def _located(init: Config) -> Config:
@@ -153,8 +151,8 @@ def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     folder = RunFolder(path).existing()
     config = trusted_config(folder, allow, "train")
     if folder.results.exists():
-        results: dict[str, float] = json.loads(folder.results.read_text())
-        Console().print(f"Finished already; nothing is left to train in {path}.")
+        results = read_results(folder)
+        _say(f"Finished already; nothing is left to train in {on_one_line(path)}.")
         _print_results(results, folder)
         return results
     check_config(config)
@@ -176,13 +174,14 @@ def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     config = trusted_config(folder, allow, "evaluate")
     if not folder.best.exists():
         raise UsageError(
-            f"run: {str(path)!r} has no best checkpoint yet. To train on: attn train run={path}"
+            f"run: {str(path)!r} has no best checkpoint yet. To train on: "
+            f"attn train run={shell_word(path)}"
         )
     check_config(config)
+    recorded = read_results(folder) if folder.results.exists() else {}
     parts = look(config, folder)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
-    recorded = json.loads(folder.results.read_text()) if folder.results.exists() else {}
     _print_comparison(results, recorded)
     return results
 
@@ -353,7 +352,11 @@ def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> 
 @rank_zero_only
 def _print_start(taken: str) -> None:
     if taken:
-        Console().print(f"Starting with {taken}", highlight=False, soft_wrap=True)
+        _say(f"Starting with {taken}")
+
+
+def _say(text: str) -> None:
+    Console().print(rich_text(text), soft_wrap=True)
 
 
 def _print_header(config: Config, trainer: Trainer, task: LightningModule) -> None:
@@ -371,7 +374,8 @@ def _print_header(config: Config, trainer: Trainer, task: LightningModule) -> No
         )
     )
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    console.print(f"[bold]{config.get('experiment') or 'run'}[/]  {about.get('title', '')}")
+    name = rich_text(on_one_line(config.get("experiment") or "run"), "bold")
+    console.print(name.append(f"  {on_one_line(about.get('title', ''))}", "not bold"))
     console.print(f"  data        {sizes} samples", highlight=False)
     console.print(f"  parameters  {parameters:,}, on {task.device}", highlight=False)
 
@@ -390,9 +394,9 @@ def _print_results(
         if name == "best_epoch":
             table.add_row("weights of epoch", str(int(value) + 1))
         else:
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(rich_text(on_one_line(name)), f"{value:.4f}")
     console.print(table)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+    _say(f"run folder: {on_one_line(folder.path)}")
 
 
 def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float]) -> None:
@@ -403,7 +407,7 @@ def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float
     changed = [n for n in both if not math.isclose(results[n], recorded[n], rel_tol=1e-5)]
     if changed:
         difference = ", ".join(f"{name} was {recorded[name]!r}" for name in changed)
-        console.print(f"[yellow]differs from results.json:[/] {difference}")
+        console.print("[yellow]differs from results.json:[/]", rich_text(on_one_line(difference)))
     elif all(results[name] == recorded[name] for name in both):
         console.print("[green]the same as results.json, digit for digit[/]")
     else:

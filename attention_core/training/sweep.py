@@ -16,9 +16,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from attention_core.training.errors import UsageError
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.escape import csv_cell, for_terminal, on_one_line, rich_text
+from attention_core.training.folder import RunFolder, read_results, replace_file
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 
@@ -100,21 +102,23 @@ def run_job(
     job.write(folder)
     values = (override.partition("=") for override in overrides)
     given = "  ".join(f"{key}={_shortened(value)}" for key, _, value in values)
-    Console().print(f"\n[bold]job {number}[/]  {given}", highlight=False)
+    Console().print(
+        rich_text(f"\njob {number}", "bold").append(f"  {on_one_line(given)}", "not bold")
+    )
     try:
         config = compose()
         check_direction(config, direction)
         job.monitor, job.mode = monitored(config)
         train(config, folder)
         job.score = best(folder, job.monitor, job.mode)
-        job.results = json.loads(RunFolder(folder).results.read_text())
+        job.results = read_results(RunFolder(folder))
         job.error = ""
     except Exception as error:
         if isinstance(error, UsageError):
             job.error = str(error)
         else:
             job.error = f"{type(error).__name__}: {error}"
-            traceback.print_exc()
+            print(for_terminal(traceback.format_exc()), end="", file=sys.stderr)
     job.write(folder)
     return job.score
 
@@ -147,16 +151,16 @@ def report(folder: Path) -> int:
         row |= {name: job.results.get(name) for name in results}
         rows.append({**row, "folder": path.name, "error": job.error})
     with replace_file(folder / "sweep.csv", "w") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(map(csv_cell, rows[0]))
+        writer.writerows(map(csv_cell, row.values()) for row in rows)
     _print(rows, swept, results, folder)
     failed = sorted((job for job in jobs.values() if job.failed), key=lambda job: job.job)
     if failed:
         print(f"attn: {len(failed)} of {len(jobs)} jobs failed.", file=sys.stderr)
     for error in dict.fromkeys(job.error for job in failed):
         numbers = ", ".join(str(job.job) for job in failed if job.error == error)
-        print(f"  job {numbers}: {error}", file=sys.stderr)
+        print(f"  job {numbers}: {for_terminal(error)}".replace("\n", "\n    "), file=sys.stderr)
     return len(failed)
 
 
@@ -183,21 +187,27 @@ def _print(rows: list[dict[str, Any]], swept: list[str], results: list[str], fol
     for key in swept:
         last = key.rpartition(".")[2]
         alone = sum(other.rpartition(".")[2] == last for other in swept) == 1
-        table.add_column(last if alone else key, overflow="fold")
-    table.add_column(monitors[0] if len(monitors) == 1 else "score", justify="right")
+        table.add_column(_cell(last if alone else key), overflow="fold")
+    table.add_column(_cell(monitors[0] if len(monitors) == 1 else "score"), justify="right")
     for name in tests:
-        table.add_column(name, justify="right")
+        table.add_column(_cell(name), justify="right")
     table.add_column("folder", overflow="fold")
     for row in rows:
-        score = "[red]failed[/]" if row["error"] else _number(row["score"])
-        if len(monitors) > 1 and not row["error"]:
+        score = _number(row["score"])
+        if len(monitors) > 1:
             score = f"{row['monitor']} {score}"
-        values = (_shortened(row[key]) for key in swept)
+        said = _cell("failed", "red") if row["error"] else _cell(score)
+        values = (_cell(_shortened(row[key])) for key in swept)
         numbers = (_number(row[name]) for name in tests)
-        table.add_row(str(row["job"]), *values, score, *numbers, row["folder"])
+        table.add_row(str(row["job"]), *values, said, *numbers, _cell(row["folder"]))
     console.print()
     console.print(table)
-    console.print(f"sweep folder: {folder}  (sweep.csv)", highlight=False, soft_wrap=True)
+    place = rich_text(f"sweep folder: {on_one_line(folder)}  (sweep.csv)")
+    console.print(place, soft_wrap=True)
+
+
+def _cell(text: str, style: str = "") -> Text:
+    return rich_text(on_one_line(text), style)
 
 
 def _number(value: float | None) -> str:

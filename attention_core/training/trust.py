@@ -1,11 +1,11 @@
 """Whose code a run folder may run: that of packages that the user, and not the folder, trusts."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import shell_word
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import targets
@@ -17,7 +17,7 @@ Config = dict[str, Any]
 
 def again(command: str, path: Path, allow: Iterable[str] | None) -> str:
     """The command line for the run in `path`, with the packages that have to be allowed."""
-    return f"attn {command} run={shlex.quote(str(path))}" + (
+    return f"attn {command} run={shell_word(path)}" + (
         f" allow=[{','.join(allow)}]" if allow else ""
     )
 

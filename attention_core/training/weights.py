@@ -6,7 +6,6 @@ table and copying into a model are here. Lightning is not needed, and not loaded
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attention_core.training.errors import UsageError
+from attention_core.training.escape import on_one_line
+from attention_core.training.serialization import load_safetensors, load_torch
 
 Weights = dict[str, Tensor]
 
@@ -48,7 +47,7 @@ class LoadReport:
         lines += [f"  dropped, {why}: {some(names)}" for why, names in by_reason.items()]
         if self.kept:
             lines.append(f"  kept as they were: {some(self.kept)}")
-        return "\n".join(lines)
+        return "\n".join(map(on_one_line, lines))  # names come from files
 
 
 def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:
@@ -57,7 +56,8 @@ def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:
     Args:
         weights: a `.safetensors` file, or one that `torch.load` reads with `weights_only=True`; or
             what it holds. A dict that holds exactly one state dict, such as {"model": ...} beside
-            numbers and an optimizer's state, stands for that one.
+            numbers and an optimizer's state, stands for that one. What checksums a file has are
+            compared; see `serialization`.
 
     Raises:
         UsageError: no such file; it is damaged; it holds code; or it is no state dict.
@@ -68,32 +68,8 @@ def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:
     if not path.is_file():
         raise UsageError(f"weights: {str(path)!r} is no file.")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UsageError(f"weights: {str(path)!r} is damaged: {error}.") from error
-    return _state_dict(_read_torch(path), repr(str(path)))
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code is None:
-            raise UsageError(
-                f"weights: {str(path)!r} is damaged, or is no file of torch's; only the suffix "
-                ".safetensors says that a file has that format."
-            ) from error
-        raise UsageError(
-            f"weights: {str(path)!r} is refused: it holds more than tensors, and reading that "
-            f"could run code ({code[1]})."
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes make the reader raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"weights: {str(path)!r} is damaged: {reason}.") from error
+        return load_safetensors(path, "weights")
+    return _state_dict(load_torch(path, "weights", ours=False), repr(str(path)))
 
 
 def _state_dict(content: Any, what: str) -> Weights:

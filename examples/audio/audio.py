@@ -9,6 +9,7 @@ from torch.utils.data import random_split
 
 from attention_core import AttentionPool, Encoder, Grid, record_attention
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.escape import plot_label
 
 RATE, HOP, BANDS, PATCH = 8000, 80, 40, 5  # Hz, samples, mel bands, frames and bands of a patch
 # The two resonances of the mouth, in Hz, that make a vowel (Peterson and Barney, 1952)
@@ -92,5 +93,6 @@ class WordTask(ClassificationTask):
                     share = maps[-1][0, head - 1, 0].view(*grid).T.numpy(force=True)
                     axis.imshow(share * 0 + 1, "autumn", alpha=0.8 * share / share.max(), **look)
                 axis.set(title=f"head {head}", xlabel="seconds", yticks=[], aspect="auto")
-            axes[0].set_title(f"“{self.classes[said]}”, heard as “{self.classes[heard]}”")
+            title = f"“{self.classes[said]}”, heard as “{self.classes[heard]}”"
+            axes[0].set_title(plot_label(title))
         return figure

@@ -11,6 +11,7 @@ from torch.utils.data import random_split
 
 from attention_core import Encoder, Points, pool, record_attention
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.escape import plot_label
 
 
 def turned(radius: Tensor, height: Tensor) -> Tensor:
@@ -87,5 +88,6 @@ class CloudTask(ClassificationTask):
                 axis.scatter(x[front], y[front], z[front], s=150, fc="none", ec="tab:blue", lw=2)
                 axis.set_box_aspect(cloud.max(axis=0) - cloud.min(axis=0), zoom=1.4)
                 axis.set_axis_off()
-            axes[0, n].set_title(f"{self.classes[target[n]]}, seen as {self.classes[guess[n]]}")
+            title = f"{self.classes[target[n]]}, seen as {self.classes[guess[n]]}"
+            axes[0, n].set_title(plot_label(title))
         return figure

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_core.training import ClassificationTask, RegressionTask
 from attention_core.training.data import model_inputs
+from attention_core.training.escape import on_one_line
 from graph.tasks.base import GraphTask, choose
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class GraphClassification(GraphTask, ClassificationTask):
 
 def verdict(classes: list[str], says: int, label: int, share: float) -> str:
     """Such as "a (70%), is b"."""
-    return f"{classes[says]} ({share:.0%})" + ("" if says == label else f", is {classes[label]}")
+    said, true = on_one_line(classes[says]), on_one_line(classes[label])
+    return f"{said} ({share:.0%})" + ("" if says == label else f", is {true}")
 
 
 def _sizes(batch: dict[str, Any]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attention_core.training import DataModule, UsageError
+from attention_core.training.errors import reading
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.inputs import csv_rows, files, json_lines, json_object, text_lines
 from nlp.data.objectives import Objective
@@ -69,7 +70,7 @@ class TokenData(DataModule):
                 raise UsageError(
                     "run: it has no tokenizer.json, without which its model cannot be given a text."
                 )
-            self.tokenizer = Tokenizer.load(path)
+            self.tokenizer = _load(path)
 
     def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
         for name, file in files(path, (".txt", ".csv", ".jsonl")):
@@ -109,7 +110,7 @@ class TokenData(DataModule):
         """
         path = self._tokenizer_file()
         if path is not None and path.is_file():
-            self.tokenizer = Tokenizer.load(path)
+            self.tokenizer = _load(path)
             return
         try:
             if self._kind in ("bpe", "wordpiece"):
@@ -131,6 +132,11 @@ class TokenData(DataModule):
         # The trainer's root is the run folder, where training runs in one
         folder = RunFolder(Path(self.trainer.default_root_dir)) if self.trainer else None
         return folder.path / "tokenizer.json" if folder and folder.config.is_file() else None
+
+
+def _load(path: Path) -> Tokenizer:
+    with reading(path, "run"):
+        return Tokenizer.load(path)
 
 
 class TextData(TokenData):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from attention_core.training import UsageError
+from attention_core.training.escape import for_terminal
 
 Row = TypeVar("Row")
 
@@ -107,7 +108,7 @@ def report_malformed(
     )
     if malformed == "refuse":
         raise UsageError(f"data.root: {said}. data.malformed=leave_out leaves them out.")
-    print(f"{said}. They are left out.", file=sys.stderr)
+    print(f"{for_terminal(said)}. They are left out.", file=sys.stderr)
 
 
 def check_malformed(malformed: Any) -> str:

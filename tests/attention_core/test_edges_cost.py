@@ -194,6 +194,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_triton_kernels_equal_the_plain_path() -> None:
     """Values and gradients, in Triton's interpreter, which a process of its own has to ask for."""
     pytest.importorskip("triton")

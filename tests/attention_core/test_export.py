@@ -90,6 +90,7 @@ def test_grid(options: dict[str, Any]) -> None:
         assert_same(model, program, torch.randn(batch, 12 + special, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "padded"),
     [

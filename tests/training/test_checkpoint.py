@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy
 import pytest
 import torch
-import yaml
 
 from attention_core.training import UsageError, evaluate, resume, train
 from attention_core.training.checkpoint import (
     PlainCheckpointIO,
-    find_damage,
     load_checkpoint,
+    shard_path,
 )
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder, replace_file, write_config
+from attention_core.training.serialization import save_torch
 from tests.training.conftest import Compose, assert_same_run, interrupt
 
 
@@ -71,8 +71,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     damage(folder.last)
     capsys.readouterr()
     resume(tmp_path / "cut", ["toy_domain"])
-    assert "last.ckpt is damaged" in (said := capsys.readouterr().err), said
-    assert "Continuing from previous.ckpt" in said.replace("\n", " ")
+    assert "last.ckpt' is damaged" in (said := capsys.readouterr().err), said
+    assert "Continuing from previous.ckpt" in said
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -84,14 +84,14 @@ def test_damage_to_all_checkpoints_is_an_error_that_says_what_to_do(
     folder = RunFolder(tmp_path)
     cut(folder.last)
     cut(folder.previous)
-    with pytest.raises(UsageError, match=r"no checkpoint .* can be read: last.ckpt is damaged"):
+    with pytest.raises(UsageError, match=r"no checkpoint .* can be read: .*last.ckpt' is damaged"):
         resume(tmp_path, ["toy_domain"])
 
 
 def test_damage_to_the_best_checkpoint_is_named(compose: Compose, tmp_path: Path) -> None:
     train(compose("experiment=toy", "trainer.max_epochs=1"), tmp_path)
     flip(RunFolder(tmp_path).best)
-    with pytest.raises(UsageError, match=r"best.ckpt' is damaged: its part .* checksum"):
+    with pytest.raises(UsageError, match=r"best.ckpt' is damaged: it does not match its checksum"):
         evaluate(tmp_path, ["toy_domain"])
 
 
@@ -115,7 +115,8 @@ def test_a_kill_between_two_moves_loses_nothing(
 
 def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.ckpt")
+    with (tmp_path / "bomb.ckpt").open("wb") as file:
+        save_torch({"state_dict": Bomb()}, file)
     for load in (
         load_checkpoint,
         lambda path: PlainCheckpointIO().load_checkpoint(path, weights_only=False),
@@ -133,10 +134,12 @@ def test_a_run_folder_with_a_bomb_is_refused(
     config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
     interrupt(config, tmp_path, 13, monkeypatch)
     folder = RunFolder(tmp_path)
-    torch.save({**load_checkpoint(folder.last), "callbacks": Bomb()}, folder.last)
+    for path in (folder.last, folder.best):
+        content = load_checkpoint(path)
+        with path.open("wb") as file:
+            save_torch({**content, "callbacks": Bomb()}, file)
     with pytest.raises(UsageError, match="last.ckpt' is refused"):
         resume(tmp_path, ["toy_domain"])
-    torch.save({**load_checkpoint(folder.best), "epoch": Bomb()}, folder.best)
     with pytest.raises(UsageError, match="best.ckpt' is refused"):
         evaluate(tmp_path, ["toy_domain"])
     assert not (tmp_path / "exploded").exists()
@@ -155,12 +158,12 @@ def test_weights_of_another_model_are_named(
     config = compose("experiment=toy", "trainer.max_epochs=2", "checkpoint.every_steps=3")
     interrupt(config, tmp_path, 9, monkeypatch)
     folder = RunFolder(tmp_path)
-    folder.config.write_text(yaml.safe_dump({**config, "model": {**config["model"], "dim": 16}}))
+    write_config({**config, "model": {**config["model"], "dim": 16}}, folder)
     shapes = r"not those of MLP as configured: model.layers.0.weight is \(32, 2\), not \(16, 2\)"
     for use in (resume, evaluate):
         with pytest.raises(UsageError, match=shapes):
             use(tmp_path)
-    folder.config.write_text(yaml.safe_dump(config))
+    write_config(config, folder)
     content = load_checkpoint(folder.last)
     content["state_dict"]["model.head.weight"] = content["state_dict"].pop("model.layers.3.weight")
     PlainCheckpointIO().save_checkpoint(content, folder.last)
@@ -186,15 +189,16 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
     compose: Compose, tmp_path: Path
 ) -> None:
     """The operating system itself refuses to write more: files may grow to 8 KiB, no further."""
     config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
     train(config, tmp_path / "whole")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    write_config(config, RunFolder(tmp_path / "cut"))
     code = f"""
-        import resource, signal, sys, yaml
+        import resource, signal, sys
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent / "conf")!r})
         import toy_domain
@@ -206,8 +210,6 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
         toy_domain.KillAt.on_train_batch_end = fill_the_disk
         main(["train", "run=cut", "allow=[toy_domain]"])
     """
-    RunFolder(tmp_path / "cut").path.mkdir()
-    (tmp_path / "config.yaml").rename(tmp_path / "cut" / "config.yaml")
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=tmp_path,
@@ -220,10 +222,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
     assert "next.ckpt' could not be written: File too large" in ran.stderr
     assert "Traceback" not in ran.stderr
     folder = RunFolder(tmp_path / "cut")
-    assert [find_damage(path) for path in folder.resumable] == ["", ""]
-    assert (
-        load_checkpoint(folder.last)["global_step"] == 6
-    )  # the one at the end of the epoch failed
+    # The one at the end of the epoch failed
+    assert [load_checkpoint(path)["global_step"] for path in folder.resumable] == [6, 3]
     assert not list(folder.path.rglob("*.tmp"))
     resume(folder.path, ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -276,3 +276,29 @@ def test_the_lock_of_a_killed_run_is_gone(tmp_path: Path) -> None:
             pass
     with RunFolder(tmp_path).locked():
         pass
+
+
+def test_what_killed_runs_left_half_written_goes_with_the_next(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from attention_core.training.folder import RunFolder, replace_file
+        folder = RunFolder(Path({str(tmp_path)!r}))
+        with replace_file(folder.metrics, "w"), replace_file(folder.next) as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    shard = shard_path(folder.next.with_name(".next.ckpt.tmp"), 0)  # as FSDP2 names it
+    PlainCheckpointIO().save_checkpoint({"step": 1}, shard)
+    mine = tmp_path / "notes.tmp"
+    mine.write_text("mine")
+    assert len(list(tmp_path.rglob("*.tmp"))) == 4
+    with held(tmp_path):
+        assert list(tmp_path.rglob("*.tmp")) == [mine]
+        with replace_file(folder.results) as file:
+            file.write(b"{}")
+            with pytest.raises(UsageError, match="is training in"), RunFolder(tmp_path).locked():
+                pass
+    assert folder.results.read_bytes() == b"{}"

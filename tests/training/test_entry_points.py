@@ -32,6 +32,7 @@ def declare(site: Path, *lines: str) -> None:
     (site / "ringworld-1.0.dist-info" / "entry_points.txt").write_text(text + "\n")
 
 
+@pytest.mark.slow
 def test_an_installed_domain_is_listed_and_trained(site: Path, tmp_path: Path) -> None:
     listed = attn("list", cwd=tmp_path, PYTHONPATH=str(site), COLUMNS="200")
     assert "ringworld" in listed.stdout

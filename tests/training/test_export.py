@@ -11,7 +11,8 @@ import yaml
 from torch import Tensor, nn
 
 from attention_core.training import UsageError, export, load_model
-from attention_core.training.folder import RunFolder
+from attention_core.training.checkpoint import PlainCheckpointIO, load_checkpoint
+from attention_core.training.folder import RunFolder, write_config
 from attention_core.training.run import assemble
 from tests.training.conftest import CONF, Compose
 
@@ -30,9 +31,10 @@ def run(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ma
         with torch.no_grad():
             for parameter in task.model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))  # not what the seed gives
-        folder.best.parent.mkdir(parents=True)
-        folder.config.write_text(yaml.safe_dump(config, sort_keys=False))
-        torch.save({"state_dict": task.state_dict(), "epoch": 0}, folder.best)
+        write_config(config, folder)
+        PlainCheckpointIO().save_checkpoint(
+            {"state_dict": task.state_dict(), "epoch": 0}, folder.best
+        )
         return folder.path
 
     return make
@@ -59,9 +61,9 @@ def test_load_model_has_the_best_weights_and_is_in_eval_mode(run: Make) -> None:
 
 def test_load_model_names_what_differs(run: Make) -> None:
     folder = run("experiment=toy")
-    state = torch.load(RunFolder(folder).best, weights_only=True)
+    state = load_checkpoint(RunFolder(folder).best)
     state["state_dict"]["model.layers.9.weight"] = state["state_dict"].pop("model.layers.0.weight")
-    torch.save(state, RunFolder(folder).best)
+    PlainCheckpointIO().save_checkpoint(state, RunFolder(folder).best)
     with pytest.raises(UsageError, match=r"layers\.0\.weight"):
         load_model(folder, ["toy_domain"])
 

@@ -67,6 +67,7 @@ def test_the_suggestion_is_below_where_descent_diverges(accumulate: int, tmp_pat
     assert limit / 20 < suggested < limit / 4
 
 
+@pytest.mark.slow
 def test_on_the_toy_it_beats_rates_far_from_it_and_leaves_no_run(
     compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,7 @@ def test_frozen_parts_stay_and_the_others_train(compose: Compose, tmp_path: Path
         freeze(model=nn.ModuleDict({"layers": nn.Linear(2, 2)}), parts=["layer"])
 
 
+@pytest.mark.slow
 def test_layers_learn_at_their_rates_and_resume_exactly(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def test_tensorboard_has_the_same_numbers(compose: Compose, tmp_path: Path) -> N
     assert "lr: 0.02" in (tmp_path / "tensorboard" / "hparams.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_wandb_gets_a_run_for_each_run(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +49,7 @@ def test_wandb_gets_a_run_for_each_run(
     assert len(ids) == 2
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_same_numbers_and_goes_on_when_resumed(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

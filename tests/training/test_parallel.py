@@ -31,7 +31,8 @@ def vit() -> VisionTransformer:
 
 def gradients(model: VisionTransformer) -> list[torch.Tensor]:
     torch.manual_seed(1)
-    model(torch.rand(4, 1, 8, 8)).square().sum().backward()
+    images = torch.rand(4, 1, 8, 8, dtype=next(model.parameters()).dtype)
+    model(images).square().sum().backward()
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -52,7 +53,8 @@ def test_recomputed_blocks_have_the_same_gradients_and_names() -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks_are_one_graph_with_the_same_numbers() -> None:
-    plain, compiled = vit().eval(), vit().eval()
+    # In double precision: compiled sums go in another order, which float32 shows now and then
+    plain, compiled = vit().eval().double(), vit().eval().double()
     checkpoint_activations(compiled)
     compile_blocks(compiled)
     counters.clear()

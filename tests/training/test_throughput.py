@@ -36,6 +36,7 @@ def test_speed_is_logged_beside_the_metrics(compose: Compose, tmp_path: Path) ->
     assert all(row["step/gradient_norm"] > 0 for row in metrics if "step/loss" in row)
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_number(compose: Compose, tmp_path: Path) -> None:
     few = ["experiment=vision/digits", "trainer.max_epochs=1", "trainer.limit_train_batches=3"]
     few += ["model.dim=16", "model.heads=2", "+model.dropout=0.1", "trainer.log_every_n_steps=1"]
@@ -46,6 +47,7 @@ def test_measuring_changes_no_number(compose: Compose, tmp_path: Path) -> None:
     assert not plain.speed.exists()
 
 
+@pytest.mark.slow
 def test_a_pool_over_a_padded_batch_is_counted_too(compose: Compose, tmp_path: Path) -> None:
     few = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
     train(compose("experiment=vision/digits", "model.pooling=attention", *few), tmp_path)

@@ -12,6 +12,7 @@ pytest.importorskip("sklearn")
 EXPERIMENTS = ["vision/digits_swin", "vision/digits_neighborhood"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_they_train_a_real_step(tmp_path: Path, experiment: str) -> None:
     torch.set_num_threads(1)

@@ -56,6 +56,7 @@ def test_labels_that_are_not_there_are_refused(count: int, least: int) -> None:
         MNIST5k(batch_size=8, labels_per_class=count).setup()
 
 
+@pytest.mark.slow
 def test_a_classifier_starts_from_what_was_pretrained(tmp_path: Path) -> None:
     torch.set_num_threads(1)
 

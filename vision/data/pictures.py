@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from attention_core.training import DataModule, UsageError
+from attention_core.training.escape import on_one_line, rich_text
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
 from vision.data.memory import Sample
@@ -179,5 +180,5 @@ class PictureSet(torch.utils.data.Dataset[Sample]):
         if index not in self._named:
             self._named.add(index)
             name = self.source.name(self.indices[index])
-            text = f"[yellow]data:[/] left out: {name}: {error.__cause__}"
-            Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+            said = rich_text(on_one_line(f"left out: {name}: {error.__cause__}"))
+            Console(stderr=True).print("[yellow]data:[/]", said, soft_wrap=True)
