@@ -324,8 +324,9 @@ def test_the_card_of_foreign_texts_means_what_it_says(run: Path) -> None:
         check=True,
     )
     assert set(done.stdout.split(b"\0")[:-1]) == {b"run=" + os.fsencode(run)}
-    (path,) = re.findall(r"load_model\((.*)\)", python)
+    ((path, allow),) = re.findall(r"load_model\((.*), allow=(.*)\)", python)
     assert ast.literal_eval(path) == str(run)
+    assert ast.literal_eval(allow) == ["toy_domain"]
 
 
 @pytest.fixture

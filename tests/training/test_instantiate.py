@@ -32,7 +32,7 @@ from attention_core.training.targets import KINDS
         "torch.utils.data.dataloader.os.system",
         "attention_core.training.run.torch.load",
         "attention_core.training.instantiate.importlib.import_module",
-        "attention_core.training.run.yaml.unsafe_load",
+        "attention_core.training.folder.yaml.unsafe_load",
         "attention_core.training.train",
         "attention_core.training.cli.main",
         "attention_core.training.folder.replace_file",
