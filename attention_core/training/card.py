@@ -50,6 +50,8 @@ def write_card(
     about = config.get("about") or {}
     target, arguments = _described(config["model"])
     run = _short(folder.path)
+    allow = config.get("allow") or []
+    trust = shell_word(f"allow=[{','.join(allow)}]")
     text = _template().render(
         experiment=config.get("experiment") or "A run",
         title=str(about.get("title") or "").rstrip("."),
@@ -67,7 +69,8 @@ def write_card(
         interval=_interval(results.get("test/accuracy"), sizes["test"]),
         figures=_links(folder, "*.png"),
         pages=_links(folder, "*.html"),
-        allow=config.get("allow") or [],
+        allow=allow,
+        trust=f" {trust}" if allow else "",
         run=run,
         predicts=type(data).inputs is not DataModule.inputs,
         model={"target": target, "arguments": arguments},

@@ -13,6 +13,11 @@ from typing import Any, NoReturn
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import for_terminal, on_one_line, rich_text, shell_word
 
+if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's
+    from attention_core.training.own import serve_as_parent
+
+    serve_as_parent()
+
 HELP = """\
 usage: attn COMMAND [...]
 
@@ -33,12 +38,16 @@ examples:
   attn train experiment=graph/mutag --cfg job              show the configuration, train nothing
 
 Every run writes one folder under outputs/: its configuration, metrics.csv, checkpoints, figures,
-results.json. `attn COMMAND --help` tells more. HYDRA_FULL_ERROR=1 shows tracebacks.
+results.json. A run folder is data: other code than attention-core's runs only where you say
+allow=[PACKAGE], or give --config-dir with experiments that do. `attn COMMAND --help` tells more.
+HYDRA_FULL_ERROR=1 shows tracebacks.
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; exits with 2 and one line on a mistake of the user's."""
+    if argv is None:
+        _leave_current_folder()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -73,7 +82,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    parser = _parser("train", "Train an experiment, or continue the run in a folder (run=FOLDER).")
+    parser = _parser(
+        "train",
+        "Train an experiment, or continue the run in a folder (run=FOLDER, with allow=[PACKAGE] "
+        "where it uses a package of your own).",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="experiment=..., seed=..."
     )
@@ -87,14 +100,17 @@ def _train(arguments: list[str]) -> None:
     _make_importable(given.config_dir)
     folder = _run_folder(given.overrides)
     if folder is not None:
-        if len(given.overrides) > 1 or given.multirun or given.cfg:
+        more = [o for o in given.overrides if not o.startswith(("run=", "allow="))]
+        if more or len(given.overrides) > 2 or given.multirun or given.cfg:
             raise UsageError(
                 "run=FOLDER continues a run exactly as it was configured; nothing "
-                "else can be given with it."
+                "else can be given with it, but for allow=[...], the packages that you trust."
             )
+        values = dict(o.split("=", 1) for o in given.overrides)
+        allow = _allowed(values, given.config_dir)
         from attention_core.training.run import resume
 
-        resume(folder)
+        resume(folder, allow)
         return
     from attention_core.training.compose import run_hydra
 
@@ -132,7 +148,7 @@ def _evaluate(arguments: list[str]) -> None:
     given = _of_run("evaluate", "Test the best checkpoint of a run again.", arguments, ["run"])
     from attention_core.training.run import evaluate
 
-    evaluate(Path(given["run"]))
+    evaluate(Path(given["run"]), given["allow"])
 
 
 def _predict(arguments: list[str]) -> None:
@@ -147,7 +163,7 @@ def _predict(arguments: list[str]) -> None:
     from attention_core.training.predict import predict
 
     output = Path(given["output"]) if "output" in given else None
-    if predict(Path(given["run"]), Path(given["input"]), output) > 0:
+    if predict(Path(given["run"]), Path(given["input"]), output, given["allow"]) > 0:
         sys.exit(1)
 
 
@@ -162,7 +178,7 @@ def _export(arguments: list[str]) -> None:
     from attention_core.training.export import export
 
     output = Path(given["output"]) if "output" in given else None
-    export(Path(given["run"]), given["format"], output)
+    export(Path(given["run"]), given["format"], output, given["allow"])
 
 
 def _list(arguments: list[str]) -> None:
@@ -179,7 +195,12 @@ def _list(arguments: list[str]) -> None:
         table.add_column(column, overflow="fold")
     for name, section in about(config_roots(given.config_dir)).items():
         title, data, gives = (rich_text(section.get(k, "")) for k in ("title", "data", "gives"))
-        missing = [p for p in section.get("needs", []) if importlib.util.find_spec(p) is None]
+        missing = [
+            package
+            for package in section.get("needs", [])
+            # The name of a part would import what it is a part of
+            if importlib.util.find_spec(str(package).partition(".")[0]) is None
+        ]
         if missing:
             package = shell_word(f"attention-core[{section.get('extra', 'data')}]")
             data.append_text(rich_text(f"\npip install {package}", "yellow"))
@@ -219,21 +240,25 @@ def _of_run(
     names: list[str],
     *,
     optional: Iterable[str] = (),
-) -> dict[str, str]:
-    """The arguments `name=value` of a command that works on a finished run."""
+) -> dict[str, Any]:
+    """The arguments `name=value` of a command that works on a finished run, and `allow`, the
+    packages that the user trusts, as a list."""
+    names, optional = [*names, "allow"], [*optional, "allow"]
     parser = _parser(command, description)
     parser.add_argument("values", nargs="*", metavar="name=value", help=", ".join(names))
     parsed = parser.parse_intermixed_args(arguments)
     _make_importable(parsed.config_dir)
     usage = " ".join(
-        f"[{name}=...]"
+        "[allow=[PACKAGE]]"
+        if name == "allow"
+        else f"[{name}=...]"
         if name in optional
         else f"{name}=FOLDER"
         if name == "run"
         else f"{name}=..."
         for name in names
     )
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     for argument in parsed.values:
         name, equals, value = argument.partition("=")
         if not equals or name not in names or name in given:
@@ -243,7 +268,18 @@ def _of_run(
     missing = [name for name in names if name not in given and name not in optional]
     if missing:
         raise UsageError(f"{command} needs {missing[0]}=...: attn {command} {usage}")
-    return given
+    return {**given, "allow": _allowed(given, parsed.config_dir)}
+
+
+def _allowed(given: dict[str, str], config_dir: Path | None) -> list[str]:
+    """The packages that the user trusts: by allow=[...], and by pointing at experiments that do."""
+    names = given.get("allow", "").strip().removeprefix("[").removesuffix("]").split(",")
+    said = [name.strip().strip("'\"") for name in names if name.strip()]
+    if config_dir is None:
+        return said
+    from attention_core.training.installed import allowed_by
+
+    return list(dict.fromkeys([*said, *allowed_by([config_dir])]))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -265,10 +301,20 @@ def _run_folder(overrides: list[str]) -> Path | None:
 
 
 def _make_importable(config_dir: Path | None) -> None:
-    # At the end of the path: a graph.py in the current folder must not replace our package.
-    for folder in (config_dir, Path.cwd()):
-        if folder is not None and str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
+    if config_dir is not None and not config_dir.is_dir():
+        raise UsageError(f"--config-dir: {str(config_dir)!r} is not a folder.")
+    from attention_core.training.own import serve
+
+    serve([*([config_dir] if config_dir is not None else []), Path.cwd()])
+
+
+def _leave_current_folder() -> None:
+    """Imports nothing from the current folder by its mere name, here and in processes of ours."""
+    sys.path[:] = [place for place in sys.path if place]
+    for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:-1]:
+        if not place and os.getcwd() in sys.path:
+            sys.path.remove(os.getcwd())  # as of PYTHONPATH=$PYTHONPATH:more where it was not set
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _fail(message: str) -> NoReturn:

@@ -21,14 +21,14 @@ import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import for_terminal
+from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
-from attention_core.training.instantiate import targets
+from attention_core.training.own import serve, served
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "attention_core.conf"
-HYDRAS_OWN = ("hydra.", "hydra_plugins.", "optuna.samplers.")
 HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not what
 
 
@@ -75,6 +75,7 @@ class _Task:
     job: Callable[[dict[str, Any], Path], Any]
     mistakes: list[Exception] = field(default_factory=list)
     search: list[str] = field(default_factory=lambda: list(sys.path))
+    served: list[Path] = field(default_factory=served)
 
     def __call__(self, composed: "DictConfig") -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -110,6 +111,8 @@ class _Task:
         # In a process that a launcher has started, before Hydra resolves anything there
         self.__dict__.update(state)
         sys.path += [place for place in self.search if place not in sys.path]
+        serve(self.served)
+        check_jobs()
         _register_resolvers()
 
 
@@ -135,6 +138,7 @@ def run_hydra(
         UsageError: in place of what Hydra raises for a wrong name, key or value.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -142,6 +146,7 @@ def run_hydra(
     roots = config_roots(config_dir)
     check_choices(overrides, roots)
     _register_resolvers()
+    check_jobs()
     # Hydra's own report prints and exits; with this it raises, and we report. A user who has set
     # it sees every traceback.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -153,7 +158,9 @@ def run_hydra(
         parsed = OverridesParser.create().parse_overrides(overrides)
         plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         composed = _compose(plain, roots)
-        _check_hydra(composed.hydra)
+        check_calls(composed)
+        HydraConfig.instance().set_config(composed)
+        check_plugins(composed, overrides)
         if "--cfg" not in flags:
             folder = _sweep_folder(
                 composed, swept=len(plain) < len(parsed), multirun="--multirun" in flags
@@ -199,24 +206,6 @@ def _calmed() -> Iterator[None]:
     print(for_terminal(printed.getvalue()), end="")
 
 
-def _check_hydra(config: "DictConfig") -> None:
-    """Refuses code in Hydra's own part of a configuration, which no `allow` names.
-
-    Raises:
-        UsageError: a callback, or a launcher or sweeper that is none of Hydra's.
-    """
-    from omegaconf import OmegaConf
-
-    parts: Any = OmegaConf.to_container(config, resolve=False)
-    for place, node in targets(parts, "hydra"):
-        target = str(node["_target_"])
-        if place.startswith("hydra.callbacks") or not target.startswith(HYDRAS_OWN):
-            raise UsageError(
-                f"{place}._target_: {target!r} is refused: a run starts no code but what its own "
-                "configuration shows."
-            )
-
-
 def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Path | None:
     """Where the sweep that is asked for writes, None for a single run.
 
@@ -227,7 +216,6 @@ def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Pat
     Raises:
         UsageError: a sweep of nothing, or one that would look for the worst.
     """
-    from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
@@ -241,7 +229,6 @@ def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Pat
                 "separated by commas, as in seed=1,2,3; or -m, to start a single job by it."
             )
         return None
-    HydraConfig.instance().set_config(composed)
     if local and not swept and not hydra.sweeper.get("params"):
         raise UsageError(
             "There is nothing to sweep over. Give values separated by commas, as in seed=1,2,3, or "
@@ -369,7 +356,7 @@ def _flatten(config: Any, place: str) -> Iterable[str]:
 
 def _register_resolvers() -> None:
     """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
-    this run alone; `${direction:TARGET,ALLOW}`: what a sweeper does with a task's score;
+    this run alone; `${direction:TARGET}`: what a sweeper does with a task's score;
     `${class_folders:ROOT}`: the names of the folders, one for each class, of a data set."""
     from omegaconf import OmegaConf
 
@@ -380,10 +367,12 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
 
 
-def _direction(target: str, allow: list[str]) -> str:
+def _direction(target: str, *, _root_: "DictConfig") -> str:
+    # By what the configuration as a whole allows: OmegaConf hands it in by this name
     from attention_core.training.sweep import DIRECTIONS, monitored
 
-    return DIRECTIONS[monitored({"task": {"_target_": target}, "allow": list(allow)})[1]]
+    config = {"task": {"_target_": target}, "allow": list(_root_.get("allow") or ())}
+    return DIRECTIONS[monitored(config)[1]]
 
 
 def _class_folders(root: str) -> list[str]:

@@ -17,7 +17,8 @@ from attention_core.training.seeding import derive_seed, seed_generators
 
 def require(package: str, extra: str = "data") -> None:
     """Raises a UsageError that names the extra to install where `package` is not importable."""
-    if importlib.util.find_spec(package) is None:
+    # Of a dotted name, that of what it is in: to look into it would import it
+    if importlib.util.find_spec(package.partition(".")[0]) is None:
         raise UsageError(
             f"The package {package!r} is needed for this and is not installed. "
             f"Install it with: pip install 'attention-core[{extra}]'"

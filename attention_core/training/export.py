@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,22 @@ PACKAGES = {
 TOLERANCE = 1e-4
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: Path, allow: Sequence[str] = ()) -> nn.Module:
     """The model of the run in the folder `path` with its best weights, on the CPU, in eval mode.
 
+    Args:
+        allow: packages that you trust with running their code, where the run uses any.
+
     Raises:
-        UsageError: `path` is no run folder, has no best checkpoint, or one of another model.
+        UsageError: as of `load_trained`.
     """
-    _, task = load_trained(Path(path))
+    _, task = load_trained(Path(path), allow, "export")
     return task.model.cpu().eval()
 
 
-def export(folder: Path, format: str, output: Path | None = None) -> None:
+def export(
+    folder: Path, format: str, output: Path | None = None, allow: Sequence[str] = ()
+) -> None:
     """Writes the model of the run in `folder`, with its best weights, as one file.
 
     "safetensors" holds the weights by name. "torch_export" (`torch.export.load`) and "onnx" hold a
@@ -57,6 +62,7 @@ def export(folder: Path, format: str, output: Path | None = None) -> None:
     Args:
         format: "safetensors", "torch_export" or "onnx".
         output: a new file; by default `export/model.*` in the run folder, which is replaced.
+        allow: packages that you trust with running their code, where the run uses any.
 
     Raises:
         UsageError: an argument is wrong, a package is missing, or the model has no such form.
@@ -64,7 +70,7 @@ def export(folder: Path, format: str, output: Path | None = None) -> None:
     path = _checked_output(RunFolder(folder).existing(), format, output)
     for package in PACKAGES[format]:
         require(package, extra="export")
-    data, task = load_trained(folder)
+    data, task = load_trained(folder, allow, "export")
     task.cpu()
     config = read_config(RunFolder(folder))
     path.parent.mkdir(parents=True, exist_ok=True)

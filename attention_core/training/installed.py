@@ -1,4 +1,5 @@
-"""Configurations that come with installed packages: the entry-point group `attention_core.conf`.
+"""What installed packages bring: configurations of the entry-point group `attention_core.conf`,
+and files.
 
 A package that declares, in its pyproject.toml,
 
@@ -7,17 +8,56 @@ A package that declares, in its pyproject.toml,
 
 has the YAML files of its package `sound.conf` found beside ours: `attn list` shows its experiments,
 and its groups can be chosen. Ours come first, so it cannot replace one of them. Targets of its code
-must still be allowed, in its experiments, with `allow: [sound]`.
+must still be allowed, in its experiments, with `allow: [sound]`; who has installed it trusts these,
+in run folders, too. No package is imported to look into it.
 """
 
 import importlib.util
 import sys
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+
+import yaml
 
 from attention_core.training.escape import on_one_line
 
 GROUP = "attention_core.conf"
+
+
+def allowed_by(roots: Iterable[Path]) -> list[str]:
+    """The packages that the experiments in the configuration folders `roots` allow."""
+    found: dict[str, None] = {}
+    for root in roots:
+        for path in sorted((root / "experiment").rglob("*.yaml")):
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, ValueError):
+                continue  # it is named where it is asked for
+            allow = content.get("allow") if isinstance(content, dict) else None
+            if isinstance(allow, list):
+                found.update((name, None) for name in allow if isinstance(name, str))
+    return list(found)
+
+
+def package_folder(name: str) -> Path | None:
+    """The folder of a package, or None where there is no such package. Nothing is imported, not
+    even the package that `name` is in, as by `importlib.util.find_spec`."""
+    top, *inner = name.split(".")
+    if not all(part.isidentifier() for part in (top, *inner)):
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for part in inner:
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        top = f"{top}.{part}"
+        spec = PathFinder.find_spec(top, list(spec.submodule_search_locations))
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    return Path(places[0]).resolve() if places and Path(places[0]).is_dir() else None
 
 
 def installed_roots() -> list[Path]:
@@ -28,7 +68,7 @@ def installed_roots() -> list[Path]:
     """
     roots = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        folder = _folder(entry)
+        folder = package_folder(entry.value)
         if folder is None:
             print(
                 f"attn: the configurations {entry.value!r} of {_package(entry)} are left out: "
@@ -38,15 +78,6 @@ def installed_roots() -> list[Path]:
         elif folder not in roots:
             roots.append(folder)
     return roots
-
-
-def _folder(entry: EntryPoint) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(entry.value)
-    except (ImportError, ValueError):
-        return None
-    places = list(spec.submodule_search_locations or []) if spec is not None else []
-    return Path(places[0]).resolve() if places and Path(places[0]).is_dir() else None
 
 
 def _package(entry: EntryPoint) -> str:

@@ -1,16 +1,14 @@
-"""Objects from configuration, from an allow-list of targets only.
+"""Objects from configuration: of listed classes, and of packages that the user trusts.
 
 A `_target_` in a YAML file names something to call. Unchecked, `builtins.open`, `os.system` or
 `torch.hub.load` would do as well as a layer, so every target of a configuration is checked before
 the first object is built:
 
-1. its name begins with one of `ALLOWED` (our packages, and the parts of the libraries that hold
-   layers, optimizers, data sets, callbacks, loggers) or of the configuration's `allow` list;
-2. what the name finds is *defined* there too: `vision.os.system` is found but defined elsewhere;
-3. it is neither private nor part of the standard library, whatever `allow` says;
-4. it takes the arguments that the configuration gives, and their types fit.
-
-`allow` is trust: the code of a package named there runs. Read that line in files of others.
+1. it is of a kind that can be where it stands: `targets` lists the names of each kind, and nothing
+   else of our packages or of those that they need can be named;
+2. or it is of a package in `allow`, and *defined* there: `my_package.os.system` is not. `allow` is
+   the user's word, never that of a file that somebody else may have written (see `run`);
+3. it takes the arguments that the configuration gives, and their types fit.
 """
 
 import contextlib
@@ -18,67 +16,17 @@ import functools
 import importlib
 import inspect
 import re
-import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from attention_core.training import own
 from attention_core.training.errors import UsageError, did_you_mean
-
-ALLOWED = (
-    "attention_core",
-    "vision",
-    "graph",
-    "nlp",
-    "torch.nn",
-    "torch.optim",
-    "torch.utils.data",
-    "torchvision.datasets",
-    "torchvision.models",
-    "torchvision.ops",
-    "torchvision.transforms",
-    "torch_geometric.data",
-    "torch_geometric.datasets",
-    "torch_geometric.nn",
-    "torch_geometric.transforms",
-    "torchmetrics",
-    "lightning.Trainer",
-    "lightning.pytorch.Trainer",
-    "lightning.pytorch.trainer.trainer",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.plugins",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.strategies",
-)
-# These load pickles or code, or write files that the network sends: not even `allow: [torch]`
-# reaches them.
-REFUSED = (
-    # What runs, reads and writes whole configurations, in which another `allow` could hide
-    *(
-        f"attention_core.training.{module}"
-        for module in (
-            *("card", "checkpoint", "cli", "compose", "export", "folder", "inputs", "installed"),
-            *("instantiate", "metrics", "new_domain", "predict", "processes", "run"),
-            *("serialization", "sweep"),
-        )
-    ),
-    "torch.hub",
-    "torch.jit",
-    "torch.load",
-    "torch.package",
-    "torch.serialization",
-    "torch.utils.cpp_extension",
-    "torch.utils.data.datapipes",
-    "torch.utils.model_zoo",
-    "torch_geometric.data.download",
-    "torch_geometric.data.extract",
-    "torchvision.datasets.utils",
-)
+from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, reason
 
 
-def build(config: Any, *, allow: Iterable[str] = (), **extra: Any) -> Any:
+def build(config: Any, part: str = "", *, allow: Iterable[str] = (), **extra: Any) -> Any:
     """Builds the object that `config` describes, with `extra` as further keyword arguments.
 
     The keys are Hydra's: `_target_`, `_args_` for positional arguments, and `_partial_: true` for a
@@ -87,30 +35,29 @@ def build(config: Any, *, allow: Iterable[str] = (), **extra: Any) -> Any:
 
     Args:
         config: a mapping with a `_target_`, whose values may hold such mappings in turn.
-        allow: package prefixes to allow beyond `ALLOWED`.
+        part: what of a run it is, one of `targets.PARTS`; by default anything that is listed.
+        allow: packages that the user trusts.
         extra: objects that no configuration can hold (a model, a folder).
 
     Raises:
         UsageError: a target is refused, cannot be found, or rejects the arguments.
     """
-    allow = tuple(allow)
-    check(config, allow=allow)
-    return _build(config, "", allow, extra)
+    return _build(config, "", check(config, part, allow=allow), extra)
 
 
-def _build(config: Any, place: str, allow: tuple[str, ...], extra: dict[str, Any]) -> Any:
+def _build(config: Any, place: str, found_of: Mapping[int, Any], extra: dict[str, Any]) -> Any:
     if isinstance(config, list):
-        return [_build(item, f"{place}[{i}]", allow, {}) for i, item in enumerate(config)]
+        return [_build(item, f"{place}[{i}]", found_of, {}) for i, item in enumerate(config)]
     if not isinstance(config, dict):
         return config
     built = {
-        key: _build(value, f"{place}.{key}" if place else str(key), allow, {})
+        key: _build(value, f"{place}.{key}" if place else str(key), found_of, {})
         for key, value in config.items()
     }
     if "_target_" not in config:
         return built
     target = built.pop("_target_")
-    found = locate(target, place, allow)
+    found = found_of[id(config)]
     arguments = built.pop("_args_", [])
     if built.pop("_partial_", False):
         return functools.partial(found, *arguments, **built, **extra)
@@ -145,20 +92,34 @@ def _nearest(error: Exception, found: Any) -> str:
     return did_you_mean(unexpected[1], names - {"self"})
 
 
-def check(config: Any, *, allow: Iterable[str] = ()) -> None:
+def check(
+    config: Any, part: str = "", *, place: str = "", allow: Iterable[str] = ()
+) -> dict[int, Any]:
     """Checks every target inside `config`, and its arguments' names and types; builds nothing.
+
+    Args:
+        part: as of `build`.
+        place: where `config` lies in the whole, for messages.
+
+    Returns: what is named by each mapping with a target, by its `id`. (Keys with dots in them can
+    give two of them one place.)
 
     Raises:
         UsageError: naming the place in the configuration, what came and what was expected.
     """
     allow = tuple(allow)
-    for prefix in allow:
-        if _is_refused(prefix):
-            raise UsageError(f"allow: {prefix!r} cannot be allowed: it is never safe as a target.")
-    for place, node in targets(config, ""):
+    own.trust(allow)
+    found = {}
+    for where, node in targets(config, place):
+        whole = node is config
+        kinds = tuple(KINDS) if not part else (part,) if whole else PARTS[part]
         target = node["_target_"]
-        found = locate(target, place, allow)
-        check_arguments(found, node, place, target)
+        found[id(node)] = locate(target, where, allow, kinds, part=part if whole else "")
+        for key, kind in (("_args_", list), ("_partial_", bool)):
+            if not isinstance(node.get(key, kind()), kind):
+                raise UsageError(f"{where}.{key} must be a {kind.__name__}, got {node[key]!r}.")
+        check_arguments(found[id(node)], node, where, target)
+    return found
 
 
 def targets(config: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -177,12 +138,21 @@ def _begins(name: str, prefixes: Iterable[str]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _is_refused(name: str) -> bool:
-    return name.split(".")[0] in sys.stdlib_module_names or _begins(name, REFUSED)
-
-
-def locate(target: Any, place: str, allow: Iterable[str] = ()) -> Any:
+def locate(
+    target: Any,
+    place: str,
+    allow: Iterable[str] = (),
+    kinds: tuple[str, ...] = tuple(KINDS),
+    *,
+    part: str = "",
+) -> Any:
     """The class or function that the target of `place` names.
+
+    Args:
+        allow: packages that the user trusts.
+        kinds: what may stand there, of `targets.KINDS`.
+        part: where it is a part of a run, which: then a class of the user's is of that kind, too.
+            Inside a part it is whatever the user's code takes.
 
     Raises:
         UsageError: it is refused or cannot be found.
@@ -191,26 +161,41 @@ def locate(target: Any, place: str, allow: Iterable[str] = ()) -> Any:
     if not isinstance(target, str):
         raise UsageError(f"{where} must be a dotted name, got {target!r}.")
     parts = target.split(".")
-    if _is_refused(target) or any(part.startswith("_") for part in parts):
+    if any(not part.isidentifier() or part.startswith("_") for part in parts):
         raise UsageError(f"{where}: {target!r} is refused: it is never safe as a target.")
-    prefixes = (*ALLOWED, *allow)
-    if not _begins(target, prefixes):
+    if parts[0] in OURS:
+        found = _find(parts, where, target)
+        if not is_of(found, kinds):
+            raise UsageError(f"{where}: {target!r} is refused: {reason(target, kinds)}")
+        return found
+    if any(target in KINDS[kind].listed for kind in kinds):
+        return _find(parts, where, target)
+    if own.is_foreign(target):
+        raise UsageError(f"{where}: {target!r} is refused: {reason(target, kinds)}")
+    if not _begins(target, allow):
         raise UsageError(
-            f"{where}: {target!r} is not allowed. To trust a package of your own, add its name to "
-            f"the list `allow` of the configuration, as in allow=[{parts[0]}]. Targets otherwise "
-            f"begin with one of {', '.join(sorted(prefixes))}."
+            f"{where}: {target!r} is not allowed. To trust a package of your own with running its "
+            f"code, say so: allow=[{parts[0]}] in your experiment, or on the command line."
         )
+    own.trust([parts[0]])
+    found = _find(parts, where, target)
+    home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
+    if not callable(found) or not _begins(home, allow):
+        raise UsageError(
+            f"{where}: {target!r} is refused: it is defined in {home!r}, which is not allowed."
+        )
+    if part and isinstance(found, type) and not derives(found, KINDS[part]):
+        raise UsageError(f"{where}: {KINDS[part].name} is needed, and {target!r} is none.")
+    return found
+
+
+def _find(parts: list[str], where: str, target: str) -> Any:
     found, consumed = _import_longest(parts, where, target)
     for name in parts[consumed:]:
         if not hasattr(found, name):
             near = did_you_mean(name, (n for n in dir(found) if not n.startswith("_")))
             raise UsageError(f"{where}: {target!r} does not exist.{near}")
         found = getattr(found, name)
-    home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
-    if not callable(found) or _is_refused(home) or not _begins(home, prefixes):
-        raise UsageError(
-            f"{where}: {target!r} is refused: it is defined in {home!r}, which is not allowed."
-        )
     return found
 
 
@@ -222,8 +207,10 @@ def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name and not name.startswith(f"{error.name}."):
+                unserved = error.name is not None and own.lies_unserved(error.name)
+                how = " To import it from your folder, too, add it to allow." if unserved else ""
                 raise UsageError(
-                    f"{where}: {target!r} needs the package {error.name!r}."
+                    f"{where}: {target!r} needs the package {error.name!r}.{how}"
                 ) from error
             if end == 1:
                 raise UsageError(

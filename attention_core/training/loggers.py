@@ -28,7 +28,7 @@ def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
         if part is None:
             continue
         try:
-            loggers.append(build(part, allow=config.get("allow") or (), save_dir=folder))
+            loggers.append(build(part, "logger", allow=config.get("allow") or (), save_dir=folder))
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"logger: {name!r} needs a package that is not installed. Install it with: "

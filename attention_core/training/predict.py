@@ -4,7 +4,7 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -18,9 +18,10 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import csv_cell, json_line, on_one_line, shell_word
-from attention_core.training.folder import RunFolder, read_config
-from attention_core.training.run import assemble, check_config
+from attention_core.training.folder import RunFolder
+from attention_core.training.run import check_config, look
 from attention_core.training.task import Task
+from attention_core.training.trust import trusted_config
 
 Row = dict[str, Any]
 
@@ -28,7 +29,7 @@ CSV = (".csv",)
 JSON_LINES = (".jsonl", ".json-lines")
 
 
-def predict(folder: Path, source: Path, output: Path | None) -> int:
+def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str] = ()) -> int:
     """Predicts everything in `source` with the best weights of the run in `folder`.
 
     The inputs are read in batches of the run's `data.batch_size`, by its `data.workers`, and no
@@ -39,6 +40,7 @@ def predict(folder: Path, source: Path, output: Path | None) -> int:
     Args:
         source: a file or folder, of a kind that the run's data module reads.
         output: a new file, CSV or JSON lines by its suffix; None writes CSV to standard output.
+        allow: packages that you trust with running their code, where the run uses any.
 
     Returns: how many inputs could not be predicted.
 
@@ -47,7 +49,7 @@ def predict(folder: Path, source: Path, output: Path | None) -> int:
     """
     if output is not None:
         _check_output(output, source)
-    data, task = load_trained(folder)
+    data, task = load_trained(folder, allow)
     data.setup("predict")
     if next(iter(data.inputs(source)), None) is None:
         raise UsageError(f"input: {str(source)!r} holds nothing to predict.")
@@ -72,23 +74,30 @@ def predict(folder: Path, source: Path, output: Path | None) -> int:
     return failed
 
 
-def load_trained(path: Path) -> tuple[DataModule, Task]:
+def load_trained(
+    path: Path, allow: Sequence[str] = (), command: str = "predict"
+) -> tuple[DataModule, Task]:
     """The data module and the task of a run, with the best weights, in evaluation mode.
 
     They are on one device, however many trained: that of the run, or the CPU where there is none.
 
+    Args:
+        allow: packages that you trust with running their code, where the run uses any.
+        command: that this is for, named where one has to be allowed.
+
     Raises:
-        UsageError: `path` is no run folder, has no best checkpoint, or one of another model.
+        UsageError: `path` is no run folder, has no best checkpoint, or one of another model; or it
+            uses a package that is not in `allow`.
     """
     folder = RunFolder(path).existing()
-    config = read_config(folder)
+    config = trusted_config(folder, allow, command)
     check_config(config)
     if not folder.best.exists():
         raise UsageError(
             f"run: {str(path)!r} has no best checkpoint yet. To train on: "
             f"attn train run={shell_word(path)}"
         )
-    parts = assemble(config, folder, log=False)
+    parts = look(config, folder)
     parts.data.trainer = parts.trainer  # tells it the run folder
     parts.task.load_state_dict(load_checkpoint(folder.best)["state_dict"])
     return parts.data, parts.task.to(parts.trainer.strategy.root_device).eval()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,8 @@ from typing import TypeVar
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from attention_core.training.own import served
 
 T = TypeVar("T")
 
@@ -91,8 +93,9 @@ class _Watch(threading.Thread):
 
 
 @contextmanager
-def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
+def joined_by_others(trainer: Trainer, folder: Path, allow: Iterable[str] = ()) -> Iterator[None]:
     """Starts the processes that `trainer` wants beside this one, as `attn train run=<folder>`.
+    They trust the packages in `allow` as this one does, and look for them in the same folders.
 
     Does nothing where it wants none, or where they are started from outside (torchrun, SLURM).
     Afterwards they have ended and the process group is gone: another run can follow, as in a sweep.
@@ -119,10 +122,14 @@ def joined_by_others(trainer: Trainer, folder: Path) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
-    search = os.pathsep.join(filter(None, sys.path))  # where the user's packages were found
+    search = os.pathsep.join(filter(None, sys.path))  # as of a script that has called `train`
+    command = [sys.executable, "-P", "-m", __package__, "train", f"run={folder.resolve()}"]
+    command += [f"allow=[{','.join(allow)}]"]
+    for place in served()[:-1]:  # the last one is the current folder, theirs, too
+        command += ["--config-dir", str(place)]
     launcher.procs = [
         subprocess.Popen(
-            [sys.executable, "-P", "-m", __package__, "train", f"run={folder.resolve()}"],
+            command,
             env={
                 **os.environ,
                 "LOCAL_RANK": str(rank),

@@ -3,56 +3,49 @@
 `train` needs nothing but a plain dict and a folder: no Hydra, no command line. What a run did can
 therefore be repeated, resumed or evaluated from its folder alone, and a process of a distributed
 run can be given the folder and nothing else.
+
+A configuration that is given to `train` is the caller's own. One that lies in a run folder may be
+somebody else's, whose `allow` is a wish: the functions that take a folder take `allow`, too, the
+packages that the caller trusts with running their code.
 """
 
 import json
-import logging
 import math
-import os
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from attention_core.training.callbacks import StepLog, StepSeed
 from attention_core.training.card import write_card
-from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, load_checkpoint
-from attention_core.training.data import DataModule
+from attention_core.training.checkpoint import Checkpoint, load_checkpoint
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
-from attention_core.training.finetune import find_weights, freeze, start_from
-from attention_core.training.folder import (
-    RunFolder,
-    read_config,
-    read_results,
-    replace_file,
-    write_config,
-)
-from attention_core.training.instantiate import build, check, check_arguments
+from attention_core.training.finetune import find_weights, start_from
+from attention_core.training.folder import RunFolder, read_results, replace_file, write_config
+from attention_core.training.instantiate import build, check, check_arguments, targets
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
+from attention_core.training.parallel import FSDP2
+from attention_core.training.parts import Parts, alone, data_and_task, look, of_every_trainer
 from attention_core.training.processes import (
     end_with_leader,
     joined_by_others,
     joins_another,
-    keep_freed_memory,
     started_from_outside,
 )
-from attention_core.training.task import Task
+from attention_core.training.targets import PARTS
+from attention_core.training.trust import again, trusted_config
 
 Config = dict[str, Any]
 
@@ -91,18 +84,11 @@ TYPES: dict[str, tuple[type, str]] = {
 }
 
 
-@dataclass
-class Parts:
-    """What a configuration builds."""
-
-    data: DataModule
-    task: Task
-    trainer: Trainer
-    checkpoint: Checkpoint
-
-
 def train(config: Config, path: Path) -> dict[str, float]:
     """Trains from scratch in the folder `path`; returns the results.
+
+    Args:
+        config: resolved, and yours: the packages in its `allow` are trusted.
 
     Raises:
         UsageError: the configuration is wrong, or the folder holds a run already.
@@ -131,14 +117,14 @@ def prepare(config: Config, path: Path) -> None:
     check_config(config)
     with folder.locked():
         _write_config(config, folder)
-    _say(f"Prepared. To start: attn train run={shell_word(path)}")
+    _say(f"Prepared. To start: {again('train', path, config.get('allow'))}")
 
 
 def _write_config(config: Config, folder: RunFolder) -> None:
     if folder.config.exists():
         raise UsageError(
             f"{str(folder.path)!r} holds a run already. To continue it: "
-            f"attn train run={shell_word(folder.path)}"
+            f"{again('train', folder.path, config.get('allow'))}"
         )
     if config.get("init"):
         config = {**config, "init": _located(config["init"])}
@@ -152,15 +138,18 @@ def _located(init: Config) -> Config:
     return {**init, **paths}
 
 
-def resume(path: Path) -> dict[str, float]:
+def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     """Continues the run in the folder `path` to its end, bit for bit as if never interrupted.
 
+    Args:
+        allow: packages that you trust with running their code, where the run uses any.
+
     Raises:
-        UsageError: `path` is no run folder.
+        UsageError: `path` is no run folder, or uses a package that is not in `allow`.
     """
     end_with_leader()
     folder = RunFolder(path).existing()
-    config = read_config(folder)
+    config = trusted_config(folder, allow, "train")
     if folder.results.exists():
         results = read_results(folder)
         _say(f"Finished already; nothing is left to train in {on_one_line(path)}.")
@@ -171,14 +160,18 @@ def resume(path: Path) -> dict[str, float]:
         return _fit_and_test(config, folder)
 
 
-def evaluate(path: Path) -> dict[str, float]:
+def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     """Tests the best checkpoint of the run in `path` again and compares with its `results.json`.
 
+    Args:
+        allow: packages that you trust with running their code, where the run uses any.
+
     Raises:
-        UsageError: `path` is no run folder, or holds no best checkpoint.
+        UsageError: `path` is no run folder, holds no best checkpoint, or uses a package that is not
+            in `allow`.
     """
     folder = RunFolder(path).existing()
-    config = read_config(folder)
+    config = trusted_config(folder, allow, "evaluate")
     if not folder.best.exists():
         raise UsageError(
             f"run: {str(path)!r} has no best checkpoint yet. To train on: "
@@ -186,7 +179,7 @@ def evaluate(path: Path) -> dict[str, float]:
         )
     check_config(config)
     recorded = read_results(folder) if folder.results.exists() else {}
-    parts = assemble(config, folder, log=False)
+    parts = look(config, folder)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
     _print_comparison(results, recorded)
@@ -235,40 +228,35 @@ def check_config(config: Mapping[str, Any]) -> None:
                 )
     check_arguments(Checkpoint, config.get("checkpoint") or {}, "checkpoint", "checkpoint")
     check_arguments(start_from, config.get("init") or {}, "init", "init")
-    check(dict(config), allow=config.get("allow") or ())
+    allow = config.get("allow") or ()
+    for key, value in config.items():
+        if key in ("callbacks", "logger"):
+            for name, part in (value or {}).items():
+                check(part, key, place=f"{key}.{name}", allow=allow)
+        elif key in PARTS:
+            check(value, key, place=key, allow=allow)
+        else:
+            for place, node in targets(value, key):
+                raise UsageError(
+                    f"{place}._target_: {node['_target_']!r} is refused: nothing is built there."
+                )
 
 
 def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
-    """Builds data, model, task and trainer. The seed is set first: the same configuration gives
-    the same weights.
+    """Builds all that a training needs: data, model, task and trainer.
 
     Args:
-        log: False to look at a trained model: nothing is written, and one process does it all,
-            however many trained.
+        log: False to try something out: nothing is written, and one process does it all.
     """
     allow = config.get("allow") or ()
     seed: int = config.get("seed", 1)
-    _quiet()
-    keep_freed_memory()
-    seed_everything(seed, verbose=False)
-    # Deterministic algorithms would otherwise also fill every empty tensor with NaN.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    data = build(config["data"], allow=allow)
-    model = build(config["model"], allow=allow)
-    freeze(model, config.get("freeze") or ())
-    optimizer = build(config["optimizer"], allow=allow)
-    schedule = build(config["schedule"], allow=allow) if config.get("schedule") else None
-    if config.get("activation_checkpointing"):
-        checkpoint_activations(model)
-    if config.get("compile"):
-        compile_blocks(model)
-    task = build(config["task"], allow=allow, model=model, optimizer=optimizer, schedule=schedule)
-    for name, part, kind in (("data", data, DataModule), ("task", task, Task)):
-        if not isinstance(part, kind):
-            raise UsageError(f"{name}: a {kind.__name__} is needed, got {type(part).__name__}.")
+    optimizer = build(config["optimizer"], "optimizer", allow=allow)
+    given = config.get("schedule")
+    schedule = build(given, "schedule", allow=allow) if given else None
+    data, task = data_and_task(config, optimizer=optimizer, schedule=schedule)
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
     parts = (config.get("callbacks") or {}).values()
-    callbacks = [build(part, allow=allow) for part in parts if part is not None]
+    callbacks = [build(part, "callbacks", allow=allow) for part in parts if part is not None]
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
     loggers: list[Logger] = []
     if log:
@@ -276,33 +264,19 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     profiler = None
     if log and config.get("profiler"):
         where = {"dirpath": folder.path / "profile", "filename": "profile"}
-        profiler = build(config["profiler"], allow=allow, **where)
-    plugins: list[Any] = [PlainCheckpointIO()]
-    if os.environ.get("SLURM_NTASKS") == "1":
-        plugins.append(LightningEnvironment())  # SLURM started one task; the others are ours
+        profiler = build(config["profiler"], "profiler", allow=allow, **where)
     trainer = build(
-        config["trainer"] if log else _alone(config["trainer"]),
+        config["trainer"] if log else {**config["trainer"], **alone(config["trainer"])},
+        "trainer",
         allow=allow,
         profiler=profiler,
         # The seed last: what other callbacks draw at a step makes no difference to it.
         callbacks=[header, *callbacks, StepSeed(seed), StepLog(), checkpoint] if log else [],
         logger=loggers or False,
-        plugins=plugins,
-        default_root_dir=folder.path,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         enable_checkpointing=log,
+        **of_every_trainer(folder),
     )
     return Parts(data, task, trainer, checkpoint)
-
-
-def _alone(trainer: Mapping[str, Any]) -> Config:
-    """The same trainer, in one process, on a CPU where there is no other device."""
-    alone = {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    if alone.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
-        alone["accelerator"] = "cpu"
-    return alone
 
 
 def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
@@ -314,7 +288,8 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
         for logger in parts.trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 logger.truncate(0)
-    with joined_by_others(parts.trainer, folder.path), logged(parts.trainer, config):
+    allow = config.get("allow") or ()
+    with joined_by_others(parts.trainer, folder.path, allow), logged(parts.trainer, config):
         try:
             parts.trainer.fit(
                 parts.task, datamodule=parts.data, ckpt_path=newest, weights_only=True
@@ -323,15 +298,14 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             if not parts.trainer.interrupted:
                 raise
             # Lightning turns Ctrl-C into a silent exit.
-            raise KeyboardInterrupt(
-                f"To continue: attn train run={shell_word(folder.path)}"
-            ) from None
+            raise KeyboardInterrupt(f"To continue: {again('train', folder.path, allow)}") from None
+        assert parts.checkpoint is not None
         results = _test(parts, folder, parts.checkpoint.best_epoch)
     if parts.trainer.is_global_zero:
         trainer = parts.trainer
         if isinstance(trainer.strategy, FSDP2):
             # A sharded model computes nothing in one process alone: draw with it put together
-            parts = assemble(config, folder, log=False)
+            parts = look(config, folder)
             _test(parts, folder, int(results["best_epoch"]))
         _draw(parts, folder, str(config.get("experiment") or ""), int(results["best_epoch"]))
         write_card(
@@ -439,17 +413,3 @@ def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float
     else:
         # As where several processes have summed what one sums now
         console.print("[green]the same as results.json, but for rounding[/]")
-
-
-def _quiet() -> None:
-    """Silences what Lightning says of every run and no user can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"The `srun` command is available on your system",
-        r".*smaller than the logging interval.*",
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        # What is logged are torchmetrics, which have been computed over all processes already.
-        r"It is recommended to use `self\.log\(.*sync_dist=True\)`",
-    ):
-        warnings.filterwarnings("ignore", message=message)

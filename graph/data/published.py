@@ -12,10 +12,28 @@ from torch import Tensor
 
 from attention_core.training import UsageError, require
 from attention_core.training.errors import did_you_mean
+from attention_core.training.unpickling import plain_pickles
 from graph.data.graphs import Sample
 from graph.data.module import GraphData
 
 _PARTS = ("train", "val", "test")
+
+#: The data sets of PyG that can be read: of graphs whose nodes are of one kind, from files that are
+#: no programs. (Of others some evaluate what is in a file, take functions to call, or download
+#: models.)
+READABLE = frozenset(
+    {
+        *("AQSOL", "Actor", "Airports", "Amazon", "AmazonProducts", "AttributedGraphDataset"),
+        *("BA2MotifDataset", "BAMultiShapesDataset", "BAShapes", "CitationFull", "Coauthor"),
+        *("CoraFull", "DGraphFin", "DeezerEurope", "EllipticBitcoinDataset", "EmailEUCore"),
+        *("FacebookPagePage", "FakeDataset", "Flickr", "GNNBenchmarkDataset", "GemsecDeezer"),
+        *("GitHub", "HeterophilousGraphDataset", "KarateClub", "LINKXDataset", "LRGBDataset"),
+        *("LastFMAsia", "MNISTSuperpixels", "MalNetTiny", "MixHopSyntheticDataset", "MoleculeNet"),
+        *("NELL", "PPI", "Planetoid", "PolBlogs", "QM7b", "QM9", "RandomPartitionGraphDataset"),
+        *("Reddit", "Reddit2", "StochasticBlockModelDataset", "TUDataset", "Twitch", "UPFD"),
+        *("WebKB", "WikiCS", "WikipediaNetwork", "Yelp", "ZINC"),
+    }
+)
 
 
 class PyGDataset(GraphData):
@@ -24,7 +42,8 @@ class PyGDataset(GraphData):
 
     Where a data set comes in three parts, has masks of nodes, or is OGB's with its split, that is
     kept, and of several masks `fold` chooses one. Else graphs are split as `GraphData` does, 80%,
-    10%, 10%, stratified where the targets are classes. PyG downloads files that `root` lacks.
+    10%, 10%, stratified where the targets are classes. PyG downloads files that `root` lacks. A
+    file that could run code is refused.
 
     Of a graph, `x`, `edge_index`, `edge_attr` and, as `target`, `y` are taken; one column of
     integers becomes (n,) types, and without `x` all nodes are of type 0. Targets are a graph's, or
@@ -32,7 +51,7 @@ class PyGDataset(GraphData):
     into `options`.
 
     Args:
-        name: of the class in PyG, or OGB's name of the data set.
+        name: of the class in PyG, one of `READABLE`, or OGB's name of the data set.
         root: the folder of its files.
         options: further arguments of the class, such as ``{"name": "PROTEINS"}``.
         settings: those of `GraphData`.
@@ -51,8 +70,12 @@ class PyGDataset(GraphData):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if "://" in root or "::" in root:
+            raise UsageError(f"data.root must be a folder of this machine, got {root!r}.")
         self.dataset, self.root = name, Path(root).expanduser()
         self.options = dict(options or {})
+        if "meta_dict" in self.options:
+            raise UsageError("data.options.meta_dict is refused: it names files to read.")
         self._make = _ogb(name) if name.startswith(("ogbg-", "ogbn-")) else _pyg(name)
 
     def prepare_data(self) -> None:
@@ -127,9 +150,12 @@ class PyGDataset(GraphData):
             given["name"] = self.dataset
         in_parts = "split" in known and known["split"].default == "train" and "split" not in given
         try:
-            if in_parts:
-                return [self._make(**given, split=part) for part in _PARTS]
-            return [self._make(**given)]
+            with plain_pickles(f"data: {self.dataset} in {str(self.root)!r}"):
+                if in_parts:
+                    return [self._make(**given, split=part) for part in _PARTS]
+                return [self._make(**given)]
+        except UsageError:
+            raise
         except (TypeError, ValueError, AssertionError) as error:
             raise UsageError(f"data.options: {self.dataset}: {error or 'refused'}") from error
         except (OSError, RuntimeError) as error:
@@ -144,10 +170,13 @@ class PyGDataset(GraphData):
 def _pyg(name: str) -> Any:
     from torch_geometric import datasets
 
-    if name not in datasets.__all__:
-        raise UsageError(
-            f"data.name: PyG has no data set {name!r}.{did_you_mean(name, datasets.__all__)}"
-        )
+    if name not in READABLE:
+        if name in datasets.__all__:
+            raise UsageError(
+                f"data.name: {name!r} is refused: it is not among those of PyG's data sets that "
+                f"are known to be graphs and to be read without running code."
+            )
+        raise UsageError(f"data.name: PyG has no data set {name!r}.{did_you_mean(name, READABLE)}")
     return getattr(datasets, name)
 
 

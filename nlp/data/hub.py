@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from attention_core.training import UsageError, require
+from attention_core.training.unpickling import plain_pickles
 from nlp.data.module import TextData
 from nlp.data.texts import Labelled, distinct, same, split
+
+#: The readers of files that can be named. Others of the package `datasets` unpickle, or import what
+#: they are told to.
+READERS = ("csv", "json", "parquet", "text")
 
 
 class HubTexts(TextData):
@@ -43,6 +49,8 @@ class HubTexts(TextData):
         super().__init__(**settings)
         if label is None and self.objective is None:
             raise UsageError("data.label: it is needed where there is no data.objective.")
+        if (options or {}).get("trust_remote_code"):
+            raise UsageError("data.options.trust_remote_code is refused: it would run their code.")
         self.name, self.text, self.label = name, text, label
         self.options = dict(options or {})
 
@@ -70,8 +78,19 @@ class HubTexts(TextData):
         require("datasets", extra="datasets")
         import datasets
 
+        readers = {
+            module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)
+        }
+        if self.name in readers - {*READERS}:
+            raise UsageError(
+                f"data.name: {self.name!r} is refused: of the readers of files there can be "
+                f"{', '.join(READERS)}."
+            )
         try:
-            loaded = datasets.load_dataset(self.name, **self.options)
+            with plain_pickles(f"data: {self.name}"):
+                loaded = datasets.load_dataset(self.name, **self.options)
+        except UsageError:
+            raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise UsageError(f"data.name: {self.name!r} cannot be loaded: {error}") from error
         if not isinstance(loaded, datasets.DatasetDict):  # one split was asked for

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
 
 from attention_core.training import UsageError, require
+from attention_core.training.installed import package_folder
 from nlp.data.module import TextData
 from nlp.data.texts import Labelled
 
@@ -44,7 +44,8 @@ def packaged(package: str, extra: str = "data") -> Path:
     Raises:
         UsageError: it is not installed.
     """
-    require(package, extra=extra)
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent
+    folder = package_folder(package)
+    if folder is None:
+        require(package, extra=extra)
+        raise UsageError(f"{package!r} is no package: it has no folder.")
+    return folder

@@ -59,11 +59,11 @@ def test_what_is_validated_is_what_is_kept(
     data = build(config["data"], allow=config["allow"])
     data.setup()
     with torch.no_grad():
-        output = load_model(tmp_path)(data.val_set.points)
+        output = load_model(tmp_path, ["toy_domain"])(data.val_set.points)
     assert float(F.cross_entropy(output, data.val_set.target)) == pytest.approx(
         best["val/loss"], abs=1e-6
     )
-    assert evaluate(tmp_path) == results
+    assert evaluate(tmp_path, ["toy_domain"]) == results
 
 
 def test_training_goes_on_with_the_weights_themselves(compose: Compose, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_resume_is_exact(
     config = compose(*SETTING, *more)
     train(config, tmp_path / "whole")
     interrupt(config, tmp_path / "cut", step, monkeypatch)
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     whole, cut = (load_checkpoint(RunFolder(tmp_path / name).last) for name in ("whole", "cut"))
     for key in ("current_model_state", "averaging_state"):

@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     assert steps == [9, 12]
     damage(folder.last)
     capsys.readouterr()
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert "last.ckpt' is damaged" in (said := capsys.readouterr().err), said
     assert "Continuing from previous.ckpt" in said
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -85,14 +85,14 @@ def test_damage_to_all_checkpoints_is_an_error_that_says_what_to_do(
     cut(folder.last)
     cut(folder.previous)
     with pytest.raises(UsageError, match=r"no checkpoint .* can be read: .*last.ckpt' is damaged"):
-        resume(tmp_path)
+        resume(tmp_path, ["toy_domain"])
 
 
 def test_damage_to_the_best_checkpoint_is_named(compose: Compose, tmp_path: Path) -> None:
     train(compose("experiment=toy", "trainer.max_epochs=1"), tmp_path)
     flip(RunFolder(tmp_path).best)
     with pytest.raises(UsageError, match=r"best.ckpt' is damaged: it does not match its checksum"):
-        evaluate(tmp_path)
+        evaluate(tmp_path, ["toy_domain"])
 
 
 # After the new one is complete, after the last has become the previous.
@@ -108,7 +108,7 @@ def test_a_kill_between_two_moves_loses_nothing(
     if not moved:
         folder.previous.rename(folder.last)
     assert load_checkpoint(folder.resumable[0])["global_step"] == 12
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert not folder.next.exists()
 
@@ -139,9 +139,9 @@ def test_a_run_folder_with_a_bomb_is_refused(
         with path.open("wb") as file:
             save_torch({**content, "callbacks": Bomb()}, file)
     with pytest.raises(UsageError, match="last.ckpt' is refused"):
-        resume(tmp_path)
+        resume(tmp_path, ["toy_domain"])
     with pytest.raises(UsageError, match="best.ckpt' is refused"):
-        evaluate(tmp_path)
+        evaluate(tmp_path, ["toy_domain"])
     assert not (tmp_path / "exploded").exists()
 
 
@@ -171,7 +171,7 @@ def test_weights_of_another_model_are_named(
         UsageError,
         match="model.layers.3.weight is missing; model.head.weight is not a part of it",
     ):
-        resume(tmp_path)
+        resume(tmp_path, ["toy_domain"])
 
 
 def test_a_failed_write_leaves_the_previous_file(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
         toy_domain.KillAt.on_train_batch_end = fill_the_disk
-        main(["train", "run=cut"])
+        main(["train", "run=cut", "allow=[toy_domain]"])
     """
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
     # The one at the end of the epoch failed
     assert [load_checkpoint(path)["global_step"] for path in folder.resumable] == [6, 3]
     assert not list(folder.path.rglob("*.tmp"))
-    resume(folder.path)
+    resume(folder.path, ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -240,8 +240,8 @@ def test_two_runs_do_not_write_one_folder(compose: Compose, tmp_path: Path) -> N
         train(config, folder.path)
     folder.results.unlink()  # as if killed before its test
     with held(folder.path), pytest.raises(UsageError, match="is training in"):
-        resume(folder.path)
-    evaluate(folder.path)  # only looks
+        resume(folder.path, ["toy_domain"])
+    evaluate(folder.path, ["toy_domain"])  # only looks
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         (("train", *TOY, "trainer.max_epochs=0"), "trainer: no validation was run"),
         (
             ("train", *TOY, "allow=[]"),
-            "'toy_domain.Rings' is not allowed. To trust a package of your own, add its name",
+            "'toy_domain.Rings' is not allowed. To trust a package of your own with running",
         ),
         (
             ("train", "experiment=toy", "--config-dir", "nowhere"),

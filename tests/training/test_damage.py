@@ -231,18 +231,18 @@ def test_damaged_results_are_named(compose: Compose, tmp_path: Path) -> None:
     results = {"test/loss": 0.25, "best_epoch": 3}
     data = json.dumps(results, indent=2).encode()
     folder.results.write_bytes(data)
-    assert read_results(folder) == results == resume(tmp_path)
+    assert read_results(folder) == results == resume(tmp_path, ["toy_domain"])
     others = [b"\xff", b"3", b"[]", b"{}", b'{"test/loss": "low", "best_epoch": 3}', b"[" * 99999]
     for damaged in [data[:size] for size in range(len(data))] + others:
         folder.results.write_bytes(damaged)
         for command in (resume, evaluate):  # before any work
             with pytest.raises(UsageError, match="results.json' is damaged: ") as error:
-                command(tmp_path)
+                command(tmp_path, ["toy_domain"])
             assert "\n" not in str(error.value)
     folder.results.unlink()
     folder.results.mkdir()
     with pytest.raises(UsageError, match="results.json' cannot be read: Is a directory"):
-        resume(tmp_path)
+        resume(tmp_path, ["toy_domain"])
 
 
 def test_damaged_metrics_are_named(tmp_path: Path) -> None:
@@ -289,14 +289,14 @@ def test_a_run_does_not_go_on_without_rows_of_its_metrics(
     with pytest.raises(
         UsageError, match=r"metrics.csv' is damaged: it has 3 rows, where .* of \d+"
     ):
-        resume(cut.path)
+        resume(cut.path, ["toy_domain"])
     cut.metrics.write_bytes(data)
-    resume(cut.path)
+    resume(cut.path, ["toy_domain"])
     assert_same_run(whole.path, cut.path)
     cut.results.unlink()
     cut.metrics.unlink()  # as the message says
     capsys.readouterr()
-    resume(cut.path)
+    resume(cut.path, ["toy_domain"])
     assert "metrics.csv begins anew" in capsys.readouterr().err
     assert cut.results.read_text() == whole.results.read_text()
 
@@ -313,6 +313,6 @@ def test_a_command_says_what_is_damaged_and_shows_no_traceback(
     folder.best.write_bytes(folder.best.read_bytes()[:-1])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit, match="2"):
-        main(["evaluate", f"run={folder.path}"])
+        main(["evaluate", f"run={folder.path}", "allow=[toy_domain]"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"attn: checkpoint: '{folder.best}' is damaged: it does not end")

@@ -24,7 +24,7 @@ def test_fast_dev_run_does_everything_once(compose: Compose, tmp_path: Path) -> 
     figures = {path.stem for path in folder.figures.iterdir()}
     assert figures >= {"learning_curves", "confusion", "attention"}
     # 16 samples are tested, again so afterwards
-    assert evaluate(tmp_path)["test/accuracy"] * 16 % 1 == 0
+    assert evaluate(tmp_path, ["toy_domain"])["test/accuracy"] * 16 % 1 == 0
 
 
 def test_overfit_learns_one_batch_by_heart(

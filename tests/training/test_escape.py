@@ -298,8 +298,8 @@ def test_a_run_with_foreign_texts_comes_to_its_end(
     assert calm(said, but="\n") and "<img src=x> ![i](j)" in " ".join(said.split())
     assert not re.search("^attn: fine", said, re.MULTILINE)
     assert {path.stem for path in (run / "figures").iterdir()} >= {"learning_curves", "confusion"}
-    evaluate(run)
-    resume(run)
+    evaluate(run, ["toy_domain"])
+    resume(run, ["toy_domain"])
     out = capsys.readouterr().out
     assert "digit for digit" in out and "Finished already" in out
     assert calm(out, but="\n") and "a [bold]run[red] =$x$\\n```\\n'\\udcff" in out
@@ -324,8 +324,9 @@ def test_the_card_of_foreign_texts_means_what_it_says(run: Path) -> None:
         check=True,
     )
     assert set(done.stdout.split(b"\0")[:-1]) == {b"run=" + os.fsencode(run)}
-    (path,) = re.findall(r"load_model\((.*)\)", python)
+    ((path, allow),) = re.findall(r"load_model\((.*), allow=(.*)\)", python)
     assert ast.literal_eval(path) == str(run)
+    assert ast.literal_eval(allow) == ["toy_domain"]
 
 
 @pytest.fixture
@@ -342,10 +343,11 @@ def test_predictions_of_foreign_names(
     run: Path, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, lines = tmp_path / "new\n[red].csv", tmp_path / "rows.jsonl"
-    assert predict(run, inputs, table) == predict(run, inputs, lines) == 1
+    assert predict(run, inputs, table, ["toy_domain"]) == 1
+    assert predict(run, inputs, lines, ["toy_domain"]) == 1
     said = capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["predict", f"run={run}", f"input={inputs}"])
+        main(["predict", f"run={run}", f"input={inputs}", "allow=[toy_domain]"])
     printed = capsys.readouterr()
     assert calm(said.err + printed.out + printed.err, but="\n")
     assert said.err.count("\n") == 4  # two messages of each

@@ -51,7 +51,7 @@ def files(run: Path) -> list[str]:
 
 def test_load_model_has_the_best_weights_and_is_in_eval_mode(run: Make) -> None:
     folder = run("experiment=toy")
-    model = load_model(folder)
+    model = load_model(folder, ["toy_domain"])
     assert not model.training
     points = torch.randn(4, 2)
     assert torch.equal(model(points), model(points))  # no dropout
@@ -65,7 +65,7 @@ def test_load_model_names_what_differs(run: Make) -> None:
     state["state_dict"]["model.layers.9.weight"] = state["state_dict"].pop("model.layers.0.weight")
     PlainCheckpointIO().save_checkpoint(state, RunFolder(folder).best)
     with pytest.raises(UsageError, match=r"layers\.0\.weight"):
-        load_model(folder)
+        load_model(folder, ["toy_domain"])
 
 
 def test_safetensors_holds_every_weight_and_says_what_it_is(
@@ -75,7 +75,7 @@ def test_safetensors_holds_every_weight_and_says_what_it_is(
     from safetensors.torch import load_file
 
     folder = run("experiment=toy")
-    export.export(folder, "safetensors", None)
+    export.export(folder, "safetensors", None, ["toy_domain"])
     read = load_file(folder / "export" / "model.safetensors")
     with safetensors.safe_open(folder / "export" / "model.safetensors", framework="pt") as file:
         about = file.metadata()
@@ -107,9 +107,9 @@ def test_torch_export_runs_at_every_batch_size(
     run: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run("experiment=toy")
-    export.export(folder, "torch_export", None)
+    export.export(folder, "torch_export", None, ["toy_domain"])
     program = torch.export.load(folder / "export" / "model.pt2").module()
-    model = load_model(folder)
+    model = load_model(folder, ["toy_domain"])
     for batch in (1, 2, 33):
         points = torch.randn(batch, 2)
         torch.testing.assert_close(program(points=points), model(points))
@@ -121,7 +121,7 @@ def test_onnx_runs_at_every_batch_size(run: Make, tmp_path: Path) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     folder = run("experiment=toy")
-    export.export(folder, "onnx", tmp_path / "rings.onnx")
+    export.export(folder, "onnx", tmp_path / "rings.onnx", ["toy_domain"])
     stored = onnx.load(tmp_path / "rings.onnx")
     onnx.checker.check_model(stored)
     about = {entry.key: entry.value for entry in stored.metadata_props}
@@ -129,7 +129,7 @@ def test_onnx_runs_at_every_batch_size(run: Make, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "rings.onnx")
     assert [(i.name, i.shape) for i in session.get_inputs()] == [("points", ["batch", 2])]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [("output", ["batch", 2])]
-    model = load_model(folder)
+    model = load_model(folder, ["toy_domain"])
     for batch in (1, 2, 33):
         points = torch.randn(batch, 2)
         (output,) = session.run(None, {"points": points.numpy()})
@@ -143,11 +143,11 @@ def test_a_program_that_differs_is_not_written(
     if format == "onnx":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     folder = run("experiment=toy")
-    export.export(folder, "torch_export", None)
+    export.export(folder, "torch_export", None, ["toy_domain"])
     before = (folder / "export" / "model.pt2").read_bytes()
 
     def biased(model: nn.Module, inputs: Any, open_dims: Any) -> Any:
-        other = load_model(folder)
+        other = load_model(folder, ["toy_domain"])
         with torch.no_grad():
             other.layers[0].weight[0, 0] += 0.1
         return traced(other, inputs, open_dims)
@@ -155,14 +155,14 @@ def test_a_program_that_differs_is_not_written(
     traced = export._traced
     monkeypatch.setattr(export, "_traced", biased)
     with pytest.raises(UsageError, match="differs from the model by .* Nothing was written"):
-        export.export(folder, format, None)
+        export.export(folder, format, None, ["toy_domain"])
     assert files(folder) == ["model.pt2"]
     assert (folder / "export" / "model.pt2").read_bytes() == before
 
 
 def test_a_program_that_gives_nan_differs(run: Make) -> None:
     folder = run("experiment=toy")
-    model = load_model(folder)
+    model = load_model(folder, ["toy_domain"])
     with pytest.raises(UsageError, match="nan"):
         export._difference(
             lambda inputs: [torch.full((3, 2), torch.nan)], model, {"points": torch.randn(3, 2)}
@@ -187,26 +187,26 @@ def test_a_model_that_cannot_be_traced_says_why_and_what_works(run: Make) -> Non
         allow=["toy_domain", __name__.split(".")[0]],
     )
     with pytest.raises(UsageError, match=r"Branches cannot be written.*guard.*safetensors"):
-        export.export(folder, "torch_export", None)
+        export.export(folder, "torch_export", None, ["toy_domain"])
     assert files(folder) == []
 
 
 def test_bad_arguments(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run("experiment=toy")
     with pytest.raises(UsageError, match=r"'safetensor' is none. Did you mean safetensors\?"):
-        export.export(folder, "safetensor", None)
+        export.export(folder, "safetensor", None, ["toy_domain"])
     with pytest.raises(UsageError, match=r"'.*x.bin' must end in .pt2 for format=torch_export"):
-        export.export(folder, "torch_export", tmp_path / "x.bin")
+        export.export(folder, "torch_export", tmp_path / "x.bin", ["toy_domain"])
     with pytest.raises(UsageError, match="no folder"):
-        export.export(folder, "torch_export", tmp_path / "none" / "x.pt2")
+        export.export(folder, "torch_export", tmp_path / "none" / "x.pt2", ["toy_domain"])
     (tmp_path / "x.pt2").write_text("mine")
     with pytest.raises(UsageError, match="never overwritten"):
-        export.export(folder, "torch_export", tmp_path / "x.pt2")
+        export.export(folder, "torch_export", tmp_path / "x.pt2", ["toy_domain"])
     with pytest.raises(UsageError, match="not a run folder"):
-        export.export(tmp_path, "torch_export", None)
+        export.export(tmp_path, "torch_export", None, ["toy_domain"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"'onnx' is needed .*attention-core\[export\]"):
-        export.export(folder, "onnx", None)
+        export.export(folder, "onnx", None, ["toy_domain"])
 
 
 def test_inputs_that_no_program_takes_are_named(run: Make) -> None:

@@ -70,9 +70,9 @@ def test_what_a_run_has_loaded_is_not_loaded_again(
     interrupt(config, tmp_path / "cut", 5, monkeypatch)
     assert read_config(RunFolder(tmp_path / "cut"))["init"]["run"] == str(source)
     shutil.rmtree(source)
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    evaluate(tmp_path / "cut")
+    evaluate(tmp_path / "cut", ["toy_domain"])
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_loads_again(
@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_loads_again(
     train(config, tmp_path / "whole")
     interrupt(config, tmp_path / "cut", 5, monkeypatch)
     assert not RunFolder(tmp_path / "cut").resumable
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -173,7 +173,7 @@ def test_layers_learn_at_their_rates_and_resume_exactly(
     # Norm and head, four blocks, embedding with class token: with and without weight decay
     scales = [0.5**below for below in range(6) for _ in range(2)]
     assert [group["initial_lr"] / peak for group in state["param_groups"]] == scales
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     rates = [
         r["step/lr"] for r in read_metrics(RunFolder(tmp_path / "whole").metrics) if "step/lr" in r

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attention_core.training import UsageError
-from attention_core.training.instantiate import build, check
+from attention_core.training.instantiate import _find, build, check
+from attention_core.training.targets import KINDS
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ from attention_core.training.instantiate import build, check
         "torch.utils.data.dataloader.os.system",
         "attention_core.training.run.torch.load",
         "attention_core.training.instantiate.importlib.import_module",
-        "attention_core.training.run.yaml.unsafe_load",
+        "attention_core.training.folder.yaml.unsafe_load",
         "attention_core.training.train",
         "attention_core.training.cli.main",
         "attention_core.training.folder.replace_file",
@@ -58,17 +59,61 @@ def test_dangerous_targets_are_refused_before_anything_is_built(target: str, pla
         build(bad)
 
 
-@pytest.mark.parametrize("prefix", ["os", "builtins", "subprocess", "torch.hub", "torch.load"])
-def test_allow_cannot_reach_the_standard_library_or_loaders(prefix: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["os", "builtins", "torch", "torch.hub", "numpy", "yaml", "PIL.Image", "sklearn"]
+)
+def test_allow_cannot_reach_python_or_what_ours_needs(name: str) -> None:
     with pytest.raises(UsageError, match="never safe"):
-        check({}, allow=[prefix])
+        check({}, allow=[name])
 
 
-def test_allowing_all_of_torch_does_not_allow_loading() -> None:
-    build({"_target_": "torch.Generator"}, allow=["torch"])
-    for target in ("torch.load", "torch.hub.load", "torch.os.system", "torch._C.Generator"):
-        with pytest.raises(UsageError, match="refused"):
-            build({"_target_": target}, allow=["torch"])
+@pytest.mark.parametrize("name", ["", "*", "my audio", "my_audio.", "my_audio._inner", "a/b"])
+def test_allow_takes_names_of_packages(name: str) -> None:
+    with pytest.raises(UsageError, match="no name of a package"):
+        check({}, allow=[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_name_on_a_list_is_there(kind: str) -> None:
+    bases, listed = KINDS[kind].bases, {*KINDS[kind].listed, *KINDS[kind].ours}
+    for name in {*bases, *listed}:
+        assert callable(_find(name.split("."), "", name)), name
+    for name in bases:  # by where it is defined, or nothing inherits from it
+        found = _find(name.split("."), "", name)
+        assert f"{found.__module__}.{found.__qualname__}" == name
+
+
+def test_a_part_is_of_its_kind() -> None:
+    """Also where a class of the user's is, which is trusted inside of its own classes."""
+    wrong = {"_target_": f"{__name__}.sized", "count": 1}
+    check({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, "model")
+    for part, name in (("optimizer", "torch.nn.Linear"), ("data", "vision.VisionTransformer")):
+        with pytest.raises(UsageError, match=f"'{name}' is refused"):
+            check({"_target_": name}, part)
+    with pytest.raises(UsageError, match="params._target_: 'torch.nn.Linear' is refused"):
+        check(
+            {"_target_": "torch.optim.SGD", "params": {"_target_": "torch.nn.Linear"}}, "optimizer"
+        )
+    with pytest.raises(UsageError, match="a DataModule is needed"):
+        check({"_target_": f"{__name__}.Thing"}, "data", allow=[__name__])
+    check({"_target_": "torch.nn.Sequential", "_args_": [wrong]}, "model", allow=[__name__])
+
+
+class Thing:
+    pass
+
+
+def test_two_parts_at_one_place_are_two() -> None:
+    linear = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    twice = {"a.b": {"_target_": "torch.nn.ReLU"}, "a": {"b": linear}, "": linear}
+    made = build({"_target_": f"{__name__}.Holder", "parts": twice}, allow=[__name__])
+    assert type(made.parts["a.b"]) is torch.nn.ReLU
+    assert type(made.parts["a"]["b"]) is type(made.parts[""]) is torch.nn.Linear
+
+
+class Holder:
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
 
 
 def test_a_package_that_begins_like_an_allowed_one_is_not_allowed() -> None:
@@ -105,7 +150,8 @@ def test_objects_passed_in_are_the_same_objects() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_target_": "torch.nn.Liner"}, "'torch.nn.Liner' does not exist. Did you mean Linear"),
+        ({"_target_": "torch.nn.Liner"}, "'torch.nn.Liner' is refused.*Did you mean .*nn.Linear"),
+        ({"_target_": "vision.VisionTransfomer"}, "not exist. Did you mean VisionTransformer"),
         ({"_target_": "vision_of_mine.X"}, "not allowed"),
         ({"_target_": 3}, "_target_ must be a dotted name, got 3"),
         (

@@ -58,7 +58,7 @@ def test_mlflow_has_the_same_numbers_and_goes_on_when_resumed(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = compose("experiment=toy", "trainer.max_epochs=2", "logger=mlflow")
     interrupt(config, tmp_path, 12, monkeypatch)
-    resume(tmp_path)
+    resume(tmp_path, ["toy_domain"])
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'attention-core'")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -160,7 +160,7 @@ def test_a_prepared_run_is_started_by_torchrun(trainer: str, tmp_path: Path) -> 
     assert "attn prepare" in ran.stderr
     assert not list(tmp_path.rglob("config.yaml"))
     prepared = attn("prepare", *setting, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    assert f"attn train run={tmp_path}/run" in prepared.stdout, prepared.stderr
+    assert f"attn train run={tmp_path}/run allow=[toy_domain]" in prepared.stdout, prepared.stderr
     ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=torchrun)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("run folder") == 1
@@ -179,4 +179,4 @@ def test_another_number_of_processes_cannot_continue(
     content["train_metrics"] *= 2
     PlainCheckpointIO().save_checkpoint(content, last)
     with pytest.raises(UsageError, match="2 processes wrote its checkpoint, but 1 continue it"):
-        resume(tmp_path)
+        resume(tmp_path, ["toy_domain"])

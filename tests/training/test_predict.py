@@ -60,11 +60,11 @@ def set_workers(run: Path, workers: int) -> None:
 
 
 def test_rows_are_what_the_model_says_of_the_test_set(run: Path, tmp_path: Path) -> None:
-    data, task = load_trained(run)
+    data, task = load_trained(run, ["toy_domain"])
     data.load()
     points, target = data.test_set.points, data.test_set.target  # type: ignore[union-attr]
     source = write_points(tmp_path / "points.csv", points)
-    assert predict(run, source, tmp_path / "rows.csv") == 0
+    assert predict(run, source, tmp_path / "rows.csv", ["toy_domain"]) == 0
     columns, rows = read_rows(tmp_path / "rows.csv")
     assert columns == [
         "input",
@@ -82,7 +82,7 @@ def test_rows_are_what_the_model_says_of_the_test_set(run: Path, tmp_path: Path)
     assert [row["input"] for row in rows] == [f"points.csv:{i + 2}" for i in range(len(points))]
     # An independent witness that these are the best weights: the accuracy of `attn evaluate`
     right = [data.classes[int(t)] == p for t, p in zip(target, predicted, strict=True)]
-    assert sum(right) / len(right) == pytest.approx(evaluate(run)["test/accuracy"])
+    assert sum(right) / len(right) == pytest.approx(evaluate(run, ["toy_domain"])["test/accuracy"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -101,7 +101,7 @@ def test_rows_keep_their_order_and_errors_their_place(
     write_points(folder / "sub" / "c.csv", points[70:])
     set_workers(run, workers)
     try:
-        assert predict(run, folder, tmp_path / "rows.jsonl") == 3
+        assert predict(run, folder, tmp_path / "rows.jsonl", ["toy_domain"]) == 3
     finally:
         set_workers(run, 0)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
@@ -113,7 +113,7 @@ def test_rows_keep_their_order_and_errors_their_place(
         "a.csv:73": "it has no value for 'y'",
         "b.csv": "it has no column 'y'; its first line names 'x', 'z'",
     }
-    _, task = load_trained(run)
+    _, task = load_trained(run, ["toy_domain"])
     expected = task.model(points).softmax(-1)[:, 0]
     written = torch.tensor([row["probability_inner"] for row in rows if "error" not in row])
     torch.testing.assert_close(written, expected, atol=1e-6, rtol=0)
@@ -139,7 +139,7 @@ class Counted:
 
 
 def test_ten_thousand_inputs_are_never_in_memory_together(run: Path) -> None:
-    data, task = load_trained(run)
+    data, task = load_trained(run, ["toy_domain"])
     stream = Counted(10_000)
     data.inputs, data.read = stream.inputs, stream.read  # type: ignore[method-assign]
     count = 0
@@ -165,7 +165,7 @@ def test_what_the_model_refuses_is_an_error_of_that_input_alone(
     monkeypatch.setattr(toy_domain.MLP, "forward", picky)
     source = write_points(tmp_path / "points.csv", [(0, 1), (9, 9), (1, 0), (float("inf"), 0)])
     source.write_text(source.read_text().replace("inf", "nan"))
-    assert predict(run, source, tmp_path / "rows.csv") == 2
+    assert predict(run, source, tmp_path / "rows.csv", ["toy_domain"]) == 2
     _, rows = read_rows(tmp_path / "rows.csv")
     assert [r["error"] for r in rows] == ["", "too far out", "", "the output is not finite"]
     assert [bool(r["prediction"]) for r in rows] == [True, False, True, False]
@@ -174,11 +174,11 @@ def test_what_the_model_refuses_is_an_error_of_that_input_alone(
 def test_the_header_is_known_though_the_first_inputs_are_bad(run: Path, tmp_path: Path) -> None:
     source = tmp_path / "points.csv"
     source.write_text("x,y\n" + "a,b\n" * 40 + "1,2\n")
-    assert predict(run, source, tmp_path / "rows.csv") == 40
+    assert predict(run, source, tmp_path / "rows.csv", ["toy_domain"]) == 40
     _, rows = read_rows(tmp_path / "rows.csv")
     assert [bool(row["prediction"]) for row in rows] == [False] * 40 + [True]
     source.write_text("x,y\na,b\n")
-    assert predict(run, source, tmp_path / "bad.csv") == 1
+    assert predict(run, source, tmp_path / "bad.csv", ["toy_domain"]) == 1
     assert read_rows(tmp_path / "bad.csv")[0] == ["input", "error"]
 
 
@@ -196,7 +196,7 @@ def test_every_mistake_is_named_before_the_model_is_loaded(
         ("in/rows.csv", tmp_path / "in", "'.*' lies in the input"),
     ):
         with pytest.raises(UsageError, match=f"output: {message}"):
-            predict(run, folder, tmp_path / output)
+            predict(run, folder, tmp_path / output, ["toy_domain"])
     assert (tmp_path / "taken.csv").read_text() == "mine"
 
 
@@ -211,7 +211,7 @@ def test_nothing_to_predict(run: Path, tmp_path: Path) -> None:
         ("nowhere", "there is no file or folder"),
     ):
         with pytest.raises(UsageError, match=f"input: .*{message}"):
-            predict(run, tmp_path / source, tmp_path / "rows.csv")
+            predict(run, tmp_path / source, tmp_path / "rows.csv", ["toy_domain"])
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -220,17 +220,17 @@ def test_a_folder_that_no_model_can_be_had_from(
 ) -> None:
     source = write_points(tmp_path / "points.csv", [(0, 1)])
     with pytest.raises(UsageError, match="is not a run folder"):
-        predict(tmp_path, source, None)
+        predict(tmp_path, source, None, ["toy_domain"])
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(UsageError, match="has no best checkpoint yet"):
-        predict(begun, source, None)
+        predict(begun, source, None, ["toy_domain"])
     (begun / "checkpoints").symlink_to(run / "checkpoints")
     config = (run / "config.yaml").read_text()
     (begun / "config.yaml").write_text(config.replace("dim: 32", "dim: 33"))
     with pytest.raises(UsageError, match=r"its weights are not those of MLP .*layers.0.weight"):
-        predict(begun, source, None)
+        predict(begun, source, None, ["toy_domain"])
 
 
 def test_domains_say_what_they_cannot_do() -> None:

@@ -26,7 +26,7 @@ def test_resume_is_exact_wherever_the_run_stopped(
     config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
     train(config, tmp_path / "whole")
     interrupt(config, tmp_path / "cut", step, monkeypatch)
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -41,7 +41,7 @@ def test_resume_is_exact_with_accumulated_gradients(
     )
     train(config, tmp_path / "whole")
     interrupt(config, tmp_path / "cut", 5, monkeypatch)
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -67,7 +67,7 @@ def test_resume_is_exact_around_a_validation_within_an_epoch(
     )
     train(config, tmp_path / "whole")
     interrupt(config, tmp_path / "cut", 5, monkeypatch)  # the validation came after step 4
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_early_is_not_trained_on(compose: Compose, tmp_pa
     assert sum("val/loss" in row for row in rows) == 2
     whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
     cut.results.unlink()  # killed before its test
-    resume(cut.path)
+    resume(cut.path, ["toy_domain"])
     assert cut.results.read_text() == whole.results.read_text()
     trained = [[r for r in read_metrics(f.metrics) if "test/loss" not in r] for f in (whole, cut)]
     assert trained[0] == trained[1]
@@ -101,8 +101,8 @@ def test_resume_twice(compose: Compose, tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(toy_domain.KillAt, "on_train_batch_end", stop)
         with pytest.raises(Killed):
-            resume(tmp_path / "cut")
-    resume(tmp_path / "cut")
+            resume(tmp_path / "cut", ["toy_domain"])
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -168,7 +168,7 @@ def test_a_run_stopped_between_training_and_test_is_tested(
     for name in ("whole", "cut"):
         train(config, tmp_path / name)
     RunFolder(tmp_path / "cut").results.unlink()
-    resume(tmp_path / "cut")
+    resume(tmp_path / "cut", ["toy_domain"])
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -178,6 +178,6 @@ def test_a_finished_run_has_nothing_to_resume(
     config = compose("experiment=toy", "trainer.max_epochs=1")
     results = train(config, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.csv").read_text()
-    assert resume(tmp_path / "run") == results
+    assert resume(tmp_path / "run", ["toy_domain"]) == results
     assert "Finished already" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.csv").read_text() == before

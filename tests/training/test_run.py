@@ -12,9 +12,10 @@ import yaml
 
 from attention_core.training import ClassificationTask, UsageError, evaluate, train
 from attention_core.training.checkpoint import load_checkpoint
-from attention_core.training.folder import RunFolder, read_config
+from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics, read_metrics
-from attention_core.training.run import assemble
+from attention_core.training.run import look
+from attention_core.training.trust import trusted_config
 from tests.command_line import attn
 from tests.training.conftest import CONF, Compose
 
@@ -46,7 +47,7 @@ def test_run_folder_is_complete_and_evaluates_the_same(
 
     results = json.loads(trained.results.read_text())
     assert results["test/accuracy"] > 0.9
-    assert evaluate(trained.path) == results
+    assert evaluate(trained.path, ["toy_domain"]) == results
     assert "digit for digit" in capsys.readouterr().out
 
     rows = read_metrics(trained.metrics)
@@ -145,7 +146,7 @@ def test_callbacks_of_lightning_may_log(compose: Compose, tmp_path: Path) -> Non
 
 
 def test_testing_twice_gives_the_same_counts_and_not_twice_as_many(trained: RunFolder) -> None:
-    parts = assemble(read_config(trained), trained, log=False)
+    parts = look(trusted_config(trained, ["toy_domain"], "evaluate"), trained)
     assert isinstance(parts.task, ClassificationTask)
     for _ in range(2):
         parts.trainer.test(parts.task, datamodule=parts.data, verbose=False)

@@ -12,7 +12,20 @@ from torchvision import datasets
 
 from attention_core.training import UsageError
 from attention_core.training.errors import did_you_mean
+from attention_core.training.unpickling import plain_pickles
 from vision.data.pictures import Pictures
+
+#: The data sets of torchvision that can be read: images with one class each, from files that are no
+#: programs, without functions to call.
+READABLE = frozenset(
+    {
+        *("CIFAR10", "CIFAR100", "CLEVRClassification", "Caltech101", "Caltech256", "Country211"),
+        *("DTD", "EMNIST", "EuroSAT", "FER2013", "FGVCAircraft", "FakeData", "FashionMNIST"),
+        *("Flowers102", "Food101", "GTSRB", "INaturalist", "ImageNet", "Imagenette", "KMNIST"),
+        *("LFWPeople", "MNIST", "Omniglot", "OxfordIIITPet", "PCAM", "Places365", "QMNIST"),
+        *("RenderedSST2", "SEMEION", "STL10", "SUN397", "SVHN", "StanfordCars", "USPS"),
+    }
+)
 
 
 class TorchvisionImages(Pictures):
@@ -22,7 +35,7 @@ class TorchvisionImages(Pictures):
     20% of it for the test, 20% of the rest for validation.
 
     Args:
-        name: of the class in torchvision.
+        name: of the class in torchvision, one of `READABLE`.
         root: the folder of its files.
         download: fetch them where they are not there yet.
         train, val, test: the arguments of the class that select each part, such as
@@ -47,10 +60,15 @@ class TorchvisionImages(Pictures):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        if name not in datasets.__all__:
+        if name not in READABLE:
+            if name in datasets.__all__:
+                raise UsageError(
+                    f"data.name: {name!r} is refused: it is not among those of torchvision's data "
+                    "sets that are known to be images with one class each, read without running "
+                    "code."
+                )
             raise UsageError(
-                f"data.name: torchvision has no data set {name!r}."
-                f"{did_you_mean(name, datasets.__all__)}"
+                f"data.name: torchvision has no data set {name!r}.{did_you_mean(name, READABLE)}"
             )
         self.dataset, self.root, self.download = name, Path(root).expanduser(), download
         known = inspect.signature(getattr(datasets, name)).parameters
@@ -92,7 +110,10 @@ class TorchvisionImages(Pictures):
         if download and "download" not in inspect.signature(make).parameters:
             return None  # such as ImageNet, whose files one has to ask for
         try:
-            return make(root=str(self.root), **arguments, **more)
+            with plain_pickles(f"data: {self.dataset} in {str(self.root)!r}"):
+                return make(root=str(self.root), **arguments, **more)
+        except UsageError:
+            raise
         except (TypeError, ValueError) as error:
             raise UsageError(f"data.{part}: {self.dataset}: {error}") from error
         except (OSError, RuntimeError) as error:
