@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -55,6 +56,8 @@ class DataModule(LightningDataModule):
         self, *, batch_size: int, workers: int = 0, seed: int = 1, classes: Sequence[str] = ()
     ) -> None:
         super().__init__()
+        if isinstance(classes, str):
+            raise UsageError(f"data.classes must be a list of names, got {classes!r}.")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if not isinstance(value, int) or value < least:
                 raise UsageError(
@@ -64,6 +67,11 @@ class DataModule(LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.classes = [str(name) for name in classes]
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise UsageError(
+                f"data.classes names {', '.join(map(repr, twice))} more than once, got {classes!r}."
+            )
         self._train_loader: Loader | None = None
         self._loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
         self._restored: dict[str, int] | None = None

@@ -285,9 +285,6 @@ def test_lines_rows_and_objects(tmp_path: Path) -> None:
         ("f:3", "two\nlines"),
         ("f:4", "b"),
     ]
-    path.write_text('text\n"' + "x" * 200_000 + '"\n')
-    ((name, error),) = csv_rows("f", path, ["text"])
-    assert name == "f" and "field larger than field limit" in str(error)
     path.write_bytes(b'{"a": 1}\n\n \n[1]\n')
     (first, (name, second)) = json_lines("f", path)
     assert first == ("f:1", b'{"a": 1}\n') and name == "f:4"
@@ -298,9 +295,47 @@ def test_lines_rows_and_objects(tmp_path: Path) -> None:
         (b'{"a": ', "it is no JSON: "),
         (b"\xff\xfe\xfa", "it is no JSON: "),
         (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"a": 1, "b": 2, "b": 3}', "the key 'b' comes 2 times"),
     ):
         with pytest.raises(ValueError, match=message):
             json_object(line, ["b"])
+
+
+def test_a_row_that_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    def read(content: str, **options: Any) -> dict[str, str]:
+        path.write_text(content, newline="")
+        return {
+            name: f"! {row}" if isinstance(row, Exception) else row["text"]
+            for name, row in csv_rows("f", path, ["text"], **options)
+        }
+
+    path, balanced = tmp_path / "file.csv", '! its quotes (") are not balanced: '
+    end, within = f"{balanced}unexpected end of data", f"{balanced}',' expected after '\"'"
+    long = "x" * 200_000
+    assert read(f'text\n"{long}"\nb\n') == {"f:2": long, "f:3": "b"}
+    assert read('text\r\na\r\n"b\r\nc\r\n\r\nd') == {
+        "f:2": "a",
+        "f:3": end,
+        "f:4": "c",
+        "f:6": "d",
+    }
+    assert read('text\n"a\nb\n"c" d\n"e\nf"\n') == {
+        "f:2": within,
+        "f:3": "b",
+        "f:4": within,
+        "f:6": "e\nf",
+    }
+    assert read("text,n\na,1\nb, c,2\n") == {
+        "f:2": "a",
+        "f:3": "! it has 3 cells, but there are 2 columns",
+    }
+    assert read("text\n" + 'x","y\n' * 20_000) == dict.fromkeys(
+        (f"f:{line}" for line in range(2, 20_002)), end
+    )  # each line but twice, or this would take half an hour
+    assert read("text,n,text\na,1,b\n") == {"f": "! its first line names the column 'text' 2 times"}
+    assert read('te"xt\n"text\na\n') == {
+        "f": "! it has no column 'text'; its first line names 'te\"xt'"
+    }
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_of_its_own(tmp_path: Path) -> None:
