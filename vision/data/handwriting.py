@@ -125,7 +125,7 @@ def digit_from_image(path: Path, side: int = 8, ink: int = 8) -> Tensor:
         ValueError: the file is no image that Pillow reads, or shows nothing.
     """
     image = open_image(path)
-    depth = 65535 if image.mode.startswith("I") else 255
+    depth = 65535 if image.mode == "I;16" else 255
     gray = numpy.array(image if depth > 255 else image.convert("L"), numpy.float32) / depth
     border = numpy.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = float(numpy.median(border))
