@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from attention_core.training.errors import UsageError
+from attention_core.training.errors import UsageError, too_large
 from attention_core.training.tables import TableRow, table_rows
 
 Text = TypeVar("Text", str, bytes)
@@ -184,7 +184,7 @@ def json_lines(
 def _no_larger(text: Text, size: int, largest: int | None, what: str) -> Text | ValueError:
     if largest is None or size <= largest:
         return text
-    return ValueError(f"it has more than {largest:,} {what}")
+    return too_large(largest, what)
 
 
 def _lines(file: IO[Text], largest: int | None) -> Iterator[Text]:

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from attention_core.training.errors import too_large
+
 
 class TableRow(NamedTuple):
     """A row of a table; its error in place of the cells where it cannot be read."""
@@ -95,5 +97,5 @@ class _Lines:
         self.taken.append(line)
         self._size += len(line.rstrip("\r\n"))
         if self._largest is not None and self._size > self._largest:
-            raise ValueError(f"it has more than {self._largest:,} characters")
+            raise too_large(self._largest, "characters")
         return line

@@ -21,10 +21,9 @@ from graph.data.tu import read_tu
 class GraphFolder(GraphData):
     """Graphs in a folder: files in TU format, named as the folder; or GraphML files (.graphml).
 
-    GraphML files hold a graph each and lie in a folder for each class, or in one where a number of
-    each graph is to be
-    predicted. Of undirected graphs each edge counts in both directions. The split is fixed, 80%
-    training, 10% validation, 10% test, stratified by class; or by `fold`.
+    GraphML files hold a graph each, and lie in a folder for each class, or in one where a number of
+    each graph is to be predicted. Of undirected graphs each edge counts in both directions. The
+    split is fixed, 80% training, 10% validation, 10% test, stratified by class; or by `fold`.
 
     A batch holds one row of nodes: `x` (N,) types or (N, F) features, all of type 0 where neither
     is asked for; `edge_index` (2, E); `edge_attr` likewise where it is asked for; `batch` (N,),

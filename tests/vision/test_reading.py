@@ -3,6 +3,7 @@
 The files are written here, byte by byte, so that what is expected is what the formats say.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ import numpy
 import pytest
 from PIL import Image
 
+from vision.data import ImageFolder
 from vision.data.handwriting import digit_from_image
+from vision.data.preparation import Preparation
 from vision.data.reading import in_channels, open_image, plain
 
 GRAY, COLOUR, PALETTE, GRAY_ALPHA = 0, 2, 3, 4
@@ -145,6 +148,45 @@ def test_every_mode_of_pillow_shows_the_same_gray(mode: str) -> None:
     for channels in (1, 3):
         seen = numpy.asarray(in_channels(image, channels)).astype(int)
         assert (abs(seen - gray) <= 2).all(), seen
+
+
+def test_images_that_are_too_large_are_refused_by_their_header(tmp_path: Path) -> None:
+    huge = png(8, GRAY, 13_300, b"")
+    (tmp_path / "huge.png").write_bytes(huge[:20] + struct.pack(">I", 13_300) + huge[24:])
+    content = (tmp_path / "huge.png").read_bytes()
+    header = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "huge.png").write_bytes(content[:29] + header + content[33:])
+    more = "it has more than 50,000,000 pixels, 13,300 × 13,300; data.largest_input says"
+    for read in (open_image, digit_from_image, ImageFolder("", size=8, batch_size=1).read):
+        with pytest.raises(ValueError, match=more):
+            read(tmp_path / "huge.png")
+    Image.new("L", (40, 25)).save(tmp_path / "small.png")
+    data = ImageFolder("", size=None, batch_size=1, largest_input=1000)
+    assert data.read(tmp_path / "small.png")["image"].shape == (3, 25, 40)
+    with pytest.raises(ValueError, match="more than 999 pixels, 40 × 25;"):
+        open_image(tmp_path / "small.png", 999)
+
+
+def test_an_image_that_would_be_resized_to_too_much_is_refused(tmp_path: Path) -> None:
+    """The middle of 1,000 × 1 pixels, 224 × 224, would be cut from 224,000 × 224 pixels."""
+    long = Image.new("L", (1000, 1), 255)
+    with pytest.raises(ValueError, match="50,000,000 pixels: 1,000 × 1, resized to 224,000 × 224;"):
+        Preparation(size=224)(long)
+    assert Preparation(size=16)(long).shape == (3, 16, 16)
+    with pytest.raises(ValueError, match="more than 15,871 pixels: 1,000 × 1, resized to 992 × 16"):
+        Preparation(size=None, multiple=16, largest=15_871)(long)
+    drawn = Image.new("L", (200, 20), 255)
+    drawn.paste(0, (20, 8, 180, 12))
+    drawn.save(tmp_path / "stroke.png")
+    assert digit_from_image(tmp_path / "stroke.png").shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="25,599 pixels: a digit of 160 × 4 in a square;"):
+        digit_from_image(tmp_path / "stroke.png", largest=25_599)
+
+
+def test_a_named_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="it is no file, but a named pipe"):
+        open_image(tmp_path / "pipe.png")
 
 
 def test_numbers_beyond_sixteen_bits_are_no_gray(tmp_path: Path) -> None:

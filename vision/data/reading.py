@@ -9,23 +9,34 @@ from pathlib import Path
 import numpy
 from PIL import Image, ImageOps
 
+from attention_core.training.errors import too_large
 from attention_core.training.inputs import check_file
 
 #: The suffixes of images that are read.
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def open_image(path: Path) -> Image.Image:
+#: How many pixels an image may have, by default. Above 178,956,970 Pillow's own limit comes first,
+#: `PIL.Image.MAX_IMAGE_PIXELS`.
+LARGEST = 50_000_000
+
+
+def open_image(path: Path, largest: int = LARGEST) -> Image.Image:
     """The image of a file, decoded, upright as its camera was held, and `plain`.
 
+    Args:
+        largest: how many pixels it may have.
+
     Raises:
-        ValueError: the file is no image that Pillow reads, is cut short, or has pixels of which
-            nobody knows what is white.
+        ValueError: the file is no image that Pillow reads, is cut short, is larger, or has pixels
+            of which nobody knows what is white.
     """
     check_file(path)
     with _as_value_error():
         file = Image.open(path)
     with file:
+        if file.width * file.height > largest:
+            raise too_large(largest, f"pixels, {file.width:,} × {file.height:,}")
         form = _form(file)
         with _as_value_error():
             image = ImageOps.exif_transpose(file)
