@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from attention_core.training.errors import UsageError
+from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
 
@@ -90,6 +91,16 @@ class DataModule(LightningDataModule):
         self._train_loader: Loader | None = None
         self._loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
         self._restored: dict[str, int] | None = None
+
+    @classmethod
+    def located(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that a configuration gives, with whole paths, as a run keeps them: it may
+        be continued or evaluated from another folder.
+
+        Here it is `root` alone; override it where there are other paths.
+        """
+        root = arguments.get("root")
+        return {**arguments, "root": whole_path(root)} if isinstance(root, str) else arguments
 
     def load(self) -> None:
         """Fills `train_set`, `val_set` and `test_set`; called once per process, before any use."""

@@ -51,6 +51,14 @@ def files(source: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
         raise UsageError(f"input: {str(source)!r} holds no file that ends in one of {endings}.")
 
 
+def whole_path(path: str) -> str:
+    """The path from the root of the file system on, which means the same in every current folder;
+    links stay what they are, and so does what is no path: ``package:NAME/PATH`` and addresses."""
+    if path.startswith("package:") or "://" in path:
+        return path
+    return os.path.abspath(Path(path).expanduser())
+
+
 def class_folders(root: Path) -> list[str]:
     """The names of the folders, one for each class, in `root`, or in `root/train` where that is.
 

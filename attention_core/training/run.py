@@ -35,7 +35,8 @@ from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
 from attention_core.training.folder import RunFolder, replace_file
-from attention_core.training.instantiate import build, check, check_arguments
+from attention_core.training.inputs import whole_path
+from attention_core.training.instantiate import build, check, check_arguments, locate
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
@@ -134,17 +135,24 @@ def _write_config(config: Config, folder: RunFolder) -> None:
             f"{str(folder.path)!r} holds a run already. To continue it: "
             f"attn train run={folder.path}"
         )
-    if config.get("init"):
-        config = {**config, "init": _located(config["init"])}
+    config = _located(config)
     with replace_file(folder.config, "w") as file:
         yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
 
 
-def _located(init: Config) -> Config:
+def _located(config: Config) -> Config:
     """The same, with whole paths to what is there: a run may be continued from another folder."""
-    find_weights(run=init.get("run"), weights=init.get("weights"))
-    paths = {key: str(Path(init[key]).resolve()) for key in ("run", "weights") if init.get(key)}
-    return {**init, **paths}
+    data, model, init = (config.get(key) or {} for key in ("data", "model", "init"))
+    kind = locate(data["_target_"], "data", config.get("allow") or ())
+    located = {**config, "data": getattr(kind, "located", dict)(data)}
+    weights = model.get("weights")
+    if isinstance(weights, str) and Path(weights).expanduser().exists():
+        located["model"] = {**model, "weights": whole_path(weights)}
+    if init:
+        find_weights(run=init.get("run"), weights=init.get("weights"))
+        paths = {key: str(Path(init[key]).resolve()) for key in ("run", "weights") if init.get(key)}
+        located["init"] = {**init, **paths}
+    return located
 
 
 def resume(path: Path) -> dict[str, float]:

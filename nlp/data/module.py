@@ -18,12 +18,16 @@ from attention_core.training.inputs import (
     json_lines,
     json_object,
     text_lines,
+    whole_path,
 )
 from nlp.data.objectives import Objective
 from nlp.data.packing import Sample, Texts, collate
 from nlp.data.texts import Labelled, distinct, split
 from nlp.loading import located
 from nlp.tokenizer import Tokenizer
+
+#: What `tokenizer` may name that is no file.
+KINDS = ("bpe", "wordpiece")
 
 
 class TokenData(DataModule):
@@ -69,6 +73,14 @@ class TokenData(DataModule):
                 raise UsageError(f"data.{name} must be at least {least}, or null, got {value}.")
         self.vocabulary, self.limit, self.padded, self.budget = vocabulary, limit, padded, tokens
         self._kind = tokenizer
+
+    @classmethod
+    def located(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        located = super().located(arguments)
+        tokenizer = located.get("tokenizer", KINDS[0])
+        if tokenizer in KINDS:
+            return located
+        return {**located, "tokenizer": whole_path(str(tokenizer))}
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
@@ -124,7 +136,7 @@ class TokenData(DataModule):
             self.tokenizer = Tokenizer.load(path)
             return
         try:
-            if self._kind in ("bpe", "wordpiece"):
+            if self._kind in KINDS:
                 self.tokenizer = Tokenizer.train(texts, self.vocabulary, kind=self._kind)  # type: ignore[arg-type]
             else:
                 self.tokenizer = Tokenizer.load(located(self._kind))
