@@ -257,7 +257,7 @@ def _opened(
     """A function that writes rows to `output`; it has written them when it returns."""
     if output is None:
         try:
-            yield _said(_csv_writer(sys.stdout, columns()), "standard output")
+            yield _said(_csv_writer, sys.stdout, "standard output", columns())
         except (BrokenPipeError, _NotWritten) as error:
             # Python would complain once more at its end about what it cannot flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -268,9 +268,10 @@ def _opened(
     with _writing(str(output)):
         file = output.open("x", encoding="utf-8", newline="")
     try:
-        is_csv = output.suffix.lower() in CSV
-        write = _csv_writer(file, columns()) if is_csv else _json_writer(file)
-        yield _said(write, str(output))
+        if output.suffix.lower() in CSV:
+            yield _said(_csv_writer, file, str(output), columns())
+        else:
+            yield _said(_json_writer, file, str(output))
     except BaseException:
         with suppress(OSError):  # of what is still to be written, which has been said
             file.close()
@@ -293,8 +294,12 @@ def _writing(output: str) -> Iterator[None]:
         raise _NotWritten(f"output: {output!r} cannot be written: {error.strerror}.") from error
 
 
-def _said(write: Callable[[list[Row]], None], output: str) -> Callable[[list[Row]], None]:
-    """The same, which says what could not be written."""
+def _said(
+    writer: Callable[..., Callable[[list[Row]], None]], file: IO[str], output: str, *columns: Any
+) -> Callable[[list[Row]], None]:
+    """What `writer` makes of a file, which says so where that takes no more."""
+    with _writing(output):  # the header
+        write = writer(file, *columns)
 
     def said(rows: list[Row]) -> None:
         with _writing(output):

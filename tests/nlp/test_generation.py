@@ -73,6 +73,7 @@ def of_transformers(options: dict[str, Any]) -> list[list[int]]:
     ids=str,
 )
 def test_texts_are_those_of_transformers(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    models()  # whose weights are drawn, once
     torch.manual_seed(5)
     expected = of_transformers({"top_k": 0, **theirs} if theirs["do_sample"] else theirs)
     ids, lengths = prompts()

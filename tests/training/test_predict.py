@@ -438,11 +438,12 @@ def test_an_output_that_cannot_be_written_is_said(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (tmp_path / name).stat().st_size == 5_000
-    full = open("/dev/full", "w")  # noqa: SIM115
-    monkeypatch.setattr("sys.stdout", full)
-    with pytest.raises(UsageError, match="output: 'standard output' cannot be written: No space"):
-        predict(run, source, None)
-    full.close()  # without a word of what it still holds
+    for buffering in (1, -1):  # one line, which is the header, or many
+        full = open("/dev/full", "w", buffering)  # noqa: SIM115
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(UsageError, match="'standard output' cannot be written: No space left"):
+            predict(run, source, None)
+        full.close()  # without a word of what it still holds
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_of_its_own(tmp_path: Path) -> None:
