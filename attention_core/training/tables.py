@@ -39,8 +39,12 @@ def table_rows(
     # Of the process, and never lowered: by default a cell of 131,073 characters ends the file
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     source = _Lines(lines, largest)
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(
+        source,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=True,
+    )
     number = 1
     while True:
         source.begin()

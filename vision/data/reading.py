@@ -43,8 +43,8 @@ def open_image(path: Path, largest: int = LARGEST) -> Image.Image:
             image.load()
     if form in ("12 bits", "white is zero"):  # as which Pillow gives what is in the file
         values = numpy.asarray(image).astype(numpy.uint16)
-        values = (values << 4) | (values >> 8) if form == "12 bits" else 65535 - values
-        image = Image.fromarray(values)
+        wide = (values << 4) | (values >> 8)
+        image = Image.fromarray(wide if form == "12 bits" else 65535 - values)
     image = plain(image)
     return image.convert("L") if form == "gray" else image
 
@@ -90,7 +90,8 @@ def _form(file: Image.Image) -> str:
     Raises:
         ValueError: what white is, or what is transparent, cannot be told.
     """
-    rawmode = str(file.tile[0].args) if getattr(file, "tile", None) else ""
+    tiles = getattr(file, "tile", None)
+    rawmode = str(tiles[0].args) if tiles else ""
     key = file.info.get("transparency")
     if file.format == "PNG" and key is not None:
         if rawmode == "RGB;16B":  # of which Pillow reads the upper byte alone
