@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ def token_space(ids: Tensor, lengths: Tensor | None = None, side: Side = "right"
         side: of padded ids, where the padding is.
 
     Raises:
-        ValueError: ids and lengths do not fit.
+        ValueError: ids and lengths do not fit, or there is no such side.
     """
+    if side not in get_args(Side):
+        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
     if ids.ndim not in (1, 2):
         raise ValueError(f"ids must be (T,) packed or (B, L) padded, got {tuple(ids.shape)}")
     if lengths is None:

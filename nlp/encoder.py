@@ -12,6 +12,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
+from attention_core.evaluation import evaluating
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
     Positions,
@@ -237,9 +238,8 @@ class TextEncoder(TokenEncoder):
                     f"texts[{index}] has {len(row)} tokens, but the model has positions for "
                     f"{limit}: one made with windowed=True reads such a text in windows"
                 )
-        training, device = self.training, self.embedding.table.weight.device
-        self.eval()
-        try:
+        device = self.embedding.table.weight.device
+        with evaluating(self.modules()):
             pooled = [
                 self.embedding.table.weight.new_empty(
                     0, self.encoder.blocks[0].attention.out.out_features
@@ -250,8 +250,6 @@ class TextEncoder(TokenEncoder):
                 ids, lengths = torch.cat(some).to(device), torch.tensor([len(row) for row in some])
                 tokens = self.encode(ids, lengths.to(device))
                 pooled.append(self.pooler(self._pool(tokens, ids, lengths.to(device), "right")))
-        finally:
-            self.train(training)
         vectors = torch.cat(pooled)
         return F.normalize(vectors, dim=-1) if normalize else vectors
 

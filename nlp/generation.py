@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from math import inf, log
+from operator import index
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_core import KVCache
+from attention_core.evaluation import evaluating
 from nlp.batches import Side, pad, token_space, unpad
 from nlp.beams import BeamSearch
 from nlp.logits import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
@@ -24,9 +26,9 @@ class Generative(Protocol):
         """The longest text that there are positions for; None for any."""
         ...
 
-    @property
-    def training(self) -> bool: ...
-    def train(self, mode: bool = True) -> object: ...
+    def modules(self) -> Iterator[nn.Module]:
+        """Those that are in evaluation mode meanwhile."""
+        ...
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """An empty cache for texts of at most this length."""
@@ -60,7 +62,7 @@ def generate(
     """What follows each prompt: ids (n,) for each, up to and without the stop token.
 
     Scores are changed in this order: repetition penalty, temperature, top-k, top-p, min-p. The
-    model runs in eval mode and is left in the mode it had.
+    model runs in evaluation mode and is left in the mode it had, even where several threads do so.
 
     Args:
         model: such as a `TextDecoder`.
@@ -70,8 +72,8 @@ def generate(
         side: of padded prompts, where the padding is.
         max_tokens: new tokens, at most.
         stop: the id or ids that end a text.
-        temperature: 0 takes the likeliest token; above 0 scores are divided by it and a token is
-            drawn.
+        temperature: 0 takes the likeliest token, and so does what is too small to divide by, below
+            1e-30; above, scores are divided by it and a token is drawn.
         top_k: draw from the k likeliest tokens.
         top_p: draw from the fewest tokens that together have this probability.
         min_p: draw from tokens at least this share as probable as the likeliest.
@@ -85,11 +87,14 @@ def generate(
             The texts are the same without it, only later.
 
     Raises:
-        ValueError: an option out of its range or without effect, a prompt without a token, or more
-            tokens than there are positions for.
+        TypeError: `stop` or a count is no integer, or `lengths` no tensor.
+        ValueError: an option out of its range or without effect, a prompt without a token, more
+            tokens than there are positions for, a stop token that there is none of, or scores of
+            the model that are NaN or infinite.
     """
-    stops = [stop] if isinstance(stop, int) else list(stop)
-    _check_options(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, beams)
+    stops = _ids(stop)
+    counts = {"max_tokens": max_tokens, "top_k": top_k, "beams": beams}
+    _check_options(counts, temperature, top_p, min_p, repetition_penalty, length_penalty)
     if beams == 1 and length_penalty != 1:
         raise ValueError(
             f"length_penalty={length_penalty} is of beam search, but beams=1: give beams above 1"
@@ -107,6 +112,7 @@ def generate(
 
     def next_scores() -> Tensor:
         scores = past.next_scores().float()
+        _check_scores(scores, stops, past.new.shape[1])
         # Beam search adds up log-probabilities, which its users have penalised, not scores
         scores = scores.log_softmax(-1) if beams > 1 else scores
         if repetition_penalty == 1:
@@ -114,7 +120,7 @@ def generate(
         return penalize_repetition(scores, past.seen(scores.shape[-1]), repetition_penalty)
 
     ending = torch.tensor(stops, dtype=ids.dtype, device=ids.device)
-    with _eval(model):
+    with evaluating(model.modules()):
         if beams > 1:
             search = BeamSearch(len(ids), beams, ending, max_tokens, length_penalty)
             scores = next_scores().repeat_interleave(beams, 0)
@@ -125,7 +131,7 @@ def generate(
         stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_tokens):
             scores = next_scores()
-            if temperature:
+            if temperature >= 1e-30:
                 scores = scores / temperature
                 scores = scores if top_k is None else keep_top_k(scores, top_k)
                 scores = scores if top_p is None else keep_top_p(scores, top_p)
@@ -180,6 +186,8 @@ class _Past:
 
 def _left_padded(ids: Tensor, lengths: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:
     """Prompts (B, L) that end in the last column, and their lengths; None where all are as long."""
+    if lengths is not None and not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a tensor, got {type(lengths).__name__}")
     token_space(ids, lengths, side)  # checks the shapes
     shortest = ids.shape[-1] if lengths is None else int(lengths.min()) if len(lengths) else 1
     if shortest < 1:
@@ -201,36 +209,72 @@ def _up_to(ids: Tensor, ending: Tensor) -> Tensor:
     return ids[: int(ends[0])] if len(ends) else ids
 
 
-@contextmanager
-def _eval(model: Generative) -> Iterator[None]:
-    training = model.training
-    model.train(False)
+def _ids(stop: Any) -> list[int]:
     try:
-        yield
-    finally:
-        model.train(training)
+        if isinstance(stop, str):
+            raise TypeError
+        alone = hasattr(stop, "__index__") and not getattr(stop, "ndim", 0)  # of tensors, arrays
+        given = [stop] if alone else list(stop)
+        if any(isinstance(one, bool) for one in given):
+            raise TypeError
+        ids = [index(one) for one in given]
+    except TypeError:
+        raise TypeError(
+            f"stop must be the id of a token, or several ids, got {stop!r:.80}"
+        ) from None
+    if any(one < 0 for one in ids):
+        raise ValueError(f"stop must be ids of tokens, from 0 on, got {stop!r:.80}")
+    return ids
+
+
+def _check_scores(scores: Tensor, stops: list[int], place: int) -> None:
+    vocabulary = scores.shape[-1]
+    beyond = [id for id in stops if id >= vocabulary]
+    if beyond:
+        raise ValueError(
+            f"stop: there is no token {', '.join(map(str, beyond))}; the model has {vocabulary}"
+        )
+    # The highest is NaN where one is, and infinite where all are -inf
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise ValueError(f"the model's scores of new token {place} are NaN or infinite")
 
 
 def _check_options(
-    max_tokens: int,
+    counts: dict[str, int | None],
     temperature: float,
-    top_k: int | None,
     top_p: float | None,
     min_p: float | None,
     repetition_penalty: float,
-    beams: int,
+    length_penalty: float,
 ) -> None:
+    for name, count in counts.items():
+        wanted = "at least 1, or None" if name == "top_k" else "at least 1"
+        if count is None and name == "top_k":
+            continue
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"{name} must be an integer of {wanted}, got {count!r}")
+        if count < 1:
+            raise ValueError(f"{name} must be {wanted}, got {count}")
     for name, value, right, wanted in (
-        ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
-        ("temperature", temperature, temperature >= 0, "at least 0"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "at least 1, or None"),
+        ("temperature", temperature, 0 <= temperature < inf, "at least 0, and finite"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1, or None"),
         ("min_p", min_p, min_p is None or 0 <= min_p <= 1, "between 0 and 1, or None"),
-        ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "above 0"),
-        ("beams", beams, beams >= 1, "at least 1"),
+        (
+            "repetition_penalty",
+            repetition_penalty,
+            0 < repetition_penalty < inf,
+            "above 0, and finite",
+        ),
+        (
+            "length_penalty",
+            length_penalty,
+            abs(length_penalty) * log(counts["max_tokens"] or 1) < 88,
+            "a number, and max_tokens to its power one of float32",
+        ),
     ):
         if not right:
             raise ValueError(f"{name} must be {wanted}, got {value}")
+    top_k, beams = counts["top_k"], counts["beams"] or 1
     drawing = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
     given = [name for name, value in drawing.items() if value is not None]
     if given and not temperature:

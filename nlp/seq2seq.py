@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_core import Decoder, Encoder, KVCache, Sequence
 from nlp.batches import Side, pad, token_space
@@ -200,12 +201,8 @@ class _Target:
         self._encoded: tuple[Tensor, Tensor | None, Side] | None = None
         self._context, self._where = ids.new_empty(0), Sequence(0)
 
-    @property
-    def training(self) -> bool:
-        return self.model.training
-
-    def train(self, mode: bool = True) -> object:
-        return self.model.train(mode)
+    def modules(self) -> Iterator[nn.Module]:
+        return self.model.modules()
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
         return self.model.decoder.new_cache(max_length)

@@ -30,6 +30,10 @@ SMALLEST = {"bpe": 256 + len(SPECIAL), "wordpiece": 512 + len(SPECIAL)}
 #: The longest word that WordPiece looks up, in bytes; longer ones are cut, so that none is unknown.
 LONGEST_WORD = 100
 
+#: The longest word that BPE learns from, in bytes; longer ones, such as base64 or DNA, are cut, as
+#: learning takes the square of it. To read a text none is cut.
+LONGEST_LEARNT = 1000
+
 
 class Tokenizer:
     """Texts to token ids and back.
@@ -142,7 +146,7 @@ class Tokenizer:
             model, trainer = package.models.WordPiece(), package.trainers.WordPieceTrainer
             later = [f"##{c}" for c in sorted(_BYTE)]
         learner = package.Tokenizer(model)
-        _read_bytes(package, learner, kind)
+        _read_bytes(package, learner, kind, LONGEST_WORD if later else LONGEST_LEARNT)
         settings = trainer(
             vocab_size=vocabulary,
             min_frequency=min_count,
@@ -158,8 +162,8 @@ class Tokenizer:
                 learner.get_vocab(), unk_token=PAD, max_input_chars_per_word=LONGEST_WORD
             )
             backend = package.Tokenizer(model)
-            _read_bytes(package, backend, kind)
             backend.add_special_tokens(SPECIAL)
+        _read_bytes(package, backend, kind, LONGEST_WORD if later else None)
         backend.post_processor = package.processors.TemplateProcessing(
             single=f"{START} $A", special_tokens=[(START, backend.token_to_id(START))]
         )
@@ -278,20 +282,22 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _read_bytes(package: Any, backend: tokenizers.Tokenizer, kind: str) -> None:
-    """Lets it see texts as words of bytes, and write them."""
-    to_bytes = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+def _read_bytes(
+    package: Any, backend: tokenizers.Tokenizer, kind: str, longest: int | None
+) -> None:
+    """Lets it see texts as words of bytes, of so many at most, and write them."""
+    to_bytes = [package.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     from_bytes = package.decoders.ByteLevel()
+    if longest is not None:
+        piece = package.Regex(rf"[\s\S]{{1,{longest}}}")
+        to_bytes.append(package.pre_tokenizers.Split(piece, behavior="isolated"))
     if kind == "wordpiece":
-        cut = package.pre_tokenizers.Split(
-            package.Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), behavior="isolated"
-        )
         # "#" becomes a word of its own, so that "##" in front of a piece is no text
-        apart = package.pre_tokenizers.Punctuation("isolated")
-        to_bytes = package.pre_tokenizers.Sequence([apart, to_bytes, cut])
+        to_bytes.insert(0, package.pre_tokenizers.Punctuation("isolated"))
         bare = package.decoders.Replace(package.Regex("^##(?=.)"), "")
         from_bytes = package.decoders.Sequence([bare, package.decoders.Fuse(), from_bytes])
-    backend.pre_tokenizer, backend.decoder = to_bytes, from_bytes
+    one = to_bytes[0] if len(to_bytes) == 1 else package.pre_tokenizers.Sequence(to_bytes)
+    backend.pre_tokenizer, backend.decoder = one, from_bytes
 
 
 def _bytes_of_characters() -> dict[str, int]:

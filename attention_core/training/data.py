@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from attention_core.training.errors import UsageError
+from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
 
@@ -40,6 +42,9 @@ class DataModule(LightningDataModule):
             same for every number of workers, random augmentation included.
         seed: keys the order of the training samples and what augmentation draws.
         classes: the names of the classes, where there are any. Labels are indices into it.
+        largest_input: how large one of the `inputs` may be, in what the subclass counts, such as
+            characters of a line or pixels of a picture; a larger one is an error and costs no
+            more. By default what the subclass says.
 
     Attributes:
         budget: where a subclass sets it, a batch holds samples whose sizes, such as numbers of
@@ -51,12 +56,26 @@ class DataModule(LightningDataModule):
     val_set: Dataset[Any] | None = None
     test_set: Dataset[Any] | None = None
     budget: int | None = None
+    largest_input: int = 100_000
 
     def __init__(
-        self, *, batch_size: int, workers: int = 0, seed: int = 1, classes: Sequence[str] = ()
+        self,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 1,
+        classes: Sequence[str] = (),
+        largest_input: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if isinstance(classes, str):
+            raise UsageError(f"data.classes must be a list of names, got {classes!r}.")
+        self.largest_input = self.largest_input if largest_input is None else largest_input
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("largest_input", self.largest_input, 1),
+        ):
             if not isinstance(value, int) or value < least:
                 raise UsageError(
                     f"data.{name} must be an integer of at least {least}, got {value!r}."
@@ -65,9 +84,24 @@ class DataModule(LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.classes = [str(name) for name in classes]
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise UsageError(
+                f"data.classes names {', '.join(map(repr, twice))} more than once, got {classes!r}."
+            )
         self._train_loader: Loader | None = None
         self._loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
         self._restored: dict[str, int] | None = None
+
+    @classmethod
+    def located(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that a configuration gives, with whole paths, as a run keeps them: it may
+        be continued or evaluated from another folder.
+
+        Here it is `root` alone; override it where there are other paths.
+        """
+        root = arguments.get("root")
+        return {**arguments, "root": whole_path(root)} if isinstance(root, str) else arguments
 
     def load(self) -> None:
         """Fills `train_set`, `val_set` and `test_set`; called once per process, before any use."""
@@ -82,8 +116,9 @@ class DataModule(LightningDataModule):
         makes a sample of, such as a path or a line.
 
         It is iterated in every worker, each of which reads its share: keep it cheap, lazy and in a
-        fixed order (`attention_core.training.inputs` has the usual sources). An item that is an
-        exception is an input that cannot be read, and its row says so.
+        fixed order (`attention_core.training.inputs` has the usual sources, which take
+        `largest=self.largest_input`). An item that is an exception is an input that cannot be read,
+        and its row says so.
 
         Raises:
             UsageError: there is nothing at `path`, or nothing of a kind that can be read.

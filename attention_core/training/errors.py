@@ -33,6 +33,13 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise Damaged(f"{what}: {str(path)!r} is damaged: {reason.rstrip('.')}.") from error
 
 
+def too_large(most: int, what: str) -> ValueError:
+    """What is said of an input that has more than `most` of `what`, such as characters."""
+    return ValueError(
+        f"it has more than {most:,} {what}; data.largest_input says how many are read"
+    )
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Returns " Did you mean a or b?" for the nearest candidates, or "" where none is near."""
     known = sorted(set(candidates))

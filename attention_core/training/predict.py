@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import csv_cell, json_line, on_one_line, shell_word
 from attention_core.training.folder import RunFolder
+from attention_core.training.inputs import check_file
 from attention_core.training.run import check_config, look
 from attention_core.training.task import Task
 from attention_core.training.trust import trusted_config
@@ -35,7 +36,8 @@ def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str
     The inputs are read in batches of the run's `data.batch_size`, by its `data.workers`, and no
     more than a few batches are in memory at any time, however many there are. A row has `input`,
     the name of what was read, and then what the task's `predictions` says of it, or an `error`
-    where it could not be read. Rows come in the order of the inputs.
+    where it could not be read, or is larger than the run's `data.largest_input`. Rows come in the
+    order of the inputs.
 
     Args:
         source: a file or folder, of a kind that the run's data module reads.
@@ -45,7 +47,8 @@ def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str
     Returns: how many inputs could not be predicted.
 
     Raises:
-        UsageError: before any work, where an argument is wrong or there is nothing to read.
+        UsageError: before any work, where an argument is wrong or there is nothing to read; and
+            where `output` takes no more.
     """
     if output is not None:
         _check_output(output, source)
@@ -140,11 +143,11 @@ class _Chunks(IterableDataset[Any]):
         for index, raw in enumerate(raws):
             try:
                 samples.append(_sample(self.data, raw))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 errors[index] = _in_words(error)
         try:
             batch = self.data.collate(samples) if samples else {}
-        except (ValueError, TypeError, RuntimeError):
+        except (ValueError, TypeError, RuntimeError, MemoryError):
             batch = None  # one of them does not go with the others: each is tried alone
         return _Chunk(names, raws, errors, batch)
 
@@ -152,7 +155,7 @@ class _Chunks(IterableDataset[Any]):
 def _sample(data: DataModule, raw: Any) -> Any:
     if isinstance(raw, Exception):
         raise ValueError(_in_words(raw))
-    return data.read(raw)
+    return data.read(check_file(raw) if isinstance(raw, Path) else raw)
 
 
 def _predicted(data: DataModule, task: Task, source: Path) -> Iterator[list[Row]]:
@@ -181,7 +184,7 @@ def _rows(data: DataModule, task: Task, chunk: _Chunk) -> list[Row]:
             found.update(zip(readable, rows, strict=True))
     except UsageError:
         raise
-    except (ValueError, TypeError, RuntimeError):
+    except (ValueError, TypeError, RuntimeError, MemoryError):
         # The model refuses one of them, as a text longer than it has positions for. Alone, that
         # one fails and the others do not.
         for index in readable:
@@ -194,7 +197,7 @@ def _alone(data: DataModule, task: Task, raw: Any) -> Row:
         (row,) = _run(data, task, data.collate([_sample(data, raw)]), 1)
     except UsageError:
         raise
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
         return {"error": _in_words(error)}
     return row
 
@@ -248,6 +251,9 @@ def _check_output(output: Path, source: Path) -> None:
             f"output: {str(output)!r} lies in the input {str(source)!r}, where it would be read as "
             "one of the inputs. Write it elsewhere."
         )
+    with _writing(str(output)):
+        output.touch(exist_ok=False)
+        output.unlink()
 
 
 @contextmanager
@@ -257,18 +263,55 @@ def _opened(
     """A function that writes rows to `output`; it has written them when it returns."""
     if output is None:
         try:
-            yield _csv_writer(sys.stdout, columns())
-        except BrokenPipeError:
-            # `attn predict ... | head` has read enough. Python would complain once more at its end
-            # about what it cannot flush.
+            yield _said(_csv_writer, sys.stdout, "standard output", columns())
+        except (BrokenPipeError, _NotWritten) as error:
+            # Python would complain once more at its end about what it cannot flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            if isinstance(error, _NotWritten):
+                raise
+            sys.exit(1)  # `attn predict ... | head` has read enough
         return
-    with output.open("x", encoding="utf-8", newline="") as file:
+    with _writing(str(output)):
+        file = output.open("x", encoding="utf-8", newline="")
+    try:
         if output.suffix.lower() in CSV:
-            yield _csv_writer(file, columns())
+            yield _said(_csv_writer, file, str(output), columns())
         else:
-            yield _json_writer(file)
+            yield _said(_json_writer, file, str(output))
+    except BaseException:
+        with suppress(OSError):  # of what is still to be written, which has been said
+            file.close()
+        raise
+    with _writing(str(output)):
+        file.close()
+
+
+class _NotWritten(UsageError):
+    """The output takes no more."""
+
+
+@contextmanager
+def _writing(output: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _NotWritten(f"output: {output!r} cannot be written: {error.strerror}.") from error
+
+
+def _said(
+    writer: Callable[..., Callable[[list[Row]], None]], file: IO[str], output: str, *columns: Any
+) -> Callable[[list[Row]], None]:
+    """What `writer` makes of a file, which says so where that takes no more."""
+    with _writing(output):  # the header
+        write = writer(file, *columns)
+
+    def said(rows: list[Row]) -> None:
+        with _writing(output):
+            write(rows)
+
+    return said
 
 
 def _csv_writer(file: IO[str], columns: list[str]) -> Callable[[list[Row]], None]:

@@ -33,7 +33,14 @@ from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from
 from attention_core.training.folder import RunFolder, read_results, replace_file, write_config
-from attention_core.training.instantiate import build, check, check_arguments, targets
+from attention_core.training.inputs import whole_path
+from attention_core.training.instantiate import (
+    build,
+    check,
+    check_arguments,
+    locate,
+    targets,
+)
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2
@@ -126,16 +133,22 @@ def _write_config(config: Config, folder: RunFolder) -> None:
             f"{str(folder.path)!r} holds a run already. To continue it: "
             f"{again('train', folder.path, config.get('allow'))}"
         )
-    if config.get("init"):
-        config = {**config, "init": _located(config["init"])}
-    write_config(config, folder)
+    write_config(_located(config), folder)
 
 
-def _located(init: Config) -> Config:
+def _located(config: Config) -> Config:
     """The same, with whole paths to what is there: a run may be continued from another folder."""
-    find_weights(run=init.get("run"), weights=init.get("weights"))
-    paths = {key: str(Path(init[key]).resolve()) for key in ("run", "weights") if init.get(key)}
-    return {**init, **paths}
+    data, model, init = (config.get(key) or {} for key in ("data", "model", "init"))
+    kind = locate(data["_target_"], "data", config.get("allow") or ())
+    located = {**config, "data": getattr(kind, "located", dict)(data)}
+    weights = model.get("weights")
+    if isinstance(weights, str) and Path(weights).expanduser().exists():
+        located["model"] = {**model, "weights": whole_path(weights)}
+    if init:
+        find_weights(run=init.get("run"), weights=init.get("weights"))
+        paths = {key: str(Path(init[key]).resolve()) for key in ("run", "weights") if init.get(key)}
+        located["init"] = {**init, **paths}
+    return located
 
 
 def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:

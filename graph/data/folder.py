@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError
 
 import torch
 from torch import Tensor
 
-from attention_core.training import UsageError, require
+from attention_core.training import UsageError
 from attention_core.training.inputs import class_folders
+from graph.data.graphml import read_graphml
 from graph.data.graphs import Sample
 from graph.data.module import GraphData
 from graph.data.tu import read_tu
@@ -21,9 +21,9 @@ from graph.data.tu import read_tu
 class GraphFolder(GraphData):
     """Graphs in a folder: files in TU format, named as the folder; or GraphML files (.graphml).
 
-    GraphML files lie in a folder for each class, or in one where a number of each graph is to be
-    predicted. Of undirected graphs each edge counts in both directions. The split is fixed, 80%
-    training, 10% validation, 10% test, stratified by class; or by `fold`.
+    GraphML files hold a graph each, and lie in a folder for each class, or in one where a number of
+    each graph is to be predicted. Of undirected graphs each edge counts in both directions. The
+    split is fixed, 80% training, 10% validation, 10% test, stratified by class; or by `fold`.
 
     A batch holds one row of nodes: `x` (N,) types or (N, F) features, all of type 0 where neither
     is asked for; `edge_index` (2, E); `edge_attr` likewise where it is asked for; `batch` (N,),
@@ -87,9 +87,6 @@ class GraphFolder(GraphData):
         self.split(samples, name, strata=strata, shares=(0.8, 0.1, 0.1))
 
     def _read_graphml(self) -> list[Sample]:
-        require("networkx", extra="data")
-        import networkx
-
         if self.target is None:
             names = class_folders(self.root)
             files = [
@@ -104,12 +101,7 @@ class GraphFolder(GraphData):
                 f"data.root: {str(self.root)!r} holds neither {self.root.resolve().name}_A.txt, of "
                 "the TU format, nor files that end in .graphml."
             )
-        graphs = []
-        for path, _ in files:
-            try:
-                graphs.append(networkx.read_graphml(path))
-            except (ParseError, networkx.NetworkXError, ValueError, KeyError, OSError) as error:
-                raise UsageError(f"{path.name} is no GraphML that can be read: {error}.") from error
+        graphs = [read_graphml(path) for path, _ in files]
         places = [path.name for path, _ in files]
         nodes = [[values for _, values in graph.nodes(data=True)] for graph in graphs]
         edges = [[values for *_, values in graph.edges(data=True)] for graph in graphs]

@@ -28,7 +28,9 @@ class Molecules(GraphData):
     A batch holds one row of nodes: `x` (N, 177), `edge_index` (2, E), `edge_attr` (E, 30), `batch`
     (N,), `num_graphs` and `target` (G,): classes where `classes` are given, else floats.
 
-    `attn predict` reads the column of SMILES of other CSV files.
+    `attn predict` reads the column of SMILES of other CSV files; `largest_input` counts the
+    characters of a row, and by default is 5,000, as the attention of a molecule may take the square
+    of its atoms.
 
     Args:
         root: the file.
@@ -40,6 +42,8 @@ class Molecules(GraphData):
         UsageError: when it loads: the file or a column is missing, or, naming its line, a row is no
             molecule or has no target.
     """
+
+    largest_input = 5_000
 
     def __init__(
         self,
@@ -116,7 +120,7 @@ class Molecules(GraphData):
     def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
         require("rdkit", extra="molecules")
         for name, file in files(path, [".csv"]):
-            for place, row in csv_rows(name, file, [self.smiles]):
+            for place, row in csv_rows(name, file, [self.smiles], largest=self.largest_input):
                 yield place, row if isinstance(row, Exception) else row[self.smiles]
 
     def read(self, raw: str) -> Sample:

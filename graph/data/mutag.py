@@ -40,7 +40,7 @@ class Mutag(GraphData):
     `attn predict` reads a folder in TU format, as a whole, or .jsonl files, line by line: one, or
     those below a folder. A line is a molecule, `{"x": [...], "edge_index": [[...], [...]],
     "edge_attr": [...]}`: atom types, for each bond both of its directions, and their types, all
-    numbered as `node_names` and `edge_names`.
+    numbered as `node_names` and `edge_names`. `largest_input` counts its bytes.
 
     Args:
         settings: those of `GraphData`.
@@ -60,7 +60,7 @@ class Mutag(GraphData):
                 yield f"{name}:{number}", {key: value.tolist() for key, value in sample.items()}
             return
         for name, file in files(path, [".jsonl"]):
-            yield from json_lines(name, file)
+            yield from json_lines(name, file, largest=self.largest_input)
 
     def read(self, raw: bytes | dict[str, Any]) -> Sample:
         keys = ("x", "edge_index", "edge_attr")

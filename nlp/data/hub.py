@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from attention_core.training import UsageError, require
+from attention_core.training.inputs import whole_path
 from attention_core.training.unpickling import plain_pickles
 from nlp.data.module import TextData
 from nlp.data.texts import Labelled, distinct, same, split
@@ -53,6 +55,18 @@ class HubTexts(TextData):
             raise UsageError("data.options.trust_remote_code is refused: it would run their code.")
         self.name, self.text, self.label = name, text, label
         self.options = dict(options or {})
+
+    @classmethod
+    def located(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        located = super().located(arguments)
+        name, options = str(located.get("name")), dict(located.get("options") or {})
+        if name in READERS:  # of anything else, its files lie where it does
+            for key in ("data_files", "data_dir"):
+                if options.get(key):
+                    options[key] = _whole_paths(options[key])
+        elif Path(name).expanduser().exists():
+            located = {**located, "name": whole_path(name)}
+        return {**located, "options": options} if options else located
 
     def parts(self) -> dict[str, list[Labelled]]:
         splits = self._splits()
@@ -121,3 +135,10 @@ class HubTexts(TextData):
         if self.objective is None:
             rows = [(text, label) for text, label in rows if label not in none]
         return [Labelled(text, "" if label in none else str(name(label))) for text, label in rows]
+
+
+def _whole_paths(files: Any) -> Any:
+    """Paths, or lists and mappings of paths, as whole ones."""
+    if isinstance(files, Mapping):
+        return {name: _whole_paths(some) for name, some in files.items()}
+    return whole_path(files) if isinstance(files, str) else [_whole_paths(one) for one in files]

@@ -9,14 +9,25 @@ from typing import Any
 import torch
 
 from attention_core.training import DataModule, UsageError
-from attention_core.training.errors import reading
+from attention_core.training.errors import reading, too_large
 from attention_core.training.folder import RunFolder, replace_file
-from attention_core.training.inputs import csv_rows, files, json_lines, json_object, text_lines
+from attention_core.training.inputs import (
+    check_file,
+    csv_rows,
+    files,
+    json_lines,
+    json_object,
+    text_lines,
+    whole_path,
+)
 from nlp.data.objectives import Objective
 from nlp.data.packing import Sample, Texts, collate
-from nlp.data.texts import Labelled, distinct, read_text, split
+from nlp.data.texts import Labelled, distinct, split
 from nlp.loading import located
 from nlp.tokenizer import Tokenizer
+
+#: What `tokenizer` may name that is no file.
+KINDS = ("bpe", "wordpiece")
 
 
 class TokenData(DataModule):
@@ -25,7 +36,8 @@ class TokenData(DataModule):
     The tokenizer learns from the training texts, or is loaded; a run keeps it as `tokenizer.json`.
 
     `attn predict` reads one text per line of .txt files, empty ones too, the column `text` of .csv
-    files, and the key "text" of .jsonl files: one file, or those below a folder.
+    files, and the key "text" of .jsonl files: one file, or those below a folder. `largest_input`
+    counts the characters of a text, and by default is 100,000.
 
     Args:
         vocabulary: number of token ids, at most.
@@ -62,6 +74,14 @@ class TokenData(DataModule):
         self.vocabulary, self.limit, self.padded, self.budget = vocabulary, limit, padded, tokens
         self._kind = tokenizer
 
+    @classmethod
+    def located(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        located = super().located(arguments)
+        tokenizer = located.get("tokenizer", KINDS[0])
+        if tokenizer in KINDS:
+            return located
+        return {**located, "tokenizer": whole_path(str(tokenizer))}
+
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         if stage == "predict":
@@ -78,20 +98,23 @@ class TokenData(DataModule):
             if kind == ".txt" and self.whole_files:
                 yield name, file
             elif kind == ".txt":
-                yield from text_lines(name, file)
+                yield from text_lines(name, file, largest=self.largest_input)
             elif kind == ".csv":
-                yield from csv_rows(name, file, ["text"])
-            else:
-                yield from json_lines(name, file)
+                yield from csv_rows(name, file, ["text"], largest=self.largest_input)
+            else:  # where a character may be written as twelve bytes
+                yield from json_lines(name, file, largest=12 * self.largest_input)
 
     def read(self, raw: str | dict[str, str] | bytes | Path) -> Sample:
         if isinstance(raw, Path):
-            raw = read_text(raw, "replace")
+            with check_file(raw).open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                raw = file.read(self.largest_input + 1)
         if isinstance(raw, bytes):
             raw = json_object(raw, ["text"])
         text = raw["text"] if isinstance(raw, dict) else raw
         if not isinstance(text, str):
             raise ValueError(f"text must be a string, got {text!r:.80}")
+        if len(text) > self.largest_input:
+            raise too_large(self.largest_input, "characters")
         return {"ids": torch.tensor(self.encode([text])[0])}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -113,7 +136,7 @@ class TokenData(DataModule):
             self.tokenizer = _load(path)
             return
         try:
-            if self._kind in ("bpe", "wordpiece"):
+            if self._kind in KINDS:
                 self.tokenizer = Tokenizer.train(texts, self.vocabulary, kind=self._kind)  # type: ignore[arg-type]
             else:
                 self.tokenizer = Tokenizer.load(located(self._kind))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from attention_core.training import UsageError
 from attention_core.training.escape import for_terminal
+from attention_core.training.inputs import check_file
 
 Row = TypeVar("Row")
 
@@ -73,9 +74,12 @@ def read_text(path: Path, errors: str = "strict", what: str = "data.root") -> st
         what: the argument that named the file.
 
     Raises:
-        UsageError: the file is no UTF-8 and `errors` is "strict"; it says where.
+        UsageError: it cannot be read; or is no UTF-8 and `errors` is "strict", and it says where.
     """
-    content = path.read_bytes()
+    try:
+        content = check_file(path).read_bytes()
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{what}: {str(path)!r} cannot be read: {error}.") from error
     try:
         return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:

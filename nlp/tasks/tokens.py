@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -145,13 +145,11 @@ def check_generation(options: Mapping[str, Any], max_length: int | None = None) 
 class _Ended:
     """A model of one token, which ends every text."""
 
-    training = False
-
     def __init__(self, max_length: int | None) -> None:
         self.max_length = max_length
 
-    def train(self, mode: bool = True) -> object:
-        return self
+    def modules(self) -> Iterator[nn.Module]:
+        return iter(())
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
         return KVCache()

@@ -1,8 +1,10 @@
 """Graphs in files: TU format with attributes, GraphML, and what is wrong with a file."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import networkx
 import pytest
@@ -11,6 +13,7 @@ from torch_geometric.io import read_tu_data
 
 from attention_core.training import UsageError
 from graph.data import GraphFolder, read_tu
+from graph.data.graphml import read_graphml
 from graph.data.mutag import grakel_folder
 
 TU = {
@@ -227,3 +230,83 @@ def test_graphml_that_is_damaged(tmp_path: Path) -> None:
     networkx.write_graphml(graph, tmp_path / "a" / "ring03.graphml")
     with pytest.raises(UsageError, match="ring03.graphml: the attribute 'charge' of each node"):
         load(node_features=["charge"])
+
+
+#: A GraphML file: attributes, what the graph holds, and what follows it.
+GRAPHML = """<?xml version="1.0"?>
+<graphml xmlns="http://graphml.graphdrawing.org/xmlns">{keys}
+<graph id="G" edgedefault="undirected">{inside}</graph>{after}</graphml>"""
+KEYS = """<key id="f" for="node" attr.name="f" attr.type="double"><default>7</default></key>
+<key id="a" for="all" attr.name="a" attr.type="long"><default>3</default></key>
+<key id="s" for="edge" attr.name="s" attr.type="string"><default>single</default></key>"""
+INSIDE = """<node id="x"/><node id="y"><data key="f">1.5</data><data key="a">4</data></node>
+<node id="z"/><edge source="x" target="y"/><edge source="y" target="z"><data key="s">double</data>
+</edge>"""
+
+
+def samples_of(folder: Path, *, keys: str = KEYS, after: str = "", **options: Any) -> list[Any]:
+    inside = options.pop("inside", INSIDE)
+    for name in "ab":
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        text = GRAPHML.format(keys=keys, inside=inside, after=after)
+        (folder / name / "0.graphml").write_text(text)
+    return GraphFolder(str(folder), classes=["a", "b"], batch_size=2, **options)._read_graphml()
+
+
+def test_defaults_of_graphml_are_values(tmp_path: Path) -> None:
+    sample = samples_of(tmp_path, node_features=["f", "a"], edge_type="s")[0]
+    assert sample["x"].tolist() == [[7, 3], [1.5, 4], [7, 3]]
+    assert sample["edge_index"].tolist() == [[0, 1, 1, 2], [1, 2, 0, 1]]
+    assert sample["edge_attr"].tolist() == [1, 0, 1, 0]  # double, single
+    sample = samples_of(tmp_path, edge_features=["a"])[0]
+    assert sample["edge_attr"].tolist() == [[3]] * 4
+    (tmp_path / "0.graphml").write_text((tmp_path / "a" / "0.graphml").read_text())
+    data = GraphFolder(str(tmp_path), target="a", batch_size=2)
+    assert [float(sample["target"]) for sample in data._read_graphml()] == [3]
+    # A file without a default, and one whose elements have no namespace, are read as by networkx
+    plain = GRAPHML.format(keys="", inside=INSIDE, after="").split("?>")[1]
+    plain = re.sub(r' xmlns="[^"]*"|<data.*?</data>', "", plain)
+    (tmp_path / "0.graphml").write_text(plain)
+    theirs, ours = (read(tmp_path / "0.graphml") for read in (networkx.read_graphml, read_graphml))
+    assert ours.nodes == theirs.nodes == {"x": {}, "y": {}, "z": {}} and ours.edges == theirs.edges
+
+
+SECOND = '<graph edgedefault="undirected"><node id="q"/></graph>'
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"after": SECOND}, "it holds 2 graphs; one was expected"),
+        ({"inside": f'<node id="x">{SECOND}</node>'}, "it holds 2 graphs; one was expected"),
+        ({"inside": '<node id="x"/><edge source="x" target="q"/>'}, "the target 'q', which is no"),
+        ({"inside": '<node id="x"/><edge target="x"/>'}, "the source None, which is no node"),
+        ({"inside": '<node id="x"/><node id="x"/>'}, "it declares the node 'x' 2 times"),
+        (
+            {"inside": INSIDE + '<edge id="1" source="x" target="z"/>' * 2},
+            "it declares the edge '1' 2 times",
+        ),
+        (
+            {"keys": KEYS + '<key id="g" for="node" attr.name="f" attr.type="double"/>'},
+            "it declares the attribute 'f' 2 times",
+        ),
+        (
+            {"inside": '<node id="x"><data key="f">1</data><data key="f">2</data></node>'},
+            "the node 'x' has two values of one attribute",
+        ),
+        (
+            {
+                "inside": INSIDE + '<edge source="x" target="z"><data key="k">1</data></edge>' * 2,
+                "keys": KEYS + '<key id="k" for="edge" attr.name="key" attr.type="string"/>',
+            },
+            "3 of its 4 edges can be told apart",
+        ),
+        ({"inside": INSIDE + "<hyperedge/>"}, "doesn't support hyperedges"),
+        ({"keys": KEYS.replace(">7<", "><")}, "0.graphml is no GraphML that can be read: "),
+    ],
+)
+def test_graphml_that_networkx_would_read_in_part(
+    changes: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        samples_of(tmp_path, **changes)

@@ -130,7 +130,7 @@ def test_labelled_rows_are_read_and_what_is_wrong_is_named(
         written = csv.writer(file, dialect=dialect)
         written.writerows([["id", "label", "text"], [1, "short"], [2, "", "none"], []])
         written.writerows([3, "ab"[len(text) % 2], text] for text in texts)
-    given: dict[str, Any] = {**SETTINGS, "root": str(path), "classes": ["b", "a"]}
+    given: dict[str, Any] = {**SETTINGS, "root": str(path), "classes": ["b", "a"], "quotes": True}
     wrong = "2 of 64 rows.* not 3 columns with a label: line 2 has 2 columns; line 3 has no label"
     with pytest.raises(UsageError, match=wrong):
         LabelledFile(**given).load()
@@ -149,9 +149,66 @@ def test_labelled_rows_are_read_and_what_is_wrong_is_named(
     ):
         with pytest.raises(UsageError, match=message):
             LabelledFile(**{**given, "malformed": "leave_out", **options}).load()
-    path.write_text('text,label\n"' + 200_000 * "x" + '",a\n')
-    with pytest.raises(UsageError, match="cannot be read beyond line 2: field larger"):
-        LabelledFile(**given).load()
+
+
+def rows_of(path: Path, content: str, **options: Any) -> list[Labelled]:
+    path.write_text(content)
+    return LabelledFile(root=str(path), classes=["pos", "neg"], **SETTINGS, **options).rows()
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong", "left"),
+    [
+        # A quote too many, with and without another one far below that seems to close it
+        ('a,pos\n"b,neg\nc,pos\nd,neg\n', r"1 of 4 rows.*line 3: its quotes ....", "acd"),
+        ('a,pos\n"b,neg\nc,pos\n"d,neg\ne,pos\n', "2 of 5.*line 3: .*; line 5: ", "ace"),
+        ('a,pos\n"b" x,neg\nc,pos\n', "1 of 3 rows.*line 3: ", "ac"),
+        # This is a CSV file without a fault, of two rows, and yet nobody's
+        ('a,pos\n"b,neg\nc,pos\nd",neg\n', "1 of 2.*line 3 has a quote that closes after li", "a"),
+        ('a,pos\n"b,neg\nc",neg\n', "1 of 2 rows.*closes after line 3, itself a row", "a"),
+    ],
+)
+def test_quotes_that_are_not_balanced_hide_no_row(
+    tmp_path: Path, content: str, wrong: str, left: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    with pytest.raises(UsageError, match=wrong):
+        rows_of(path, "text,label\n" + content)
+    rows = rows_of(path, "text,label\n" + content, malformed="leave_out")
+    assert "".join(row.text for row in rows) == left
+    swapped = "".join(",".join(line.split(",")[::-1]) + "\n" for line in content.splitlines())
+    if "after" not in wrong:
+        with pytest.raises(UsageError, match=wrong):
+            rows_of(path, "label,text\n" + swapped)
+
+
+def test_quoted_texts_of_several_lines_and_of_any_length(tmp_path: Path) -> None:
+    path, long = tmp_path / "rows.csv", "x" * 200_000
+    for content in (
+        f'text,label\n"Dear all,\n""yes"", she said\n\nbye",neg\n{long},pos\n',
+        f'label,text\nneg,"Dear all,\n""yes"", she said\n\nbye"\npos,{long}\n',
+    ):
+        rows = rows_of(path, content)
+        assert rows == [('Dear all,\n"yes", she said\n\nbye', "neg"), (long, "pos")]
+    assert rows_of(path, 'text,label\n"a,pos\nb",neg\n', quotes=False) == [
+        ('"a', "pos"),
+        ('b"', "neg"),
+    ]
+
+
+def test_quotes_are_text_where_tabs_separate(tmp_path: Path) -> None:
+    path, content = tmp_path / "rows.tsv", 'text\tlabel\n"a\tpos\nb\tneg\n"c" d\tpos\n'
+    texts = [('"a', "pos"), ("b", "neg"), ('"c" d', "pos")]
+    assert rows_of(path, content) == texts
+    with pytest.raises(UsageError, match="line 2: its quotes"):
+        rows_of(path, content, quotes=True)
+
+
+def test_what_is_named_twice_is_refused(tmp_path: Path) -> None:
+    for header, argument in (("text,label,text", "text"), ("label,text,label", "label")):
+        with pytest.raises(UsageError, match=f"data.{argument}: .* column '{argument}' 2 times"):
+            rows_of(tmp_path / "rows.csv", f"{header}\na,b,c\n")
+    assert rows_of(tmp_path / "rows.csv", "text,,label,\na,b,pos,d\n") == [("a", "pos")]
 
 
 def test_pairs_of_one_source_go_into_one_part() -> None:

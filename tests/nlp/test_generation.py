@@ -1,7 +1,11 @@
 """Generation: as transformers does it, and the same with and without a cache."""
 
+import math
+import threading
+from collections.abc import Callable
 from typing import Any, get_args
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from nlp import Seq2SeqTransformer, TextDecoder, generate, pad
+from nlp import Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer, generate, pad
 from nlp.embeddings import Positions
 from nlp.logits import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
 from tests.nlp.gpt2 import ENDS, VOCABULARY, models
@@ -69,6 +73,7 @@ def of_transformers(options: dict[str, Any]) -> list[list[int]]:
     ids=str,
 )
 def test_texts_are_those_of_transformers(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    models()  # whose weights are drawn, once
     torch.manual_seed(5)
     expected = of_transformers({"top_k": 0, **theirs} if theirs["do_sample"] else theirs)
     ids, lengths = prompts()
@@ -176,6 +181,57 @@ def test_a_model_in_training_generates_without_dropout_and_stays_in_training() -
     assert model.training and not first.requires_grad
 
 
+def generating() -> tuple[Any, str, Callable[[], list[Any]]]:
+    model = TextDecoder(300, 16, 2, 2, dropout=0.9)
+    return model, "next_scores", lambda: model.generate(torch.arange(5), max_tokens=20)[0].tolist()
+
+
+def translating() -> tuple[Any, str, Callable[[], list[Any]]]:
+    model = Seq2SeqTransformer(300, 16, 1, 2, dropout=0.9)
+    options = {"start": 1, "max_tokens": 20, "beams": 2}
+    return model, "encode", lambda: model.generate(torch.arange(5), **options)[0].tolist()
+
+
+def embedding() -> tuple[Any, str, Callable[[], list[Any]]]:
+    pytest.importorskip("tokenizers")
+    tokenizer = Tokenizer.train(["a"], 300)
+    model = TextEncoder(300, 16, 1, 2, classes=2, dropout=0.9)
+    return model, "encode", lambda: model.embed(["abc", "d"], tokenizer).tolist()
+
+
+@pytest.mark.parametrize("make", [generating, translating, embedding])
+def test_threads_leave_each_part_of_a_model_in_the_mode_it_had(make: Any) -> None:
+    """Three of them begin one after another, and end so, each when the next has begun."""
+    model, name, work = make()
+    expected = work()
+    list(model.modules())[-1].eval()  # as of a part that is frozen
+    modes = [module.training for module in model.modules()]
+    assert True in modes and False in modes
+    method, found = getattr(model, name), {}
+    begun, going = ([threading.Event() for _ in range(3)] for _ in range(2))
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        order = int(threading.current_thread().name)
+        begun[order].set()
+        assert going[order].wait(60)
+        return method(*arguments, **options)
+
+    def run(order: int) -> None:
+        found[order] = work()
+
+    setattr(model, name, waiting)
+    threads = [threading.Thread(target=run, args=(n,), name=str(n)) for n in range(3)]
+    for order, thread in enumerate(threads):
+        thread.start()
+        assert begun[order].wait(60)
+    for order, thread in enumerate(threads):
+        assert not any(module.training for module in model.modules())
+        going[order].set()
+        thread.join()
+    assert found == dict.fromkeys(range(3), expected)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_every_stop_token_ends_a_text_and_is_left_out() -> None:
     _, model = models()
     ids, lengths = prompts()
@@ -198,12 +254,83 @@ def test_every_stop_token_ends_a_text_and_is_left_out() -> None:
         ({"beams": 2, "temperature": 1.0}, "beams=2 search and draw nothing"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
         ({"length_penalty": 2.0}, "length_penalty=2.0 is of beam search, but beams=1"),
+        ({"temperature": math.inf}, "temperature must be at least 0, and finite, got inf"),
+        ({"temperature": math.nan}, "temperature must be at least 0, and finite, got nan"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty must be above 0, and finite"),
+        ({"length_penalty": math.nan, "beams": 2}, "length_penalty must be a number, .* got nan"),
+        ({"length_penalty": math.inf, "beams": 2}, "length_penalty must be a number, .* got inf"),
+        ({"length_penalty": 1e3, "beams": 2}, "length_penalty must be .* float32, got 1000"),
+        ({"max_tokens": 2.0}, "max_tokens must be an integer of at least 1, got 2.0"),
+        ({"top_k": 1.5, "temperature": 1}, "top_k must be an integer of at least 1, or None, got"),
+        ({"beams": True}, "beams must be an integer of at least 1, got True"),
+        ({"side": "up"}, "side must be 'right' or 'left', got 'up'"),
+        (
+            {"stop": VOCABULARY, "max_tokens": 5},
+            f"stop: there is no token {VOCABULARY}; the model has {VOCABULARY}",
+        ),
+        (
+            {"stop": [3, 999], "beams": 2, "max_tokens": 5},
+            "stop: there is no token 999; the model has",
+        ),
+        ({"stop": -1}, "stop must be ids of tokens, from 0 on, got -1"),
+        ({"stop": "</s>"}, "stop must be the id of a token, or several ids, got '</s>'"),
+        ({"stop": None}, "stop must be the id of a token, or several ids, got None"),
+        ({"stop": 1.5}, "stop must be the id of a token, or several ids, got 1.5"),
+        ({"stop": [True]}, r"stop must be the id of a token, or several ids, got \[True\]"),
         ({"max_tokens": 65}, "9 tokens, and max_tokens=65 more need 73 positions: .* has 64"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         models()[1].generate(*prompts(), **options)
+
+
+def test_lengths_are_a_tensor_and_a_side_is_one_of_two() -> None:
+    model = models()[1]
+    with pytest.raises(TypeError, match="lengths must be a tensor, got list"):
+        model.generate(torch.arange(3), [3])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="side must be 'right' or 'left', got 'up'"):
+        model(torch.arange(3)[None], side="up")
+
+
+def test_a_stop_token_may_be_any_integer() -> None:
+    model, (ids, lengths) = models()[1], prompts()
+    expected = [text.tolist() for text in model.generate(ids, lengths, max_tokens=10, stop=ENDS)]
+    stops: list[Any] = [torch.tensor(ENDS), numpy.array(ENDS), tuple(numpy.array(ENDS)), set(ENDS)]
+    for stop in stops:
+        texts = model.generate(ids, lengths, max_tokens=10, stop=stop)
+        assert [text.tolist() for text in texts] == expected
+    one = [model.generate(ids, lengths, max_tokens=10, stop=stop) for stop in (ENDS[0], [ENDS[0]])]
+    for stop in (torch.tensor(ENDS[0]), numpy.int64(ENDS[0])):
+        one.append(model.generate(ids, lengths, max_tokens=10, stop=stop))  # type: ignore[arg-type]
+    assert all([text.tolist() for text in texts] == [t.tolist() for t in one[0]] for texts in one)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"beams": 2}], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_tell_no_token_are_named(value: float, options: dict[str, Any]) -> None:
+    model = TextDecoder(20, 16, 1, 2)
+    next_scores, calls = model.next_scores, []
+
+    def broken(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        scores = next_scores(*arguments)
+        if len(calls) == 3:  # of one text: a single NaN, or -inf throughout
+            scores[1, ... if value < 0 else 7] = value
+        return scores
+
+    model.next_scores = broken  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="the model's scores of new token 2 are NaN or infinite"):
+        model.generate(torch.zeros(2, 3).long(), max_tokens=5, **options)
+    assert len(calls) == 3
+
+
+def test_a_temperature_too_small_to_divide_by_takes_the_likeliest_token() -> None:
+    model, (ids, lengths) = models()[1], prompts()
+    expected = [text.tolist() for text in model.generate(ids, lengths, max_tokens=5)]
+    for temperature in (1e-45, 1e-38, 1e-29):
+        texts = model.generate(ids, lengths, max_tokens=5, temperature=temperature)
+        assert [text.tolist() for text in texts] == expected
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -46,6 +46,39 @@ def test_texts_are_read_from_three_kinds_of_files(tmp_path: Path) -> None:
     }
 
 
+def test_texts_that_are_too_long_cost_no_other(tmp_path: Path) -> None:
+    long, fits = "a" * 200_000, "\u00e9" * 100_000
+    texts = ["good", long, fits, "bad"]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    (tmp_path / "b.csv").write_text("\n".join(["text", *texts]))
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": t, "n": 1}) for t in texts))
+    data = TweetSentiment(vocabulary=300, batch_size=2)
+    data.encode = lambda texts: [[len(text)] for text in texts]  # type: ignore[method-assign]
+
+    def read() -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, raw in data.inputs(tmp_path):
+            try:
+                if isinstance(raw, Exception):
+                    raise raw
+                found[name] = int(data.read(raw)["ids"])
+            except ValueError as error:
+                found[name] = str(error)
+        return found
+
+    more = "it has more than 100,000 characters; data.largest_input says how many are read"
+    sizes = [4, more, 100_000, 3]
+    lines = [f"a.txt:{n}" for n in range(1, 5)]
+    lines += [f"b.csv:{n}" for n in range(2, 6)] + [f"c.jsonl:{n}" for n in range(1, 5)]
+    assert read() == dict(zip(lines, sizes * 3, strict=True))
+    data.whole_files, data.largest_input = True, 300_010
+    assert read()["a.txt"] == 300_010
+    data.largest_input -= 1
+    assert read()["a.txt"] == more.replace("100,000", "300,009")
+    with pytest.raises(UsageError, match="data.largest_input must be an integer of at least 1"):
+        TweetSentiment(vocabulary=300, batch_size=2, largest_input=0)
+
+
 def test_a_run_without_its_tokenizer_says_so() -> None:
     with pytest.raises(UsageError, match="it has no tokenizer.json"):
         TweetSentiment(vocabulary=300, batch_size=2).setup("predict")

@@ -250,7 +250,10 @@ def test_the_example_counts_bits_as_it_says(
     ("options", "words"),
     [
         ({"beam": 4}, "task.generation: .*unexpected keyword argument 'beam'"),
-        ({"temperature": -1}, "task.generation: temperature must be at least 0, got -1"),
+        (
+            {"temperature": -1},
+            "task.generation: temperature must be at least 0, and finite, got -1",
+        ),
         ({"top_p": 0.9}, "task.generation: top_p say what to draw from"),
         ({"max_tokens": 33}, "task.generation: .* max_tokens=33 more need 33 positions: .* has 32"),
     ],

@@ -18,7 +18,7 @@ pytest.importorskip("tokenizers")
 import tokenizers
 
 from nlp.data.pairs import Pairs
-from nlp.tokenizer import SMALLEST, Tokenizer
+from nlp.tokenizer import LONGEST_LEARNT, SMALLEST, Tokenizer
 
 TEXTS = ["the plane is late again", "the plane was on time, thanks!", "late, late, late 😡"] * 4
 
@@ -104,6 +104,22 @@ def test_word_pieces_are_learned_and_bytes_remain() -> None:
     # A byte within a word is another token than at its beginning
     first, later = tokenizer.encode(["xy", "yx"])
     assert set(first[1:]).isdisjoint(later[1:])
+
+
+def test_learning_cuts_words_that_take_its_square_and_reading_does_not() -> None:
+    """200,000 letters without a space had not been learned from after two minutes."""
+    learned = Tokenizer.train(["a" * 40_000], 300)
+    assert max(learned.byte_counts()) == LONGEST_LEARNT == 1000
+    long = "a" * 200_000
+    learned = Tokenizer.train([long, "b" * 200_000], 300)
+    (ids,) = learned.encode([long])
+    assert learned.decode(ids) == long
+    # Up to that length a tokenizer is what it would be without a cut
+    texts = ["ab" * 500, "abc" * 333, *TEXTS]
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator(texts, 320, min_frequency=2, show_progress=False)
+    ours = json.loads(Tokenizer.train(texts, 320).to_json())["model"]["merges"]
+    assert ours and ours == json.loads(theirs.to_str())["model"]["merges"][: len(ours)]
 
 
 def test_an_id_of_no_token_is_shown_as_its_number() -> None:

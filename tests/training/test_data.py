@@ -213,6 +213,19 @@ def test_no_worker_outlives_the_training(tmp_path: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["pos", "pos"], "data.classes names 'pos' more than once, got"),
+        ([1, "neg", "1"], "data.classes names '1' more than once, got"),
+        ("pos", "data.classes must be a list of names, got 'pos'"),
+    ],
+)
+def test_classes_are_a_list_of_names(classes: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DataModule(batch_size=1, classes=classes)
+
+
 def test_a_missing_package_names_the_extra() -> None:
     require("torch")
     with pytest.raises(UsageError, match=r"pip install 'attention-core\[data\]'"):

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import resource
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 from attention_core.training import Task, UsageError, evaluate, train
 from attention_core.training.data import DataModule
 from attention_core.training.inputs import csv_rows, files, json_lines, json_object, text_lines
-from attention_core.training.predict import _predicted, load_trained, predict
+from attention_core.training.predict import _predicted, _sample, load_trained, predict
 from tests.command_line import attn
 from tests.training.conftest import CONF, Compose
 
@@ -285,9 +287,6 @@ def test_lines_rows_and_objects(tmp_path: Path) -> None:
         ("f:3", "two\nlines"),
         ("f:4", "b"),
     ]
-    path.write_text('text\n"' + "x" * 200_000 + '"\n')
-    ((name, error),) = csv_rows("f", path, ["text"])
-    assert name == "f" and "field larger than field limit" in str(error)
     path.write_bytes(b'{"a": 1}\n\n \n[1]\n')
     (first, (name, second)) = json_lines("f", path)
     assert first == ("f:1", b'{"a": 1}\n') and name == "f:4"
@@ -298,9 +297,153 @@ def test_lines_rows_and_objects(tmp_path: Path) -> None:
         (b'{"a": ', "it is no JSON: "),
         (b"\xff\xfe\xfa", "it is no JSON: "),
         (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"a": 1, "b": 2, "b": 3}', "the key 'b' comes 2 times"),
     ):
         with pytest.raises(ValueError, match=message):
             json_object(line, ["b"])
+
+
+def test_a_row_that_cannot_be_read_costs_no_other(tmp_path: Path) -> None:
+    def read(content: str, **options: Any) -> dict[str, str]:
+        path.write_text(content, newline="")
+        return {
+            name: f"! {row}" if isinstance(row, Exception) else row["text"]
+            for name, row in csv_rows("f", path, ["text"], **options)
+        }
+
+    path, balanced = tmp_path / "file.csv", '! its quotes (") are not balanced: '
+    end, within = f"{balanced}unexpected end of data", f"{balanced}',' expected after '\"'"
+    long = "x" * 200_000
+    assert read(f'text\n"{long}"\nb\n') == {"f:2": long, "f:3": "b"}
+    assert read('text\r\na\r\n"b\r\nc\r\n\r\nd') == {
+        "f:2": "a",
+        "f:3": end,
+        "f:4": "c",
+        "f:6": "d",
+    }
+    assert read('text\n"a\nb\n"c" d\n"e\nf"\n') == {
+        "f:2": within,
+        "f:3": "b",
+        "f:4": within,
+        "f:6": "e\nf",
+    }
+    assert read("text,n\na,1\nb, c,2\n") == {
+        "f:2": "a",
+        "f:3": "! it has 3 cells, but there are 2 columns",
+    }
+    assert read("text\n" + 'x","y\n' * 20_000) == dict.fromkeys(
+        (f"f:{line}" for line in range(2, 20_002)), end
+    )  # each line but twice, or this would take half an hour
+    assert read("text,n,text\na,1,b\n") == {"f": "! its first line names the column 'text' 2 times"}
+    assert read('te"xt\n"text\na\n') == {
+        "f": "! it has no column 'text'; its first line names 'te\"xt'"
+    }
+
+
+def test_an_input_that_is_too_large_is_read_no_further(tmp_path: Path) -> None:
+    def read(content: str, items: Any, **options: Any) -> dict[str, Any]:
+        path.write_text(content, newline="")
+        found = items("f", path, *options.pop("columns", ()), **options)
+        return {name: str(one) if isinstance(one, Exception) else one for name, one in found}
+
+    path, long = tmp_path / "file", "x" * 200_000
+    more = "it has more than 10 {}; data.largest_input says how many are read"
+    chars, size = more.format("characters"), more.format("bytes")
+    for end in ("\n", "\r\n"):
+        content = end.join(["a", long, "x" * 10, "x" * 11, f"y{' ' * 50}z", "b"])
+        assert read(content, text_lines, largest=10) == {
+            "f:1": "a",
+            "f:2": chars,
+            "f:3": "x" * 10,
+            "f:4": chars,
+            "f:5": chars,
+            "f:6": "b",
+        }
+        content = end.join(
+            ["text", "a", f'"{long}"', f'"b{end}{long}"', '"c', "12345678", 'd"', "e"]
+        )
+        assert read(content, csv_rows, columns=[["text"]], largest=10) == {
+            "f:2": {"text": "a"},
+            "f:3": chars,
+            "f:4": chars,
+            "f:5": chars,
+            "f:6": chars,
+            "f:7": {"text": "12345678"},
+            "f:8": {"text": 'd"'},
+            "f:9": {"text": "e"},
+        }
+    content = '{"a": 1}\n{"a": "' + long + '"}\n\n[2]'
+    assert read(content, json_lines, largest=10) == {
+        "f:1": b'{"a": 1}\n',
+        "f:2": size,
+        "f:4": b"[2]",
+    }
+
+
+def test_what_is_no_file_is_an_error_of_its_own(run: Path, tmp_path: Path) -> None:
+    """A named pipe that nobody writes to would be waited for, and a device has no end."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.csv", "d.csv"):
+        write_points(folder / name, [(0, 1)])
+    os.mkfifo(folder / "b.csv")
+    (folder / "c.csv").symlink_to("/dev/zero")
+    assert predict(run, folder, tmp_path / "rows.jsonl") == 2
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert [row["input"] for row in rows] == ["a.csv:2", "b.csv", "c.csv", "d.csv:2"]
+    assert rows[1]["error"] == "it is no file, but a named pipe"
+    assert rows[2]["error"] == "it is no file, but a device"
+    for items in (text_lines, json_lines):
+        ((_, error),) = items("b", folder / "b.csv")
+        assert str(error) == "it is no file, but a named pipe"
+    # Of a path that a domain reads itself
+    data = DataModule(batch_size=1)
+    data.read = lambda path: path.read_text()  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="it is no file, but a named pipe"):
+        _sample(data, folder / "b.csv")
+
+
+def test_memory_that_an_input_does_not_get_costs_no_other(run: Path) -> None:
+    data, task = load_trained(run)
+
+    def read(raw: int) -> dict[str, Tensor]:
+        if raw == 1:
+            raise MemoryError
+        if raw == 2:
+            raise RuntimeError("can't allocate memory")
+        return {"points": torch.zeros(2)}
+
+    data.inputs = lambda path: ((str(n), n) for n in range(4))  # type: ignore[method-assign]
+    data.read = read  # type: ignore[method-assign]
+    rows = [row for rows in _predicted(data, task, Path("anything")) for row in rows]
+    errors = [row.get("error") for row in rows]
+    assert errors == [None, "MemoryError", "can't allocate memory", None]
+
+
+def test_an_output_that_cannot_be_written_is_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_points(tmp_path / "points.csv", torch.rand(400, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr("attention_core.training.predict.load_trained", lambda path: 1 / 0)
+        with pytest.raises(UsageError, match="output: '/proc/rows.csv' cannot be written: "):
+            predict(run, source, Path("/proc/rows.csv"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("rows.csv", "rows.jsonl"):
+        # A file that may grow no further, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+        try:
+            with pytest.raises(UsageError, match=f"output: '.*{name}' cannot be written: File too"):
+                predict(run, source, tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / name).stat().st_size == 5_000
+    for buffering in (1, -1):  # one line, which is the header, or many
+        full = open("/dev/full", "w", buffering)  # noqa: SIM115
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(UsageError, match="'standard output' cannot be written: No space left"):
+            predict(run, source, None)
+        full.close()  # without a word of what it still holds
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_of_its_own(tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ class ImageFolder(Pictures):
         found = class_folders(self.root)
         self.classes = self.classes or found
         parts = self.root if not (self.root / "train").is_dir() else self.root / "train"
-        train = _Files(parts, self.classes, self.root)
+        train = _Files(parts, self.classes, self.root, self.largest_input)
         others = [
-            _Files(self.root / part, self.classes, self.root)
+            _Files(self.root / part, self.classes, self.root, self.largest_input)
             if parts != self.root and (self.root / part).is_dir()
             else None
             for part in ("val", "test")
@@ -58,10 +58,11 @@ class _Files:
         folder: has a folder for each class. A part other than training may lack some.
         classes: their names.
         root: of the data set, below which images are named.
+        largest: how many pixels an image may have.
     """
 
-    def __init__(self, folder: Path, classes: Sequence[str], root: Path) -> None:
-        self.root = root
+    def __init__(self, folder: Path, classes: Sequence[str], root: Path, largest: int) -> None:
+        self.root, self.largest = root, largest
         self.paths: list[Path] = []
         self.targets: list[int] = []
         have = class_folders(folder)
@@ -90,7 +91,7 @@ class _Files:
             self.targets += [label] * len(paths)
 
     def open(self, index: int) -> Image:
-        return open_image(self.paths[index])
+        return open_image(self.paths[index], self.largest)
 
     def name(self, index: int) -> str:
         return self.paths[index].relative_to(self.root).as_posix()

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from attention_core.training import DataModule, require
-from attention_core.training.inputs import files
+from attention_core.training.errors import too_large
+from attention_core.training.inputs import check_file, files
 from vision.data.memory import Images, Sample
-from vision.data.reading import IMAGES, open_image
+from vision.data.reading import IMAGES, LARGEST, open_image
 
 
 class Handwriting(DataModule):
@@ -25,7 +26,8 @@ class Handwriting(DataModule):
     `attn predict` reads images, each of one digit, and arrays of them: one file, or those below a
     folder. An image is made what the data set is, whether its ink is dark or bright: see
     `digit_from_image`. A .npy file holds images as the model gets them, (N, side, side) or
-    (side, side), bright ink in [0, 1].
+    (side, side), bright ink in [0, 1]. `largest_input` counts pixels, also those of the square that
+    a digit is centred in, and by default is 50 million.
 
     Args:
         rotation: largest angle in degrees.
@@ -37,6 +39,7 @@ class Handwriting(DataModule):
     #: Pixels of an image along either axis, and of these of what is written at most.
     side: ClassVar[int]
     ink: ClassVar[int]
+    largest_input = LARGEST
 
     def __init__(self, *, rotation: float, scale: float, shift: float, **settings: Any) -> None:
         super().__init__(**settings)
@@ -80,7 +83,7 @@ class Handwriting(DataModule):
 
     def read(self, raw: Path | numpy.ndarray) -> Sample:
         if isinstance(raw, Path):
-            return {"image": digit_from_image(raw, self.side, self.ink)}
+            return {"image": digit_from_image(raw, self.side, self.ink, self.largest_input)}
         image = torch.from_numpy(numpy.array(raw, dtype=numpy.float32))[None]  # from disk, once
         if not bool(((image >= 0) & (image <= 1)).all()):
             raise ValueError(
@@ -92,7 +95,7 @@ class Handwriting(DataModule):
 
 def _open_array(path: Path, side: int) -> numpy.ndarray:
     """The images (N, side, side) in a .npy file, left on disk."""
-    array = numpy.load(path, mmap_mode="r", allow_pickle=False)
+    array = numpy.load(check_file(path), mmap_mode="r", allow_pickle=False)
     fits = array.ndim in (2, 3) and array.shape[-2:] == (side, side)
     if not fits or array.dtype.kind not in "fiub":
         raise ValueError(
@@ -102,7 +105,7 @@ def _open_array(path: Path, side: int) -> numpy.ndarray:
     return array.reshape(-1, side, side)
 
 
-def digit_from_image(path: Path, side: int = 8, ink: int = 8) -> Tensor:
+def digit_from_image(path: Path, side: int = 8, ink: int = 8, largest: int = LARGEST) -> Tensor:
     """The image of one digit, of any size and colours, as a data set has it: (1, side, side),
     bright ink on black.
 
@@ -120,12 +123,13 @@ def digit_from_image(path: Path, side: int = 8, ink: int = 8) -> Tensor:
         path: a file that Pillow reads.
         side: pixels of the image along either axis.
         ink: of these, what the longer side of the digit takes.
+        largest: how many pixels the image may have, and the square around the digit.
 
     Raises:
-        ValueError: the file is no image that Pillow reads, or shows nothing.
+        ValueError: the file is no image that Pillow reads, is larger, or shows nothing.
     """
-    image = open_image(path)
-    depth = 65535 if image.mode.startswith("I") else 255
+    image = open_image(path, largest)
+    depth = 65535 if image.mode == "I;16" else 255
     gray = numpy.array(image if depth > 255 else image.convert("L"), numpy.float32) / depth
     border = numpy.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = float(numpy.median(border))
@@ -141,6 +145,8 @@ def digit_from_image(path: Path, side: int = 8, ink: int = 8) -> Tensor:
     shown = shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = shown.shape
     longer = max(height, width)
+    if longer**2 > largest:
+        raise too_large(largest, f"pixels: a digit of {width:,} × {height:,} in a square")
     square = numpy.zeros((longer, longer), numpy.float32)
     top, left = (longer - height) // 2, (longer - width) // 2
     square[top : top + height, left : left + width] = shown

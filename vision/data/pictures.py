@@ -17,7 +17,7 @@ from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
 from vision.data.memory import Sample
 from vision.data.preparation import Preparation
-from vision.data.reading import IMAGES, open_image
+from vision.data.reading import IMAGES, LARGEST, open_image
 
 #: A part that a data set does not have is taken off its training part: so much of it for the test,
 #: and so much of the rest for validation.
@@ -43,7 +43,9 @@ class Pictures(DataModule):
     (B, C, H, W), float32, and `target` (B,). Without `size`, `image` is a list of B tensors
     (C, H, W), which a `VisionTransformer` packs into one row of tokens.
 
-    `attn predict` reads image files: one, or those below a folder.
+    `attn predict` reads image files: one, or those below a folder. `largest_input` counts pixels,
+    those of a file and those that it is resized to before it is cut, and by default is 50 million.
+    It holds for training as well.
 
     Args:
         size, crop, multiple, longest, channels, normalize, augment: see `Preparation`. `augment`
@@ -53,6 +55,8 @@ class Pictures(DataModule):
             name it on the terminal.
         settings: those of `DataModule`.
     """
+
+    largest_input = LARGEST
 
     def __init__(
         self,
@@ -69,7 +73,14 @@ class Pictures(DataModule):
     ) -> None:
         super().__init__(**settings)
         self.prepare = Preparation(
-            size, crop, multiple, longest, channels, normalize, augment or {}
+            size,
+            crop,
+            multiple,
+            longest,
+            channels,
+            normalize,
+            augment or {},
+            self.largest_input,
         )
         if corrupted not in ("raise", "skip"):
             raise UsageError(f"data.corrupted must be 'raise' or 'skip', got {corrupted!r}.")
@@ -117,7 +128,7 @@ class Pictures(DataModule):
         yield from files(path, IMAGES)
 
     def read(self, raw: Path) -> Sample:
-        return {"image": self.prepare(open_image(raw))}
+        return {"image": self.prepare(open_image(raw, self.largest_input))}
 
 
 class PictureSet(torch.utils.data.Dataset[Sample]):

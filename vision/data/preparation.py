@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from attention_core.training import UsageError
-from attention_core.training.errors import did_you_mean
-from vision.data.reading import in_channels
+from attention_core.training.errors import did_you_mean, too_large
+from vision.data.reading import LARGEST, in_channels
 from vision.embeddings import pair
 
 #: Mean and standard deviation of each channel that pretrained models were trained with: most of
@@ -45,6 +45,7 @@ class Preparation:
             deviation, each a number or one per channel. None keeps values in [0, 1].
         augment: transforms of training images by name, such as those of torchvision.transforms.v2,
             in their order; None leaves one out. They get bytes, (C, H, W).
+        largest: how many pixels an image may be resized to before it is cut.
 
     Raises:
         UsageError: an argument is wrong; the message names it.
@@ -57,6 +58,7 @@ class Preparation:
     channels: int | None = 3
     normalize: str | Sequence[Any] | None = None
     augment: Mapping[str, Callable[[Tensor], Tensor] | None] = field(default_factory=dict)
+    largest: int = LARGEST
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -80,7 +82,7 @@ class Preparation:
         """The tensor (C, H, W), float32, of an image.
 
         Raises:
-            ValueError: the image cannot be had in `channels`; the message says why.
+            ValueError: the image cannot be had in `channels` or in this size; the message says why.
         """
         pixels: Tensor = transforms.pil_to_tensor(in_channels(image, self.channels))
         if augmented:
@@ -102,7 +104,7 @@ class Preparation:
             else:
                 across = round(w / self.crop)
                 down = across * height // width
-            resized = _resize(pixels, max(down, h), max(across, w))
+            resized = self._resize(pixels, max(down, h), max(across, w))
             cut: Tensor = transforms.center_crop(resized, [h, w])
             return cut
         share = min(1.0, self.longest / max(height, width)) if self.longest else 1.0
@@ -111,7 +113,18 @@ class Preparation:
             self.multiple * int(min(most, max(1, round(side * share / self.multiple))))
             for side in (height, width)
         )
-        return _resize(pixels, down, across)
+        return self._resize(pixels, down, across)
+
+    def _resize(self, pixels: Tensor, height: int, width: int) -> Tensor:
+        if height * width > self.largest:
+            down, across = pixels.shape[-2:]
+            raise too_large(
+                self.largest, f"pixels: {across:,} × {down:,}, resized to {width:,} × {height:,}"
+            )
+        resized: Tensor = transforms.resize(
+            pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
+        return resized
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         given: Any = (0.0, 1.0) if self.normalize is None else self.normalize
@@ -139,10 +152,3 @@ class Preparation:
                 f"channels or for each of data.channels={self.channels}; got {self.normalize!r}."
             )
         return mean, deviation
-
-
-def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    resized: Tensor = transforms.resize(
-        pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
-    return resized
