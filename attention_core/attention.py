@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_core.backends import edges
 from attention_core.biases import Bias, DenseBias, as_bias
+from attention_core.finite import all_finite, isolated
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
 from attention_core.scores import Score
@@ -41,7 +42,9 @@ def attend(
     """Attention of queries to keys: softmax(scores) · values over the allowed pairs.
 
     The order on a score is scale, softcap, bias, mask, sink, softmax, dropout. A query with no
-    allowed key, such as padding, gives output 0, weights 0, log-sum-exp -inf and no gradient.
+    allowed key, such as padding, gives output 0, weights 0, log-sum-exp -inf and no gradient. NaN
+    or infinity in a query, or in a key or value that it may attend to, makes its row NaN, and no
+    row of another sample.
 
     Args:
         q: (B, Hq, Lq, D).
@@ -122,7 +125,11 @@ def attend(
         weights=return_weights is True,
         lse=return_lse,
     )
-    result = BACKENDS[plan.backend].run(plan, q, k, v, options)
+    run = BACKENDS[plan.backend].run
+    if all_finite(q, k, v):
+        result = run(plan, q, k, v, options)
+    else:
+        result = isolated(run, plan, q, k, v, options)
     asked: list[Any] = []
     if return_weights:
         by_pair = return_weights == "pairs"
