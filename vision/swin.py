@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
 from vision.windows import WindowAttention, pad_grid
 
@@ -38,7 +39,7 @@ class PatchMerging(nn.Module):
     ) -> None:
         super().__init__()
         self.order = norm
-        self.norm = nn.LayerNorm(4 * dim if norm == "pre" else 2 * dim, eps=eps)
+        self.norm = make_norm("layer", 4 * dim if norm == "pre" else 2 * dim, eps)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         nn.init.xavier_uniform_(self.reduction.weight)
 
@@ -167,7 +168,7 @@ class SwinTransformer(nn.Module):
                 f"{list(heads)}"
             )
         self.embedding = PatchEmbedding(patch, dim, channels=channels)
-        self.embedding_norm = nn.LayerNorm(dim, eps=eps)
+        self.embedding_norm = make_norm("layer", dim, eps)
         last = max(sum(depths) - 1, 1)
         rates = [drop_path * number / last for number in range(sum(depths))]
         self.stages: Sequence[SwinStage] = nn.ModuleList(  # type: ignore[assignment]
@@ -185,7 +186,7 @@ class SwinTransformer(nn.Module):
             for stage, depth in enumerate(depths)
         )
         width = dim * 2 ** (len(depths) - 1)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = make_norm("layer", width, eps)
         self.head = nn.Identity() if classes is None else nn.Linear(width, classes)
 
     @classmethod

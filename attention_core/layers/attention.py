@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
 from attention_core.layers.recorded import RecordedAttention
-from attention_core.layers.residual import Norm, make_norm
+from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
 from attention_core.planning import Plan, plan
 from attention_core.positions import Rotary, rotate
@@ -227,7 +227,7 @@ class MultiheadAttention(RecordedAttention):
             q = self.query_norm(q)
         if self.log_temperature is not None:
             # The published clamp keeps a temperature from running away
-            q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
+            q = unit(q) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
         edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
         out, _ = self.attend(
@@ -276,7 +276,7 @@ class MultiheadAttention(RecordedAttention):
         if self.key_norm is not None:
             k = self.key_norm(k)
         if self.log_temperature is not None:
-            k = F.normalize(k, dim=-1)
+            k = unit(k)
         appended = cache is not None and not is_context
         space = plan.job.spaces[0 if appended else 1]
         k = self._rotate(k, plan, space)

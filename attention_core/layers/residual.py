@@ -10,6 +10,7 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attention_core.spaces import Space
 
@@ -87,5 +88,39 @@ def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
         known = ", ".join(map(repr, get_args(Norm)))
         raise ValueError(f"norm_layer must be one of {known}; got {norm!r}")
     if norm == "rms":
-        return nn.RMSNorm(dim, eps=eps)
-    return nn.LayerNorm(dim, eps=eps, bias=norm == "layer")
+        return RMSNorm(dim, eps=eps)
+    return LayerNorm(dim, eps=eps, bias=norm == "layer")
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, with an eps that is a number in the dtype at hand: BERT's 1e-12 is 0 in float16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        eps = _at_least(self.eps, x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, with an eps that is a number in the dtype at hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight, _at_least(self.eps, x.dtype))
+
+
+def _at_least(eps: float, dtype: torch.dtype) -> float:
+    """eps, or the smallest number above 0 that `dtype` has."""
+    numbers = torch.finfo(dtype)
+    return max(eps, numbers.smallest_normal * numbers.eps)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return vectors x (..., D) at length 1, computed in float32 or better.
+
+    Vectors of 0, whose direction no one knows, stay 0 and get no gradient: 1 / eps, which torch
+    gives them, is more than float16 can hold.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    eps = max(1e-12, torch.finfo(x.dtype).tiny)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide / length.clamp(min=eps)).masked_fill(length < eps, 0).to(x.dtype)
