@@ -83,7 +83,7 @@ class SelfAttention(MultiheadAttention):
         local = self.local
         if local is not None:
             own = local.plan(x, plan.job.spaces, self.local_mask, backend=backend)
-            plan.once("local", lambda: own)
+            plan.job.notes["local"] = own
         return plan
 
     def forward(
@@ -121,7 +121,7 @@ class SelfAttention(MultiheadAttention):
             raise ValueError("a plan has its space, mask and backend; give either them or plan=")
         out = super().forward(x, bias=bias, plan=plan)
         if self.local is not None:
-            out = out + self.local(x, plan=plan.once("local", _unplanned))
+            out = out + self.local(x, plan=plan.once("local", lambda: _local(plan)))
         if self.degree_scale is not None:
             one, other = self.degree_scale.to(out.dtype)
             out = out * (one + other * _log_degree(plan.job.spaces[0]).to(out.dtype))
@@ -162,5 +162,9 @@ def _log_degree(space: Space) -> Tensor:
     return padded[space.nodes, None]
 
 
-def _unplanned() -> Plan:
-    raise ValueError("the plan was made by a layer without a local attention")
+def _local(plan: Plan) -> Plan:
+    """The plan of the local attention, for the forward pass of `plan`."""
+    own: Plan | None = plan.job.notes.get("local")
+    if own is None:
+        raise ValueError("the plan was made by a layer without a local attention")
+    return own.renewed()

@@ -13,6 +13,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.packing import (
@@ -45,6 +46,7 @@ class Graph(Space):
 
     _tokenwise: ClassVar[dict[str, int]] = Space._tokenwise | {"nodes": 1}
 
+    @lasting
     def __init__(
         self,
         edge_index: Tensor,

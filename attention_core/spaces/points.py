@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
     insert_special,
@@ -22,6 +23,7 @@ class Points(Space):
         special: tokens in front of each sample that sit nowhere.
     """
 
+    @lasting
     def __init__(
         self,
         coordinates: Tensor,

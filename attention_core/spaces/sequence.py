@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
     first_special,
@@ -28,6 +29,7 @@ class Sequence(Space):
 
     ordered = True
 
+    @lasting
     def __init__(
         self,
         length: int,
@@ -51,6 +53,7 @@ class Sequence(Space):
             self.size, self.start = (length,), (start,)
 
     @classmethod
+    @lasting
     def padded(
         cls,
         lengths: Iterable[int] | Tensor,
@@ -86,6 +89,7 @@ class Sequence(Space):
         return new
 
     @classmethod
+    @lasting
     def packed(
         cls,
         lengths: Iterable[int] | Tensor,

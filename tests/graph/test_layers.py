@@ -124,6 +124,19 @@ def test_further_ways_to_call(name: str) -> None:
         assert_equal_layers(mine, theirs, torch.randn(12, IN), edge_index, None)
 
 
+@pytest.mark.parametrize("name", CONVS)
+def test_training_after_inference_on_the_same_edges(name: str) -> None:
+    """As where a trainer validates first: what is known of an edge_index then serves training."""
+    mine, theirs = pair(name)
+    x, edge_index = torch.randn(12, IN), edges()
+    with torch.inference_mode():
+        mine(x, edge_index)
+        made = edge_index.clone()  # by a loader, in a loop that validates
+        mine(x, made)
+    assert_equal_layers(mine, theirs, x, edge_index, None)
+    mine(x, made).sum().backward()
+
+
 @pytest.mark.parametrize("sort_order", [None, "row", "col"])
 def test_edge_index_of_pyg(sort_order: str | None) -> None:
     mine, theirs = pair("GATv2Conv")

@@ -21,6 +21,7 @@ from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, looking
 from attention_core.biases import Bias
+from attention_core.lasting import lasting
 from attention_core.spaces import Graph, Pairs
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Prepared:
         terms = [term for term in (self.job.mask, self.job.bias) if term is not None]
         return any(term.traits(space) is None for term in terms for space in self.job.spaces)
 
+    @lasting
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
         """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
         spaces = self.job.spaces

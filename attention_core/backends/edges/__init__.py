@@ -11,6 +11,7 @@ from torch import Tensor
 from attention_core.backends.costs import Rate
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.lasting import lasting
 from attention_core.masks import Edges
 from attention_core.masks.algebra import PairList
 from attention_core.scores import AdditiveV2
@@ -84,6 +85,7 @@ class Prepared:
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
 
     @cached_property
+    @lasting
     def pairs(self) -> Pairs:
         """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
         csr, space = self.csr, self.job.spaces[1]
