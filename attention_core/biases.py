@@ -133,10 +133,22 @@ class _Rows(torch.autograd.Function):
     """Rows (..., H) of a table (rows, H). On a CPU the gradient is added up head by head, which is
     ten times as fast as row by row: rows are short, and there are as many as pairs."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
+    def forward(table: Tensor, row: Tensor) -> Tensor:
+        return nn.functional.embedding(row, table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        table, row = inputs
         ctx.save_for_backward(row)
+        ctx.save_for_forward(row)
         ctx.rows = len(table)
+
+    @staticmethod
+    def jvp(ctx: Any, table: Tensor, _: None) -> Tensor:
+        (row,) = ctx.saved_tensors
         return nn.functional.embedding(row, table)
 
     @staticmethod

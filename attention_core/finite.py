@@ -14,17 +14,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from attention_core.backends.derivatives import transformed
+
 if TYPE_CHECKING:
     from attention_core.planning import Options, Plan, Result
+
+
+def can_look(x: Tensor) -> bool:
+    """Return whether numbers can be looked at, at no cost but that of reading them."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 def all_finite(*tensors: Tensor) -> bool:
     """Return False where a number may be NaN or infinite, as far as that can be looked at.
 
     Only a CPU is looked at, as another device would have to be waited for, and not in a program
-    that is compiled or exported.
+    that is compiled, exported or transformed.
     """
-    if torch.compiler.is_compiling() or tensors[0].device.type != "cpu":
+    if not can_look(tensors[0]):
         return True
     # A sum is not finite if a number is not, and reads as fast as memory; one that overflows is
     # looked at more closely by `isolated`

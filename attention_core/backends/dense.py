@@ -5,14 +5,17 @@ Packed samples whose pairs nothing else restricts are attended one after the oth
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import reference
+from attention_core.backends import derivatives, reference
 from attention_core.backends.costs import Rate, looking
+from attention_core.finite import can_look
 from attention_core.masks import Causal
 
 if TYPE_CHECKING:
@@ -167,8 +170,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             outputs.append(_attended(own_q, own_k, own_v, mask, causal, options))
         # Joined as tokens of all heads, which is how layers go on
         output = torch.cat([one.transpose(1, 2) for one in outputs], dim=1).transpose(1, 2)
-    if torch.compiler.is_compiling() and q.device.type == "cpu":
-        # What `attend` does elsewhere, which a compiled program cannot: the kernel drops short rows
+    if q.device.type == "cpu" and torch.compiler.is_compiling():
+        # What `attend` does elsewhere, and a compiled program cannot: the kernel drops short rows
         # of NaN scores
         output = output.masked_fill(~q.detach().isfinite().all(-1, keepdim=True), torch.nan)
     if wrong is not None:
@@ -188,7 +191,11 @@ def _attended(
 ) -> Tensor:
     if options.sink is not None:
         mask, k, v = _with_sink(mask, q, k, v, options.sink)
-    with torch.autocast(q.device.type, enabled=False):  # which would round the bias
+    with (
+        torch.autocast(q.device.type, enabled=False),  # which would round the bias
+        # Fused kernels have first derivatives alone, and no tangents
+        sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext(),
+    ):
         output: Tensor = scaled_dot_product_attention(
             q,
             k,
@@ -199,6 +206,8 @@ def _attended(
             scale=options.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+    if output.requires_grad and not torch.compiler.is_compiling():
+        derivatives.refuse_second("dense", output)
     return output
 
 
@@ -224,11 +233,10 @@ def _biased(
     top = scores.detach().amax(-1, keepdim=True) if length else scores.new_full((), -torch.inf)
     empty, wrong = top == -torch.inf, ~(top < torch.inf)
     scores = scores.masked_fill(empty, 0).to(dtype)
-    shown = wrong.device.type == "cpu" and not torch.compiler.is_compiling()
     return (
         scores,
         empty if prepared.empty is None else empty | prepared.empty,
-        wrong if shown and bool(wrong.any()) else None,
+        wrong if can_look(wrong) and bool(wrong.any()) else None,
     )
 
 

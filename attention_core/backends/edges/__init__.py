@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.costs import Rate
+from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.lasting import lasting
@@ -226,6 +227,7 @@ def describe(job: Job, prepared: Prepared) -> str:
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     from attention_core.planning import Result
 
+    refuse_transforms("edges", (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         prepared: Prepared = plan.prepared
         csr, batch, heads, dtype = prepared.csr, len(q), q.shape[1], q.dtype
