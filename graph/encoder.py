@@ -63,8 +63,8 @@ class SelfAttention(MultiheadAttention):
         self.local_mask = local
         self.local: MultiheadAttention | None = None
         if local is not None:
-            bias = None if edge_bias is None else EdgeBias(heads, **edge_bias)
-            self.local = MultiheadAttention(dim, heads, bias=bias, **of_edges, **options)
+            options["bias"] = None if edge_bias is None else EdgeBias(heads, **edge_bias)
+            self.local = MultiheadAttention(dim, heads, **of_edges, **options)
         #: (2, D): a and b.
         self.degree_scale: nn.Parameter | None = None
         if degree_scaler:

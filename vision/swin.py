@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from attention_core.checks import check_options
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
 from vision.windows import WindowAttention, pad_grid
@@ -20,6 +21,14 @@ SWIN_PRESETS: dict[str, dict[str, Any]] = {
     "small": {"dim": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
     "base": {"dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
     "large": {"dim": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
+}
+
+
+#: Options of `Encoder` that are no options here.
+_ITS_OWN = {
+    "mask": "its masks are the windows of `window`",
+    "bias": "version 1 learns a table for each layer, version 2 a network",
+    "final_norm": "it normalises what the last stage gives",
 }
 
 
@@ -89,6 +98,7 @@ class SwinStage(Encoder):
         eps: float = 1e-5,
         **block: Any,
     ) -> None:
+        check_options(self, block, **_ITS_OWN)
         size = pair("window", window)
         shifted = Window(size, shift=(size[0] // 2, size[1] // 2))
         bias: list[Bias]
@@ -160,6 +170,7 @@ class SwinTransformer(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
+        check_options(self, block, merging="all stages but the last have it", **_ITS_OWN)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
         if not depths or len(depths) != len(heads):
