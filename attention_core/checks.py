@@ -20,15 +20,19 @@ def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -
         TypeError: an argument is no number.
         ValueError: it is a number, but not a whole one, or a smaller one.
     """
+    if torch.compiler.is_compiling():  # sizes are symbols there
+        return
+    alternative = ", or None" if or_none else ""
     for name, value in arguments.items():
+        # A size that an exported program leaves open is not looked at either
         if isinstance(value, torch.SymInt) or (or_none and value is None):
-            continue  # a size that an exported program leaves open is not looked at
-        is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
-        if is_whole and int(value) >= least:  # type: ignore[call-overload]
             continue
-        error = ValueError if is_whole or isinstance(value, float) else TypeError
-        what = f"must be {'None or ' if or_none else ''}a whole number of at least {least}"
-        raise error(f"{name} {what}, got {value!r}")
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            error = ValueError if isinstance(value, float) else TypeError
+            what = f"a whole number of at least {least}{alternative}"
+            raise error(f"{name} must be {what}, got {value!r}")
+        if int(value) < least:
+            raise ValueError(f"{name} must be at least {least}{alternative}, got {value!r}")
 
 
 def check_number(
@@ -44,6 +48,8 @@ def check_number(
         TypeError: an argument is no number.
         ValueError: it is NaN or infinite, or out of bounds.
     """
+    if torch.compiler.is_compiling():
+        return
     for name, value in arguments.items():
         if or_none and value is None:
             continue

@@ -88,15 +88,10 @@ def _wrong(x: Tensor) -> Tensor:
 class _Without(torch.autograd.Function):
     """Zeros in place of the `wrong` tokens; the gradient of those that are `seen` is NaN."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, wrong: Tensor, seen: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, wrong: Tensor, seen: Tensor) -> Tensor:
+        ctx.save_for_backward(seen)
         return x.masked_fill(wrong, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -22,6 +22,7 @@ from attention_core import (
     Space,
 )
 from attention_core.cache import LayerCache
+from attention_core.checks import check_whole
 from attention_core.planning import Plan
 
 Scores = Literal["dot", "additive", "additive_v2"]
@@ -54,6 +55,7 @@ class SelfAttention(MultiheadAttention):
         degree_scaler: bool = False,
         **options: Any,
     ) -> None:
+        check_whole(dim=dim, heads=heads)
         head_dim = options.get("head_dim") or dim // heads
         of_edges: dict[str, Any] = {
             "score": _score(score, heads, head_dim, edge_dim),

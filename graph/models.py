@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
-from attention_core.checks import check_options
+from attention_core.checks import check_options, check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
 from graph.encoder import GraphEncoder, Scores
@@ -116,6 +116,18 @@ class GraphTransformer(nn.Module):
         **encoder: Any,
     ) -> None:
         super().__init__()
+        check_whole(dim=dim, relations=relations)
+        check_whole(0, virtual_nodes=virtual_nodes)
+        check_whole(
+            classes=classes,
+            node_types=node_types,
+            node_features=node_features,
+            edge_types=edge_types,
+            edge_features=edge_features,
+            edge_dim=edge_dim,
+            expander_degree=expander_degree,
+            or_none=True,
+        )
         _check_outputs(level, classes, relations, pooling, virtual_nodes)
         self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
         self.embedding = NodeEmbedding(

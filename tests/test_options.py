@@ -130,3 +130,40 @@ def test_a_bias_of_a_graph_transformer(biases: dict[str, Any]) -> None:
         outputs.append(model(x, edge_index))
     assert not torch.allclose(outputs[0], outputs[1])
     torch.testing.assert_close(outputs[1], outputs[2])
+
+
+#: Sizes that each model names, which must be whole numbers of at least 1.
+SIZES = {
+    "VisionTransformer": ["dim", "depth", "heads", "classes", "channels", "hidden", "kv_heads"],
+    "SwinTransformer": ["dim", "classes", "channels", "hidden"],
+    "GraphTransformer": [
+        "dim", "depth", "heads", "classes", "node_features", "edge_types", "edge_features",
+        "max_hops", "hidden", "expander_degree",
+    ],
+    "TextEncoder": ["vocabulary", "dim", "depth", "heads", "classes", "max_length", "hidden"],
+    "TextDecoder": ["vocabulary", "dim", "depth", "heads", "max_length", "hidden"],
+    "Seq2SeqTransformer": ["vocabulary", "dim", "depth", "heads", "decoder_depth", "hidden"],
+}  # fmt: skip
+GIVEN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "VisionTransformer": (VisionTransformer, {"dim": 8, "depth": 1, "heads": 2, **VIT}),
+    "SwinTransformer": (
+        SwinTransformer, {"dim": 8, "depths": (1,), "heads": (2,), "window": 2, "classes": 2}
+    ),
+    "GraphTransformer": (GraphTransformer, {"dim": 8, "depth": 1, "heads": 2, **GRAPHS}),
+    "TextEncoder": (
+        TextEncoder, {"vocabulary": 9, "dim": 8, "depth": 1, "heads": 2, "classes": 2}
+    ),
+    "TextDecoder": (TextDecoder, {"vocabulary": 9, "dim": 8, "depth": 1, "heads": 2}),
+    "Seq2SeqTransformer": (Seq2SeqTransformer, {"vocabulary": 9, "dim": 8, "depth": 1, "heads": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "size"), [(m, s) for m, sizes in SIZES.items() for s in sizes])
+def test_a_size_of_nothing_is_refused_by_name(model: str, size: str) -> None:
+    """0, a negative number and half a one: before any weight is made of it."""
+    build, given = GIVEN[model]
+    name = {"node_features": "features", "edge_types": "types", "edge_features": "features",
+            "decoder_depth": "depth"}.get(size, size)  # fmt: skip
+    for value in (0, -2, 1.5):
+        with pytest.raises(ValueError, match=f"({size}|{name})[ =].*{value}"):
+            build(**{**given, size: value})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
-from attention_core.checks import check_options
+from attention_core.checks import check_options, check_whole
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
 from vision.windows import WindowAttention, pad_grid
@@ -171,6 +171,7 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_options(self, block, merging="all stages but the last have it", **_ITS_OWN)
+        check_whole(classes=classes, or_none=True)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
         if not depths or len(depths) != len(heads):

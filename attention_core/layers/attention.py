@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
+from attention_core.checks import check_flag, check_number, check_whole
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
@@ -94,7 +95,12 @@ class MultiheadAttention(RecordedAttention):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        check_whole(dim=dim, heads=heads, kv_heads=kv_heads)
+        check_whole(head_dim=head_dim, context_dim=context_dim, edge_dim=edge_dim, or_none=True)
+        check_number(scale=scale, or_none=True)
+        check_number(above=0, softcap=softcap, or_none=True)
+        check_flag(gate=gate, sink=sink, projection_bias=projection_bias, key_bias=key_bias)
+        if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
         if head_dim is None:
             if dim % heads:
@@ -112,9 +118,8 @@ class MultiheadAttention(RecordedAttention):
         self.softcap, self.dropout = softcap, dropout
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         self.query = nn.Linear(dim, inner, bias=projection_bias)
-        self.key_value = nn.Linear(
-            context_dim or dim, 2 * kv_inner, bias=projection_bias and key_bias
-        )
+        context_dim = dim if context_dim is None else context_dim
+        self.key_value = nn.Linear(context_dim, 2 * kv_inner, bias=projection_bias and key_bias)
         self.value_bias: nn.Parameter | None = None
         if projection_bias and not key_bias:
             self.value_bias = nn.Parameter(torch.zeros(kv_inner))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_core.checks import check_number, check_whole
 from attention_core.spaces import Space
 
 Norm = Literal["layer", "layer-no-bias", "rms"]
@@ -51,6 +52,7 @@ class Residual(nn.Module):
             raise ValueError(f"norm must be 'pre', 'post' or 'res-post', got {order!r}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
+        check_number(layer_scale=layer_scale, or_none=True)
         self.order, self.drop_path = order, drop_path
         self.norm = make_norm(norm, dim, eps)
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
@@ -84,6 +86,8 @@ def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
 
 
 def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
+    check_whole(dim=dim)
+    check_number(least=0, eps=eps)
     if norm not in get_args(Norm):
         known = ", ".join(map(repr, get_args(Norm)))
         raise ValueError(f"norm_layer must be one of {known}; got {norm!r}")

@@ -14,6 +14,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
 from attention_core.lasting import kept, lasting
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Space:
         valid: Tensor | None = None,
         special: Tensor | None = None,
     ) -> None:
+        check_whole(0, length=length)
         self.length = length
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)
