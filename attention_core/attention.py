@@ -9,6 +9,8 @@ from torch import Tensor
 
 from attention_core.backends import edges
 from attention_core.biases import Bias, DenseBias, as_bias
+from attention_core.checks import check_flag, check_number
+from attention_core.finite import all_finite, isolated
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
 from attention_core.scores import Score
@@ -41,7 +43,9 @@ def attend(
     """Attention of queries to keys: softmax(scores) · values over the allowed pairs.
 
     The order on a score is scale, softcap, bias, mask, sink, softmax, dropout. A query with no
-    allowed key, such as padding, gives output 0, weights 0, log-sum-exp -inf and no gradient.
+    allowed key, such as padding, gives output 0, weights 0, log-sum-exp -inf and no gradient. NaN
+    or infinity in a query, or in a key or value that it may attend to, makes its row NaN, and no
+    row of another sample.
 
     Args:
         q: (B, Hq, Lq, D).
@@ -75,7 +79,8 @@ def attend(
         TypeError: a mask that is not bool; a mask or bias that the space cannot serve.
         BackendError: `backend` cannot do this job.
     """
-    _check(q, k, v, score, softcap, sink, dropout_p)
+    _check(q, k, v, score, scale, softcap, sink, dropout_p)
+    check_flag(return_lse=return_lse)
     if return_weights not in (False, True, "pairs"):
         raise ValueError(f"return_weights must be a bool or 'pairs', got {return_weights!r}")
     bias = as_bias(bias)
@@ -122,7 +127,11 @@ def attend(
         weights=return_weights is True,
         lse=return_lse,
     )
-    result = BACKENDS[plan.backend].run(plan, q, k, v, options)
+    run = BACKENDS[plan.backend].run
+    if all_finite(q, k, v):
+        result = run(plan, q, k, v, options)
+    else:
+        result = isolated(run, plan, q, k, v, options)
     asked: list[Any] = []
     if return_weights:
         by_pair = return_weights == "pairs"
@@ -175,11 +184,14 @@ def _check(
     k: Tensor,
     v: Tensor,
     score: Score | None,
+    scale: float | None,
     softcap: float | None,
     sink: Tensor | None,
     dropout_p: float,
 ) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor (B, H, L, D), got {type(x).__name__}")
         if x.ndim != 4 or not x.is_floating_point():
             raise ValueError(f"{name} must be float (B, H, L, D), got {x.dtype} {tuple(x.shape)}")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
@@ -196,10 +208,13 @@ def _check(
         raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if score is not None and score.heads not in (None, q.shape[1]):
         raise ValueError(f"score has heads={score.heads}, but q has {q.shape[1]} heads: {shapes}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, got {softcap}")
-    if sink is not None and sink.shape != (q.shape[1],):
-        raise ValueError(f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}")
+    check_number(above=0, softcap=softcap, or_none=True)
+    check_number(scale=scale, or_none=True)
+    if sink is not None and (sink.shape != (q.shape[1],) or not sink.is_floating_point()):
+        raise ValueError(
+            f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}"
+            f"{'' if sink.is_floating_point() else f' of {sink.dtype}, which is not float'}"
+        )
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from attention_core.backends.derivatives import transformed
+from attention_core.checks import check_whole
 from attention_core.masks.dense import check_pairwise, take_pairwise
 from attention_core.spaces import Graph, Pairs, Space, Traits
 
@@ -125,7 +127,10 @@ def by_head(table: Tensor, row: Tensor, head: Tensor) -> Tensor:
         row = row.squeeze(place)
     else:
         row = row[(None,) * (-place - 1 - row.ndim)]
-    rows: Tensor = _Rows.apply(table.index_select(1, head.flatten()), row)
+    table = table.index_select(1, head.flatten())
+    if transformed():  # torch.compile takes no `_Rows` that would know tangents and vmap
+        return nn.functional.embedding(row, table).movedim(-1, place)
+    rows: Tensor = _Rows.apply(table, row)
     return rows.movedim(-1, place)
 
 
@@ -160,9 +165,8 @@ class ALiBi(Bias):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
+        check_whole(heads=heads)
         self.heads = heads
-        if heads < 1:
-            raise ValueError(f"heads must be at least 1, got {heads}")
 
         def geometric(n: int) -> list[float]:
             return [2 ** (-8 * (i + 1) / n) for i in range(n)]
@@ -204,6 +208,7 @@ class RelativeTable(Bias):
         self, heads: int, buckets: int, bucket: Callable[[Pairs], Tensor], *, special: bool = False
     ) -> None:
         super().__init__()
+        check_whole(heads=heads, buckets=buckets)
         self.heads, self.bucket = heads, bucket
         self.table = nn.Parameter(torch.empty(buckets, heads))
         self.special_table = nn.Parameter(torch.empty(3, heads)) if special else None
@@ -244,6 +249,7 @@ class RelativeTable(Bias):
         special: bool = False,
     ) -> RelativeTable:
         """Exact for near offsets, logarithmic up to `max_distance` (Raffel et al., T5, 2020)."""
+        check_whole(heads=heads, buckets=buckets, max_distance=max_distance)
         if buckets < (4 if bidirectional else 2) or max_distance <= buckets // 2:
             raise ValueError(
                 f"T5 needs max_distance > buckets / 2, and 4 buckets (2 one way); got "
@@ -265,6 +271,8 @@ class RelativeTable(Bias):
             window: size per axis, or one size for two axes.
         """
         sizes = (window, window) if isinstance(window, int) else tuple(window)
+        for size in sizes:
+            check_whole(window=size)
         buckets = math.prod(2 * size - 1 for size in sizes)
         return cls(heads, buckets, _OffsetBucket(sizes), special=special)
 
@@ -274,8 +282,7 @@ class RelativeTable(Bias):
 
         On a Graph this is Graphormer's spatial encoding (Ying et al., 2021).
         """
-        if max_hops < 1:
-            raise ValueError(f"max_hops must be at least 1, got {max_hops}")
+        check_whole(max_hops=max_hops)
         return cls(heads, max_hops + 3, _HopBucket(max_hops), special=special)
 
 
@@ -349,7 +356,8 @@ class ContinuousBias(Bias):
 
     def __init__(self, heads: int, extent: tuple[float, ...], hidden: int = 512) -> None:
         super().__init__()
-        if not extent or any(not e >= 0 for e in extent):
+        check_whole(heads=heads, hidden=hidden)
+        if not extent or any(not 0 <= e < math.inf for e in extent):
             raise ValueError(f"extent must be a number per axis, at least 0, got {extent}")
         # a window of one token has extent 0 and the only offset 0, which must not become 0/0
         self.heads, self.extent = heads, tuple(max(float(e), 1.0) for e in extent)
@@ -414,6 +422,8 @@ class EdgeBias(Bias):
         super().__init__()
         if (types is None) == (features is None):
             raise ValueError("EdgeBias needs one of types= and features=")
+        check_whole(heads=heads)
+        check_whole(types=types, features=features, or_none=True)
         self.heads, self.types = heads, types
         #: (types or features, H)
         self.table = nn.Parameter(torch.empty(types or features or 0, heads))

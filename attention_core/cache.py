@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
 from attention_core.spaces import Sequence, Space
 
 
@@ -74,8 +75,8 @@ class KVCache:
             raise ValueError(
                 "give max_length or window, not both: a window bounds the cache already"
             )
-        if window is not None and window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
+        check_whole(window=window, or_none=True)
+        check_whole(0, max_length=max_length, or_none=True)
         self.max_length, self.window = max_length, window
         self.space: Space | None = None
         """Where the tokens sit that the cache holds."""

@@ -14,6 +14,7 @@ from torch.compiler import is_exporting
 
 from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
+from attention_core.lasting import Memory, lasting
 from attention_core.masks import Mask
 from attention_core.masks.dense import as_mask
 from attention_core.scores import Score
@@ -154,13 +155,11 @@ class Plan:
     backend: str
     because: str
     prepared: Any
-    _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _memory: Memory = field(default_factory=Memory, repr=False)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, the first time that `key` comes up in this forward pass."""
-        if key not in self._memory:
-            self._memory[key] = compute()
-        return self._memory[key]
+        return self._memory.once(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
         """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
@@ -168,12 +167,13 @@ class Plan:
 
     def renewed(self) -> Plan:
         """This plan for another forward pass; what was found in the mask stays."""
-        return replace(self, _memory={})
+        return replace(self, _memory=Memory())
 
     def __str__(self) -> str:
         return _explain(self)
 
 
+@lasting
 def plan(
     space: Space | tuple[Space, Space],
     mask: Mask | Tensor | None = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from attention_core.checks import check_number, check_whole
 from attention_core.rotary_scaling import RotaryScaling
 from attention_core.spaces import Space
 
@@ -128,6 +129,9 @@ class Rotary(nn.Module):
         _check_layout(layout)
         if frequencies is not None and scaling is not None:
             raise ValueError("give frequencies or scaling, not both: frequencies stay as they are")
+        check_whole(axes=axes)
+        check_whole(dim=dim, or_none=True)
+        check_number(above=0, base=base)
         self.axes, self.base, self.dim, self.layout = axes, base, dim, layout
         self.extent: tuple[float, ...] | None = None
         if extent is not None:
@@ -217,6 +221,8 @@ class Sinusoidal(nn.Module):
     ) -> None:
         super().__init__()
         _check_layout(layout, SinusoidalLayout)
+        check_whole(dim=dim, axes=axes)
+        check_number(above=0, base=base)
         self.dim, self.axes, self.base = dim, axes, base
         self.layout, self.reverse = layout, reverse
 
@@ -250,7 +256,11 @@ class LearnedPosition(nn.Module):
 
     def __init__(self, size: int | tuple[int, ...], dim: int, *, special: int = 0) -> None:
         super().__init__()
-        self.size = (size,) if isinstance(size, int) else tuple(size)
+        self.size = tuple(size) if isinstance(size, tuple | list) else (size,)
+        for places in self.size:
+            check_whole(size=places)
+        check_whole(dim=dim)
+        check_whole(0, special=special)
         self.special = special
         self.table = nn.Parameter(torch.empty(special + math.prod(self.size), dim))
         nn.init.trunc_normal_(self.table, std=0.02)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.checks import check_whole
+
 
 class Score(nn.Module):
     """A score of queries and keys other than their dot product; override `forward`.
@@ -51,6 +53,7 @@ class Additive(Score):
         self, heads: int, head_dim: int, negative_slope: float = 0.2, *, edge: bool = False
     ) -> None:
         super().__init__()
+        check_whole(heads=heads, head_dim=head_dim)
         self.query = nn.Parameter(torch.empty(heads, head_dim))
         self.key = nn.Parameter(torch.empty(heads, head_dim))
         self.edge = nn.Parameter(torch.empty(heads, head_dim)) if edge else None
@@ -96,6 +99,7 @@ class AdditiveV2(Score):
 
     def __init__(self, heads: int, head_dim: int, negative_slope: float = 0.2) -> None:
         super().__init__()
+        check_whole(heads=heads, head_dim=head_dim)
         self.weight = nn.Parameter(torch.empty(heads, head_dim))
         self.heads, self.negative_slope = heads, negative_slope
         nn.init.xavier_uniform_(self.weight)

@@ -22,6 +22,7 @@ from attention_core import (
     Space,
 )
 from attention_core.cache import LayerCache
+from attention_core.checks import check_whole
 from attention_core.planning import Plan
 
 Scores = Literal["dot", "additive", "additive_v2"]
@@ -54,6 +55,7 @@ class SelfAttention(MultiheadAttention):
         degree_scaler: bool = False,
         **options: Any,
     ) -> None:
+        check_whole(dim=dim, heads=heads)
         head_dim = options.get("head_dim") or dim // heads
         of_edges: dict[str, Any] = {
             "score": _score(score, heads, head_dim, edge_dim),
@@ -63,8 +65,8 @@ class SelfAttention(MultiheadAttention):
         self.local_mask = local
         self.local: MultiheadAttention | None = None
         if local is not None:
-            bias = None if edge_bias is None else EdgeBias(heads, **edge_bias)
-            self.local = MultiheadAttention(dim, heads, bias=bias, **of_edges, **options)
+            options["bias"] = None if edge_bias is None else EdgeBias(heads, **edge_bias)
+            self.local = MultiheadAttention(dim, heads, **of_edges, **options)
         #: (2, D): a and b.
         self.degree_scale: nn.Parameter | None = None
         if degree_scaler:
@@ -83,7 +85,7 @@ class SelfAttention(MultiheadAttention):
         local = self.local
         if local is not None:
             own = local.plan(x, plan.job.spaces, self.local_mask, backend=backend)
-            plan.once("local", lambda: own)
+            plan.job.notes["local"] = own
         return plan
 
     def forward(
@@ -121,7 +123,7 @@ class SelfAttention(MultiheadAttention):
             raise ValueError("a plan has its space, mask and backend; give either them or plan=")
         out = super().forward(x, bias=bias, plan=plan)
         if self.local is not None:
-            out = out + self.local(x, plan=plan.once("local", _unplanned))
+            out = out + self.local(x, plan=plan.once("local", lambda: _local(plan)))
         if self.degree_scale is not None:
             one, other = self.degree_scale.to(out.dtype)
             out = out * (one + other * _log_degree(plan.job.spaces[0]).to(out.dtype))
@@ -162,5 +164,9 @@ def _log_degree(space: Space) -> Tensor:
     return padded[space.nodes, None]
 
 
-def _unplanned() -> Plan:
-    raise ValueError("the plan was made by a layer without a local attention")
+def _local(plan: Plan) -> Plan:
+    """The plan of the local attention, for the forward pass of `plan`."""
+    own: Plan | None = plan.job.notes.get("local")
+    if own is None:
+        raise ValueError("the plan was made by a layer without a local attention")
+    return own.renewed()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
+from attention_core.checks import check_options, check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
 from graph.encoder import GraphEncoder, Scores
@@ -58,6 +59,7 @@ class GraphTransformer(nn.Module):
         max_hops: learn a score per head for each distance up to this one, one beyond and one for
             unconnected nodes (`RelativeTable.hops`).
         biases: further ones, such as those of `graph.encodings`.
+        bias: one more, or a list that the layers take in turn, as in `Encoder`.
         mask: for every layer, or a list of masks (None: all pairs inside a graph) that the layers
             take in turn.
         local: mask of a second attention in each block, beside the first. What is known of edges
@@ -103,6 +105,7 @@ class GraphTransformer(nn.Module):
         edge_dim: int | None = None,
         max_hops: int | None = None,
         biases: Sequence[Bias] = (),
+        bias: Bias | Sequence[Bias] | None = None,
         mask: Mask | Sequence[Mask | None] | None = None,
         local: Mask | None = None,
         score: Scores = "dot",
@@ -113,6 +116,18 @@ class GraphTransformer(nn.Module):
         **encoder: Any,
     ) -> None:
         super().__init__()
+        check_whole(dim=dim, relations=relations)
+        check_whole(0, virtual_nodes=virtual_nodes)
+        check_whole(
+            classes=classes,
+            node_types=node_types,
+            node_features=node_features,
+            edge_types=edge_types,
+            edge_features=edge_features,
+            edge_dim=edge_dim,
+            expander_degree=expander_degree,
+            or_none=True,
+        )
         _check_outputs(level, classes, relations, pooling, virtual_nodes)
         self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
         self.embedding = NodeEmbedding(
@@ -142,12 +157,19 @@ class GraphTransformer(nn.Module):
         if max_hops is not None:
             terms.append(RelativeTable.hops(heads, max_hops, special=virtual_nodes > 0))
         terms += biases
+        shared = sum(terms[1:], terms[0]) if terms else None
+        if bias is None:
+            bias = shared
+        elif shared is not None:
+            given = bias if isinstance(bias, Sequence) else [bias]
+            bias = [shared + own for own in given]
+        check_options(self, encoder, edge_bias="edge_types and edge_features make one")
         self.encoder = GraphEncoder(
             dim,
             depth,
             heads,
             mask=mask,
-            bias=sum(terms[1:], terms[0]) if terms else None,
+            bias=bias,
             local=local,
             edge_bias=of_edges,
             score=score,

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attention_core import Decoder, KVCache, Neighborhood
+from attention_core import Decoder, KVCache, Mask, Neighborhood
+from attention_core.checks import check_options
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
@@ -29,6 +30,8 @@ class TextDecoder(Pretrained):
         window: how many tokens before itself a token sees, or a list that the layers take in
             turn: [None, 64] alternates full and local layers. None: all of them. (A published
             "sliding window" of n counts the token itself: give n - 1.)
+        mask: other masks than of windows, joined with the causal one: for every layer, or a list
+            that the layers take in turn.
         positions: "learned" (GPT-2) or "sinusoidal", added to tokens; "rotary" (Llama), "t5" (one
             table for all layers) or "alibi", inside attention; None: no order but the causal one,
             or that of a ``rotary=`` or ``bias=`` of one's own.
@@ -40,7 +43,8 @@ class TextDecoder(Pretrained):
         decoder: further options of `Decoder`, `Block` and `MultiheadAttention`.
 
     Raises:
-        ValueError: unknown `positions`; the message lists the known ones.
+        ValueError: unknown `positions`; the message lists the known ones. Or both `window` and
+            `mask`.
 
     Example::
 
@@ -59,6 +63,7 @@ class TextDecoder(Pretrained):
         *,
         kv_heads: int | None = None,
         window: int | Listing[int | None] | None = None,
+        mask: Mask | Listing[Mask | None] | None = None,
         positions: Positions | None = "rotary",
         max_length: int = 1024,
         tied: bool = True,
@@ -69,8 +74,14 @@ class TextDecoder(Pretrained):
     ) -> None:
         super().__init__()
         added, options = attention_positions(positions, heads, bidirectional=False)
-        windows = list(window) if isinstance(window, Listing) else [window]
-        masks = [None if reach is None else Neighborhood(reach) for reach in windows]
+        if window is not None:
+            if mask is not None:
+                raise ValueError(
+                    f"give window or mask, not both: window={window} is a mask, Neighborhood"
+                )
+            windows = list(window) if isinstance(window, Listing) else [window]
+            mask = [None if reach is None else Neighborhood(reach) for reach in windows]
+        check_options(self, decoder, cross="a TextDecoder has no context: see Seq2SeqTransformer")
         self.embedding = TokenEmbedding(
             vocabulary,
             dim,
@@ -80,7 +91,7 @@ class TextDecoder(Pretrained):
             dropout=embedding_dropout,
         )
         self.decoder = Decoder(
-            dim, depth, heads, kv_heads=kv_heads, mask=masks, **{**options, **decoder}
+            dim, depth, heads, kv_heads=kv_heads, mask=mask, **{**options, **decoder}
         )
         self.head = TokenScores(vocabulary, dim, tied=tied, bias=scores_bias)
 

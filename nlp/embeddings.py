@@ -11,6 +11,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
+from attention_core.checks import check_whole
 from attention_core.layers.residual import Norm, make_norm
 
 Positions = Literal["learned", "sinusoidal", "rotary", "t5", "alibi"]
@@ -75,8 +76,9 @@ class TokenEmbedding(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if vocabulary < 1:
-            raise ValueError(f"vocabulary must be at least 1, got {vocabulary}")
+        check_whole(vocabulary=vocabulary, dim=dim, max_length=max_length)
+        check_whole(embedding_dim=embedding_dim, or_none=True)
+        check_whole(0, types=types)
         size = dim if embedding_dim is None else embedding_dim
         self.table = nn.Embedding(vocabulary, size)
         # Rows of length about 1, so that positions, drawn smaller, do not drown the words

@@ -12,6 +12,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
+from attention_core.checks import check_whole
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
@@ -188,6 +189,7 @@ class TextEncoder(TokenEncoder):
         **tokens: Any,
     ) -> None:
         super().__init__(vocabulary, dim, depth, heads, **tokens)
+        check_whole(classes=classes, or_none=True)
         choice("pooling", pooling, get_args(Pooling))
         self.pooling = pooling
         self.pool = AttentionPool(dim, heads) if pooling == "attention" else None

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attention_core import Decoder, Encoder, KVCache, Sequence
+from attention_core.checks import check_options
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
@@ -65,6 +66,12 @@ class Seq2SeqTransformer(Pretrained):
         **block: Any,
     ) -> None:
         super().__init__()
+        check_options(
+            self,
+            block,
+            cross="its decoder alone attends to a context, the encoded source",
+            context_dim="its decoder attends to what its encoder gives, of size dim",
+        )
         added, options = attention_positions(positions, heads, bidirectional=True)
         _, causal_options = attention_positions(positions, heads, bidirectional=False)
         self.embedding = TokenEmbedding(

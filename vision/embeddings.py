@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_core import Grid
+from attention_core.checks import check_whole
 
 
 class PatchEmbedding(nn.Module):
@@ -48,8 +49,7 @@ class PatchEmbedding(nn.Module):
         self.stride = self.patch if stride is None else pair("stride", stride)
         if any(step > size for step, size in zip(self.stride, self.patch, strict=True)):
             raise ValueError(f"stride={self.stride} leaves out pixels between patches={self.patch}")
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
+        check_whole(dim=dim, channels=channels)
         self.channels = channels
         shrink = 2 ** len(stem)
         if any(n % shrink for n in (*self.patch, *self.stride)):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attention_core import Bias, DenseBias, Grid, Mask
 from attention_core.layers import Block
+from attention_core.layers.residual import unit
 from vision.models import VisionTransformer
 
 
@@ -122,7 +122,7 @@ def _match(keys: Tensor, special: int, count: int) -> tuple[Tensor, Tensor]:
     each token is now a part of.
     """
     device, (batch, length, _) = keys.device, keys.shape
-    keys = F.normalize(keys.detach(), dim=-1)
+    keys = unit(keys.detach())
     # Counted from the class token, as published, which is the first of those compared
     start = special + special % 2
     compared = torch.arange(start, length, 2, device=device)

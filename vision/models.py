@@ -19,6 +19,7 @@ from attention_core import (
     Sinusoidal,
     pool,
 )
+from attention_core.checks import check_options, check_whole
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, drop_patches, pair
 from vision.positions import ResampledPosition
@@ -105,11 +106,13 @@ class VisionTransformer(nn.Module):
             class_token = pooling == "class"
         if pooling == "class" and not class_token:
             raise ValueError("pooling='class' reads the class token, but class_token=False")
-        if registers < 0:
-            raise ValueError(f"registers must be at least 0, got {registers}")
+        check_whole(classes=classes, or_none=True)
+        check_whole(0, registers=registers)
         if not 0 <= patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), got {patch_dropout}")
         self.pooling, self.patch_dropout = pooling, patch_dropout
+        own = dict.fromkeys(("patch", "dim", "channels"), "it is an argument beside embedding=")
+        check_options(self, embedding or {}, **own)
         self.embedding = PatchEmbedding(patch, dim, channels=channels, **(embedding or {}))
         # Either is empty where there are none; FSDP cannot cut an empty gradient
         self.class_token = nn.Parameter(torch.empty(int(class_token), dim), class_token)

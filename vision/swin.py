@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from attention_core.checks import check_options, check_whole
+from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
 from vision.windows import WindowAttention, pad_grid
 
@@ -19,6 +21,14 @@ SWIN_PRESETS: dict[str, dict[str, Any]] = {
     "small": {"dim": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
     "base": {"dim": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
     "large": {"dim": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
+}
+
+
+#: Options of `Encoder` that are no options here.
+_ITS_OWN = {
+    "mask": "its masks are the windows of `window`",
+    "bias": "version 1 learns a table for each layer, version 2 a network",
+    "final_norm": "it normalises what the last stage gives",
 }
 
 
@@ -38,7 +48,7 @@ class PatchMerging(nn.Module):
     ) -> None:
         super().__init__()
         self.order = norm
-        self.norm = nn.LayerNorm(4 * dim if norm == "pre" else 2 * dim, eps=eps)
+        self.norm = make_norm("layer", 4 * dim if norm == "pre" else 2 * dim, eps)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         nn.init.xavier_uniform_(self.reduction.weight)
 
@@ -88,6 +98,7 @@ class SwinStage(Encoder):
         eps: float = 1e-5,
         **block: Any,
     ) -> None:
+        check_options(self, block, **_ITS_OWN)
         size = pair("window", window)
         shifted = Window(size, shift=(size[0] // 2, size[1] // 2))
         bias: list[Bias]
@@ -159,6 +170,8 @@ class SwinTransformer(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
+        check_options(self, block, merging="all stages but the last have it", **_ITS_OWN)
+        check_whole(classes=classes, or_none=True)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
         if not depths or len(depths) != len(heads):
@@ -167,7 +180,7 @@ class SwinTransformer(nn.Module):
                 f"{list(heads)}"
             )
         self.embedding = PatchEmbedding(patch, dim, channels=channels)
-        self.embedding_norm = nn.LayerNorm(dim, eps=eps)
+        self.embedding_norm = make_norm("layer", dim, eps)
         last = max(sum(depths) - 1, 1)
         rates = [drop_path * number / last for number in range(sum(depths))]
         self.stages: Sequence[SwinStage] = nn.ModuleList(  # type: ignore[assignment]
@@ -185,7 +198,7 @@ class SwinTransformer(nn.Module):
             for stage, depth in enumerate(depths)
         )
         width = dim * 2 ** (len(depths) - 1)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = make_norm("layer", width, eps)
         self.head = nn.Identity() if classes is None else nn.Linear(width, classes)
 
     @classmethod

@@ -5,14 +5,17 @@ Packed samples whose pairs nothing else restricts are attended one after the oth
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import reference
+from attention_core.backends import derivatives, reference
 from attention_core.backends.costs import Rate, looking
+from attention_core.finite import can_look
 from attention_core.masks import Causal
 
 if TYPE_CHECKING:
@@ -146,6 +149,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
 
     prepared: Prepared = plan.prepared
     mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
+    wrong: Tensor | None = None
     needs_tensor = options.bias is not None or options.sink is not None
     if causal and needs_tensor and prepared.samples is None:
         # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
@@ -155,7 +159,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         # SDPA on a CPU adds float32 to the scores of halves; elsewhere kernels want their own type
         dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
         key = ("attn_mask", options.bias, dtype)
-        mask, empty = plan.once(key, lambda: _biased(plan, scores, mask, dtype))
+        mask, empty, wrong = plan.once(key, lambda: _biased(plan, scores, mask, dtype))
     if prepared.samples is None:
         output = _attended(q, k, v, mask, causal, options)
     else:
@@ -166,6 +170,12 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             outputs.append(_attended(own_q, own_k, own_v, mask, causal, options))
         # Joined as tokens of all heads, which is how layers go on
         output = torch.cat([one.transpose(1, 2) for one in outputs], dim=1).transpose(1, 2)
+    if q.device.type == "cpu" and torch.compiler.is_compiling():
+        # What `attend` does elsewhere, and a compiled program cannot: the kernel drops short rows
+        # of NaN scores
+        output = output.masked_fill(~q.detach().isfinite().all(-1, keepdim=True), torch.nan)
+    if wrong is not None:
+        output = output.masked_fill(wrong, torch.nan)
     if empty is not None:
         output = output.masked_fill(empty, 0)
     if not (options.weights or options.lse):
@@ -181,7 +191,11 @@ def _attended(
 ) -> Tensor:
     if options.sink is not None:
         mask, k, v = _with_sink(mask, q, k, v, options.sink)
-    with torch.autocast(q.device.type, enabled=False):  # which would round the bias
+    with (
+        torch.autocast(q.device.type, enabled=False),  # which would round the bias
+        # Fused kernels have first derivatives alone, and no tangents
+        sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext(),
+    ):
         output: Tensor = scaled_dot_product_attention(
             q,
             k,
@@ -192,6 +206,8 @@ def _attended(
             scale=options.scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
+    if output.requires_grad and not torch.compiler.is_compiling():
+        derivatives.refuse_second("dense", output)
     return output
 
 
@@ -205,17 +221,23 @@ def _own_mask(prepared: Prepared, q: Tensor, options: Options) -> tuple[Tensor |
 
 def _biased(
     plan: Plan, scores: Tensor, allowed: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The additive mask of SDPA (b, H, Lq, Lk), and the rows that it leaves empty."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The additive mask of SDPA (b, H, Lq, Lk), the rows that it leaves empty, and those where it
+    has NaN or +inf, which some kernels take for empty; None where there are none of these."""
     prepared: Prepared = plan.prepared
     length = plan.job.spaces[1].length
     scores = scores.expand(torch.broadcast_shapes(scores.shape, (1, 1, 1, length)))
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
     # A bias may forbid by -inf, so rows may be empty that the mask does not know of
-    empty = (scores.detach() == -torch.inf).all(-1, keepdim=True)
+    top = scores.detach().amax(-1, keepdim=True) if length else scores.new_full((), -torch.inf)
+    empty, wrong = top == -torch.inf, ~(top < torch.inf)
     scores = scores.masked_fill(empty, 0).to(dtype)
-    return scores, empty if prepared.empty is None else empty | prepared.empty
+    return (
+        scores,
+        empty if prepared.empty is None else empty | prepared.empty,
+        wrong if can_look(wrong) and bool(wrong.any()) else None,
+    )
 
 
 def _with_sink(

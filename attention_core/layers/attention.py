@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
+from attention_core.checks import check_flag, check_number, check_whole
 from attention_core.layers.recorded import RecordedAttention
-from attention_core.layers.residual import Norm, make_norm
+from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
 from attention_core.planning import Plan, plan
 from attention_core.positions import Rotary, rotate
@@ -94,7 +95,12 @@ class MultiheadAttention(RecordedAttention):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        check_whole(dim=dim, heads=heads, kv_heads=kv_heads)
+        check_whole(head_dim=head_dim, context_dim=context_dim, edge_dim=edge_dim, or_none=True)
+        check_number(scale=scale, or_none=True)
+        check_number(above=0, softcap=softcap, or_none=True)
+        check_flag(gate=gate, sink=sink, projection_bias=projection_bias, key_bias=key_bias)
+        if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
         if head_dim is None:
             if dim % heads:
@@ -112,9 +118,8 @@ class MultiheadAttention(RecordedAttention):
         self.softcap, self.dropout = softcap, dropout
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         self.query = nn.Linear(dim, inner, bias=projection_bias)
-        self.key_value = nn.Linear(
-            context_dim or dim, 2 * kv_inner, bias=projection_bias and key_bias
-        )
+        context_dim = dim if context_dim is None else context_dim
+        self.key_value = nn.Linear(context_dim, 2 * kv_inner, bias=projection_bias and key_bias)
         self.value_bias: nn.Parameter | None = None
         if projection_bias and not key_bias:
             self.value_bias = nn.Parameter(torch.zeros(kv_inner))
@@ -227,7 +232,7 @@ class MultiheadAttention(RecordedAttention):
             q = self.query_norm(q)
         if self.log_temperature is not None:
             # The published clamp keeps a temperature from running away
-            q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
+            q = unit(q) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
         edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
         out, _ = self.attend(
@@ -276,7 +281,7 @@ class MultiheadAttention(RecordedAttention):
         if self.key_norm is not None:
             k = self.key_norm(k)
         if self.log_temperature is not None:
-            k = F.normalize(k, dim=-1)
+            k = unit(k)
         appended = cache is not None and not is_context
         space = plan.job.spaces[0 if appended else 1]
         k = self._rotate(k, plan, space)

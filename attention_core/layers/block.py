@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
+from attention_core.checks import check_flag
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Norm, NormOrder, Residual
@@ -62,6 +63,7 @@ class Block(nn.Module):
         **attention: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
+        check_flag(cross=cross, feed_forward_norm=feed_forward_norm)
 
         def residual() -> Residual:
             return Residual(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
+from attention_core.checks import check_whole
 from attention_core.layers.block import Block
 from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
@@ -62,8 +63,10 @@ class Encoder(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        check_whole(depth=depth)
+        check_whole(groups=groups, or_none=True)
+        if block.get("cross") and not isinstance(self, Decoder):
+            raise ValueError("cross=True needs a Decoder: an Encoder gives its blocks no context")
         if isinstance(drop_path, Listing):
             rates = list(drop_path)
         else:

@@ -11,6 +11,7 @@ from typing import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_core.checks import check_whole
 from attention_core.layers.residual import Norm, make_norm
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu", "geglu-tanh"]
@@ -59,7 +60,9 @@ class FeedForward(nn.Module):
         self.activation, self._function = activation, functions[activation]
         self.gated = activation in ("swiglu", "geglu", "geglu-tanh")
         if hidden is None:
-            hidden = 8 * round(dim / 3) if self.gated else 4 * dim
+            check_whole(dim=dim)
+            hidden = 8 * max(round(dim / 3), 1) if self.gated else 4 * dim
+        check_whole(dim=dim, hidden=hidden)
         self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps)

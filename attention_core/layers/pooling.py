@@ -11,6 +11,7 @@ from typing import (
 import torch
 from torch import Tensor, nn
 
+from attention_core.checks import check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Residual
@@ -44,8 +45,7 @@ class AttentionPool(nn.Module):
         **attention: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        if queries < 1:
-            raise ValueError(f"queries must be at least 1, got {queries}")
+        check_whole(dim=dim, queries=queries)
         self.queries = nn.Parameter(torch.empty(queries, dim))
         nn.init.trunc_normal_(self.queries, std=dim**-0.5)
         self.attention = MultiheadAttention(dim, heads, **attention)

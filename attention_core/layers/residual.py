@@ -10,7 +10,9 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from attention_core.checks import check_number, check_whole
 from attention_core.spaces import Space
 
 Norm = Literal["layer", "layer-no-bias", "rms"]
@@ -50,6 +52,7 @@ class Residual(nn.Module):
             raise ValueError(f"norm must be 'pre', 'post' or 'res-post', got {order!r}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
+        check_number(layer_scale=layer_scale, or_none=True)
         self.order, self.drop_path = order, drop_path
         self.norm = make_norm(norm, dim, eps)
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
@@ -83,9 +86,45 @@ def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
 
 
 def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
+    check_whole(dim=dim)
+    check_number(least=0, eps=eps)
     if norm not in get_args(Norm):
         known = ", ".join(map(repr, get_args(Norm)))
         raise ValueError(f"norm_layer must be one of {known}; got {norm!r}")
     if norm == "rms":
-        return nn.RMSNorm(dim, eps=eps)
-    return nn.LayerNorm(dim, eps=eps, bias=norm == "layer")
+        return RMSNorm(dim, eps=eps)
+    return LayerNorm(dim, eps=eps, bias=norm == "layer")
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, with an eps that is a number in the dtype at hand: BERT's 1e-12 is 0 in float16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        eps = _at_least(self.eps, x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, with an eps that is a number in the dtype at hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight, _at_least(self.eps, x.dtype))
+
+
+def _at_least(eps: float, dtype: torch.dtype) -> float:
+    """eps, or the smallest number above 0 that `dtype` has."""
+    numbers = torch.finfo(dtype)
+    return max(eps, numbers.smallest_normal * numbers.eps)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return vectors x (..., D) at length 1, computed in float32 or better.
+
+    Vectors of 0, whose direction no one knows, stay 0 and get no gradient: 1 / eps, which torch
+    gives them, is more than float16 can hold.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    eps = max(1e-12, torch.finfo(x.dtype).tiny)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide / length.clamp(min=eps)).masked_fill(length < eps, 0).to(x.dtype)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
 from attention_core.masks.algebra import Mask
-from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces import Graph, Pairs, Reach, Space, TilePairs, Traits
 
 
 @dataclass(frozen=True, init=False)
@@ -30,10 +31,14 @@ class GlobalTokens(Mask):
     positions: tuple[int | tuple[int, ...], ...]
 
     def __init__(self, *positions: int | tuple[int, ...]) -> None:
-        places = (p if isinstance(p, int) else tuple(p) for p in positions)
-        object.__setattr__(self, "positions", tuple(places))
+        places = tuple(tuple(p) if isinstance(p, tuple | list) else p for p in positions)
+        for place in places:
+            for number in place if isinstance(place, tuple) else (place,):
+                check_whole(0, position=number)
+        object.__setattr__(self, "positions", places)
 
     def allowed(self, pairs: Pairs) -> Tensor:
+        self._check(*pairs.spaces)
         query, key = (
             pairs.pick(self._are_global(space), side, dims=1)
             for space, side in zip(pairs.spaces, ("query", "key"), strict=True)
@@ -46,6 +51,25 @@ class GlobalTokens(Mask):
         for position in self.positions:
             found = found | space.sits_at(position)
         return found
+
+    def _check(self, query: Space, key: Space) -> None:
+        """Raises ValueError where the tokens are all there, and none of the positions is."""
+        if query is not key or not self.positions:  # as in decoding, where they may come or be gone
+            return
+        if isinstance(key, Graph):
+            sizes: tuple[int, ...] | None = (key.num_nodes,)
+        else:
+            sizes = key.size if len(key.size or ()) == key.axes else None
+        if sizes is None or not all(isinstance(n, int) for n in (*sizes, *key.start)):
+            return
+        ends = [n + start for n, start in zip(sizes, key.start or (0,), strict=True)]
+        for position in self.positions:
+            place = position if isinstance(position, tuple) else (position,)
+            if len(place) != len(ends) or all(n < end for n, end in zip(place, ends, strict=True)):
+                return
+        raise ValueError(
+            f"{self} names no token of {key.describe()}: places end before {tuple(ends)}"
+        )
 
     def reach(self, tiles: TilePairs) -> Reach:
         return tiles.either(self, self._are_global)

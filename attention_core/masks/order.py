@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
 from attention_core.masks.algebra import Mask, Spaces
 from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 from attention_core.spaces.tiles import coordinates
@@ -57,6 +58,15 @@ class PrefixLM(Mask):
     """
 
     n: int | Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, Tensor):
+            check_whole(0, n=self.n)
+        elif self.n.ndim != 1 or self.n.is_floating_point() or self.n.dtype == torch.bool:
+            raise ValueError(
+                "n must be a whole number, or integers (samples,), got "
+                f"{self.n.dtype} {tuple(self.n.shape)}"
+            )
 
     def allowed(self, pairs: Pairs) -> Tensor:
         if pairs.spaces[1].axes != 1:

@@ -14,6 +14,9 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
+from attention_core.lasting import kept, lasting
+
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
 
@@ -46,6 +49,7 @@ class Space:
         "special_rank": 1,
     }
 
+    @lasting
     def __init__(
         self,
         length: int,
@@ -55,11 +59,11 @@ class Space:
         valid: Tensor | None = None,
         special: Tensor | None = None,
     ) -> None:
+        check_whole(0, length=length)
         self.length = length
-        self.coordinates = coordinates
-        self.segments = segments
-        self.valid = valid
-        self.special = special
+        # Layers use them in training, whatever mode the space was made in
+        self.coordinates, self.segments = kept(coordinates), kept(segments)
+        self.valid, self.special = kept(valid), kept(special)
         #: (L,) which of its sample's special tokens each one is; it stays theirs when others go.
         self.special_rank = None if special is None else _ranks(special, segments)
         #: The full extent along each axis where every place is taken once, in order, and every
@@ -125,6 +129,7 @@ class Space:
             return self
         return self._map(lambda t, dims: t.to(device))
 
+    @lasting
     def _map(self, function: Callable[[Tensor, int], Tensor]) -> Self:
         """A copy with `function(tensor, dims without batch)` applied to each per-token tensor."""
         new = copy.copy(self)
@@ -134,6 +139,7 @@ class Space:
                 setattr(new, name, function(tensor, dims))
         return new
 
+    @lasting
     def keep(self, index: Tensor) -> Self:
         """Keep the tokens at `index`; their coordinates, segments and validity follow.
 
@@ -167,6 +173,7 @@ class Space:
         new.size = None
         return new
 
+    @lasting
     def append(self, other: Space) -> Self:
         """The tokens of this space followed by those of `other`, as a cache of keys holds them."""
         if type(other) is not type(self):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attention_core.lasting import lasting
+
 
 class Transpose(NamedTuple):
     """The pairs sorted by key: what a gradient of keys and values sums over.
@@ -39,6 +41,7 @@ class CSR:
     heads are small.
     """
 
+    @lasting
     def __init__(self, row: Tensor, column: Tensor, rows: int, columns: int) -> None:
         largest = max(len(row), rows, columns)
         dtype = torch.int32 if largest < torch.iinfo(torch.int32).max else torch.int64
@@ -61,6 +64,7 @@ class CSR:
         return [self.start, self.row, self.column]
 
     @cached_property
+    @lasting
     def transpose(self) -> Transpose:
         """The same pairs sorted by key, computed once, when the first gradient asks for it."""
         column, pair = self.column.sort(stable=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attention_core.lasting import kept, lasting
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.hops import all_hops, near_pairs
 
@@ -28,6 +29,7 @@ class EdgeList:
         num_targets: number of targets, where they are a set of their own.
     """
 
+    @lasting
     def __init__(
         self,
         edge_index: Tensor,
@@ -60,13 +62,12 @@ class EdgeList:
                 raise ValueError("segments must not decrease: keep the nodes of a graph together")
             if bool((graph[edge_index[0]] != graph[edge_index[1]]).any()):
                 raise ValueError("edge_index joins nodes of different graphs of the batch")
-        self.source, self.target = edge_index.long()
+        self.source, self.target = kept(edge_index).long()
         self.num_nodes = num_nodes
         self.bipartite = num_targets is not None
         self.num_targets = num_nodes if num_targets is None else num_targets
-        self.attr = attr
-        self.graph = graph
-        self.pair_attr = dict(pair_attr or {})
+        self.attr, self.graph = kept(attr), kept(graph)
+        self.pair_attr = {name: kept(table) for name, table in (pair_attr or {}).items()}
         self._computed: dict[Hashable, Tensor] = {}
         for name, table in self.pair_attr.items():
             count = int((self.sizes**2).sum())
@@ -80,6 +81,7 @@ class EdgeList:
     def num_edges(self) -> int:
         return self.source.shape[0]
 
+    @lasting
     def to(self, device: torch.device | str) -> EdgeList:
         new = copy.copy(self)
         new.source, new.target = self.source.to(device), self.target.to(device)
@@ -95,11 +97,13 @@ class EdgeList:
             self.__dict__.pop(name, None)
 
     @cached_property
+    @lasting
     def csr(self) -> CSR:
         """The edges sorted by target: once per graph, for all layers, plans and forward passes."""
         return CSR(self.target, self.source, self.num_targets, self.num_nodes)
 
     @cached_property
+    @lasting
     def looped(self) -> tuple[EdgeList, Tensor]:
         """The same with exactly one self-loop at each node, in the order of the nodes, behind the
         other edges; and which of these edges the others are. Features are left out.
@@ -119,17 +123,19 @@ class EdgeList:
     def with_attr(self, attr: Tensor | None) -> EdgeList:
         """The same edges, in the same order when sorted, with other features, (E,) or (E, F)."""
         new = copy.copy(self)
-        new.csr, new.attr, new._computed = self.csr, attr, {}
+        new.csr, new.attr, new._computed = self.csr, kept(attr), {}
         return new
 
     # -- which edge ---------------------------------------------------------------------------
 
     @cached_property
+    @lasting
     def _sorted(self) -> tuple[Tensor, Tensor]:
         keys, order = (self.target * self.num_nodes + self.source).sort()
         return keys, order
 
     @cached_property
+    @lasting
     def repeated(self) -> int | None:
         """An edge that is listed more than once, if there is one."""
         keys, order = self._sorted
@@ -159,6 +165,7 @@ class EdgeList:
     # -- pairs inside graphs ------------------------------------------------------------------
 
     @cached_property
+    @lasting
     def sizes(self) -> Tensor:
         """(G,) nodes of each graph."""
         if self.bipartite:
@@ -171,6 +178,7 @@ class EdgeList:
         return torch.bincount(self.graph)
 
     @cached_property
+    @lasting
     def local(self) -> tuple[Tensor, Tensor]:
         """(N,) the graph of each node, and (N,) the node's rank in it."""
         device = self.source.device
@@ -212,12 +220,13 @@ class EdgeList:
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """`compute()`, the first time that `key` comes up: what layers and biases share."""
         if key not in self._computed:
-            self._computed[key] = compute()
+            self._computed[key] = lasting(compute)()
         return self._computed[key]
 
     # -- how many hops ------------------------------------------------------------------------
 
     @cached_property
+    @lasting
     def hop_table(self) -> Tensor:
         """(Σ n²,) hops of all pairs inside each graph, infinite where there is no path."""
         given = self.pair_attr.get("hops")

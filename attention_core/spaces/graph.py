@@ -13,9 +13,12 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.packing import (
+    check_coordinates,
     insert_special,
     rows,
 )
@@ -45,6 +48,7 @@ class Graph(Space):
 
     _tokenwise: ClassVar[dict[str, int]] = Space._tokenwise | {"nodes": 1}
 
+    @lasting
     def __init__(
         self,
         edge_index: Tensor,
@@ -57,6 +61,10 @@ class Graph(Space):
         num_graphs: int | None = None,
         pair_attr: Mapping[str, Tensor] | None = None,
     ) -> None:
+        check_whole(0, num_nodes=num_nodes, special=special)
+        check_whole(0, num_graphs=num_graphs, or_none=True)
+        if coordinates is not None:
+            check_coordinates(coordinates, num_nodes)
         self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments, pair_attr)
         token_segments, source, is_special = insert_special(
             segments, num_nodes, special, num_graphs
@@ -96,6 +104,7 @@ class Graph(Space):
         Returns: (space of the targets, space of the sources), as `attend` takes the spaces of
             queries and keys.
         """
+        check_whole(0, num_sources=num_sources, num_targets=num_targets)
         return cls.over(EdgeList(edge_index, num_sources, edge_attr, num_targets=num_targets))
 
     @classmethod

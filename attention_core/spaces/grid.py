@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
     first_special,
@@ -29,9 +31,11 @@ class Grid(Space):
 
     ordered = True
 
+    @lasting
     def __init__(self, *size: int, special: int = 0, device: torch.device | str = "cpu") -> None:
         if not size or any(not isinstance(n, int) or n < 0 for n in size):
             raise ValueError(f"Grid takes the extent of each axis as whole numbers, got {size}")
+        check_whole(0, special=special)
         #: The size of each sample's grid, or the one of all; it stays when tokens are dropped.
         self.sizes: tuple[tuple[int, ...], ...] = (size,)
         length = math.prod(size) + special
@@ -44,6 +48,7 @@ class Grid(Space):
         self.size, self.start = size, (0,) * len(size)
 
     @classmethod
+    @lasting
     def packed(
         cls,
         sizes: Iterable[tuple[int, ...]],
@@ -68,6 +73,7 @@ class Grid(Space):
         return new
 
     @classmethod
+    @lasting
     def padded(
         cls,
         sizes: Iterable[tuple[int, ...]],

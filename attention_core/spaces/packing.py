@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.finite import all_finite
+
 
 def first_special(count: int, length: int, device: torch.device | str) -> Tensor | None:
     return torch.arange(length, device=device) < count if count else None
@@ -37,6 +39,26 @@ def packed(counts: Tensor, special: int) -> tuple[Tensor, Tensor]:
     return segments, torch.arange(len(segments), device=counts.device) - starts[segments] - special
 
 
+def check_coordinates(coordinates: Tensor, count: int) -> None:
+    """Raise unless coordinates (N, A) or (B, N, A) are of `count` tokens, and finite.
+
+    Only a CPU is asked for their values, as another device would have to be waited for.
+
+    Raises:
+        ValueError: naming what came.
+    """
+    if coordinates.ndim not in (2, 3) or coordinates.shape[-2] != count:
+        raise ValueError(
+            f"coordinates must be ({count}, A), perhaps with a batch in front, got "
+            f"{tuple(coordinates.shape)}"
+        )
+    if coordinates.is_floating_point() and not all_finite(coordinates):
+        wrong = (~coordinates.isfinite()).any(-1).nonzero()
+        if len(wrong):
+            at = wrong[0].tolist()
+            raise ValueError(f"coordinates must be finite, got NaN or infinity at token {at}")
+
+
 def unravel(rank: Tensor, extent: Tensor) -> Tensor:
     """Row-major coordinates of the `rank`-th place of a grid of `extent`, (A,) or one per rank; 0
     for special tokens (rank < 0)."""
@@ -53,7 +75,9 @@ def insert_special(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
     `special` more stand in front of each of `samples` segments, the last of which may be empty."""
-    if segments is not None and bool((segments[1:] < segments[:-1]).any()):
+    if segments is not None and bool((segments.diff(prepend=segments.new_zeros(1)) < 0).any()):
+        if int(segments.min()) < 0:
+            raise ValueError(f"segments must be at least 0, got {int(segments.min())}")
         raise ValueError("segments must not decrease: keep the tokens of a sample together")
     if segments is None:
         source = torch.arange(-special, count).clamp(min=-1)

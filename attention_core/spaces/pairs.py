@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attention_core.lasting import Memory
 from attention_core.spaces.base import Space
 from attention_core.spaces.graph import Graph
 
@@ -74,7 +75,7 @@ class Pairs:
             for name, value in (("edge", edge), ("distance", distance))
             if value is not None
         }
-        self._computed: dict[str, Tensor] = dict(self.known)
+        self._memory = Memory(self.known)
 
     @classmethod
     def all(
@@ -114,21 +115,18 @@ class Pairs:
         index: Tensor = getattr(self, side)
         return values[index] if values.ndim == dims else values[self.batch, index]
 
-    def _memo(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        if name not in self._computed:
-            self._computed[name] = compute()
-        return self._computed[name]
-
     @property
     def distance(self) -> Tensor:
         """How far the key is from the query; the space says in what sense."""
-        return self._memo("distance", lambda: same_kind(self.spaces, "distance").distance(self))
+        return self._memory.once(
+            "distance", lambda: same_kind(self.spaces, "distance").distance(self)
+        )
 
     @property
     def offset(self) -> Tensor:
         """Key minus query along each axis, in a last dimension of size A."""
         same_kind(self.spaces, "offset")
-        return self._memo(
+        return self._memory.once(
             "offset", lambda: self.take("coordinates", "key") - self.take("coordinates", "query")
         )
 
@@ -138,7 +136,7 @@ class Pairs:
         space = same_kind(self.spaces, "edge")
         if not isinstance(space, Graph):
             raise TypeError(f"{space.describe()} has no edges: Edges and EdgeBias need a Graph")
-        return self._memo("edge", lambda: space.edge(self))
+        return self._memory.once("edge", lambda: space.edge(self))
 
     @property
     def edge_attr(self) -> Tensor:
@@ -156,7 +154,7 @@ class Pairs:
         space = same_kind(self.spaces, "pair")
         if not isinstance(space, Graph):
             raise TypeError(f"{space.describe()} has no pair_attr: tables of pairs need a Graph")
-        return self._memo("pair", lambda: space.pair(self))
+        return self._memory.once("pair", lambda: space.pair(self))
 
     @property
     def precedes(self) -> Tensor:
@@ -172,7 +170,7 @@ class Pairs:
                 before = (offset < 0) | ((offset == 0) & before)
             return before
 
-        return self._memo("precedes", compute)
+        return self._memory.once("precedes", compute)
 
     @property
     def special(self) -> Tensor | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
+    check_coordinates,
     insert_special,
     rows,
 )
@@ -22,6 +25,7 @@ class Points(Space):
         special: tokens in front of each sample that sit nowhere.
     """
 
+    @lasting
     def __init__(
         self,
         coordinates: Tensor,
@@ -35,6 +39,14 @@ class Points(Space):
                 "coordinates must be float of shape (N, A) or (B, N, A), got "
                 f"{coordinates.dtype} {tuple(coordinates.shape)}"
             )
+        check_whole(0, special=special)
+        count, axes = coordinates.shape[-2:]
+        if axes < 1:
+            raise ValueError(f"coordinates must have an axis, got {tuple(coordinates.shape)}")
+        check_coordinates(coordinates, count)
+        for name, flags in (("segments", segments), ("valid", valid)):
+            if flags is not None and flags.shape[-1:] != (count,):
+                raise ValueError(f"{name} must be for {count} points, got {tuple(flags.shape)}")
         token_segments, source, is_special = insert_special(
             segments, coordinates.shape[-2], special
         )

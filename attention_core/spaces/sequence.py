@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.checks import check_whole
+from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
     first_special,
     packed,
     whole_lengths,
 )
+
+_ANYWHERE = 1 << 62
 
 
 class Sequence(Space):
@@ -28,6 +32,7 @@ class Sequence(Space):
 
     ordered = True
 
+    @lasting
     def __init__(
         self,
         length: int,
@@ -36,6 +41,11 @@ class Sequence(Space):
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_whole(0, length=length, special=special)
+        if isinstance(start, Tensor) and start.is_floating_point():
+            raise ValueError(f"start must hold whole numbers, got {start.dtype}")
+        if not isinstance(start, Tensor):
+            check_whole(-_ANYWHERE, start=start)
         if isinstance(start, Tensor) and start.ndim == 1:
             device = start.device
             at = start[:, None] + torch.arange(-special, length, device=device)
@@ -51,6 +61,7 @@ class Sequence(Space):
             self.size, self.start = (length,), (start,)
 
     @classmethod
+    @lasting
     def padded(
         cls,
         lengths: Iterable[int] | Tensor,
@@ -86,6 +97,7 @@ class Sequence(Space):
         return new
 
     @classmethod
+    @lasting
     def packed(
         cls,
         lengths: Iterable[int] | Tensor,

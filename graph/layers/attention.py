@@ -17,6 +17,7 @@ from attention_core import (
     Score,
     plan,
 )
+from attention_core.checks import check_whole
 from graph.layers.edges import (
     REDUCTIONS,
     by_input_edge,
@@ -89,7 +90,9 @@ class GraphAttention(RecordedAttention):
         super().__init__()
         source_dim, target_dim = (dim, dim) if isinstance(dim, int) else dim
         kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        check_whole(heads=heads, kv_heads=kv_heads)
+        check_whole(head_dim=head_dim, edge_dim=edge_dim, or_none=True)
+        if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
         if min(source_dim, target_dim) < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
+from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.edges import check_edge_index, check_finite, sorted_once
 
@@ -52,7 +53,8 @@ class HeteroGraphAttention(RecordedAttention):
         super().__init__()
         self.node_types = list(metadata[0])
         self.edge_types: list[EdgeType] = [(source, by, to) for source, by, to in metadata[1]]
-        if heads < 1 or out_dim % heads:
+        check_whole(out_dim=out_dim, heads=heads)
+        if out_dim % heads:
             raise ValueError(f"out_dim={out_dim} must be a multiple of heads={heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")

@@ -136,7 +136,7 @@ class TestMultiheadAttention:
         [
             ({"heads": 3}, "dim=16 must be a multiple of heads=3"),
             ({"heads": 4, "kv_heads": 3}, "heads=4 must be a multiple of kv_heads=3"),
-            ({"heads": 0}, "heads=0"),
+            ({"heads": 0}, "heads must be at least 1, got 0"),
             ({"heads": 4, "qk_norm": "batch"}, "qk_norm must be"),
             ({"heads": 4, "dropout": 1.0}, "dropout must be in"),
         ],

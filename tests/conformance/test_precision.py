@@ -14,6 +14,7 @@ from attention_core import (
     Bias,
     ContinuousBias,
     Grid,
+    MultiheadAttention,
     Pairs,
     RelativeTable,
     Rotary,
@@ -21,6 +22,8 @@ from attention_core import (
     Sinusoidal,
     attend,
 )
+from attention_core.layers.attention import QKNorm
+from attention_core.layers.residual import Norm, make_norm
 from tests.conformance import straight
 from tests.conformance.cases import (
     BACKENDS,
@@ -325,3 +328,49 @@ def test_far_keys_do_not_blur_in_bfloat16(backend: str) -> None:
     found = attend(q, k, v, space=space, bias=ALiBi(2), backend=backend)
     exact = attend(q.double(), k.double(), v.double(), space=space, bias=ALiBi(2))
     torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=2**-8)
+
+
+# -- what is added to a norm is a number in every dtype --------------------------------------------
+
+
+HALVES = ["float16", "bfloat16", "float32", "autocast"]
+
+
+def _zeros_give_numbers(layer: nn.Module, how: str) -> None:
+    """The output for a token of zeros, and every gradient."""
+    x = torch.randn(1, 4, 8)
+    x[0, 2] = 0
+    if how != "autocast":
+        dtype = getattr(torch, how)
+        layer, x = layer.to(dtype), x.to(dtype)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.float16, enabled=how == "autocast"):
+        out = layer(x)
+    assert out.isfinite().all()
+    of = torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])
+    assert all(g.isfinite().all() for g in of)
+
+
+@pytest.mark.parametrize("how", HALVES)
+@pytest.mark.parametrize("qk_norm", ["layer", "rms", "cosine"])
+def test_queries_and_keys_of_zeros(qk_norm: QKNorm, how: str) -> None:
+    torch.manual_seed(0)
+    _zeros_give_numbers(MultiheadAttention(8, 2, qk_norm=qk_norm, key_bias=False), how)
+
+
+@pytest.mark.parametrize("how", HALVES)
+@pytest.mark.parametrize("norm", ["layer", "layer-no-bias", "rms"])
+def test_a_norm_of_zeros(norm: Norm, how: str) -> None:
+    """With BERT's eps, 1e-12, which float16 takes for 0."""
+    torch.manual_seed(0)
+    _zeros_give_numbers(make_norm(norm, 8, 1e-12), how)
+
+
+def test_half_precision_does_not_change_the_norms_of_published_models() -> None:
+    """float16 holds 1e-6 and 1e-5 to within its rounding."""
+    x = torch.randn(5, 8, dtype=torch.float16) / 64
+    for norm in ("layer", "rms"):
+        for eps in (1e-6, 1e-5):
+            layer = make_norm(norm, 8, eps)
+            wanted = layer(x.float())
+            torch.testing.assert_close(layer.half()(x).float(), wanted, rtol=4e-3, atol=2e-3)

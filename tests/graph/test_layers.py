@@ -124,6 +124,40 @@ def test_further_ways_to_call(name: str) -> None:
         assert_equal_layers(mine, theirs, torch.randn(12, IN), edge_index, None)
 
 
+@pytest.mark.parametrize("name", CONVS)
+def test_training_after_inference_on_the_same_edges(name: str) -> None:
+    """As where a trainer validates first: what is known of an edge_index then serves training."""
+    mine, theirs = pair(name)
+    x, edge_index = torch.randn(12, IN), edges()
+    with torch.inference_mode():
+        mine(x, edge_index)
+        made = edge_index.clone()  # by a loader, in a loop that validates
+        mine(x, made)
+    assert_equal_layers(mine, theirs, x, edge_index, None)
+    mine(x, made).sum().backward()
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_forces_train_as_with_pyg(name: str) -> None:
+    """The gradient of an energy in the nodes, and that of a loss of it in the parameters."""
+    edge_index, results = edges(), []
+    for layer in pair(name):
+        layer = layer.double()
+        x = torch.randn(12, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        x.requires_grad_()
+        energy = layer(x, edge_index).tanh().sum()
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+        loss = force.square().sum()
+        of_x, *rest = torch.autograd.grad(
+            loss, [x, *layer.parameters()], allow_unused=True, materialize_grads=True
+        )
+        # Parameters have other names and shapes here and there
+        sizes = torch.stack([gradient.norm() for gradient in rest if gradient.any()])
+        results.append([force, of_x, sizes.sort().values])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.parametrize("sort_order", [None, "row", "col"])
 def test_edge_index_of_pyg(sort_order: str | None) -> None:
     mine, theirs = pair("GATv2Conv")

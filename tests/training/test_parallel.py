@@ -2,20 +2,26 @@
 
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
+from attention_core import Edges
 from attention_core.training import UsageError, resume, train
 from attention_core.training.checkpoint import PlainCheckpointIO, load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
 from attention_core.training.parallel import checkpoint_activations, compile_blocks
+from graph import GraphTransformer
+from nlp import Seq2SeqTransformer
 from tests.command_line import attn
 from tests.training.conftest import CONF, Compose, assert_same_run, interrupt
-from vision import VisionTransformer
+from vision import SwinTransformer, VisionTransformer
 
 HERE = ("--config-dir", str(CONF))
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
@@ -34,6 +40,38 @@ def gradients(model: VisionTransformer) -> list[torch.Tensor]:
     images = torch.rand(4, 1, 8, 8, dtype=next(model.parameters()).dtype)
     model(images).square().sum().backward()
     return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def learned_biases(name: str) -> tuple[nn.Module, Callable[[nn.Module], Any]]:
+    """A model whose blocks share what they learn of positions, and how it is called."""
+    torch.manual_seed(0)
+    image, x, ids = torch.rand(1, 3, 16, 16), torch.randn(6, 3), torch.randint(20, (2, 7))
+    edge_index, types = torch.tensor([[0, 1, 2, 3, 3], [1, 2, 0, 4, 5]]), torch.arange(5) % 2
+    if name == "t5":
+        return Seq2SeqTransformer(20, 8, 2, 2, positions="t5"), lambda m: m(ids, None, ids)
+    if name.startswith("swin"):
+        version = 2 if name == "swin2" else 1
+        swin = SwinTransformer(8, (2, 2), (1, 2), window=2, patch=2, classes=3, version=version)
+        return swin, lambda m: m(image)
+    options = {"local": Edges()} if name == "gps" else {"max_hops": 3}
+    graphs = GraphTransformer(8, 2, 2, classes=2, node_features=3, edge_types=2, **options)
+    return graphs, lambda m: m(x, edge_index, types)
+
+
+@pytest.mark.parametrize("name", ["swin", "swin2", "t5", "graphormer", "gps"])
+def test_recomputed_blocks_share_what_they_learn(name: str) -> None:
+    found = []
+    for recomputes in (False, True):
+        model, call = learned_biases(name)
+        if recomputes:
+            checkpoint_activations(model)
+        torch.manual_seed(1)
+        call(model).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    for got, wanted in zip(*found, strict=True):
+        assert (got is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(got, wanted)
 
 
 def test_recomputed_blocks_have_the_same_gradients_and_names() -> None:

@@ -20,7 +20,9 @@ from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, looking
+from attention_core.backends.derivatives import refuse_transforms
 from attention_core.biases import Bias
+from attention_core.lasting import lasting
 from attention_core.spaces import Graph, Pairs
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Prepared:
         terms = [term for term in (self.job.mask, self.job.bias) if term is not None]
         return any(term.traits(space) is None for term in terms for space in self.job.spaces)
 
+    @lasting
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
         """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
         spaces = self.job.spaces
@@ -107,6 +110,7 @@ class Prepared:
         if bias is not None:
             full = (*found.pairs.query.shape[:3], found.pairs.key.shape[-1])
             scores = bias(found.pairs).to(dtype)
+            refuse_transforms("blocks", (scores,))
             added = scores.expand(torch.broadcast_shapes(scores.shape, full))
         if found.allowed is not None:
             nothing = torch.zeros((), dtype=dtype, device=group.queries.device)
@@ -235,6 +239,7 @@ def describe(job: Job, prepared: Prepared) -> str:
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     from attention_core.planning import Result
 
+    refuse_transforms("blocks", (q, k, v, *(() if options.sink is None else (options.sink,))))
     prepared: Prepared = plan.prepared
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]
     with torch.autocast(q.device.type, enabled=False):

@@ -1,7 +1,8 @@
 """Attention of gathered blocks as operators, forward and backward.
 
 A block has all the keys of its queries, so its softmax is whole, and the backward pass computes it
-again instead of keeping it: nothing larger than a chunk of scores is ever stored.
+again instead of keeping it: nothing larger than a chunk of scores is ever stored. Second
+derivatives are those of the same attention in torch's own operations, `composite`.
 
 They are operators of `torch.library` so that torch.compile takes each as one and need not look into
 its loops. Operators take lists of tensors, not of groups, and no None in them: a tensor without
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attention_core.backends.blocks import composite
 from attention_core.backends.blocks.chunks import (
     Blocks,
     Memory,
@@ -25,6 +27,7 @@ from attention_core.backends.blocks.chunks import (
     rows_like,
     tokens,
 )
+from attention_core.backends.derivatives import of_backward, refuse_batched
 
 
 @torch.library.custom_op("attention_core::block_attention", mutates_args=())
@@ -202,6 +205,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     count = ctx.counts
     added, silent, patterns, queries, keys = (rest[n * count : (n + 1) * count] for n in range(5))
     samples, scale, softcap, dropout_p, _, covers, parts = ctx.numbers
+    refuse_batched("blocks", grad_out, grad_lse)
     if grad_out is None:
         grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
     learned = [one.requires_grad for one in added]
@@ -218,6 +222,57 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
 
 
 block_attention.register_autograd(_differentiate, setup_context=_remember)
+
+
+def _remember_all(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad_out, grad_lse, _, q, k, v, sink, *lists, ctx.runs, seed = inputs[:14]
+    ctx.save_for_backward(
+        grad_out, grad_lse, q, k, v, sink, seed, *(x for own in lists for x in own)
+    )
+    ctx.numbers, ctx.learned, ctx.count = inputs[14:-1], inputs[-1], len(lists[0])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    grad_out, grad_lse, q, k, v, sink, seed, *rest = ctx.saved_tensors
+    count, learned = ctx.count, ctx.learned
+    added, silent, patterns, queries, keys = (rest[n * count : (n + 1) * count] for n in range(5))
+    samples, scale, softcap, dropout_p, *_ = ctx.numbers
+    groups = _groups(queries, keys, ctx.runs, patterns, added, silent)
+    works, _, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
+    of_outputs = [grad_out] if grad_lse is None else [grad_out, grad_lse]
+    of_q, of_k, of_v, of_sink, *of_added = of_gradients
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        given = iter(others)
+        own_sink = None if sink is None else next(given)
+        own = [
+            next(given) if learns else blocks.added
+            for blocks, learns in zip(groups, learned, strict=True)
+        ]
+        generator = torch.Generator(q.device).manual_seed(int(seed))
+        return composite.forward(works, q, k, v, own_sink, own, generator, scale, spare)[
+            : len(of_outputs)
+        ]
+
+    which = [n for n, learns in enumerate(learned) if learns]
+    inputs = [q, k, v, *([] if sink is None else [sink]), *(added[n] for n in which)]
+    wanted = [of_q, of_k, of_v, *([] if sink is None else [of_sink]), *(of_added[n] for n in which)]
+    found, of_given = of_backward(forward, inputs, of_outputs, wanted)
+    grad_q, grad_k, grad_v, *others = found
+    grad_sink = None if sink is None else others.pop(0)
+    grads_added: list[Tensor | None] = [None] * count
+    for n, gradient in zip(which, others, strict=True):
+        grads_added[n] = gradient
+    nothing = [None] * count
+    numbers: list[Any] | None = None if count else []
+    return (
+        of_given[0], None if grad_lse is None else of_given[1], None, grad_q, grad_k, grad_v,
+        grad_sink, grads_added, *[nothing] * 4, numbers, *[None] * 7, numbers,
+    )  # fmt: skip
+
+
+block_attention_backward.register_autograd(_differentiate_twice, setup_context=_remember_all)
 
 
 def _prepare(

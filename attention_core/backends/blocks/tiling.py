@@ -130,6 +130,7 @@ def _morton(coordinates: Tensor) -> Tensor:
     axes = coordinates.shape[-1]
     bits = min(_MORTON_BITS, 62 // axes)
     if len(coordinates) and coordinates.is_floating_point():
+        coordinates = coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
         low, high = coordinates.amin(0), coordinates.amax(0)
         scale = (2**bits - 1) / (high - low).clamp(min=1e-12)
         coordinates = (coordinates - low) * scale

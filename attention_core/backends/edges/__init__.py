@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.costs import Rate
+from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.lasting import lasting
 from attention_core.masks import Edges
 from attention_core.masks.algebra import PairList
 from attention_core.scores import AdditiveV2
@@ -84,6 +86,7 @@ class Prepared:
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
 
     @cached_property
+    @lasting
     def pairs(self) -> Pairs:
         """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
         csr, space = self.csr, self.job.spaces[1]
@@ -224,6 +227,7 @@ def describe(job: Job, prepared: Prepared) -> str:
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     from attention_core.planning import Result
 
+    refuse_transforms("edges", (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         prepared: Prepared = plan.prepared
         csr, batch, heads, dtype = prepared.csr, len(q), q.shape[1], q.dtype

@@ -2,8 +2,8 @@
 
 Forward and backward are operators of `torch.library`, so that `torch.compile` sees each as one
 node of its graph. What is kept between them is q, k, v, the output, two log-sum-exps and what was
-given per pair (bias, dropout's bool); no scores and no features of pairs. The backward operator has
-no derivative of its own: asking for a second one raises.
+given per pair (bias, dropout's bool); no scores and no features of pairs. Second derivatives are
+those of the same attention in torch's own operations, `composite`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from attention_core.backends.edges import plain
+from attention_core.backends.derivatives import of_backward, refuse_batched, refuse_transforms
+from attention_core.backends.edges import composite, plain
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Gradients, Inputs
 from attention_core.scores import Additive, AdditiveV2, Score
@@ -96,6 +97,7 @@ def edge_attention(
     if bias is not None:
         bias = bias.to(v.dtype).expand(heads, len(csr))
     learned = (left, right, v, weight, bias, sink, edge_key, edge_value)
+    refuse_transforms("edges", (x for x in learned if x is not None))
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
     out, lse, _ = _forward(
         [*csr.tensors, csr.item if edge is None else edge],
@@ -232,6 +234,7 @@ def _differentiate(ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, _: No
     pairs, by_key = ([next(saved) for _ in range(n)] for n in (4, ctx.by_key))
     rest = [next(saved) if known is None else known[0] for known in ctx.plain]
     out, lse, norm = saved
+    refuse_batched("edges", of_out, of_lse)
     of_out = torch.zeros_like(out) if of_out is None else of_out
     needed = ctx.needs_input_grad
     of_bias = needed[3 + Inputs._fields.index("bias")]
@@ -251,3 +254,46 @@ def _differentiate(ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, _: No
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _keep_all(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    pairs, by_key, *rest = inputs
+    ctx.save_for_backward(*pairs, *by_key, *(x for x in rest if isinstance(x, Tensor)))
+    ctx.plain = [None if isinstance(x, Tensor) else (x,) for x in rest]
+    ctx.by_key = len(by_key)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> Any:
+    saved = iter(ctx.saved_tensors)
+    lists, by_key = ([next(saved) for _ in range(n)] for n in (4, ctx.by_key))
+    *rest, of_out, of_lse, of_bias = (
+        next(saved) if known is None else known[0] for known in ctx.plain
+    )
+    pairs, x = _unpack((lists, by_key, *rest[:-3]))  # out, lse and norm are computed anew
+    variables = {
+        name: tensor
+        for name, tensor in _with_gradient(x, of_bias)._asdict().items()
+        if tensor is not None
+    }
+    of_outputs = [of_out] if of_lse is None else [of_out, of_lse]
+
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        given: dict[str, Any] = dict(zip(variables, inputs, strict=True))
+        return composite.forward(x._replace(**given), pairs)[: len(of_outputs)]
+
+    found, of_given = of_backward(forward, list(variables.values()), of_outputs, of_gradients)
+    gradients = dict(zip(variables, found, strict=True))
+    return (
+        [None] * len(lists),
+        [None] * len(by_key),
+        None,
+        *(gradients.get(name) for name in Inputs._fields),
+        *[None] * 3,
+        of_given[0],
+        None if of_lse is None else of_given[1],
+        None,
+    )
+
+
+_backward.register_autograd(_differentiate_twice, setup_context=_keep_all)

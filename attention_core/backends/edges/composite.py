@@ -1,0 +1,64 @@
+"""Attention over pairs by torch's own operations, which can be differentiated any number of times.
+
+For second derivatives alone, as of forces: it keeps H · E · D numbers, which `plain` avoids.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import leaky_relu
+
+from attention_core.backends.edges.pairs import Pairs
+from attention_core.backends.edges.plain import Inputs
+
+
+def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Return the output (Lq, H, Dv) and log-sum-exp (H, Lq), as `plain.forward` does."""
+    row = pairs.row.long()
+    s = _scores(x, pairs) * x.scale
+    if x.softcap is not None:
+        s = x.softcap * torch.tanh(s / x.softcap)
+    if x.bias is not None:
+        s = s + x.bias
+    if x.allowed is not None:
+        s = s.masked_fill(~x.allowed, -torch.inf)
+    top = s.new_full((x.heads, pairs.rows), -torch.inf)
+    top = top.scatter_reduce(1, row.expand_as(s), s.detach(), "amax")
+    if x.sink is not None:
+        top = torch.maximum(top, x.sink.detach()[:, None])
+    top = top.clamp(min=torch.finfo(s.dtype).min)
+    exp = torch.exp(s - top.index_select(1, row))
+    total = torch.zeros_like(top).index_add(1, row, exp)
+    empty = total == 0
+    lse = (total.masked_fill(empty, 1).log() + top).masked_fill(empty, -torch.inf)
+    if x.sink is not None:
+        total = total + torch.exp(x.sink[:, None] - top)
+    weights = exp / total.masked_fill(total == 0, 1).index_select(1, row)
+    if x.keep is not None:
+        weights = weights * x.keep * x.grow
+    values = _keys(x.v, x.edge_value, pairs, x.heads)
+    out = values.new_zeros(x.heads, pairs.rows, values.shape[-1])
+    return out.index_add(1, row, weights[..., None] * values).transpose(0, 1), lse
+
+
+def _keys(tokens: Tensor, edge: Tensor | None, pairs: Pairs, heads: int) -> Tensor:
+    """Keys or values (H, E, D) of the pairs, with the features of their edges."""
+    found = tokens.index_select(1, pairs.column.long())
+    if edge is not None:
+        found = found + edge.index_select(0, pairs.item.long()).transpose(0, 1)
+    return found.repeat_interleave(heads // len(tokens), dim=0)
+
+
+def _scores(x: Inputs, pairs: Pairs) -> Tensor:
+    if x.q is None or x.k is None:
+        return x.v.new_zeros(x.heads, len(pairs.row))
+    queries = x.q.index_select(1, pairs.row.long())
+    keys = _keys(x.k, x.edge_key, pairs, x.heads)
+    if x.score == "dot":
+        return (queries * keys).sum(-1)
+    hidden = leaky_relu(queries + keys, x.slope)
+    if x.score == "additive":
+        return hidden.squeeze(-1)
+    assert x.weight is not None
+    return (hidden * x.weight[:, None]).sum(-1)
