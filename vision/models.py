@@ -20,6 +20,7 @@ from attention_core import (
     pool,
 )
 from attention_core.layers.residual import make_norm
+from attention_core.layers.tokens import learned_tokens
 from vision.embeddings import PatchEmbedding, drop_patches, pair
 from vision.positions import ResampledPosition
 from vision.presets import preset
@@ -111,11 +112,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"patch_dropout must be in [0, 1), got {patch_dropout}")
         self.pooling, self.patch_dropout = pooling, patch_dropout
         self.embedding = PatchEmbedding(patch, dim, channels=channels, **(embedding or {}))
-        # Either is empty where there are none; FSDP cannot cut an empty gradient
-        self.class_token = nn.Parameter(torch.empty(int(class_token), dim), class_token)
-        self.registers = nn.Parameter(torch.empty(registers, dim), registers > 0)
-        for tokens in (self.class_token, self.registers):
-            nn.init.normal_(tokens, std=0.02)
+        self.class_token = learned_tokens(int(class_token), dim, std=0.02)
+        self.registers = learned_tokens(registers, dim, std=0.02)
         self.positions: nn.Module | None = None
         if positions == "learned":
             if image_size is None:
