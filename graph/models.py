@@ -115,6 +115,18 @@ class GraphTransformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_outputs(level, classes, relations, pooling, virtual_nodes)
+        _check_sizes(
+            dim=dim,
+            heads=heads,
+            classes=classes,
+            node_types=node_types,
+            node_features=node_features,
+            edge_types=edge_types,
+            edge_features=edge_features,
+            edge_dim=edge_dim,
+            expander_degree=expander_degree,
+            **{name: encoder.get(name) for name in ("head_dim", "kv_heads", "hidden")},
+        )
         self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
         self.embedding = NodeEmbedding(
             dim,
@@ -234,10 +246,10 @@ class GraphTransformer(nn.Module):
                 "batch must hold the graph of each node: x is "
                 f"{tuple(x.shape)}, batch {None if batch is None else tuple(batch.shape)}"
             )
-        if not len(x) and num_graphs is None:
+        if not len(x) and batch is None and self.level == "graph":
             raise ValueError(
-                f"x is {tuple(x.shape)}, an empty batch: there is no node, and no num_graphs to "
-                "tell how many graphs have none"
+                f"x is {tuple(x.shape)}, an empty batch: there is no node; give batch and "
+                "num_graphs where graphs have none"
             )
         space = self.space(
             edge_index,
@@ -340,6 +352,12 @@ class GraphTransformer(nn.Module):
         edge = space.edges.find(asked[1], asked[0])
         none = space.edge_attr.new_zeros(1, space.edge_attr.shape[1])
         return pairs, torch.cat([space.edge_attr, none])[edge]
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def _check_outputs(

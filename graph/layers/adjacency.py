@@ -21,14 +21,14 @@ class GivenEdges(NamedTuple):
     """What an `edge_index` tells.
 
     Attributes:
-        index: (2, E) int64, row 0 the source, row 1 the target.
-        attr: (E, F) values of a sparse matrix; None where they are one number each, which PyG takes
-            for weights of edges, that attention has none of.
+        edge_index: (2, E) int64, row 0 the source, row 1 the target.
+        edge_attr: (E, F) values of a sparse matrix; None where they are one number each, which PyG
+            takes for weights of edges, that attention has none of.
         size: of the sets of nodes.
     """
 
-    index: Tensor
-    attr: Tensor | None = None
+    edge_index: Tensor
+    edge_attr: Tensor | None = None
     size: Size = (None, None)
 
 
@@ -93,7 +93,8 @@ def agreed_size(size: Any, told: Size, nodes: Size, name: str = "edge_index") ->
     found: list[int] = []
     for side, own in enumerate(nodes):
         what = ("sources", "targets")[side]
-        for teller, count in (("size", size and size[side]), (name, told[side])):
+        given: int | None = None if size is None else size[side]
+        for teller, count in (("size", given), (name, told[side])):
             if count is None:
                 continue
             if own is not None and own != count:

@@ -26,7 +26,7 @@ from graph.layers.edges import (
     sorted_once,
 )
 from graph.layers.messages import SeenMessages
-from graph.layers.projections import projection, reset, size_in, start
+from graph.layers.projections import check_size, projection, reset, size_in, start
 
 
 class GraphAttention(RecordedAttention, SeenMessages):
@@ -91,20 +91,17 @@ class GraphAttention(RecordedAttention, SeenMessages):
         super().__init__()
         source_dim, target_dim = (dim, dim) if isinstance(dim, int) else dim
         kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        check_size("heads", heads, lazy=False)
+        if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
-        for name, sizes in (("dim", (source_dim, target_dim)), ("edge_dim", (edge_dim,))):
-            if any(size is not None and size < 1 and size != -1 for size in sizes):
-                told = dim if name == "dim" else edge_dim
-                raise ValueError(
-                    f"{name} must be at least 1, or -1 for that of the first input, got {told}"
-                )
+        check_size("dim", dim)
+        if edge_dim is not None:
+            check_size("edge_dim", edge_dim)
         if head_dim is None:
             if target_dim % heads or target_dim == -1:
                 raise ValueError(f"dim={dim} must be a multiple of heads={heads}, or give head_dim")
             head_dim = target_dim // heads
-        if head_dim < 1:
-            raise ValueError(f"head_dim must be at least 1, got {head_dim}")
+        check_size("head_dim", head_dim, lazy=False)
         if score not in ("dot", "additive", "additive_v2"):
             raise ValueError(f"score must be 'dot', 'additive' or 'additive_v2', got {score!r}")
         if residual not in (False, True, "gated"):
@@ -237,7 +234,6 @@ class GraphAttention(RecordedAttention, SeenMessages):
         v = k if self.value is None else self._heads(self.value(source), self.kv_heads)
         edge_key = self._edge_key(edge_attr)
         edge_value = edge_key if self.edge_values else None
-        watched = self.watched
         out, weights = self.attend(
             q,
             k,
@@ -247,7 +243,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
             edge_key=edge_key,
             edge_value=edge_value,
             dropout_p=self.dropout if self.training else 0.0,
-            weights=bool(return_attention_weights) or watched,
+            weights=bool(return_attention_weights) or self.watched,
             plan=plan(
                 Graph.over(edges),
                 Edges(),
@@ -262,42 +258,22 @@ class GraphAttention(RecordedAttention, SeenMessages):
             ),
         )
         out = out[0].transpose(0, 1)
-        of_edges = None if weights is None else weights.of_edges()[0]
-        if of_edges is not None and kept is not None:
-            index, at = in_input_order(index, kept, edges.num_edges - len(kept))
-            put = of_edges.new_zeros
-            of_edges = put(index.shape[1], self.heads).index_copy(0, at, of_edges)
-            if edge_value is not None:
-                edge_value = put(index.shape[1], *edge_value.shape[1:]).index_copy(
-                    0, at, edge_value
-                )
-        if watched:
-            out = self._messages(index, v, of_edges, edge_value, (sources, targets))
+        alpha: Tensor | None = None
+        if weights is not None:
+            alpha = weights.of_edges()[0]
+            if kept is not None:
+                index, at = in_input_order(index, kept, edges.num_edges - len(kept))
+                alpha = _rows_at(at, alpha, index.shape[1])
+                if edge_value is not None:
+                    edge_value = _rows_at(at, edge_value, index.shape[1])
+            if self.watched:
+                out = self.show(index, (sources, targets), v[0].transpose(0, 1), alpha, edge_value)
         out = self._with_node(out.flatten(1) if self.concat else out.mean(1), target)
-        if of_edges is None or not return_attention_weights:
+        if alpha is None or not return_attention_weights:
             return out
         if edge_index.layout != torch.strided:
-            return out, as_adjacency(of_edges, index, edge_index)
-        return out, (edge_index if kept is None else index, of_edges)
-
-    def _messages(
-        self,
-        index: Tensor,
-        v: Tensor,
-        weights: Tensor,
-        edge_value: Tensor | None,
-        size: tuple[int, int],
-    ) -> Tensor:
-        """(M, H, D), what attention gives, edge by edge, as PyG's explainers and hooks see it."""
-        group = self.heads // self.kv_heads
-        value = v[0].transpose(0, 1).repeat_interleave(group, 1)
-        if edge_value is not None:
-            edge_value = edge_value.repeat_interleave(group, 1)
-        alpha = nn.functional.dropout(weights, self.dropout, self.training)
-        out: Tensor = self.propagate(
-            index, size=size, x=(value, None), alpha=alpha, edge_value=edge_value
-        )
-        return out
+            return out, as_adjacency(alpha, index, edge_index)
+        return out, (edge_index if kept is None else index, alpha)
 
     def _with_node(self, out: Tensor, target: Tensor | None) -> Tensor:
         """The output with what a node itself adds to it."""
@@ -382,3 +358,8 @@ class GraphAttention(RecordedAttention, SeenMessages):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+
+
+def _rows_at(at: Tensor, values: Tensor, count: int) -> Tensor:
+    """(count, ...) with the values in these rows, and 0 elsewhere."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy(0, at, values)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graph.layers.attention import GraphAttention
+from graph.layers.projections import check_size
 
 
 class _Conv(GraphAttention):
@@ -25,8 +26,8 @@ class _Conv(GraphAttention):
         heads: int,
         **options: Any,
     ) -> None:
-        if out_channels < 1:
-            raise ValueError(f"out_channels must be at least 1, got {out_channels}")
+        check_size("in_channels", in_channels)
+        check_size("out_channels", out_channels, lazy=False)
         super().__init__(in_channels, heads, head_dim=out_channels, **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.register_load_state_dict_pre_hook(self._rename)
@@ -135,7 +136,7 @@ class GATConv(_Conv):
             residual=residual,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]  # PyG's orders of arguments differ
         self,
         x: Tensor | tuple[Tensor, Tensor | None],
         edge_index: Tensor,

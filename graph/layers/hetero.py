@@ -14,7 +14,7 @@ from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once
-from graph.layers.projections import projection, size_in, start
+from graph.layers.projections import check_size, projection, size_in, start
 
 EdgeType = tuple[str, str, str]
 
@@ -56,7 +56,9 @@ class HeteroGraphAttention(RecordedAttention):
         super().__init__()
         self.node_types = list(metadata[0])
         self.edge_types: list[EdgeType] = [(source, by, to) for source, by, to in metadata[1]]
-        if heads < 1 or out_dim < 1 or out_dim % heads:
+        check_size("heads", heads, lazy=False)
+        check_size("out_dim", out_dim, lazy=False)
+        if out_dim % heads:
             raise ValueError(f"out_dim={out_dim} must be a multiple of heads={heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
@@ -137,7 +139,7 @@ class HeteroGraphAttention(RecordedAttention):
         given = self._read(x_dict, edge_index_dict)
         # Each type of edges has sources of its own, what it makes of the nodes; of a type without
         # edges no node, which its layers see all the same: every parameter shall have a gradient
-        count = {edge: len(x[edge[0]]) if given[edge].index.numel() else 0 for edge in given}
+        count = {edge: len(x[edge[0]]) if given[edge].edge_index.numel() else 0 for edge in given}
         sources = {t: x[t][: max(count[e] for e in count if e[0] == t)] for t in self.sources}
         queries, keys, values = (
             {t: layers[_name(t)](nodes).unflatten(-1, (self.heads, -1)) for t, nodes in of.items()}
@@ -229,7 +231,7 @@ class HeteroGraphAttention(RecordedAttention):
                 continue
             name = f"edge_index_dict[{edge!r}]"
             given[edge] = read_edges(edge_index_dict[edge], name)
-            index = given[edge].index
+            index = given[edge].edge_index
             if not index.numel():
                 continue
             for t in (edge[0], edge[-1]):
@@ -286,6 +288,7 @@ class HeteroGraphAttention(RecordedAttention):
                 parts.append(self.key_relation.new_zeros(count, self.heads, self.head_dim))
                 continue
             linear = self.edge[_name(*edge)]
+            assert isinstance(linear, nn.Linear)
             size = size_in(linear)
             name, attr = f"edge_attr_dict[{edge!r}]", edge_attr_dict.get(edge, own)
             if attr is None and not count:
@@ -322,7 +325,7 @@ class HeteroGraphAttention(RecordedAttention):
         given: Mapping[EdgeType, GivenEdges],
         edge_index_dict: Mapping[EdgeType, Tensor],
     ) -> dict[EdgeType, tuple[Tensor, Tensor]]:
-        parts = weights.of_edges()[0].split([edges.index.shape[1] for edges in given.values()])
+        parts = weights.of_edges()[0].split([edges.edge_index.shape[1] for edges in given.values()])
         found = {}
         for (edge, (index, *_)), part in zip(given.items(), parts, strict=True):
             if edge in edge_index_dict:
@@ -340,14 +343,8 @@ class HeteroGraphAttention(RecordedAttention):
                 f"metadata has nodes {self.node_types}, its edges join {sorted(ends)}, and dim has "
                 f"{list(dims)}: these must be the same"
             )
-        sizes = {"dim": dims, "edge_dim": self.edge_dims}
-        for name, of_types in sizes.items():
-            for t, size in of_types.items():
-                if size < 1 and size != -1:
-                    raise ValueError(
-                        f"{name} must be at least 1, or -1 for that of the first input, got {size} "
-                        f"for {t!r}"
-                    )
+        check_size("dim", dims)
+        check_size("edge_dim", self.edge_dims)
         if not set(self.edge_dims) <= set(self.edge_types):
             raise ValueError(
                 f"edge_dim has edges {list(self.edge_dims)}, but metadata has {self.edge_types}"

@@ -15,6 +15,9 @@ class SeenMessages(MessagePassing):
     of the edges as they were given, self-loops of nodes that were given none behind them.
     """
 
+    heads: int
+    kv_heads: int
+    dropout: float
     #: Whether each node attends to itself, whatever loops are listed.
     self_loops: bool
 
@@ -33,6 +36,31 @@ class SeenMessages(MessagePassing):
             self._aggregate_forward_hooks,
         )
         return bool(self.explain) or any(hooks)
+
+    def show(
+        self,
+        edge_index: Tensor,
+        size: tuple[int, int],
+        value: Tensor,
+        alpha: Tensor,
+        edge_value: Tensor | None,
+    ) -> Tensor:
+        """What attention gives (M, H, D), message by message.
+
+        Args:
+            edge_index: (2, E).
+            size: numbers of sources N and of targets M.
+            value: (N, Hkv, D) of sources.
+            alpha: (E, H) weights before dropout.
+            edge_value: (E, Hkv, D), what edges add to the values along them.
+        """
+        group = self.heads // self.kv_heads
+        if edge_value is not None:
+            edge_value = edge_value.repeat_interleave(group, 1)
+        x = value.repeat_interleave(group, 1), None
+        alpha = nn.functional.dropout(alpha, self.dropout, self.training)
+        out: Tensor = self.propagate(edge_index, size=size, x=x, alpha=alpha, edge_value=edge_value)
+        return out
 
     def message(self, x_j: Tensor, alpha: Tensor, edge_value: Tensor | None) -> Tensor:
         """(E, H, D): along each edge its weight (E, H) times what its source has to say."""

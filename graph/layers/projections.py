@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -16,6 +19,16 @@ class _LazyProjection(nn.LazyLinear):
 def projection(size: int, out: int, bias: bool = True) -> nn.Linear:
     """A linear layer of `size` numbers to `out`, to `start`; -1 is the size of the first input."""
     return _LazyProjection(out, bias) if size == -1 else nn.Linear(size, out, bias)
+
+
+def check_size(name: str, size: Any, lazy: bool = True) -> None:
+    """Raises ValueError where a size, or one of a tuple or mapping, is less than 1, and not the -1
+    that leaves it to the first input."""
+    sizes = size.values() if isinstance(size, Mapping) else size
+    for one in sizes if isinstance(size, Mapping | tuple | list) else [size]:
+        if one < 1 and not (lazy and one == -1):
+            more = ", or -1 for that of the first input" if lazy else ""
+            raise ValueError(f"{name} must be at least 1{more}, got {size}")
 
 
 def size_in(linear: nn.Linear) -> int:
@@ -36,5 +49,6 @@ def reset(module: nn.Module) -> None:
     """Draws all that is learned anew. Inner parts come first, for what contains them may have a
     beginning of its own for them."""
     for part in reversed(list(module.modules())):
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+        begin = getattr(part, "reset_parameters", None)
+        if callable(begin):
+            begin()
