@@ -267,7 +267,8 @@ class GraphAttention(RecordedAttention, SeenMessages):
                 if edge_value is not None:
                     edge_value = _rows_at(at, edge_value, index.shape[1])
             if self.watched:
-                out = self.show(index, (sources, targets), v[0].transpose(0, 1), alpha, edge_value)
+                query, value = (of_nodes[0].transpose(0, 1) for of_nodes in (q, v))
+                out = self.show(index, (sources, targets), query, value, alpha, edge_value)
         out = self._with_node(out.flatten(1) if self.concat else out.mean(1), target)
         if alpha is None or not return_attention_weights:
             return out

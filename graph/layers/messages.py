@@ -41,6 +41,7 @@ class SeenMessages(MessagePassing):
         self,
         edge_index: Tensor,
         size: tuple[int, int],
+        query: Tensor,
         value: Tensor,
         alpha: Tensor,
         edge_value: Tensor | None,
@@ -50,6 +51,7 @@ class SeenMessages(MessagePassing):
         Args:
             edge_index: (2, E).
             size: numbers of sources N and of targets M.
+            query: (M, H, D) of targets, which messages do not hold but explainers read.
             value: (N, Hkv, D) of sources.
             alpha: (E, H) weights before dropout.
             edge_value: (E, Hkv, D), what edges add to the values along them.
@@ -57,7 +59,7 @@ class SeenMessages(MessagePassing):
         group = self.heads // self.kv_heads
         if edge_value is not None:
             edge_value = edge_value.repeat_interleave(group, 1)
-        x = value.repeat_interleave(group, 1), None
+        x = value.repeat_interleave(group, 1), query
         alpha = nn.functional.dropout(alpha, self.dropout, self.training)
         out: Tensor = self.propagate(edge_index, size=size, x=x, alpha=alpha, edge_value=edge_value)
         return out

@@ -14,7 +14,13 @@ import torch_geometric.transforms as T
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
-from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.explain import (
+    AttentionExplainer,
+    Explainer,
+    GNNExplainer,
+    GraphMaskExplainer,
+    PGExplainer,
+)
 from torch_geometric.utils import to_torch_coo_tensor
 
 import graph
@@ -59,6 +65,30 @@ def test_reset_parameters_begins_again(layer: nn.Module) -> None:
     layer.reset_parameters()
     for name, value in layer.state_dict().items():
         assert torch.equal(value, first[name])
+
+
+def test_lazy_sizes_by_type_of_nodes() -> None:
+    edges = {("a", "to", "b"): PLAIN, ("b", "of", "b"): PLAIN}
+    metadata = ["a", "b"], list(edges)
+    x, attr = (
+        {"a": torch.randn(6, 3), "b": torch.randn(6, 8)},
+        {("a", "to", "b"): torch.randn(6, 2)},
+    )
+    told = HeteroGraphAttention(
+        {"a": 3, "b": 8}, 8, HEADS, metadata, edge_dim={("a", "to", "b"): 2}
+    )
+    lazy = HeteroGraphAttention(-1, 8, HEADS, metadata, edge_dim={("a", "to", "b"): -1})
+    loaded = copy.deepcopy(lazy)
+    with pytest.raises(
+        ValueError, match="x_dict has no nodes 'a'.*, but dim=-1 leaves the size to"
+    ):
+        lazy({"b": x["b"]}, {})
+    lazy(x, edges, attr)
+    for layer in (lazy, loaded):  # `loaded` before any input
+        layer.load_state_dict(told.state_dict())
+        torch.testing.assert_close(layer(x, edges, attr), told(x, edges, attr))
+    with pytest.raises(ValueError, match=r"x_dict\['a'\] must be float \(N, 3\)"):
+        lazy({"a": x["b"], "b": x["b"]}, edges, attr)
 
 
 # -- sizes left to the first input ---------------------------------------------------------------
@@ -340,6 +370,62 @@ def test_attention_explainer(name: str) -> None:
     _, (_, second) = mine.conv2(hidden.relu(), EDGES, return_attention_weights=True)
     of_edges = torch.stack([first, second], -1)[: EDGES.shape[1]].amax((1, 2))
     torch.testing.assert_close(found[0](x, EDGES).edge_mask, of_edges)
+
+
+@pytest.mark.parametrize("algorithm", [PGExplainer, GraphMaskExplainer])
+def test_other_explainers(algorithm: Any) -> None:
+    """Networks that are trained on messages and nodes' states, and put masks on messages."""
+    torch.manual_seed(0)
+    x, found = torch.randn(NODES, IN), []
+    for model in models("GATConv", add_self_loops=False):
+        torch.manual_seed(1)
+        if algorithm is PGExplainer:
+            target, made_of = torch.zeros(NODES, dtype=torch.long), PGExplainer(epochs=2)
+            options = {"explanation_type": "phenomenon"}
+        else:
+            target, made_of = None, GraphMaskExplainer(2, epochs=2, log=False)
+            options = {"explanation_type": "model", "node_mask_type": "attributes"}
+        explainer = Explainer(
+            model, made_of, model_config=CONFIG, edge_mask_type="object", **options
+        )
+        if algorithm is PGExplainer:
+            for epoch in range(2):
+                made_of.train(epoch, model, x, PLAIN, target=target, index=1)
+        found.append(explainer(x, PLAIN, target=target, index=1).edge_mask)
+    torch.testing.assert_close(*found)
+
+
+class OfAuthors(nn.Module):
+    def __init__(self, where: Any) -> None:
+        super().__init__()
+        self.typed = pyg.to_hetero(TwoLayers(where, "GATv2Conv"), METADATA)
+
+    def forward(self, x: Any, edge_index: Any) -> Tensor:
+        out: Tensor = self.typed(x, edge_index)["author"]
+        return out
+
+
+@pytest.mark.parametrize("algorithm", [GNNExplainer, AttentionExplainer])
+def test_explainers_by_type_of_edges(algorithm: Any) -> None:
+    x, edges = typed_graph()
+    models = [OfAuthors(where) for where in (pyg, graph)]
+    for model in models:
+        model(x, edges)
+    models[1].load_state_dict(models[0].state_dict())
+    found = []
+    for model in models:
+        torch.manual_seed(1)
+        gnn = algorithm is GNNExplainer
+        explainer = Explainer(
+            model,
+            GNNExplainer(epochs=2) if gnn else AttentionExplainer(),
+            explanation_type="model",
+            model_config=CONFIG,
+            node_mask_type="attributes" if gnn else None,
+            edge_mask_type="object",
+        )
+        found.append(explainer(x, edges, index=1).edge_mask_dict)
+    torch.testing.assert_close(*found)
 
 
 def test_hooks_see_and_change_messages() -> None:
