@@ -427,6 +427,9 @@ class EdgeBias(Bias):
         self.heads, self.types = heads, types
         #: (types or features, H)
         self.table = nn.Parameter(torch.empty(types or features or 0, heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def score(self, pairs: Pairs) -> Tensor:

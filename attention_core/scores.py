@@ -58,6 +58,9 @@ class Additive(Score):
         self.key = nn.Parameter(torch.empty(heads, head_dim))
         self.edge = nn.Parameter(torch.empty(heads, head_dim)) if edge else None
         self.heads, self.negative_slope = heads, negative_slope
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
 
@@ -102,6 +105,9 @@ class AdditiveV2(Score):
         check_whole(heads=heads, head_dim=head_dim)
         self.weight = nn.Parameter(torch.empty(heads, head_dim))
         self.heads, self.negative_slope = heads, negative_slope
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:

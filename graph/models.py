@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
 from attention_core.checks import check_options, check_whole
+from attention_core.layers.tokens import learned_tokens
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
 from graph.encoder import GraphEncoder, Scores
@@ -116,7 +117,7 @@ class GraphTransformer(nn.Module):
         **encoder: Any,
     ) -> None:
         super().__init__()
-        check_whole(dim=dim, relations=relations)
+        check_whole(dim=dim, heads=heads, relations=relations)
         check_whole(0, virtual_nodes=virtual_nodes)
         check_whole(
             classes=classes,
@@ -148,8 +149,7 @@ class GraphTransformer(nn.Module):
             )
         elif edge_dim is not None:
             raise ValueError(f"edge_dim={edge_dim} needs edge_types or edge_features")
-        self.virtual_tokens = nn.Parameter(torch.empty(virtual_nodes, dim))
-        nn.init.normal_(self.virtual_tokens, std=dim**-0.5)
+        self.virtual_tokens = learned_tokens(virtual_nodes, dim, std=dim**-0.5)
         of_edges = None if self.edge_embedding is None else self.edge_embedding.gives
         terms: list[Bias] = []
         if of_edges is not None and local is None:
@@ -256,8 +256,11 @@ class GraphTransformer(nn.Module):
                 "batch must hold the graph of each node: x is "
                 f"{tuple(x.shape)}, batch {None if batch is None else tuple(batch.shape)}"
             )
-        if not len(x) and not num_graphs:
-            raise ValueError(f"x is {tuple(x.shape)}, an empty batch: there is no node")
+        if not len(x) and batch is None and self.level == "graph":
+            raise ValueError(
+                f"x is {tuple(x.shape)}, an empty batch: there is no node; give batch and "
+                "num_graphs where graphs have none"
+            )
         space = self.space(
             edge_index,
             len(x),

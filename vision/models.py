@@ -21,6 +21,7 @@ from attention_core import (
 )
 from attention_core.checks import check_options, check_whole
 from attention_core.layers.residual import make_norm
+from attention_core.layers.tokens import learned_tokens
 from vision.embeddings import PatchEmbedding, drop_patches, pair
 from vision.positions import ResampledPosition
 from vision.presets import preset
@@ -114,11 +115,8 @@ class VisionTransformer(nn.Module):
         own = dict.fromkeys(("patch", "dim", "channels"), "it is an argument beside embedding=")
         check_options(self, embedding or {}, **own)
         self.embedding = PatchEmbedding(patch, dim, channels=channels, **(embedding or {}))
-        # Either is empty where there are none; FSDP cannot cut an empty gradient
-        self.class_token = nn.Parameter(torch.empty(int(class_token), dim), class_token)
-        self.registers = nn.Parameter(torch.empty(registers, dim), registers > 0)
-        for tokens in (self.class_token, self.registers):
-            nn.init.normal_(tokens, std=0.02)
+        self.class_token = learned_tokens(int(class_token), dim, std=0.02)
+        self.registers = learned_tokens(registers, dim, std=0.02)
         self.positions: nn.Module | None = None
         if positions == "learned":
             if image_size is None:

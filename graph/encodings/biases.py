@@ -192,6 +192,9 @@ class SpectralBias(Bias):
         self.heads, self.axes = heads, axes
         #: (axes, H)
         self.weight = nn.Parameter(torch.empty(axes, heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def score(self, pairs: Pairs) -> Tensor:

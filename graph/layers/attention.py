@@ -18,17 +18,19 @@ from attention_core import (
     plan,
 )
 from attention_core.checks import check_whole
+from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
-    by_input_edge,
-    check_edge_index,
     check_finite,
+    in_input_order,
     loop_features,
     sorted_once,
 )
+from graph.layers.messages import SeenMessages
+from graph.layers.projections import check_size, projection, reset, size_in, start
 
 
-class GraphAttention(RecordedAttention):
+class GraphAttention(RecordedAttention, SeenMessages):
     """Multi-head attention of each node to the sources of the edges into it.
 
     The score is what names the layer: "dot" is the graph transformer (Shi et al., UniMP, 2021),
@@ -39,7 +41,7 @@ class GraphAttention(RecordedAttention):
     lives: layers and passes that are given the same tensor share it.
 
     Args:
-        dim: size of a node, or (of a source, of a target).
+        dim: size of a node, or (of a source, of a target); -1 for that of the first input.
         heads: number of query heads H.
         head_dim: size D of a head; that of a target / heads by default.
         score: "dot", "additive" or "additive_v2".
@@ -47,8 +49,8 @@ class GraphAttention(RecordedAttention):
         concat: the output is all heads side by side, H · D numbers; else their mean, D.
         share_weights: queries are projected as keys are. By default GAT's are, with one `dim`.
             Values are projected as keys are in both additive scores, by themselves for "dot".
-        edge_dim: size F of the features of edges; None: none are taken. They take part in the
-            keys, projected without bias.
+        edge_dim: size F of the features of edges, -1 for that of the first; None: none are taken.
+            They take part in the keys, projected without bias.
         edge_values: the same is added to the values. By default for "dot" alone, as published.
         bias: added to the scores, such as `EdgeBias`, which learns from types or features of edges.
         self_loops: each node attends to itself by exactly one loop, whatever loops are listed. Of
@@ -91,13 +93,14 @@ class GraphAttention(RecordedAttention):
         source_dim, target_dim = (dim, dim) if isinstance(dim, int) else dim
         kv_heads = heads if kv_heads is None else kv_heads
         check_whole(heads=heads, kv_heads=kv_heads)
-        check_whole(head_dim=head_dim, edge_dim=edge_dim, or_none=True)
+        check_whole(head_dim=head_dim, or_none=True)
         if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
-        if min(source_dim, target_dim) < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+        check_size("dim", dim)
+        if edge_dim is not None:
+            check_size("edge_dim", edge_dim)
         if head_dim is None:
-            if target_dim % heads:
+            if target_dim % heads or target_dim == -1:
                 raise ValueError(f"dim={dim} must be a multiple of heads={heads}, or give head_dim")
             head_dim = target_dim // heads
         if score not in ("dot", "additive", "additive_v2"):
@@ -118,54 +121,84 @@ class GraphAttention(RecordedAttention):
                 "share_weights needs one dim and as many kv_heads as heads; got "
                 f"dim={dim}, heads={heads}, kv_heads={kv_heads}"
             )
-        self.source_dim, self.target_dim, self.edge_dim = source_dim, target_dim, edge_dim
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.concat, self.self_loops, self.fill_value = concat, self_loops, fill_value
         self.dropout, self.bias = dropout, bias
         self.edge_values = score == "dot" if edge_values is None else edge_values
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         width = inner if concat else head_dim
-        self.key = nn.Linear(source_dim, kv_inner, bias=projection_bias)
+        self.key = projection(source_dim, kv_inner, projection_bias)
         #: None where it is the projection of the keys.
-        self.query = None if share_weights else nn.Linear(target_dim, inner, bias=projection_bias)
-        self.value = nn.Linear(source_dim, kv_inner, projection_bias) if score == "dot" else None
-        self.edge = None if edge_dim is None else nn.Linear(edge_dim, kv_inner, bias=False)
+        self.query = None if share_weights else projection(target_dim, inner, projection_bias)
+        self.value = projection(source_dim, kv_inner, projection_bias) if score == "dot" else None
+        self.edge = None if edge_dim is None else projection(edge_dim, kv_inner, bias=False)
         self.score: Score | None = None
         if score == "additive":
             self.score = Additive(heads, head_dim, negative_slope, edge=edge_dim is not None)
         elif score == "additive_v2":
             self.score = AdditiveV2(heads, head_dim, negative_slope)
-        self.residual = nn.Linear(target_dim, width, bias=output_bias) if residual else None
+        self.residual = projection(target_dim, width, output_bias) if residual else None
         self.gate = nn.Linear(3 * width, 1, bias=False) if residual == "gated" else None
         self.output_bias: nn.Parameter | None = None
         if output_bias and not residual:
             self.output_bias = nn.Parameter(torch.zeros(width))
+        self._start()
+
+    def _start(self) -> None:
         for layer in self.children():
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                start(layer)
+        if self.output_bias is not None:
+            nn.init.zeros_(self.output_bias)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, those of the score and of the bias, too."""
+        for part in (self.score, self.bias):
+            if part is not None:
+                reset(part)
+        self._start()
+
+    @property
+    def source_dim(self) -> int:
+        """Size of a source; -1 while no input has told."""
+        return size_in(self.key)
+
+    @property
+    def target_dim(self) -> int:
+        """Size of a target; -1 while no input has told."""
+        return size_in(self.key if self.query is None else self.query)
+
+    @property
+    def edge_dim(self) -> int | None:
+        """Number of features of an edge; -1 while no input has told."""
+        return None if self.edge is None else size_in(self.edge)
 
     def forward(
         self,
-        x: Tensor | tuple[Tensor, Tensor],
+        x: Tensor | tuple[Tensor, Tensor | None],
         edge_index: Tensor,
         edge_attr: Tensor | None = None,
         *,
+        size: tuple[int, int] | None = None,
         return_attention_weights: bool | None = None,
         backend: str | None = None,
     ) -> Any:
         """Attend along the edges.
 
         Args:
-            x: (N, dim) nodes, or (sources (N, dim), targets (M, dim')) as two sets.
+            x: (N, dim) nodes, or (sources (N, dim), targets (M, dim')) as two sets. With an
+                additive score the targets may be None: it is then of the source alone, and a
+                target has no residual.
             edge_index: (2, E) integers, or PyG's `EdgeIndex`: row 0 the source (key), row 1 the
-                target (query).
+                target (query). Or PyG's `adj_t`, a sparse tensor (M, N) of any layout, whose values
+                are `edge_attr` where they are (E, F); edges are in the order that it has them.
             edge_attr: (E, F) floats, or (E,) for F = 1; for a bias that wants them, (E,) integers.
+            size: (N, M), to be checked; and needed where nothing else tells of M.
             return_attention_weights: also return ``(edge_index, weights)``, the weights (E, H)
                 before dropout. The edges are those given; with `self_loops`, those of nodes that
                 were given none follow behind them. (PyG's GATConv returns weights after dropout,
-                without the loops that were given, and all loops at the end.)
+                without the loops that were given, and all loops at the end.) For an `adj_t` it is a
+                sparse tensor (M, N, H) of them in its layout, and its values.
             backend: a name to override the plan's choice.
 
         Returns: (N, H · D), or (M, H · D) of the targets; D instead of H · D with concat=False.
@@ -176,25 +209,32 @@ class GraphAttention(RecordedAttention):
         """
         two = not isinstance(x, Tensor)
         source, target = self._check_nodes(x)
-        plain = check_edge_index(edge_index)
-        self._check_features(edge_attr, plain.shape[1])
-        edges = sorted_once(plain, len(source), len(target) if two else None, given=edge_index)
+        index, attr, told = read_edges(edge_index)
+        edge_attr = attr if edge_attr is None and self.edge is not None else edge_attr
+        self._check_features(edge_attr, index.shape[1])
+        nodes = len(source), None if target is None else len(target)
+        sources, targets = agreed_size(size, told, nodes)
+        edges = sorted_once(index, sources, targets if two else None, given=edge_index)
         kept: Tensor | None = None
         if self.self_loops:
             edges, kept = edges.looped
             if edge_attr is not None:
                 edge_attr = edge_attr[kept]
-                nodes, ends = edges.num_edges - len(kept), edges.target[: len(kept)]
-                loops = loop_features(edge_attr, ends, nodes, self.fill_value)
-                edge_attr = torch.cat([edge_attr, loops])
+                loops, ends = edges.num_edges - len(kept), edges.target[: len(kept)]
+                of_loops = loop_features(edge_attr, ends, loops, self.fill_value)
+                edge_attr = torch.cat([edge_attr, of_loops])
         if edge_attr is not None:
             edges = edges.with_attr(edge_attr)
         k = self.key(source)
-        q = self.query(target) if self.query is not None else self.key(target) if two else k
+        if target is None:
+            q = k.new_zeros(targets, self.heads * self.head_dim)
+        else:
+            q = self.query(target) if self.query is not None else self.key(target) if two else k
         q = self._heads(q, self.heads)
         k = self._heads(k, self.kv_heads)
         v = k if self.value is None else self._heads(self.value(source), self.kv_heads)
         edge_key = self._edge_key(edge_attr)
+        edge_value = edge_key if self.edge_values else None
         out, weights = self.attend(
             q,
             k,
@@ -202,9 +242,9 @@ class GraphAttention(RecordedAttention):
             bias=self.bias,
             score=self.score,
             edge_key=edge_key,
-            edge_value=edge_key if self.edge_values else None,
+            edge_value=edge_value,
             dropout_p=self.dropout if self.training else 0.0,
-            weights=bool(return_attention_weights),
+            weights=bool(return_attention_weights) or self.watched,
             plan=plan(
                 Graph.over(edges),
                 Edges(),
@@ -219,18 +259,29 @@ class GraphAttention(RecordedAttention):
             ),
         )
         out = out[0].transpose(0, 1)
+        alpha: Tensor | None = None
+        if weights is not None:
+            alpha = weights.of_edges()[0]
+            if kept is not None:
+                index, at = in_input_order(index, kept, edges.num_edges - len(kept))
+                alpha = _rows_at(at, alpha, index.shape[1])
+                if edge_value is not None:
+                    edge_value = _rows_at(at, edge_value, index.shape[1])
+            if self.watched:
+                query, value = (of_nodes[0].transpose(0, 1) for of_nodes in (q, v))
+                out = self.show(index, (sources, targets), query, value, alpha, edge_value)
         out = self._with_node(out.flatten(1) if self.concat else out.mean(1), target)
-        if weights is None:
+        if alpha is None or not return_attention_weights:
             return out
-        of_edges = weights.of_edges()[0]
-        if kept is None:
-            return out, (edge_index, of_edges)
-        return out, by_input_edge(of_edges, kept, plain)
+        if edge_index.layout != torch.strided:
+            return out, as_adjacency(alpha, index, edge_index)
+        return out, (edge_index if kept is None else index, alpha)
 
-    def _with_node(self, out: Tensor, target: Tensor) -> Tensor:
+    def _with_node(self, out: Tensor, target: Tensor | None) -> Tensor:
         """The output with what a node itself adds to it."""
-        if self.residual is None:
-            return out if self.output_bias is None else out + self.output_bias
+        if self.residual is None or target is None:
+            bias = self.output_bias if self.residual is None else self.residual.bias
+            return out if bias is None else out + bias
         own = self.residual(target)
         if self.gate is None:
             return out + own
@@ -248,31 +299,45 @@ class GraphAttention(RecordedAttention):
         """(1, H, N, D) from (N, H · D)."""
         return x.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
 
-    def _check_nodes(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _check_nodes(
+        self, x: Tensor | tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
         if not isinstance(x, Tensor) and (
-            len(x) != 2 or not all(isinstance(nodes, Tensor) for nodes in x)
+            not isinstance(x, tuple | list)
+            or len(x) != 2
+            or not isinstance(x[0], Tensor)
+            or not isinstance(x[1], Tensor | None)
         ):
-            raise TypeError(f"x must be a tensor, or (sources, targets), got {x!r}")
+            raise TypeError(f"x must be a tensor, or (sources, targets), got {x!r:.80}")
         source, target = (x, x) if isinstance(x, Tensor) else x
+        if target is None and (self.score is None or self.gate is not None):
+            raise TypeError(
+                "x must be a tensor, or (sources, targets), got no targets, and "
+                + ("score='dot'" if self.score is None else "residual='gated'")
+                + " needs them"
+            )
         sides = (source, self.source_dim, "sources"), (target, self.target_dim, "targets")
         for nodes, dim, side in sides:
+            if nodes is None:
+                continue
             name = "x" if source is target else f"x, the {side},"
-            if nodes.ndim != 2 or nodes.shape[1] != dim or not nodes.is_floating_point():
+            wrong = nodes.ndim != 2 or dim not in (-1, nodes.shape[1])
+            if wrong or not nodes.is_floating_point():
                 raise ValueError(
-                    f"{name} must be float (N, {dim}), got {nodes.dtype} {tuple(nodes.shape)}"
+                    f"{name} must be float (N, {'F' if dim == -1 else dim}), got {nodes.dtype} "
+                    f"{tuple(nodes.shape)}"
                 )
         check_finite(source, "x")
-        if target is not source:
+        if target is not None and target is not source:
             check_finite(target, "x")
         return source, target
 
     def _check_features(self, edge_attr: Tensor | None, count: int) -> None:
-        shape = f"(E, {self.edge_dim})"
+        dim = self.edge_dim
+        shape = f"(E, {'F' if dim == -1 else dim})"
         if edge_attr is None:
             if self.edge is not None:
-                raise ValueError(
-                    f"edge_attr is missing: edge_dim={self.edge_dim} asks for floats {shape}"
-                )
+                raise ValueError(f"edge_attr is missing: edge_dim={dim} asks for floats {shape}")
             return
         if self.edge is None and self.bias is None:
             raise ValueError(
@@ -281,15 +346,22 @@ class GraphAttention(RecordedAttention):
             )
         if len(edge_attr) != count:
             raise ValueError(f"edge_attr has {len(edge_attr)} rows for {count} edges in edge_index")
+        features = edge_attr[:, None] if edge_attr.ndim == 1 else edge_attr
         if self.edge is not None and (
-            not edge_attr.is_floating_point()
-            or edge_attr.shape[1:] not in ((self.edge_dim,), () if self.edge_dim == 1 else None)
+            features.ndim != 2
+            or dim not in (-1, features.shape[1])
+            or not features.is_floating_point()
         ):
             raise ValueError(
-                f"edge_attr must be float {shape} for edge_dim={self.edge_dim}, got "
-                f"{edge_attr.dtype} {tuple(edge_attr.shape)}"
+                f"edge_attr must be float {shape} for edge_dim={dim}, got {edge_attr.dtype} "
+                f"{tuple(edge_attr.shape)}"
             )
         check_finite(edge_attr, "edge_attr")
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
+
+
+def _rows_at(at: Tensor, values: Tensor, count: int) -> Tensor:
+    """(count, ...) with the values in these rows, and 0 elsewhere."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy(0, at, values)

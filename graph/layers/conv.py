@@ -1,7 +1,7 @@
 """PyG's attention layers by name: `GraphAttention` with their arguments and their weights.
 
-In place of `torch_geometric.nn`'s they take the same arguments (of those of `MessagePassing` and
-sizes of -1 none), and `load_state_dict` reads theirs, alone or inside a model.
+In place of `torch_geometric.nn`'s they take the same arguments (of those of `MessagePassing` none),
+and `load_state_dict` reads theirs, alone or inside a model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_whole
 from graph.layers.attention import GraphAttention
+from graph.layers.projections import check_size
 
 
 class _Conv(GraphAttention):
@@ -25,9 +27,36 @@ class _Conv(GraphAttention):
         heads: int,
         **options: Any,
     ) -> None:
+        check_size("in_channels", in_channels)
+        check_whole(out_channels=out_channels)
         super().__init__(in_channels, heads, head_dim=out_channels, **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.register_load_state_dict_pre_hook(self._rename)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor | None],
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        backend: str | None = None,
+    ) -> Any:
+        """As `GraphAttention.forward`, with arguments in PyG's order."""
+        return super().forward(
+            x,
+            edge_index,
+            edge_attr,
+            size=size,
+            return_attention_weights=return_attention_weights,
+            backend=backend,
+        )
+
+    @property
+    def add_self_loops(self) -> bool:
+        """`self_loops`: PyG's `to_hetero` and `HeteroConv` look whether they join two types."""
+        return self.self_loops
 
     @staticmethod
     def _rename(
@@ -106,6 +135,21 @@ class GATConv(_Conv):
             projection_bias=False,
             output_bias=bias,
             residual=residual,
+        )
+
+    def forward(  # type: ignore[override]  # PyG's orders of arguments differ
+        self,
+        x: Tensor | tuple[Tensor, Tensor | None],
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: bool | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Any:
+        """As `GraphAttention.forward`, with arguments in PyG's order."""
+        return super().forward(
+            x, edge_index, edge_attr, return_attention_weights, size=size, backend=backend
         )
 
 

@@ -106,25 +106,23 @@ def loop_features(
     return start.scatter_reduce(0, index, attr[into], reduction, include_self=False)
 
 
-def by_input_edge(weights: Tensor, kept: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of edges with self-loops in the order of the edges that came in.
+def in_input_order(edge_index: Tensor, kept: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Edges with self-loops in the order in which they came in.
 
     Args:
-        weights: (K + N, H) of the K edges that are no self-loops, and of one loop at N nodes.
-        kept: (K,) which of the input's edges those are.
         edge_index: (2, E) the input.
+        kept: (K,) which of its edges are no self-loops.
+        nodes: how many nodes have one loop each.
 
-    Returns: edges (2, E + A) and weights (E + A, H): first all that came in, then the loops of the
-        A nodes that came without one. Where a loop came more than once, the first has its weight
-        and the others, which attention left out, have 0.
+    Returns: edges (2, E + A), first all that came in, then the loops of the A nodes that came
+        without one; and (K + nodes,) where among these the kept edges and then the loops are. Where
+        a loop came more than once, that is the first; attention leaves the others out.
     """
-    count, nodes = edge_index.shape[1], len(weights) - len(kept)
+    count = edge_index.shape[1]
     loop = (edge_index[0] == edge_index[1]).nonzero().squeeze(-1)
     first = edge_index.new_full((nodes,), count).scatter_reduce(
         0, edge_index[0, loop], loop, "amin"
     )
     added = (first == count).nonzero().squeeze(-1)
     first[added] = torch.arange(count, count + len(added), device=first.device)
-    by_input = weights.new_zeros(count + len(added), weights.shape[1])
-    by_input = by_input.index_copy(0, torch.cat([kept, first]), weights)
-    return torch.cat([edge_index, added.expand(2, -1)], dim=1), by_input
+    return torch.cat([edge_index, added.expand(2, -1)], dim=1), torch.cat([kept, first])

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
 from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
-from graph.layers.edges import check_edge_index, check_finite, sorted_once
+from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
+from graph.layers.edges import check_finite, sorted_once
+from graph.layers.projections import check_size, projection, size_in, start
 
 EdgeType = tuple[str, str, str]
 
@@ -27,13 +30,14 @@ class HeteroGraphAttention(RecordedAttention):
     learned share per type chooses, where the sizes are the same.
 
     Args:
-        dim: size of a node, or that of each type.
+        dim: size of a node, or that of each type; -1 for that of the first input.
         out_dim: size of the output, H · D.
         heads: number of heads H.
         metadata: (types of nodes, types of edges as (source, relation, target)), as PyG's
             `HeteroData.metadata()` gives them.
-        edge_dim: size F of the features of edges, or that of each type that has any. A linear layer
-            by type, without bias, makes of them what is added to keys and values.
+        edge_dim: size F of the features of edges, or that of each type that has any; -1 for that of
+            the first input. A linear layer by type, without bias, makes of them what is added to
+            keys and values.
         dropout: chance that an attention weight is dropped in training.
 
     Raises:
@@ -66,33 +70,43 @@ class HeteroGraphAttention(RecordedAttention):
         self.dims, self.heads, self.head_dim = dims, heads, out_dim // heads
         self.dropout = dropout
         self.targets = [t for t in self.node_types if t in {edge[-1] for edge in self.edge_types}]
-        sources = [t for t in self.node_types if t in {edge[0] for edge in self.edge_types}]
-        self.query = nn.ModuleDict({_name(t): nn.Linear(dims[t], out_dim) for t in self.targets})
-        self.key = nn.ModuleDict({_name(t): nn.Linear(dims[t], out_dim) for t in sources})
-        self.value = nn.ModuleDict({_name(t): nn.Linear(dims[t], out_dim) for t in sources})
-        self.out = nn.ModuleDict({_name(t): nn.Linear(out_dim, out_dim) for t in self.targets})
+        self.sources = [t for t in self.node_types if t in {edge[0] for edge in self.edge_types}]
+        of_targets, of_sources = (
+            {_name(t): dims[t] for t in types} for types in (self.targets, self.sources)
+        )
+        self.query = _projections(of_targets, out_dim)
+        self.key = _projections(of_sources, out_dim)
+        self.value = _projections(of_sources, out_dim)
+        self.out = _projections(dict.fromkeys(of_targets, out_dim), out_dim)
         #: (types of edges, H, D, D)
         shape = len(self.edge_types), heads, self.head_dim, self.head_dim
         self.key_relation = nn.Parameter(torch.empty(shape))
         self.value_relation = nn.Parameter(torch.empty(shape))
-        self.edge = nn.ModuleDict(
-            {_name(*t): nn.Linear(n, out_dim, bias=False) for t, n in self.edge_dims.items()}
+        self.edge = _projections(
+            {_name(*t): n for t, n in self.edge_dims.items()}, out_dim, bias=False
         )
         #: Share of the attention, before a sigmoid, by type of node.
-        self.share = nn.ParameterDict(
-            {_name(t): nn.Parameter(torch.ones(())) for t in self.targets if dims[t] == out_dim}
-        )
+        self.share = nn.ParameterDict()
+        for t, size in dims.items():
+            self._settle(t, size)
+        self.register_load_state_dict_pre_hook(_settle_all)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                start(layer)
         for matrices in (self.key_relation, self.value_relation):
             bound = (3 / self.head_dim) ** 0.5  # Xavier's, of each matrix
             nn.init.uniform_(matrices, -bound, bound)
+        for share in self.share.values():
+            nn.init.ones_(share)
+
+    def _settle(self, t: str, size: int) -> None:
+        """Nodes of this type have this size, -1 while no input has told."""
+        self.dims[t] = size
+        if t in self.targets and size == self.heads * self.head_dim and _name(t) not in self.share:
+            self.share[_name(t)] = nn.Parameter(self.key_relation.new_ones(()))
 
     def forward(
         self,
@@ -106,42 +120,45 @@ class HeteroGraphAttention(RecordedAttention):
         """Attend along the edges of all types.
 
         Args:
-            x_dict: (N, dim) nodes of each type.
+            x_dict: (N, dim) nodes of each type. A type that is missing has no nodes.
             edge_index_dict: (2, E) edges by type, row 0 the source (key), row 1 the target (query),
-                both counted within their type. A type that is missing has no edges.
+                both counted within their type; or PyG's `adj_t`, as in `GraphAttention`. A type
+                that is missing has no edges.
             edge_attr_dict: (E, F) floats for each type of edges that `edge_dim` names.
             return_attention_weights: also return ``{type: (edge_index, weights)}``, the weights
                 (E, H) before dropout of the edges as given.
             backend: a name to override the plan's choice.
 
-        Returns: (N, out_dim) nodes of each type that is a target of some type of edges.
+        Returns: (N, out_dim) nodes of each type given that is a target of some type of edges.
 
         Raises:
             TypeError, ValueError: an input of another shape, kind or range, one that is missing or
                 not finite; the message names it.
         """
-        self._check_nodes(x_dict)
-        given, types, edges = self._edges(x_dict, edge_index_dict)
-        of_type = {
-            name: {t: layers[_name(t)](x_dict[t]).unflatten(-1, (self.heads, -1)) for t in used}
-            for name, layers, used in (
-                ("query", self.query, self.targets),
-                ("key", self.key, dict.fromkeys(edge[0] for edge in types)),
-                ("value", self.value, dict.fromkeys(edge[0] for edge in types)),
+        x = self._nodes(x_dict)
+        given = self._read(x_dict, edge_index_dict)
+        # Each type of edges has sources of its own, what it makes of the nodes; of a type without
+        # edges no node, which its layers see all the same: every parameter shall have a gradient
+        count = {edge: len(x[edge[0]]) if given[edge].edge_index.numel() else 0 for edge in given}
+        sources = {t: x[t][: max(count[e] for e in count if e[0] == t)] for t in self.sources}
+        queries, keys, values = (
+            {t: layers[_name(t)](nodes).unflatten(-1, (self.heads, -1)) for t, nodes in of.items()}
+            for layers, of in (
+                (self.query, {t: x[t] for t in self.targets}),
+                (self.key, sources),
+                (self.value, sources),
             )
-        }
-        q = _row(of_type["query"][t] for t in self.targets)
-        # Each type of edges has sources of its own: what it makes of the nodes
+        )
+        q = _row(queries.values())
         k, v = (
             _row(
-                torch.einsum("nhd,hde->nhe", of_type[name][edge[0]], relation[i])
-                for edge, i in types.items()
+                torch.einsum("nhd,hde->nhe", of_type[edge[0]][: count[edge]], relation[i])
+                for i, edge in enumerate(given)
             )
-            if types
-            else q[:, :, :0]
-            for name, relation in (("key", self.key_relation), ("value", self.value_relation))
+            for of_type, relation in ((keys, self.key_relation), (values, self.value_relation))
         )
-        edge_key = self._edge_key(types, given, edge_attr_dict or {})
+        edges = self._together(x, given, count, edge_index_dict)
+        edge_key = self._edge_key(given, edge_attr_dict or {})
         out, weights = self.attend(
             q,
             k,
@@ -161,57 +178,103 @@ class HeteroGraphAttention(RecordedAttention):
                 backend=backend,
             ),
         )
-        tokens = out[0].transpose(0, 1).flatten(1).split([len(x_dict[t]) for t in self.targets])
-        found = {
-            t: self._with_node(t, of_nodes, x_dict[t])
+        tokens = out[0].transpose(0, 1).flatten(1).split([len(x[t]) for t in self.targets])
+        every = {
+            t: self._with_node(t, of_nodes, x[t])
             for t, of_nodes in zip(self.targets, tokens, strict=True)
         }
+        # What belongs to a missing type has a gradient from the others, of zeros
+        missing = [every[t].sum() for t in self.targets if t not in x_dict]
+        found = {t: sum(missing, every[t]) for t in self.targets if t in x_dict}
         if weights is None:
             return found
         return found, self._by_type(weights, given, edge_index_dict)
 
-    def _edges(
+    def _nodes(self, x_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The nodes of every type, none of those that are missing."""
+        nodes: dict[str, Tensor] = {}
+        for t in self.node_types:
+            size = self.dims[t]
+            if t not in x_dict:
+                if size == -1 and t in {*self.sources, *self.targets}:
+                    raise ValueError(
+                        f"x_dict has no nodes {t!r}; it has {list(x_dict)}, but dim=-1 leaves the "
+                        "size to the first input"
+                    )
+                nodes[t] = self.key_relation.new_zeros(0, max(size, 0))
+                continue
+            x = x_dict[t]
+            wrong = not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point()
+            if wrong or size not in (-1, x.shape[1]):
+                got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"{x!r:.80}"
+                raise ValueError(
+                    f"x_dict[{t!r}] must be float (N, {'F' if size == -1 else size}), got {got}"
+                )
+            check_finite(x, f"x_dict[{t!r}]")
+            self._settle(t, x.shape[1])
+            nodes[t] = x
+        return nodes
+
+    def _read(
         self, x_dict: Mapping[str, Tensor], edge_index_dict: Mapping[EdgeType, Tensor]
-    ) -> tuple[dict[EdgeType, Tensor], dict[EdgeType, int], EdgeList]:
-        """The edges by type, the types that there are with their number, and all in one list."""
+    ) -> dict[EdgeType, GivenEdges]:
+        """The edges of every type, none of those that are missing, as nodes of `x_dict`."""
         unknown = set(edge_index_dict) - set(self.edge_types)
         if unknown:
             raise ValueError(
                 f"edge_index_dict has edges {sorted(unknown)}, but metadata knows {self.edge_types}"
             )
-        given = {
-            edge: check_edge_index(edge_index_dict[edge], f"edge_index_dict[{edge!r}]")
-            for edge in self.edge_types
-            if edge in edge_index_dict
-        }
-        types = {edge: i for i, edge in enumerate(self.edge_types) if edge in given}
-        starts, count = {}, 0
-        for t in self.targets:
-            starts[t] = count
-            count += len(x_dict[t])
-        sources, parts = 0, []
-        for edge, edge_index in given.items():
-            sizes = len(x_dict[edge[0]]), len(x_dict[edge[-1]])
-            for end, size, what in zip(edge_index, sizes, (edge[0], edge[-1]), strict=True):
-                if end.numel() and not 0 <= int(end.min()) <= int(end.max()) < size:
+        none = torch.empty(2, 0, dtype=torch.long, device=self.key_relation.device)
+        given = dict.fromkeys(self.edge_types, GivenEdges(none))
+        for edge in self.edge_types:
+            if edge not in edge_index_dict:
+                continue
+            name = f"edge_index_dict[{edge!r}]"
+            given[edge] = read_edges(edge_index_dict[edge], name)
+            index = given[edge].edge_index
+            if not index.numel():
+                continue
+            for t in (edge[0], edge[-1]):
+                if t not in x_dict:
                     raise ValueError(
-                        f"edge_index_dict[{edge!r}] names nodes {int(end.min())} to "
-                        f"{int(end.max())} of {what!r}, but there are {size}"
+                        f"x_dict has no nodes {t!r}; it has {list(x_dict)}, but {name} has edges"
                     )
-            parts.append(edge_index + edge_index.new_tensor([[sources], [starts[edge[-1]]]]))
-            sources += sizes[0]
-        device = next(iter(x_dict.values())).device
-        none = torch.empty(2, 0, dtype=torch.long, device=device)
-        first = next((edge_index_dict[edge] for edge in given), none)
-        return given, types, sorted_once(torch.cat([none, *parts], 1), sources, count, given=first)
+            sizes = agreed_size(
+                None, given[edge].size, (len(x_dict[edge[0]]), len(x_dict[edge[-1]])), name
+            )
+            for end, size, what in zip(index, sizes, (edge[0], edge[-1]), strict=True):
+                if not 0 <= int(end.min()) <= int(end.max()) < size:
+                    raise ValueError(
+                        f"{name} names nodes {int(end.min())} to {int(end.max())} of {what!r}, but "
+                        f"there are {size}"
+                    )
+        return given
+
+    def _together(
+        self,
+        x: Mapping[str, Tensor],
+        given: Mapping[EdgeType, GivenEdges],
+        sources: Mapping[EdgeType, int],
+        edge_index_dict: Mapping[EdgeType, Tensor],
+    ) -> EdgeList:
+        """The edges of all types in one list."""
+        starts, targets = {}, 0
+        for t in self.targets:
+            starts[t] = targets
+            targets += len(x[t])
+        parts, first = [], 0
+        for edge, (index, *_) in given.items():
+            parts.append(index + index.new_tensor([[first], [starts[edge[-1]]]]))
+            first += sources[edge]
+        known = next(iter(edge_index_dict.values()), None)
+        return sorted_once(torch.cat(parts, 1), first, targets, given=known)
 
     def _edge_key(
-        self,
-        types: Mapping[EdgeType, int],
-        given: Mapping[EdgeType, Tensor],
-        edge_attr_dict: Mapping[EdgeType, Tensor],
+        self, given: Mapping[EdgeType, GivenEdges], edge_attr_dict: Mapping[EdgeType, Tensor]
     ) -> Tensor | None:
         """(E, H, D) of all edges, zeros where a type has no features."""
+        if not self.edge_dims and not edge_attr_dict:
+            return None
         for edge in edge_attr_dict:
             if edge not in self.edge_dims:
                 raise ValueError(
@@ -219,22 +282,35 @@ class HeteroGraphAttention(RecordedAttention):
                     f"{list(self.edge_dims)}"
                 )
         parts = []
-        for edge in types:
-            count, size = given[edge].shape[1], self.edge_dims.get(edge)
-            if size is None:
+        for edge, (index, own, _) in given.items():
+            count = index.shape[1]
+            if edge not in self.edge_dims:
                 parts.append(self.key_relation.new_zeros(count, self.heads, self.head_dim))
                 continue
-            name, attr = f"edge_attr_dict[{edge!r}]", edge_attr_dict.get(edge)
+            linear = self.edge[_name(*edge)]
+            assert isinstance(linear, nn.Linear)
+            size = size_in(linear)
+            name, attr = f"edge_attr_dict[{edge!r}]", edge_attr_dict.get(edge, own)
+            if attr is None and not count:
+                attr = self.key_relation.new_zeros(0, max(size, 0))
+            wanted = "F" if size == -1 else size
             if attr is None:
-                raise ValueError(f"{name} is missing: edge_dim={size} asks for floats (E, {size})")
-            if attr.shape != (count, size) or not attr.is_floating_point():
                 raise ValueError(
-                    f"{name} must be float (E, {size}) for {count} edges, got {attr.dtype} "
+                    f"{name} is missing: edge_dim={size} asks for floats (E, {wanted})"
+                )
+            if (
+                attr.ndim != 2
+                or len(attr) != count
+                or size not in (-1, attr.shape[1])
+                or not attr.is_floating_point()
+            ):
+                raise ValueError(
+                    f"{name} must be float (E, {wanted}) for {count} edges, got {attr.dtype} "
                     f"{tuple(attr.shape)}"
                 )
             check_finite(attr, name)
-            parts.append(self.edge[_name(*edge)](attr).unflatten(-1, (self.heads, -1)))
-        return torch.cat(parts) if self.edge_dims and parts else None
+            parts.append(linear(attr).unflatten(-1, (self.heads, -1)))
+        return torch.cat(parts)
 
     def _with_node(self, t: str, attention: Tensor, x: Tensor) -> Tensor:
         out: Tensor = self.out[_name(t)](F.gelu(attention))
@@ -246,13 +322,17 @@ class HeteroGraphAttention(RecordedAttention):
     @staticmethod
     def _by_type(
         weights: PairWeights,
-        given: Mapping[EdgeType, Tensor],
+        given: Mapping[EdgeType, GivenEdges],
         edge_index_dict: Mapping[EdgeType, Tensor],
     ) -> dict[EdgeType, tuple[Tensor, Tensor]]:
-        parts = weights.of_edges()[0].split([edges.shape[1] for edges in given.values()])
-        return {
-            edge: (edge_index_dict[edge], part) for edge, part in zip(given, parts, strict=True)
-        }
+        parts = weights.of_edges()[0].split([edges.edge_index.shape[1] for edges in given.values()])
+        found = {}
+        for (edge, (index, *_)), part in zip(given.items(), parts, strict=True):
+            if edge in edge_index_dict:
+                own = edge_index_dict[edge]
+                sparse = own.layout != torch.strided
+                found[edge] = as_adjacency(part, index, own) if sparse else (own, part)
+        return found
 
     def _check(self, dims: Mapping[str, int]) -> None:
         if not self.edge_types:
@@ -263,21 +343,12 @@ class HeteroGraphAttention(RecordedAttention):
                 f"metadata has nodes {self.node_types}, its edges join {sorted(ends)}, and dim has "
                 f"{list(dims)}: these must be the same"
             )
+        check_size("dim", dims)
+        check_size("edge_dim", self.edge_dims)
         if not set(self.edge_dims) <= set(self.edge_types):
             raise ValueError(
                 f"edge_dim has edges {list(self.edge_dims)}, but metadata has {self.edge_types}"
             )
-
-    def _check_nodes(self, x_dict: Mapping[str, Tensor]) -> None:
-        for t in self.node_types:
-            if t not in x_dict:
-                raise ValueError(f"x_dict has no nodes {t!r}; it has {list(x_dict)}")
-            x, size = x_dict[t], self.dims[t]
-            if x.ndim != 2 or x.shape[1] != size or not x.is_floating_point():
-                raise ValueError(
-                    f"x_dict[{t!r}] must be float (N, {size}), got {x.dtype} {tuple(x.shape)}"
-                )
-            check_finite(x, f"x_dict[{t!r}]")
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, head_dim={self.head_dim}"
@@ -291,3 +362,18 @@ def _name(*parts: str) -> str:
 def _row(parts: Any) -> Tensor:
     """(1, H, N, D) from tokens (n, H, D) of each type."""
     return torch.cat(list(parts)).transpose(0, 1)[None]
+
+
+def _projections(sizes: Mapping[str, int], out: int, bias: bool = True) -> nn.ModuleDict:
+    """A linear layer by name, from these sizes."""
+    return nn.ModuleDict({name: projection(size, out, bias) for name, size in sizes.items()})
+
+
+def _settle_all(
+    module: HeteroGraphAttention, state_dict: Mapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Takes the sizes that no input has told from the weights that are about to be loaded."""
+    for t in module.targets:
+        weight = state_dict.get(f"{prefix}query.{_name(t)}.weight")
+        if module.dims[t] == -1 and weight is not None and not is_lazy(weight):
+            module._settle(t, weight.shape[1])

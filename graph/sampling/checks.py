@@ -11,6 +11,16 @@ from torch_geometric.data import Data, HeteroData
 from graph.layers.edges import check_edge_index, check_finite
 
 
+def check_data(data: Any) -> None:
+    """Raises TypeError where `data` is no graph that holds its own tensors."""
+    if isinstance(data, Data | HeteroData):
+        return
+    got = type(data).__name__
+    if isinstance(data, tuple):
+        got = f"({', '.join(type(part).__name__ for part in data)}): stores are not read"
+    raise TypeError(f"data must be PyG's Data or HeteroData, got {got}")
+
+
 def check_graph(data: Data | HeteroData) -> None:
     """Refuses a graph that cannot be drawn from.
 

@@ -13,7 +13,13 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import BaseSampler, NegativeSampling
 
-from graph.sampling.checks import check_column, check_edges, check_graph, check_nodes
+from graph.sampling.checks import (
+    check_column,
+    check_data,
+    check_edges,
+    check_graph,
+    check_nodes,
+)
 from graph.sampling.sampler import NeighborSampler
 
 
@@ -62,6 +68,7 @@ class NeighborLoader(NodeLoader):
         neighbor_sampler: BaseSampler | None = None,
         **options: Any,
     ) -> None:
+        check_data(data)
         if input_time is not None and time_attr is None and neighbor_sampler is None:
             raise ValueError("input_time needs time_attr, the name of the times in the graph")
         kind, nodes = input_nodes, None
@@ -134,6 +141,7 @@ class LinkNeighborLoader(LinkLoader):
         neighbor_sampler: BaseSampler | None = None,
         **options: Any,
     ) -> None:
+        check_data(data)
         if neighbor_sampler is None and (edge_label_time is None) != (time_attr is None):
             missing = "edge_label_time" if edge_label_time is None else "time_attr"
             raise ValueError(f"edge_label_time and time_attr go together; {missing} is missing")

@@ -19,7 +19,13 @@ from torch_geometric.sampler.base import NumNeighbors, SubgraphType
 from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
 from graph.layers.edges import check_edge_index
-from graph.sampling.checks import check_column, check_fan_out, check_graph, check_nodes
+from graph.sampling.checks import (
+    check_column,
+    check_data,
+    check_fan_out,
+    check_graph,
+    check_nodes,
+)
 from graph.sampling.draw import Found, InEdges
 
 EdgeType = tuple[str, str, str]
@@ -67,8 +73,7 @@ class NeighborSampler(BaseSampler):
         time_attr: str | None = None,
         weight_attr: str | None = None,
     ) -> None:
-        if not isinstance(data, Data | HeteroData):
-            raise TypeError(f"data must be PyG's Data or HeteroData, got {type(data).__name__}")
+        check_data(data)
         if temporal_strategy not in ("uniform", "last"):
             raise ValueError(
                 f"temporal_strategy must be 'uniform' or 'last', got {temporal_strategy!r}"

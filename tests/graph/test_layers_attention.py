@@ -281,7 +281,7 @@ NAN[3, 1] = torch.nan
         (X, EDGES.bool(), ATTR, TypeError, "edge_index must hold integers, got torch.bool"),
         (X, EDGES.T, ATTR, ValueError, "edge_index must have shape (2, E), got (60, 2)"),
         (X, EDGES[0], ATTR, ValueError, "edge_index must have shape (2, E), got (60,)"),
-        (X, torch.eye(20).to_sparse(), ATTR, TypeError, "edge_index must be a dense tensor"),
+        (X, torch.eye(20).to_sparse(), ATTR, ValueError, "edge_attr has 60 rows for 20 edges in"),
         (X, EDGES.tolist(), ATTR, TypeError, "edge_index must be a dense tensor (2, E) of int"),
         (X, EDGES, ATTR[1:], ValueError, "edge_attr has 59 rows for 60 edges in edge_index"),
         (X, EDGES, ATTR[:, 1:], ValueError, "edge_attr must be float (E, 3) for edge_dim=3, got"),
@@ -313,7 +313,7 @@ def test_features_for_nothing_and_types_of_loops() -> None:
     [
         ({"heads": 5}, "dim=12 must be a multiple of heads=5, or give head_dim"),
         ({"kv_heads": 3}, "heads=4 must be a multiple of kv_heads=3"),
-        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"dim": 0}, "dim must be at least 1, or -1 for that of the first input, got 0"),
         ({"score": "cosine"}, "score must be 'dot', 'additive' or 'additive_v2', got 'cosine'"),
         ({"residual": "beta"}, "residual must be a bool or 'gated', got 'beta'"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),

@@ -208,6 +208,15 @@ def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], said
         next(iter(NeighborLoader(data, batch_size=4, **options)))
 
 
+@pytest.mark.parametrize("data", [(random_graph(), random_graph()), None, "graph"])
+@pytest.mark.parametrize("loader", [NeighborLoader, LinkNeighborLoader])
+def test_stores_are_refused_by_name(loader: Any, data: Any) -> None:
+    """PyG's loaders also take a tuple of a feature store and a graph store."""
+    said = r"data must be PyG's Data or HeteroData, got (\(Data, Data\): stores|NoneType|str)"
+    with pytest.raises(TypeError, match=said):
+        loader(data, num_neighbors=[2])
+
+
 def test_seeds_and_edges_come_in_many_forms() -> None:
     data = random_graph()
     expected = first(data, [-1, -1], torch.tensor([1, 4]))

@@ -1,0 +1,17 @@
+"""Learned tokens that a model puts beside those of its input."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def learned_tokens(count: int, dim: int, std: float) -> nn.Parameter | nn.Buffer:
+    """Tokens (count, dim) drawn with this standard deviation, to be set as a module's attribute.
+
+    Where there are none it is a buffer: it keeps its name in a state dict, while a parameter that
+    never gets a gradient stops DDP at the second step, and FSDP cannot cut an empty one.
+    """
+    tokens = torch.empty(count, dim)
+    nn.init.normal_(tokens, std=std)
+    return nn.Parameter(tokens) if count else nn.Buffer(tokens)
