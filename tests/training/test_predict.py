@@ -190,7 +190,7 @@ def test_every_mistake_is_named_before_the_model_is_loaded(
     source = write_points(tmp_path / "points.csv", [(0, 1)])
     (tmp_path / "taken.csv").write_text("mine")
     (tmp_path / "in").mkdir()
-    monkeypatch.setattr("attention_core.training.predict.load_trained", lambda path: 1 / 0)
+    monkeypatch.setattr("attention_core.training.predict.load_trained", lambda *given: 1 / 0)
     for output, folder, message in (
         ("rows.txt", source, "'.*rows.txt' must end in one of .csv, .jsonl, .json-lines"),
         ("taken.csv", source, "'.*taken.csv' exists already. It is never overwritten"),
@@ -388,7 +388,7 @@ def test_what_is_no_file_is_an_error_of_its_own(run: Path, tmp_path: Path) -> No
         write_points(folder / name, [(0, 1)])
     os.mkfifo(folder / "b.csv")
     (folder / "c.csv").symlink_to("/dev/zero")
-    assert predict(run, folder, tmp_path / "rows.jsonl") == 2
+    assert predict(run, folder, tmp_path / "rows.jsonl", ["toy_domain"]) == 2
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
     assert [row["input"] for row in rows] == ["a.csv:2", "b.csv", "c.csv", "d.csv:2"]
     assert rows[1]["error"] == "it is no file, but a named pipe"
@@ -404,7 +404,7 @@ def test_what_is_no_file_is_an_error_of_its_own(run: Path, tmp_path: Path) -> No
 
 
 def test_memory_that_an_input_does_not_get_costs_no_other(run: Path) -> None:
-    data, task = load_trained(run)
+    data, task = load_trained(run, ["toy_domain"])
 
     def read(raw: int) -> dict[str, Tensor]:
         if raw == 1:
@@ -425,16 +425,16 @@ def test_an_output_that_cannot_be_written_is_said(
 ) -> None:
     source = write_points(tmp_path / "points.csv", torch.rand(400, 2))
     with monkeypatch.context() as patch:
-        patch.setattr("attention_core.training.predict.load_trained", lambda path: 1 / 0)
+        patch.setattr("attention_core.training.predict.load_trained", lambda *given: 1 / 0)
         with pytest.raises(UsageError, match="output: '/proc/rows.csv' cannot be written: "):
-            predict(run, source, Path("/proc/rows.csv"))
+            predict(run, source, Path("/proc/rows.csv"), ["toy_domain"])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name in ("rows.csv", "rows.jsonl"):
         # A file that may grow no further, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
         try:
             with pytest.raises(UsageError, match=f"output: '.*{name}' cannot be written: File too"):
-                predict(run, source, tmp_path / name)
+                predict(run, source, tmp_path / name, ["toy_domain"])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (tmp_path / name).stat().st_size == 5_000
@@ -442,7 +442,7 @@ def test_an_output_that_cannot_be_written_is_said(
         full = open("/dev/full", "w", buffering)  # noqa: SIM115
         monkeypatch.setattr("sys.stdout", full)
         with pytest.raises(UsageError, match="'standard output' cannot be written: No space left"):
-            predict(run, source, None)
+            predict(run, source, None, ["toy_domain"])
         full.close()  # without a word of what it still holds
 
 
