@@ -187,8 +187,8 @@ class GraphAttention(RecordedAttention, SeenMessages):
 
         Args:
             x: (N, dim) nodes, or (sources (N, dim), targets (M, dim')) as two sets. With an
-                additive score the targets may be None: it is then of the source alone, and a
-                target has no residual.
+                additive score the targets may be None: the score is then of the source alone, and
+                there is no residual.
             edge_index: (2, E) integers, or PyG's `EdgeIndex`: row 0 the source (key), row 1 the
                 target (query). Or PyG's `adj_t`, a sparse tensor (M, N) of any layout, whose values
                 are `edge_attr` where they are (E, F); edges are in the order that it has them.
@@ -210,7 +210,8 @@ class GraphAttention(RecordedAttention, SeenMessages):
         two = not isinstance(x, Tensor)
         source, target = self._check_nodes(x)
         index, attr, told = read_edges(edge_index)
-        edge_attr = attr if edge_attr is None and self.edge is not None else edge_attr
+        if edge_attr is None and not (self.edge is None and self.bias is None):
+            edge_attr = attr
         self._check_features(edge_attr, index.shape[1])
         nodes = len(source), None if target is None else len(target)
         sources, targets = agreed_size(size, told, nodes)

@@ -291,8 +291,8 @@ class HeteroGraphAttention(RecordedAttention):
             assert isinstance(linear, nn.Linear)
             size = size_in(linear)
             name, attr = f"edge_attr_dict[{edge!r}]", edge_attr_dict.get(edge, own)
-            if attr is None and not count:
-                attr = self.key_relation.new_zeros(0, max(size, 0))
+            if attr is None and not count and size != -1:
+                attr = self.key_relation.new_zeros(0, size)
             wanted = "F" if size == -1 else size
             if attr is None:
                 raise ValueError(

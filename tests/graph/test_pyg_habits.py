@@ -75,6 +75,8 @@ def test_lazy_sizes_by_type_of_nodes() -> None:
         ValueError, match="x_dict has no nodes 'a'.*, but dim=-1 leaves the size to"
     ):
         lazy({"b": x["b"]}, {})
+    with pytest.raises(ValueError, match="is missing: edge_dim=-1 asks for floats"):
+        copy.deepcopy(lazy)(x, {})
     lazy(x, edges, attr)
     for layer in (lazy, loaded):  # `loaded` before any input
         layer.load_state_dict(told.state_dict())
@@ -186,6 +188,13 @@ def test_adjacency_of_the_transform(name: str, layout: torch.layout) -> None:
     torch.testing.assert_close(layer(x, sorted_edges.adj_t, sorted_edges.edge_attr), wanted)
     inside = T.ToSparseTensor(attr="edge_attr", layout=layout)(copy.copy(data))
     torch.testing.assert_close(layer(x, inside.adj_t), wanted)
+
+
+def test_a_bias_reads_the_values_of_an_adjacency() -> None:
+    layer, x = GraphAttention(4, HEADS, bias=EdgeBias(HEADS, features=3)), torch.randn(6, 4)
+    attr = torch.randn(6, 3)
+    adj = torch.sparse_coo_tensor(PLAIN.flip(0), attr, (6, 6, 3))
+    torch.testing.assert_close(layer(x, adj), layer(x, PLAIN, attr))
 
 
 def test_repeated_edges_of_an_adjacency_are_several() -> None:
