@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_core.backends import edges
 from attention_core.biases import Bias, DenseBias, as_bias
@@ -115,10 +116,16 @@ def attend(
             x if x is None or x.dtype == torch.float64 else x.to(dtype)
             for x in (edge_key, edge_value)
         )
+    # Kernels want features: a head without any scores 0, and one without values has none to give
+    head_dim, value_dim = max(q.shape[-1], 1), v.shape[-1]
+    if not q.shape[-1]:
+        q, k, edge_key = (x if x is None else pad(x, (0, 1)) for x in (q, k, edge_key))
+    if not value_dim:
+        v, edge_value = (x if x is None else pad(x, (0, 1)) for x in (v, edge_value))
     options = Options(
         bias=bias,
         score=score,
-        scale=(q.shape[-1] ** -0.5 if score is None else 1.0) if scale is None else scale,
+        scale=(head_dim**-0.5 if score is None else 1.0) if scale is None else scale,
         softcap=softcap,
         sink=sink,
         edge_key=edge_key,
@@ -132,13 +139,14 @@ def attend(
         result = run(plan, q, k, v, options)
     else:
         result = isolated(run, plan, q, k, v, options)
+    output = result.output if value_dim else result.output[..., :0]
     asked: list[Any] = []
     if return_weights:
         by_pair = return_weights == "pairs"
         asked.append(_pair_weights(plan, q, k, options) if by_pair else result.weights)
     if return_lse:
         asked.append(result.lse)
-    return (result.output, *asked) if asked else result.output
+    return (output, *asked) if asked else output
 
 
 plan_attention = plan  # `attend` has a parameter of that name
@@ -199,6 +207,8 @@ def _check(
         raise ValueError(
             f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}"
         )
+    if not k.shape[1]:
+        raise ValueError(f"attention needs at least one head, got none: {shapes}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(
             f"the heads of q must be a multiple of those of k, got {q.shape[1]} and {k.shape[1]}: "

@@ -79,8 +79,10 @@ def _unhooked(compute: Callable[[], T]) -> T:
     Others share the value, so what its gradient needs is kept and not recomputed: a checkpointed
     layer would find it known the second time, and fewer tensors than it saved the first time.
     """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return compute()
     enabled = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
-    if torch.compiler.is_compiling() or not enabled():  # torch.func disables them
+    if not enabled():  # as under torch.func, which knows no hooks
         return compute()
     with saved_tensors_hooks(lambda x: x, lambda x: x):
         return compute()

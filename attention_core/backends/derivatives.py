@@ -66,12 +66,9 @@ def _refuse(backend: str, what: str, others: Iterable[str]) -> NoReturn:
 def refuse_second(backend: str, output: Tensor) -> None:
     """Have the second derivative of `output` refused in words, if its kernel has none."""
     node: Any = output.grad_fn
-    while node is not None and not node.name().startswith("ScaledDotProduct"):
-        # Slices and the like that stand behind a kernel; the math that can do it has products
-        if node.name().startswith(("Bmm", "Unsafe", "MaskedFill")) or not node.next_functions:
-            return
-        node = node.next_functions[0][0]
-    if node is None:
+    while node is not None and node.name().startswith(("Slice", "View", "Transpose")):
+        node = node.next_functions[0][0]  # what stands behind a kernel that pads its heads
+    if node is None or not node.name().startswith("ScaledDotProduct"):
         return
 
     def hook(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:

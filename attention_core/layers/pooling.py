@@ -120,7 +120,7 @@ def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
     if how == "class":
         counted = counted & (space.special_rank == 0)
     if space.segments is None:  # one sample a row: nothing has to be gathered
-        return _pool_rows(x.reshape(-1, space.length, x.shape[-1]), counted[..., None], how)
+        return _pool_rows(x if x.ndim == 3 else x[None], counted[..., None], how)
     rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
     rows = rows.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
     pooled = rows.new_zeros(len(sample) * space.num_segments, x.shape[-1])

@@ -13,20 +13,26 @@ from attention_core import (
     ALiBi,
     Bias,
     Causal,
+    Decoder,
     DenseBias,
     DenseMask,
     Edges,
+    Encoder,
     Graph,
     Grid,
     Mask,
+    MultiheadAttention,
     Neighborhood,
     Points,
     RelativeTable,
+    Rotary,
     Sequence,
     Space,
     attend,
+    pool,
 )
-from tests.conformance.cases import BACKENDS, ONE_GRAPH, REFUSALS, graph
+from attention_core.layers.pooling import Pooling
+from tests.conformance.cases import BACKENDS, ONE_GRAPH, REFUSALS, can, graph
 
 H = 2
 
@@ -215,3 +221,75 @@ def test_no_space_and_nobody() -> None:
     for queries, keys in ((0, 0), (0, 3), (3, 0)):
         q, k = torch.randn(1, H, queries, 4), torch.randn(1, H, keys, 4)
         assert (attend(q, k, k) == 0).all()
+
+
+@pytest.mark.parametrize("mask", [None, Causal()])
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_heads_without_features(backend: str | None, mask: Mask | None) -> None:
+    """Rule 14: a head of size 0 scores 0, so values are averaged; values of size 0 give none."""
+    for dim, value_dim in ((0, 3), (4, 0), (0, 0)):
+        q, k = (torch.randn(2, H, 5, dim, requires_grad=True) for _ in range(2))
+        v = torch.randn(2, H, 5, value_dim, requires_grad=True)
+        out, weights, lse = attend(
+            q, k, v, mask=mask, backend=backend, return_weights=True, return_lse=True
+        )
+        even = torch.ones(5, 5) if mask is None else torch.ones(5, 5).tril()
+        even = even / even.sum(-1, keepdim=True)
+        if not dim:
+            torch.testing.assert_close(weights, even.expand(2, H, 5, 5))
+            torch.testing.assert_close(out, even @ v)
+        assert out.shape == (2, H, 5, value_dim) and lse.isfinite().all()
+        gradients = torch.autograd.grad(out.sum(), (q, k, v), allow_unused=True)
+        sizes = [None if g is None else g.shape for g in gradients]
+        assert all(n in (None, x.shape) for n, x in zip(sizes, (q, k, v), strict=True))
+
+
+@pytest.mark.parametrize("backend", can("edge features"))
+def test_features_of_edges_of_heads_without_features(backend: str) -> None:
+    q, v = torch.randn(1, H, 7, 0), torch.randn(1, H, 7, 3)
+    space = graph(ONE_GRAPH, 7)
+    edge_key, edge_value = torch.randn(len(ONE_GRAPH), H, 0), torch.randn(len(ONE_GRAPH), H, 3)
+    found = attend(q, q, v, space=space, mask=Edges(), edge_key=edge_key, edge_value=edge_value,
+                   backend=backend)  # fmt: skip
+    wanted = attend(q, q, v, space=space, mask=Edges(), edge_value=edge_value, backend="reference")
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [None, ALiBi(H), RelativeTable.t5(H)])
+def test_a_batch_of_no_samples(bias: Bias | None, backend: str) -> None:
+    q, k, v = (torch.randn(0, H, 5, n, requires_grad=True) for n in (4, 4, 3))
+    out = attend(q, k, v, mask=Neighborhood(1), bias=bias, backend=backend)
+    assert out.shape == (0, H, 5, 3)
+    learned = [] if bias is None else list(bias.parameters())
+    of = torch.autograd.grad(out.sum(), [q, k, v, *learned], allow_unused=True)
+    assert all(g is None or (g == 0).all() for g in of)
+
+
+def test_no_heads_are_named() -> None:
+    none = torch.zeros(1, 0, 3, 4)
+    with pytest.raises(ValueError, match=r"at least one head, got none: q \(1, 0, 3, 4\)"):
+        attend(none, none, none)
+
+
+@pytest.mark.parametrize("how", ["mean", "sum", "max"])
+def test_pooling_nobody(how: Pooling) -> None:
+    """A sample without tokens gives 0, a batch without samples nothing."""
+    for space, rows in ((Sequence.padded([0, 0]), 2), (Sequence(0), 2), (Sequence(3), 0)):
+        x = torch.randn(rows, space.length, 4)
+        assert torch.equal(pool(x, space, how), torch.zeros(rows, 4))
+    for space, rows in ((Sequence(0), 1), (Sequence.packed([]), 0), (Sequence.packed([0, 0]), 2)):
+        assert torch.equal(pool(torch.randn(0, 4), space, how), torch.zeros(rows, 4))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8), (0, 0, 8), (0, 8)])
+def test_layers_of_nobody(shape: tuple[int, ...]) -> None:
+    for layer in (
+        MultiheadAttention(8, 2, qk_norm="cosine", gate=True, sink=True),
+        Encoder(8, 1, 2, bias=RelativeTable.t5(2), rotary=Rotary(), drop_path=[0.5]),
+        Decoder(8, 1, 2),
+    ):
+        x = torch.randn(shape, requires_grad=True)
+        out = layer(x)
+        assert out.shape == shape
+        out.sum().backward()

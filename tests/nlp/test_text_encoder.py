@@ -90,6 +90,10 @@ def test_a_text_of_length_0_is_defined_and_disturbs_no_other(pooling: Any) -> No
 def test_the_first_token_of_a_text_without_one() -> None:
     with pytest.raises(ValueError, match="pooling='first' .* text 1 has length 0"):
         build(pooling="first")(torch.arange(3), torch.tensor([3, 0]))
+    for nothing in (torch.zeros(2, 0).long(), torch.zeros(0).long()):
+        with pytest.raises(ValueError, match="pooling='first' .* text 0 has length 0"):
+            build(pooling="first")(nothing)
+    assert build(pooling="first")(torch.zeros(0, 3).long()).shape[0] == 0
 
 
 @pytest.mark.parametrize(
