@@ -54,7 +54,8 @@ class GlobalTokens(Mask):
 
     def _check(self, query: Space, key: Space) -> None:
         """Raises ValueError where the tokens are all there, and none of the positions is."""
-        if query is not key or not self.positions:  # as in decoding, where they may come or be gone
+        # In decoding they may come or be gone
+        if query is not key or not self.positions or not key.length:
             return
         if isinstance(key, Graph):
             sizes: tuple[int, ...] | None = (key.num_nodes,)

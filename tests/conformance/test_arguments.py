@@ -276,6 +276,7 @@ def test_global_tokens_that_may_come_or_go(backend: str) -> None:
     attend(k, k, k, mask=GlobalTokens(9, 2), backend=backend)
     some = Sequence(9).keep(torch.arange(5))
     attend(k, k, k, space=some, mask=GlobalTokens(8), backend=backend)
+    attend(x(0), x(0), x(0), mask=GlobalTokens(0), backend=backend)
     packed = Sequence.packed([2, 3])
     attend(k, k, k, space=packed, mask=GlobalTokens(4), backend=backend)
     with pytest.raises(ValueError, match="GlobalTokens.* names no token"):
