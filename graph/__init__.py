@@ -40,3 +40,7 @@ def __getattr__(name: str) -> Any:
 
     globals()[name] = value = getattr(layers, name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -81,13 +81,13 @@ def agreed_size(size: Any, told: Size, nodes: Size, name: str = "edge_index") ->
         name: of the edges.
 
     Raises:
-        TypeError: `size` is no pair of integers.
+        TypeError: `size` is no pair of integers of at least 0.
         ValueError: two of them differ.
     """
     if size is not None and (
         not isinstance(size, tuple | list)
         or len(size) != 2
-        or not all(count is None or isinstance(count, int) for count in size)
+        or not all(count is None or (isinstance(count, int) and count >= 0) for count in size)
     ):
         raise TypeError(f"size must be (number of sources, number of targets), got {size!r:.80}")
     found: list[int] = []

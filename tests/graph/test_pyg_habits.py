@@ -128,6 +128,7 @@ def test_lazy_sizes_of_a_pyg_model_are_loaded() -> None:
         ((6, 6), {"size": (7, 6)}, ValueError, "size tells of 7 sources, but there are 6"),
         ((6,), {"size": (6, 5)}, ValueError, "size tells of 5 targets, but there are 6"),
         ((6, None), {"size": (6, 2)}, ValueError, "names target 3, but num_targets=2"),
+        ((6, None), {"size": (6, -1)}, TypeError, "size must be (number of sources, number of t"),
         ((6, 6), {"size": 6}, TypeError, "size must be (number of sources, number of targets)"),
         ((6, 6), {"size": (6, "6")}, TypeError, "size must be (number of sources, number of t"),
     ],
