@@ -119,9 +119,11 @@ def attend(
     # Kernels want features: a head without any scores 0, and one without values has none to give
     head_dim, value_dim = max(q.shape[-1], 1), v.shape[-1]
     if not q.shape[-1]:
-        q, k, edge_key = (x if x is None else pad(x, (0, 1)) for x in (q, k, edge_key))
+        q, k = pad(q, (0, 1)), pad(k, (0, 1))
+        edge_key = None if edge_key is None else pad(edge_key, (0, 1))
     if not value_dim:
-        v, edge_value = (x if x is None else pad(x, (0, 1)) for x in (v, edge_value))
+        v = pad(v, (0, 1))
+        edge_value = None if edge_value is None else pad(edge_value, (0, 1))
     options = Options(
         bias=bias,
         score=score,
