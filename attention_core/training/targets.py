@@ -314,10 +314,12 @@ def is_of(found: Any, kinds: tuple[str, ...]) -> bool:
     """Whether what our packages define is of one of `kinds`."""
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     owner = getattr(found, "__self__", None)  # of a class method
+    # Whatever they import can be reached through our modules, too
+    ours = home.partition(".")[0] in OURS and not home.startswith(f"{TRAINING}.")
     for kind in (KINDS[name] for name in kinds):
         if home in kind.ours:
             return owner is None or derives(owner, kind)
-        if isinstance(found, type) and not home.startswith(f"{TRAINING}.") and derives(found, kind):
+        if isinstance(found, type) and ours and derives(found, kind):
             return True
     return False
 

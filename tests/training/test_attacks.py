@@ -417,6 +417,18 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         at("model", target("vision.models.torch.hub.load", repo_or_dir="x"), ["vision"]),
         "refused",
     ),
+    "a class that a module of ours has imported": (
+        at("model", target("graph.models.torch.jit.ScriptModule")),
+        "'graph.models.torch.jit.ScriptModule' is refused",
+    ),
+    "a callback that one of ours has imported": (
+        at("callbacks.x", target("attention_core.training.run.LambdaCallback", on_fit_start=EVIL)),
+        "run.LambdaCallback' is refused",
+    ),
+    "a data set that one of ours has imported": (
+        at("data.x", target("vision.data.published.datasets.DatasetFolder", loader=EVIL)),
+        "datasets.DatasetFolder' is refused",
+    ),
     "what a module of ours has imported": (
         at("model", target("attention_core.training.parts.os.mkdir"), ["attention_core"]),
         "refused",
