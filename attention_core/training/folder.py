@@ -83,7 +83,10 @@ class RunFolder:
             UsageError: another process works in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        lock = self.path / ".lock"
+        if lock.is_symlink():  # what it points to would be overwritten
+            raise UsageError(f"run: {str(lock)!r} is a link, and not the lock of a run. Remove it.")
+        with lock.open("a+") as file:
             try:
                 # Not flock: processes that load data would inherit it, and outlive a killed run
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,14 +16,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from torch_geometric.data import Data
+from torch_geometric.loader import ClusterData
 
 from attention_core.training import UsageError, evaluate, load_model, own, resume, train
 from attention_core.training.compose import run_hydra
 from attention_core.training.export import export
+from attention_core.training.figures import save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.instantiate import check
+from attention_core.training.loggers import build_loggers
 from attention_core.training.predict import predict
+from attention_core.training.serialization import load_torch, save_torch
 
 Config = dict[str, Any]
 
@@ -106,6 +112,28 @@ def weights_file(folder: Path, canary: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": Pickled(canary)}, folder / "evil.ckpt")
     return folder / "evil.ckpt"
+
+
+class Clusters:
+    """A call that PyG has added to what `torch.load(weights_only=True)` may call: it reads a file,
+    with `weights_only=False` where it has to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return ClusterData, (Graph(), 2, False, str(self.folder), "evil.ckpt")
+
+
+class Graph:
+    def __reduce__(self) -> Any:
+        return Data, (None, 1)
+
+
+def clusters_file(folder: Path, canary: Path) -> Path:
+    weights_file(folder / "part_2", canary)
+    torch.save(Clusters(folder), folder / "clusters.bin")
+    return folder / "clusters.bin"
 
 
 Change = Callable[[Config, Path, Path], None]
@@ -361,6 +389,21 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         ),
         "ModelCheckpoint' is refused",
     ),
+    "another that writes where it likes": (
+        at(
+            "callbacks.x",
+            target("lightning.pytorch.callbacks.SpikeDetection", exclude_batches_path="/x.json"),
+        ),
+        "SpikeDetection' is refused",
+    ),
+    "a strategy that unpickles checkpoints": (
+        at("trainer.strategy", target("lightning.pytorch.strategies.FSDPStrategy")),
+        "trainer.strategy._target_: .*FSDPStrategy' is refused",
+    ),
+    "a strategy that unpickles checkpoints, by name": (
+        at("trainer.strategy", lambda f, c: "fsdp_cpu_offload"),
+        "trainer.strategy: 'fsdp_cpu_offload' is refused",
+    ),
     "a strategy with a configuration": (
         at("trainer.strategy", target("lightning.pytorch.strategies.DeepSpeedStrategy")),
         "trainer.strategy._target_: .*DeepSpeedStrategy' is refused",
@@ -471,6 +514,10 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         at("model", lambda f, c: pretrained(str(weights_file(f, c)))(f, c)),
         "could run code",
     ),
+    "weights that call what a package has listed": (
+        at("model", lambda f, c: pretrained(str(clusters_file(f, c)))(f, c)),
+        "could run code .*ClusterData",
+    ),
     # Places and forms
     "a part of another kind": (
         at("profiler", target("vision.data.Digits", batch_size=2)),
@@ -548,6 +595,49 @@ def test_nothing_of_it_runs(attack: str, honest: RunFolder, tmp_path: Path, cana
     number = list(ATTACKS).index(attack)
     reader = "evaluate" if attack in LATE else READERS[number % len(READERS)]
     refused(attack, reader, honest, tmp_path, canary)
+
+
+def test_no_name_of_a_part_becomes_code(honest: RunFolder, tmp_path: Path, canary: Path) -> None:
+    """torch writes them into the code of an exported program."""
+    code = f"__import__('os').mkdir({str(canary)!r})".encode()
+    name = f'a", exec(bytes({list(code)}))) or getattr(x, "b'
+    layer = {"_target_": "torch.nn.PReLU"}
+    hidden = {"_target_": "torch.nn.ModuleDict", "modules": {name: layer}}
+    config = yaml.safe_load(honest.config.read_text())
+    last = {"_target_": "torch.nn.ReLU", "inplace": hidden}
+    config["model"] = {"_target_": "torch.nn.Sequential", "_args_": [config["model"], last]}
+    folder = RunFolder(written(honest, tmp_path / "run", config))
+    content = load_torch(honest.best, "weights", ours=True)
+    weights = content["state_dict"].items()
+    content["state_dict"] = {k.replace("model.", "model.0.", 1): value for k, value in weights}
+    content["state_dict"][f"model.1.inplace.{name}.weight"] = torch.ones(1)
+    with folder.best.open("wb") as file:
+        save_torch(content, file)
+    with pytest.raises(UsageError, match="which can be no code"):
+        export(folder.path, "torch_export")
+    assert not canary.exists()
+
+
+def test_a_training_writes_into_its_folder_alone(tmp_path: Path) -> None:
+    """Whatever names and links somebody else has put there."""
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    folder, other = RunFolder(tmp_path / "run"), tmp_path / "other"
+    other.write_text("of the user")
+    for name, target in (
+        ("name", "lightning.pytorch.loggers.CSVLogger"),
+        ("version", "lightning.pytorch.loggers.CSVLogger"),
+        ("name", "lightning.pytorch.loggers.TensorBoardLogger"),
+        ("sub_dir", "lightning.pytorch.loggers.TensorBoardLogger"),
+    ):
+        logger = {"_target_": target, name: f"{tmp_path}/elsewhere"}
+        with pytest.raises(UsageError, match=r"logger.x: .*elsewhere.* is not in the run folder"):
+            build_loggers({"logger": {"x": logger}}, folder.path)
+    (folder.path / ".lock").symlink_to(other)
+    with pytest.raises(UsageError, match="lock' is a link"), folder.locked():
+        pass
+    (folder.figures / "x.png").symlink_to(other)
+    save_figure(Figure(), folder.figures / "x.png")
+    assert other.read_text() == "of the user"
 
 
 @pytest.mark.parametrize("reader", READERS)
