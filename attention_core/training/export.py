@@ -195,8 +195,9 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
 
 
 def _check_names(model: nn.Module) -> None:
-    """Refuses what torch would write unescaped, between quotes, into the Python code of a program."""
-    for name in (name for name, _ in [*model.named_modules(), *model.named_buffers()]):
+    """Refuses a name that is more than a name once it stands, quoted but not escaped, in the Python
+    code that torch writes for a program."""
+    for name, _ in [*model.named_modules(), *model.named_buffers()]:
         if '"' in name or "\\" in name or not name.isprintable():
             raise UsageError(f"a part of it has the name {name!r:.80}, which can be no code")
 

@@ -146,12 +146,22 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
             )
         try:
             config: dict[str, Any] = yaml.safe_load(text)
+            _check_ends(config)
         except yaml.MarkedYAMLError as error:
             line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
             raise ValueError(f"{line}{error.problem}") from error
         if not isinstance(config, dict):
             raise ValueError("it holds no configuration")
     return config
+
+
+def _check_ends(config: Any, within: frozenset[int] = frozenset()) -> None:
+    """Refuses what is a part of itself, as an alias of YAML's can make it."""
+    if isinstance(config, dict | list):
+        if id(config) in within:
+            raise ValueError("a part of it holds itself")
+        for value in config.values() if isinstance(config, dict) else config:
+            _check_ends(value, within | {id(config)})
 
 
 def read_results(folder: RunFolder) -> dict[str, float]:

@@ -224,9 +224,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         if config["trainer"].get(key):
             raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
     strategy = config["trainer"].get("strategy", "auto")
-    if isinstance(strategy, str) and not re.fullmatch(
-        "auto|single_device|ddp(_[a-z_]+)?", strategy
-    ):
+    if isinstance(strategy, str) and not re.fullmatch("auto|single_device|ddp(_.+)?", strategy):
         raise UsageError(
             f"trainer.strategy: {strategy!r} is refused: it reads checkpoints in a way of its own, "
             "which could run code. There are 'auto' and 'ddp'; trainer=fsdp2 shards a model."

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ from torch_geometric.data import Data
 from torch_geometric.loader import ClusterData
 
 from attention_core.training import UsageError, evaluate, load_model, own, resume, train
+from attention_core.training.cli import main
 from attention_core.training.compose import run_hydra
-from attention_core.training.export import export
+from attention_core.training.export import _traced, export
 from attention_core.training.figures import save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
-from attention_core.training.instantiate import check
+from attention_core.training.instantiate import build, check
 from attention_core.training.loggers import build_loggers
 from attention_core.training.predict import predict
-from attention_core.training.serialization import load_torch, save_torch
 
 Config = dict[str, Any]
 
@@ -114,6 +115,13 @@ def weights_file(folder: Path, canary: Path) -> Path:
     return folder / "evil.ckpt"
 
 
+class Evaluated(Pickled):
+    """The same by a module that torch, which knows four by name, does not refuse for good."""
+
+    def __reduce__(self) -> Any:
+        return eval, (code(self.canary),)
+
+
 class Clusters:
     """A call that PyG has added to what `torch.load(weights_only=True)` may call: it reads a file,
     with `weights_only=False` where it has to."""
@@ -131,7 +139,8 @@ class Graph:
 
 
 def clusters_file(folder: Path, canary: Path) -> Path:
-    weights_file(folder / "part_2", canary)
+    (folder / "part_2").mkdir(parents=True)
+    torch.save(Evaluated(canary), folder / "part_2" / "evil.ckpt")
     torch.save(Clusters(folder), folder / "clusters.bin")
     return folder / "clusters.bin"
 
@@ -597,24 +606,15 @@ def test_nothing_of_it_runs(attack: str, honest: RunFolder, tmp_path: Path, cana
     refused(attack, reader, honest, tmp_path, canary)
 
 
-def test_no_name_of_a_part_becomes_code(honest: RunFolder, tmp_path: Path, canary: Path) -> None:
-    """torch writes them into the code of an exported program."""
+def test_no_name_of_a_part_becomes_code(canary: Path) -> None:
+    """torch writes them into the code of an exported program, also where nothing uses the part."""
     code = f"__import__('os').mkdir({str(canary)!r})".encode()
-    name = f'a", exec(bytes({list(code)}))) or getattr(x, "b'
-    layer = {"_target_": "torch.nn.PReLU"}
-    hidden = {"_target_": "torch.nn.ModuleDict", "modules": {name: layer}}
-    config = yaml.safe_load(honest.config.read_text())
-    last = {"_target_": "torch.nn.ReLU", "inplace": hidden}
-    config["model"] = {"_target_": "torch.nn.Sequential", "_args_": [config["model"], last]}
-    folder = RunFolder(written(honest, tmp_path / "run", config))
-    content = load_torch(honest.best, "weights", ours=True)
-    weights = content["state_dict"].items()
-    content["state_dict"] = {k.replace("model.", "model.0.", 1): value for k, value in weights}
-    content["state_dict"][f"model.1.inplace.{name}.weight"] = torch.ones(1)
-    with folder.best.open("wb") as file:
-        save_torch(content, file)
+    name = f'a", exec(bytes({list(code)}))) or getattr(input, "b'
+    hidden = {"_target_": "torch.nn.ModuleDict", "modules": {name: {"_target_": "torch.nn.PReLU"}}}
+    model = build({"_target_": "torch.nn.ReLU", "inplace": hidden}, "model")
+    inputs = {"input": torch.ones(2, 2)}
     with pytest.raises(UsageError, match="which can be no code"):
-        export(folder.path, "torch_export")
+        _traced(model, inputs, {}).module()(**inputs)
     assert not canary.exists()
 
 
@@ -663,6 +663,7 @@ def test_the_word_of_the_user_is_heard(honest: RunFolder, tmp_path: Path, canary
 def test_its_own_configuration_is_no_program(honest: RunFolder, canary: Path) -> None:
     """And what else is in it that is not what a run has written."""
     for text, message in (
+        ("a: &a {b: [*a]}", "config.yaml' is damaged: a part of it holds itself"),
         (f"a: !!python/object/apply:os.mkdir [{str(canary)!r}]", "config.yaml' is damaged"),
         ("a: [", "config.yaml' is damaged"),
         ("[]", "holds no configuration"),
@@ -818,6 +819,33 @@ def test_a_space_to_search_is_no_function(tmp_path: Path, canary: Path) -> None:
         with pytest.raises(UsageError, match=message):
             composed(tmp_path, {"hydra": {"sweeper": sweeper}}, "sweep=optuna", "+x=1")
     assert not canary.exists()
+
+
+def test_parameters_of_a_job_set_no_variables(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = {"additional_parameters": {"export": "ALL,LD_PRELOAD=x.so"}}
+    more = ["launcher=submitit", "--multirun"]
+    with pytest.raises(UsageError, match="additional_parameters: .* is refused in a file"):
+        composed(tmp_path, {"hydra": {"launcher": launcher}}, *more)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"),
+    [
+        ("about: [", "is damaged"),
+        ("[]", "it holds no configuration"),
+        ("about: {needs: pandas}", "its needs a list"),
+        ("about: {title: t, needs: [__main__, '..', '']}", ""),
+    ],
+)
+def test_a_list_of_damaged_experiments(
+    experiment: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "odd.yaml").write_text(experiment)
+    with pytest.raises(SystemExit, match="2") if said else nullcontext():
+        main(["list", "--config-dir", str(tmp_path)])
+    assert said in capsys.readouterr().err
 
 
 HERE = "hydra_plugins/x accelerate librosa yaml torch lightning evil rich wandb audio numpy"
