@@ -1,7 +1,6 @@
 """The command line `attn`. Torch and Lightning are imported only where a command needs them."""
 
 import argparse
-import importlib.util
 import os
 import sys
 import traceback
@@ -188,6 +187,7 @@ def _list(arguments: list[str]) -> None:
     from rich.table import Table
 
     from attention_core.training.compose import about, config_roots
+    from attention_core.training.installed import is_installed
 
     table = Table(header_style="bold", row_styles=["", "dim"])
     table.add_column("experiment", no_wrap=True)  # to be copied
@@ -196,10 +196,7 @@ def _list(arguments: list[str]) -> None:
     for name, section in about(config_roots(given.config_dir)).items():
         title, data, gives = (rich_text(section.get(k, "")) for k in ("title", "data", "gives"))
         missing = [
-            package
-            for package in section.get("needs", [])
-            # The name of a part would import what it is a part of
-            if importlib.util.find_spec(str(package).partition(".")[0]) is None
+            package for package in section.get("needs") or [] if not is_installed(str(package))
         ]
         if missing:
             package = shell_word(f"attention-core[{section.get('extra', 'data')}]")

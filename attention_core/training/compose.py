@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.errors import UsageError, did_you_mean, reading
 from attention_core.training.escape import for_terminal
 from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
@@ -63,9 +63,19 @@ def about(roots: Iterable[Path]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for root in roots:
         for name in options("experiment", [root]):
-            content = yaml.safe_load((root / "experiment" / f"{name}.yaml").read_text()) or {}
-            found.setdefault(name, content.get("about") or {})
+            found.setdefault(name, _about(root / "experiment" / f"{name}.yaml"))
     return found
+
+
+def _about(path: Path) -> dict[str, Any]:
+    with reading(path, "experiment"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise ValueError("it holds no configuration")
+        section = content.get("about") or {}
+        if not isinstance(section, dict) or not isinstance(section.get("needs") or [], list):
+            raise ValueError("about must be a mapping, and its needs a list of packages")
+    return section
 
 
 @dataclass

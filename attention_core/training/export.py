@@ -183,6 +183,7 @@ def _examples(data: DataModule, task: Task) -> Iterator[tuple[Inputs, OpenDims]]
 
 
 def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedProgram:
+    _check_names(model)
     symbols = {dim: Dim(dim) for dims in open_dims.values() for dim in dims.values()}
     shapes = {
         name: {index: symbols[dim] for index, dim in dims.items()}
@@ -191,6 +192,14 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
         return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _check_names(model: nn.Module) -> None:
+    """Refuses a name that is more than a name once it stands, quoted but not escaped, in the Python
+    code that torch writes for a program."""
+    for name, _ in [*model.named_modules(), *model.named_buffers()]:
+        if '"' in name or "\\" in name or not name.isprintable():
+            raise UsageError(f"a part of it has the name {name!r:.80}, which can be no code")
 
 
 def _write_torch(

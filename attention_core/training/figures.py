@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from attention_core.training.escape import on_one_line, plot_label
+from attention_core.training.folder import replace_file
 
 INK = "#222222"
 TRAIN, VALIDATION = "#8a8a8a", "#1f6fb4"
@@ -18,9 +19,9 @@ TRAIN, VALIDATION = "#8a8a8a", "#1f6fb4"
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes `figure` as PNG, cut so that nothing at its edges is lost."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    with replace_file(path) as file:
+        figure.savefig(file, format="png", dpi=150, bbox_inches="tight", facecolor="white")
 
 
 def learning_curves(

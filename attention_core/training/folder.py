@@ -83,7 +83,10 @@ class RunFolder:
             UsageError: another process works in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        lock = self.path / ".lock"
+        if lock.is_symlink():  # what it points to would be overwritten
+            raise UsageError(f"run: {str(lock)!r} is a link, and not the lock of a run. Remove it.")
+        with lock.open("a+") as file:
             try:
                 # Not flock: processes that load data would inherit it, and outlive a killed run
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,12 +146,22 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
             )
         try:
             config: dict[str, Any] = yaml.safe_load(text)
+            _check_ends(config)
         except yaml.MarkedYAMLError as error:
             line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
             raise ValueError(f"{line}{error.problem}") from error
         if not isinstance(config, dict):
             raise ValueError("it holds no configuration")
     return config
+
+
+def _check_ends(config: Any, within: frozenset[int] = frozenset()) -> None:
+    """Refuses what is a part of itself, as an alias of YAML's can make it."""
+    if isinstance(config, dict | list):
+        if id(config) in within:
+            raise ValueError("a part of it holds itself")
+        for value in config.values() if isinstance(config, dict) else config:
+            _check_ends(value, within | {id(config)})
 
 
 def read_results(folder: RunFolder) -> dict[str, float]:

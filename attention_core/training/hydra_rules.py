@@ -35,7 +35,10 @@ HYDRAS_OWN = {
     },
 }
 # Of launchers and sweepers: they run what they are given
-COMMANDS = ("setup", "srun_args", "runtime_env", "custom_search_space")
+COMMANDS = (
+    *("setup", "srun_args", "runtime_env", "custom_search_space"),
+    "additional_parameters",  # of SLURM, such as `export`, which sets variables
+)
 
 
 def check_jobs() -> None:

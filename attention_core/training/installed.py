@@ -33,12 +33,20 @@ def allowed_by(roots: Iterable[Path]) -> list[str]:
         for path in sorted((root / "experiment").rglob("*.yaml")):
             try:
                 content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, ValueError):
+            except (yaml.YAMLError, ValueError, OSError, RecursionError):
                 continue  # it is named where it is asked for
             allow = content.get("allow") if isinstance(content, dict) else None
             if isinstance(allow, list):
                 found.update((name, None) for name in allow if isinstance(name, str))
     return list(found)
+
+
+def is_installed(name: str) -> bool:
+    """Whether there is the top-level module of `name`; nothing is imported, as of a part of it."""
+    try:
+        return importlib.util.find_spec(name.partition(".")[0]) is not None
+    except (ImportError, ValueError):  # no name, or __main__
+        return False
 
 
 def package_folder(name: str) -> Path | None:

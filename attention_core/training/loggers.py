@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from lightning.pytorch.utilities import rank_zero_only
 
 from attention_core.training.errors import UsageError
 from attention_core.training.escape import shell_word
+from attention_core.training.folder import replace_file
 from attention_core.training.instantiate import build
 from attention_core.training.processes import joins_another
 
@@ -28,12 +35,20 @@ def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
         if part is None:
             continue
         try:
-            loggers.append(build(part, "logger", allow=config.get("allow") or (), save_dir=folder))
+            logger = build(part, "logger", allow=config.get("allow") or (), save_dir=folder)
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"logger: {name!r} needs a package that is not installed. Install it with: "
                 f"pip install {shell_word(f'attention-core[{name}]')}"
             ) from error
+        if isinstance(logger, CSVLogger | TensorBoardLogger):
+            place = Path(logger.log_dir).resolve()
+            if not place.is_relative_to(folder.resolve()):
+                raise UsageError(
+                    f"logger.{name}: it would write to {str(place)!r}, which is not in the run "
+                    "folder: name, version and sub_dir must stay inside it."
+                )
+        loggers.append(logger)
     return loggers
 
 
@@ -87,4 +102,5 @@ class MLFlow(MLFlowLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         super().log_hyperparams(params)
-        self._id_file.write_text(str(self.run_id))
+        with replace_file(self._id_file, "w") as file:
+            file.write(str(self.run_id))

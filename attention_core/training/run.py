@@ -11,6 +11,7 @@ packages that the caller trusts with running their code.
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -222,6 +223,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     ):
         if config["trainer"].get(key):
             raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
+    strategy = config["trainer"].get("strategy", "auto")
+    if isinstance(strategy, str) and not re.fullmatch("auto|single_device|ddp(_.+)?", strategy):
+        raise UsageError(
+            f"trainer.strategy: {strategy!r} is refused: it reads checkpoints in a way of its own, "
+            "which could run code. There are 'auto' and 'ddp'; trainer=fsdp2 shards a model."
+        )
     epochs, each = (config["trainer"].get(k) for k in ("max_epochs", "check_val_every_n_epoch"))
     if isinstance(epochs, int) and isinstance(each, int) and 0 < epochs < each:
         raise UsageError(
@@ -359,7 +366,8 @@ def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> 
     for name, figure in figures.items():
         save_figure(figure, folder.figures / f"{name}.png")
     for name, page in pages.items():
-        (folder.figures / f"{name}.html").write_text(page, encoding="utf-8")
+        with replace_file(folder.figures / f"{name}.html", "w") as file:
+            file.write(page)
 
 
 @rank_zero_only

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attention_core.training.errors import Damaged, UsageError, reading
+from attention_core.training.unpickling import torchs_own_globals
 
 # The comment of a zip file, which ends it; the two bytes before it are its length.
 COMMENT = b"attention-core crc32="
@@ -77,7 +78,8 @@ def load_torch(path: Path, what: str, *, ours: bool, map_location: Any = "cpu") 
         checked = _check(file, ours)
         file.seek(0)
         try:
-            return torch.load(file, map_location=map_location, weights_only=True)
+            with torchs_own_globals():
+                return torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             if not checked and code is None:

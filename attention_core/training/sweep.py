@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attention_core.training.errors import UsageError
+from attention_core.training.errors import Damaged, UsageError, reading
 from attention_core.training.escape import csv_cell, for_terminal, on_one_line, rich_text
 from attention_core.training.folder import RunFolder, read_results, replace_file
 from attention_core.training.instantiate import locate
@@ -50,6 +50,32 @@ class Job:
     def write(self, folder: Path) -> None:
         with replace_file(folder / "job.json", "w") as file:
             json.dump(asdict(self), file, indent=2)
+
+
+def read_job(path: Path) -> Job:
+    """The job that a `job.json` tells of; one that has failed, where the file is damaged."""
+    try:
+        with reading(path, "sweep"):
+            job = Job(**json.loads(path.read_text(encoding="utf-8")))
+            for name, kinds in (
+                ("job", int),
+                ("monitor", str),
+                ("mode", str),
+                ("error", str),
+                ("score", int | float | None),
+                ("overrides", list),
+                ("results", dict),
+            ):
+                if not isinstance(getattr(job, name), kinds):
+                    raise ValueError(f"{name} is {getattr(job, name)!r:.60}")
+            if not all(isinstance(override, str) for override in job.overrides):
+                raise ValueError(f"overrides is {job.overrides!r:.60}")
+            if not all(isinstance(value, int | float) for value in job.results.values()):
+                raise ValueError(f"results is {job.results!r:.60}")
+    except Damaged as error:
+        name = path.parent.name
+        return Job(int(name) if name.isdecimal() else -1, [], error=str(error))
+    return job
 
 
 def monitored(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -136,7 +162,7 @@ def report(folder: Path) -> int:
     Returns:
         How many jobs have failed or not come to an end.
     """
-    jobs = {path.parent: Job(**json.loads(path.read_text())) for path in folder.glob("*/job.json")}
+    jobs = {path.parent: read_job(path) for path in folder.glob("*/job.json")}
     if not jobs:
         return 0
     ranked = sorted(jobs, key=lambda path: _rank(jobs[path]))

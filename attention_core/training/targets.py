@@ -2,9 +2,10 @@
 
 Everything here only computes, whatever data it is given and whatever else of this list is put into
 it. So what evaluates text (`torch_geometric.nn.Sequential`), unpickles or downloads what it is told
-to (data sets, `from_pretrained`), opens files of any name (`CSVMetrics`) or takes a configuration
-or a function of its own (`Lambda`, `DataLoader`, `build_loggers`) is on no list. Before a name is
-added, read what it does with its arguments.
+to (data sets, `from_pretrained`), opens files of any name (`CSVMetrics`, `SpikeDetection`), reads
+checkpoints in a way of its own (`FSDPStrategy` unpickles them) or takes a configuration or a
+function of its own (`Lambda`, `DataLoader`, `build_loggers`) is on no list. Before a name is added,
+read what it does with its arguments.
 
 Of other people's libraries each name is listed. Of ours, a class of a kind counts by being defined
 in our packages; functions, and all that is in `attention_core.training`, count by name.
@@ -231,7 +232,7 @@ KINDS = {
     "strategy": Kind(
         "a strategy",
         ("lightning.pytorch.strategies.strategy.Strategy",),
-        _of("lightning.pytorch.strategies", "DDPStrategy FSDPStrategy SingleDeviceStrategy"),
+        _of("lightning.pytorch.strategies", "DDPStrategy SingleDeviceStrategy"),
         _of(TRAINING, "parallel.FSDP2"),
     ),
     "profiler": Kind(
@@ -248,8 +249,8 @@ KINDS = {
         _of(
             "lightning.pytorch.callbacks",
             "DeviceStatsMonitor EarlyStopping GradientAccumulationScheduler LearningRateMonitor "
-            "ModelSummary RichModelSummary RichProgressBar SpikeDetection "
-            "StochasticWeightAveraging TQDMProgressBar Timer",
+            "ModelSummary RichModelSummary RichProgressBar StochasticWeightAveraging "
+            "TQDMProgressBar Timer",
         ),
         _of(
             TRAINING,
@@ -314,10 +315,12 @@ def is_of(found: Any, kinds: tuple[str, ...]) -> bool:
     """Whether what our packages define is of one of `kinds`."""
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     owner = getattr(found, "__self__", None)  # of a class method
+    # Whatever they import can be reached through our modules, too
+    ours = home.partition(".")[0] in OURS and not home.startswith(f"{TRAINING}.")
     for kind in (KINDS[name] for name in kinds):
         if home in kind.ours:
             return owner is None or derives(owner, kind)
-        if isinstance(found, type) and not home.startswith(f"{TRAINING}.") and derives(found, kind):
+        if isinstance(found, type) and ours and derives(found, kind):
             return True
     return False
 

@@ -8,9 +8,11 @@ All of these tell Python's audit hooks what they are about to look up; there it 
 import pickle
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from attention_core.training.errors import UsageError
 
@@ -58,6 +60,25 @@ PLAIN = frozenset(
     }
 )
 
+
+@contextmanager
+def torchs_own_globals(more: Container[str] = ()) -> Iterator[None]:
+    """Within it, `torch.load(weights_only=True)` makes what torch itself has listed, and `more`.
+
+    Packages add classes of theirs to the list as they are imported, and files may call these with
+    any arguments: PyG's `ClusterData` opens, and unpickles, the file that it is told to.
+    """
+    known = torch.serialization.get_safe_globals()
+    names = {id(one): f"{one.__module__}.{one.__qualname__}" for one in known if callable(one)}
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([one for one in known if names.get(id(one)) in more])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
+
+
 _here = threading.local()
 _hooked = False
 
@@ -79,7 +100,8 @@ def plain_pickles(what: str) -> Iterator[None]:
     outer = getattr(_here, "what", None)
     _here.what = what
     try:
-        yield
+        with torchs_own_globals(PLAIN):
+            yield
     except pickle.UnpicklingError as error:  # of a reader that refuses such pickles itself
         raise UsageError(
             f"{what} is refused: a file of it is damaged or holds more than plain data: "

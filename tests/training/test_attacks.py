@@ -16,14 +16,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from torch_geometric.data import Data
+from torch_geometric.loader import ClusterData
 
 from attention_core.training import UsageError, evaluate, load_model, own, resume, train
 from attention_core.training.compose import run_hydra
-from attention_core.training.export import export
+from attention_core.training.export import _traced, export
+from attention_core.training.figures import save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
-from attention_core.training.instantiate import check
+from attention_core.training.instantiate import build, check
+from attention_core.training.loggers import build_loggers
 from attention_core.training.predict import predict
+from tests.command_line import attn
 
 Config = dict[str, Any]
 
@@ -106,6 +112,36 @@ def weights_file(folder: Path, canary: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": Pickled(canary)}, folder / "evil.ckpt")
     return folder / "evil.ckpt"
+
+
+class Evaluated(Pickled):
+    """The same by a module that torch, which knows four by name, does not refuse for good."""
+
+    def __reduce__(self) -> Any:
+        return eval, (code(self.canary),)
+
+
+class Clusters:
+    """A call that PyG has added to what `torch.load(weights_only=True)` may call: it reads a file,
+    with `weights_only=False` where it has to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return ClusterData, (Graph(), 2, False, str(self.folder), "evil.ckpt")
+
+
+class Graph:
+    def __reduce__(self) -> Any:
+        return Data, (None, 1)
+
+
+def clusters_file(folder: Path, canary: Path) -> Path:
+    (folder / "part_2").mkdir(parents=True)
+    torch.save(Evaluated(canary), folder / "part_2" / "evil.ckpt")
+    torch.save(Clusters(folder), folder / "clusters.bin")
+    return folder / "clusters.bin"
 
 
 Change = Callable[[Config, Path, Path], None]
@@ -361,6 +397,21 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         ),
         "ModelCheckpoint' is refused",
     ),
+    "another that writes where it likes": (
+        at(
+            "callbacks.x",
+            target("lightning.pytorch.callbacks.SpikeDetection", exclude_batches_path="/x.json"),
+        ),
+        "SpikeDetection' is refused",
+    ),
+    "a strategy that unpickles checkpoints": (
+        at("trainer.strategy", target("lightning.pytorch.strategies.FSDPStrategy")),
+        "trainer.strategy._target_: .*FSDPStrategy' is refused",
+    ),
+    "a strategy that unpickles checkpoints, by name": (
+        at("trainer.strategy", lambda f, c: "fsdp_cpu_offload"),
+        "trainer.strategy: 'fsdp_cpu_offload' is refused",
+    ),
     "a strategy with a configuration": (
         at("trainer.strategy", target("lightning.pytorch.strategies.DeepSpeedStrategy")),
         "trainer.strategy._target_: .*DeepSpeedStrategy' is refused",
@@ -417,6 +468,18 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         at("model", target("vision.models.torch.hub.load", repo_or_dir="x"), ["vision"]),
         "refused",
     ),
+    "a class that a module of ours has imported": (
+        at("model", target("graph.models.torch.jit.ScriptModule")),
+        "'graph.models.torch.jit.ScriptModule' is refused",
+    ),
+    "a callback that one of ours has imported": (
+        at("callbacks.x", target("attention_core.training.run.LambdaCallback", on_fit_start=EVIL)),
+        "run.LambdaCallback' is refused",
+    ),
+    "a data set that one of ours has imported": (
+        at("data.x", target("vision.data.published.datasets.DatasetFolder", loader=EVIL)),
+        "datasets.DatasetFolder' is refused",
+    ),
     "what a module of ours has imported": (
         at("model", target("attention_core.training.parts.os.mkdir"), ["attention_core"]),
         "refused",
@@ -458,6 +521,10 @@ ATTACKS: dict[str, tuple[Change, str]] = {
     "weights that are a pickle": (
         at("model", lambda f, c: pretrained(str(weights_file(f, c)))(f, c)),
         "could run code",
+    ),
+    "weights that call what a package has listed": (
+        at("model", lambda f, c: pretrained(str(clusters_file(f, c)))(f, c)),
+        "could run code .*ClusterData",
     ),
     # Places and forms
     "a part of another kind": (
@@ -538,6 +605,40 @@ def test_nothing_of_it_runs(attack: str, honest: RunFolder, tmp_path: Path, cana
     refused(attack, reader, honest, tmp_path, canary)
 
 
+def test_no_name_of_a_part_becomes_code(canary: Path) -> None:
+    """torch writes them into the code of an exported program, also where nothing uses the part."""
+    code = f"__import__('os').mkdir({str(canary)!r})".encode()
+    name = f'a", exec(bytes({list(code)}))) or getattr(input, "b'
+    hidden = {"_target_": "torch.nn.ModuleDict", "modules": {name: {"_target_": "torch.nn.PReLU"}}}
+    model = build({"_target_": "torch.nn.ReLU", "inplace": hidden}, "model")
+    inputs = {"input": torch.ones(2, 2)}
+    with pytest.raises(UsageError, match="which can be no code"):
+        _traced(model, inputs, {}).module()(**inputs)
+    assert not canary.exists()
+
+
+def test_a_training_writes_into_its_folder_alone(tmp_path: Path) -> None:
+    """Whatever names and links somebody else has put there."""
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    folder, other = RunFolder(tmp_path / "run"), tmp_path / "other"
+    other.write_text("of the user")
+    for name, target in (
+        ("name", "lightning.pytorch.loggers.CSVLogger"),
+        ("version", "lightning.pytorch.loggers.CSVLogger"),
+        ("name", "lightning.pytorch.loggers.TensorBoardLogger"),
+        ("sub_dir", "lightning.pytorch.loggers.TensorBoardLogger"),
+    ):
+        logger = {"_target_": target, name: f"{tmp_path}/elsewhere"}
+        with pytest.raises(UsageError, match=r"logger.x: .*elsewhere.* is not in the run folder"):
+            build_loggers({"logger": {"x": logger}}, folder.path)
+    (folder.path / ".lock").symlink_to(other)
+    with pytest.raises(UsageError, match="lock' is a link"), folder.locked():
+        pass
+    (folder.figures / "x.png").symlink_to(other)
+    save_figure(Figure(), folder.figures / "x.png")
+    assert other.read_text() == "of the user"
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_every_reader_wants_the_users_word(
     reader: str, honest: RunFolder, tmp_path: Path, canary: Path
@@ -561,6 +662,7 @@ def test_the_word_of_the_user_is_heard(honest: RunFolder, tmp_path: Path, canary
 def test_its_own_configuration_is_no_program(honest: RunFolder, canary: Path) -> None:
     """And what else is in it that is not what a run has written."""
     for text, message in (
+        ("a: &a {b: [*a]}", "config.yaml' is damaged: a part of it holds itself"),
         (f"a: !!python/object/apply:os.mkdir [{str(canary)!r}]", "config.yaml' is damaged"),
         ("a: [", "config.yaml' is damaged"),
         ("[]", "holds no configuration"),
@@ -716,6 +818,34 @@ def test_a_space_to_search_is_no_function(tmp_path: Path, canary: Path) -> None:
         with pytest.raises(UsageError, match=message):
             composed(tmp_path, {"hydra": {"sweeper": sweeper}}, "sweep=optuna", "+x=1")
     assert not canary.exists()
+
+
+def test_parameters_of_a_job_set_no_variables(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = {"additional_parameters": {"export": "ALL,LD_PRELOAD=x.so"}}
+    more = ["launcher=submitit", "--multirun"]
+    with pytest.raises(UsageError, match="additional_parameters: .* is refused in a file"):
+        composed(tmp_path, {"hydra": {"launcher": launcher}}, *more)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"),
+    [
+        ("about: [", "is damaged"),
+        ("[]", "it holds no configuration"),
+        ("about: {needs: pandas}", "its needs a list"),
+        ("about: {title: t, needs: [__main__, '..', '']}", ""),
+    ],
+)
+def test_a_list_of_damaged_experiments(
+    experiment: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which run_hydra sets
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "odd.yaml").write_text(experiment)
+    ran = attn("list", "--config-dir", str(tmp_path), cwd=tmp_path)
+    assert (ran.returncode, said in ran.stderr) == (2 if said else 0, True), ran.stderr
+    assert len(ran.stderr.splitlines()) == bool(said)
 
 
 HERE = "hydra_plugins/x accelerate librosa yaml torch lightning evil rich wandb audio numpy"

@@ -303,3 +303,16 @@ def test_ranks_agree_in_a_job_of_another_process(tmp_path: Path) -> None:
         rates = [row["step/lr"] for row in read_metrics(path / "metrics.csv") if "step/lr" in row]
         assert max(rates) == pytest.approx(rate)
         assert len(rates) == 4  # 120 samples, 2 processes, batches of 16
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"job": 0}', '{"job": 0, "overrides": [1]}'])
+def test_a_damaged_job_is_one_that_failed(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "0" / "job.json").write_text(text)
+    Job(1, ["seed=1"], "val/loss", "min", 0.5, {"test/loss": 0.5}, error="").write(tmp_path / "1")
+    assert report(tmp_path) == 1
+    assert "job 0: sweep: " in capsys.readouterr().err
+    assert [row["job"] for row in read(tmp_path / "sweep.csv")] == ["1", "0"]
