@@ -168,12 +168,17 @@ def inverse_sqrt(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1)
     )
 
 
-def constant(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
+def constant(optimizer: Optimizer, *, total_steps: float) -> LambdaLR:
     """The optimizer's own learning rate throughout."""
-    _check_total(total_steps)
+    _check_total(total_steps, finite=False)
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def _check_total(total_steps: int) -> None:
+def _check_total(total_steps: float, *, finite: bool = True) -> None:
+    if finite and total_steps == math.inf:
+        raise UsageError(
+            "schedule: it needs to know how many steps there are, and nothing says so. Set "
+            "trainer.max_epochs or trainer.max_steps, or schedule=constant."
+        )
     if total_steps < 1:
         raise UsageError(f"schedule: a run needs at least one step, got total_steps={total_steps}.")

@@ -43,6 +43,7 @@ from attention_core.training.folder import (
 )
 from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
+from attention_core.training.loops import settle_checkpoints
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2, checkpoint_activations, compile_blocks
 from attention_core.training.processes import (
@@ -294,6 +295,8 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         enable_model_summary=False,
         enable_checkpointing=log,
     )
+    if log:
+        settle_checkpoints(trainer, checkpoint)
     return Parts(data, task, trainer, checkpoint)
 
 

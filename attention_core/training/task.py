@@ -263,8 +263,11 @@ class Task(LightningModule):
         scale_rates(optimizer)
         if self.schedule is None:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = self.schedule(optimizer, total_steps=total)
+        total = self.trainer.estimated_stepping_batches  # infinite where time alone ends the run
+        try:
+            schedule = self.schedule(optimizer, total_steps=total)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"schedule: {error}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
