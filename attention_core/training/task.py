@@ -1,5 +1,6 @@
 """What is trained: a model with its loss, its metrics and its optimizer."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ class Task(LightningModule):
         collection = MetricCollection(dict(metrics or {}), compute_groups=False)
         stages = ("train", "val", "test")
         # "train" is taken: it is a method of every module.
-        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric() for stage in stages})
+        # Of NaN comes NaN: by default a loss that is no number would be left out
+        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric(math.nan) for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
         self._unit: Tensor | None = None  # the weight that counts as 1 in this step
         self._weights: Tensor | float = 0.0  # the sum of its batches' weights, in units
@@ -107,6 +109,26 @@ class Task(LightningModule):
     def _train_metrics(self) -> dict[str, Metric]:
         collection = self.measures["train_metrics"]
         return {"loss": self.means["train_mean"], **dict(collection.items())}  # type: ignore[dict-item,operator]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Task":
+        """As `nn.Module._apply`, behind every cast and move; metrics move, but keep their dtype:
+        a sum over an epoch has not room enough in the dtype of the weights."""
+        homes = [
+            (home, name, metric)
+            for home in self.modules()
+            for name, metric in home.named_children()
+            if isinstance(metric, Metric) and not isinstance(home, Metric)
+        ]
+        for home, name, _ in homes:
+            home._modules[name] = None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            for home, name, metric in homes:
+                home._modules[name] = metric
+        for _, _, metric in homes if recurse else []:
+            metric._apply(lambda tensor: tensor.to(fn(tensor).device))
+        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this around every hook, dozens of times a step, and each time a module
