@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
+from attention_core.training.callbacks import FiniteLoss
 from attention_core.training.errors import Damaged, UsageError, reading
 from attention_core.training.escape import rich_text, shell_word
 from attention_core.training.folder import RunFolder, replace_file
@@ -166,12 +167,20 @@ class Checkpoint(callbacks.Checkpoint):
     Args:
         folder: where both are written; given by the run.
         every_steps: optimizer steps between two writes inside an epoch; None for none.
+        watch: says whether the weights are lost, and so not written; given by the run.
     """
 
-    def __init__(self, folder: RunFolder, every_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        every_steps: int | None = None,
+        *,
+        watch: FiniteLoss | None = None,
+    ) -> None:
         if every_steps is not None and every_steps < 1:
             raise UsageError(f"checkpoint.every_steps must be at least 1, got {every_steps}.")
         self.folder = folder
+        self.watch = watch
         self.every_steps = every_steps
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -229,6 +238,8 @@ class Checkpoint(callbacks.Checkpoint):
 
     def save_last(self, trainer: Trainer) -> None:
         """Called by the loops of a fit where nothing is half done."""
+        if self.watch is not None and self.watch.broken(trainer.lightning_module):
+            return  # the one before is the last to go on from
         # Complete before any other moves: whenever a kill comes, one of the three is whole.
         self._save(trainer, self.folder.next)
         if trainer.is_global_zero:

@@ -5,7 +5,6 @@ therefore be repeated, resumed or evaluated from its folder alone, and a process
 run can be given the folder and nothing else.
 """
 
-import json
 import logging
 import math
 import os
@@ -26,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from attention_core.training.callbacks import StepLog, StepSeed
+from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, load_checkpoint
 from attention_core.training.data import DataModule
@@ -38,8 +37,8 @@ from attention_core.training.folder import (
     RunFolder,
     read_config,
     read_results,
-    replace_file,
     write_config,
+    write_json,
 )
 from attention_core.training.instantiate import build, check, check_arguments
 from attention_core.training.loggers import build_loggers, logged
@@ -267,7 +266,8 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     for name, part, kind in (("data", data, DataModule), ("task", task, Task)):
         if not isinstance(part, kind):
             raise UsageError(f"{name}: a {kind.__name__} is needed, got {type(part).__name__}.")
-    checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
+    watch = FiniteLoss()
+    checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}), watch=watch)
     parts = (config.get("callbacks") or {}).values()
     callbacks = [build(part, allow=allow) for part in parts if part is not None]
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
@@ -286,7 +286,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         allow=allow,
         profiler=profiler,
         # The seed last: what other callbacks draw at a step makes no difference to it.
-        callbacks=[header, *callbacks, StepSeed(seed), StepLog(), checkpoint] if log else [],
+        callbacks=[header, *callbacks, StepSeed(seed), StepLog(), watch, checkpoint] if log else [],
         logger=loggers or False,
         plugins=plugins,
         default_root_dir=folder.path,
@@ -345,8 +345,7 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             seconds=time.monotonic() - start,
             resumed=newest is not None,
         )
-        with replace_file(folder.results, "w") as file:  # last: it says that all is done
-            json.dump(results, file, indent=2)
+        write_json(results, folder.results)  # last: it says that all is done
         _print_results(results, folder, seconds=time.monotonic() - start)
     return results
 
@@ -433,6 +432,8 @@ def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float
     if not both:
         return
     console = Console(highlight=False)
+    # What is not finite is null in results.json
+    both = [name for name in both if math.isfinite(results[name]) or math.isfinite(recorded[name])]
     changed = [n for n in both if not math.isclose(results[n], recorded[n], rel_tol=1e-5)]
     if changed:
         difference = ", ".join(f"{name} was {recorded[name]!r}" for name in changed)
