@@ -196,14 +196,12 @@ class Checkpoint(callbacks.Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["metrics_rows"] = sum(logger.sync() for logger in _csv(trainer))
-        checkpoint["should_stop"] = trainer.should_stop  # as early stopping has decided
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for logger in _csv(trainer):
             logger.truncate(checkpoint["metrics_rows"])
-        trainer.should_stop = checkpoint["should_stop"]
 
     def after_batch(self, trainer: Trainer) -> None:
         """Called by `EpochLoop` between two batches."""

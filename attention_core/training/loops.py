@@ -44,6 +44,14 @@ class EpochLoop(_TrainingEpochLoop):
         if not self.done:
             self.checkpoint.after_batch(self.trainer)
 
+    def update_lr_schedulers(self, interval: str, update_plateau_schedulers: bool) -> None:
+        if interval == "step" and update_plateau_schedulers:
+            # After each validation, be it between the batches of a step
+            if self.checkpoint.validated_batch == self.total_batch_idx:
+                self._update_learning_rates(interval, update_plateau_schedulers)
+        else:
+            super().update_lr_schedulers(interval, update_plateau_schedulers)
+
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
         # Whatever the interval, a run ends with a validation: of its last weights, too, something
         # is to be known
@@ -71,9 +79,16 @@ class FitLoop(_FitLoop):
     def __init__(self, trainer: Trainer, **limits: Any) -> None:
         super().__init__(trainer, **limits)
         self._since_validation = 0.0
+        self._should_stop = False
 
     def _iteration_based_training(self) -> bool:
         return False  # Lightning asks in order to guess: with max_steps, that no epoch ever ended
+
+    def run(self) -> None:
+        # As at the checkpoint, not as a limit of time says since: it looks again after a batch,
+        # when what belongs to the end of a run is still done
+        self.trainer.should_stop = self._should_stop
+        super().run()
 
     def setup_data(self) -> None:
         try:
@@ -112,12 +127,14 @@ class FitLoop(_FitLoop):
         values = self.trainer._logger_connector._callback_metrics
         return {
             **super().on_save_checkpoint(),
+            "should_stop": self.trainer.should_stop,
             "since_validation": time.monotonic() - last if timed else 0.0,
             "values": {name: value.detach().cpu().clone() for name, value in values.items()},
         }
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         super().on_load_checkpoint(state_dict)
+        self._should_stop = state_dict["should_stop"]
         self._since_validation = state_dict["since_validation"]
         device = self.trainer.strategy.root_device
         values: dict[str, torch.Tensor] = state_dict["values"]

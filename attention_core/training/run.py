@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
@@ -25,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from attention_core.training.before import check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO, load_checkpoint
@@ -210,18 +212,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{key}: a mapping with a _target_ is needed, got {config.get(key)!r}."
             )
-    for key, instead, why in (
-        ("fast_dev_run", "fast_dev_run", "leaves out checkpoints, loggers and the test"),
-        ("overfit_batches", "overfit", "validates on other samples than it trains on"),
-    ):
-        if config["trainer"].get(key):
-            raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
-    epochs, each = (config["trainer"].get(k) for k in ("max_epochs", "check_val_every_n_epoch"))
-    if isinstance(epochs, int) and isinstance(each, int) and 0 < epochs < each:
-        raise UsageError(
-            f"trainer.max_epochs={epochs} ends before the first validation, after epoch {each}, so "
-            "there would be no best checkpoint: set trainer.check_val_every_n_epoch, too."
-        )
+    check_trainer(config["trainer"])
     for key, (kind, wanted) in TYPES.items():
         value = config.get(key)
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
@@ -270,6 +261,8 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}), watch=watch)
     parts = (config.get("callbacks") or {}).values()
     callbacks = [build(part, allow=allow) for part in parts if part is not None]
+    if log:
+        check_monitors(task, callbacks)
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
     loggers: list[Logger] = []
     if log:
@@ -322,6 +315,8 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             parts.trainer.fit(
                 parts.task, datamodule=parts.data, ckpt_path=newest, weights_only=True
             )
+        except MisconfigurationException as error:
+            raise UsageError(f"trainer: {error}") from error
         except SystemExit:
             if not parts.trainer.interrupted:
                 raise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -20,7 +21,7 @@ from torchmetrics.classification import (
 
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.errors import UsageError
-from attention_core.training.optim import decay_groups, scale_rates
+from attention_core.training.optim import decay_groups, scale_rates, schedule_rates
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
 
@@ -39,8 +40,8 @@ class Task(LightningModule):
     Args:
         model: any module.
         optimizer: partial of a `torch.optim` class; called with decay groups.
-        schedule: partial of a function of `optim.py`, called with the optimizer and `total_steps`
-            and stepped once per optimizer step. None keeps the rate constant.
+        schedule: partial of a function of `optim.py` or of a class of torch.optim.lr_scheduler;
+            see `schedule_rates`. None keeps the rate constant.
         layer_decay: the rate of each layer as a share of the one above, for fine-tuning: see
             `decay_groups`. 1 gives all the same.
         metrics: torchmetrics by name, copied for training, validation and test.
@@ -286,14 +287,11 @@ class Task(LightningModule):
         if self.schedule is None:
             return optimizer
         total = self.trainer.estimated_stepping_batches  # infinite where time alone ends the run
-        try:
-            schedule = self.schedule(optimizer, total_steps=total)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"schedule: {error}") from error
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        schedule = schedule_rates(self.schedule, optimizer, total_steps=total, mode=self.mode)
+        config = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config["monitor"] = self.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Adds a batch to the metrics; override where they want more than (output, target)."""
@@ -334,6 +332,8 @@ class ClassificationTask(Task):
     Args:
         classes: the names of the C classes, in the order of the labels.
         label_smoothing: the share of a label spread over all classes (Szegedy et al., 2016).
+        class_weights: what a sample of each class counts for in every loss, in the order of
+            `classes`; None for 1 each. Metrics count each sample once.
 
     The other arguments are those of `Task`.
     """
@@ -350,9 +350,16 @@ class ClassificationTask(Task):
         schedule: Callable[..., Any] | None = None,
         layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         if len(classes) < 2:
             raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
+        counts = None if class_weights is None else torch.tensor([*class_weights]).float()
+        if counts is not None and not (len(counts) == len(classes) and counts.min() >= 0):
+            raise UsageError(
+                f"task.class_weights: {len(classes)} numbers of at least 0, one for each class, "
+                f"are needed, got {class_weights}."
+            )
         count = len(classes)
         super().__init__(
             model,
@@ -366,6 +373,7 @@ class ClassificationTask(Task):
         )
         self.classes = [str(name) for name in classes]
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", counts, persistent=False)
         self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -374,7 +382,17 @@ class ClassificationTask(Task):
                 f"model: logits of shape (B, {len(self.classes)}) expected, one per class, "
                 f"got {tuple(output.shape)}."
             )
-        return F.cross_entropy(output, batch["target"], label_smoothing=self.label_smoothing)
+        smoothing, weights = self.label_smoothing, self.class_weights
+        if weights is None:
+            return F.cross_entropy(output, batch["target"], label_smoothing=smoothing)
+        # The mean over samples, not over their weights: so the batches of a step are put together
+        return F.cross_entropy(
+            output,
+            batch["target"],
+            weight=weights,  # type: ignore[arg-type]
+            label_smoothing=smoothing,
+            reduction="none",
+        ).mean()
 
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:

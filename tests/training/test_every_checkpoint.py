@@ -93,6 +93,13 @@ MORE = [
         [5, 11],
     ),
     (["max_epochs=2", "callbacks=ema", "+val_check_interval=2"], [1, 4, 5]),
+    (
+        [
+            *["max_epochs=2", "+val_check_interval=2", "schedule=plateau", "schedule.patience=0"],
+            *["+schedule.threshold=9", "+schedule.threshold_mode=abs"],
+        ],
+        [1, 4, 5],
+    ),
     # In time: a batch takes ten seconds
     (["max_epochs=3", "+val_check_interval=00:00:00:40"], [3, 7, 8]),
     (["max_epochs=-1", "+max_time=00:00:00:50", "schedule=constant"], [2, 4]),
@@ -113,7 +120,7 @@ def test_every_checkpoint_leads_to_the_same_end(
 ) -> None:
     settings = [
         text
-        if text.startswith(("trainer.", "callbacks", "+callbacks", "schedule"))
+        if text.startswith(("trainer.", "callbacks", "+callbacks", "schedule", "+schedule"))
         else f"{'+' * text.startswith('+')}trainer.{text.lstrip('+')}"
         for text in settings
     ]
