@@ -35,6 +35,7 @@ from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, freeze, start_from
+from attention_core.training.fingerprint import deciding
 from attention_core.training.folder import (
     RunFolder,
     read_config,
@@ -261,6 +262,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}), watch=watch)
     parts = (config.get("callbacks") or {}).values()
     callbacks = [build(part, allow=allow) for part in parts if part is not None]
+    task.settings = deciding(config)
     if log:
         check_monitors(task, callbacks)
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))

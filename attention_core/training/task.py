@@ -21,6 +21,7 @@ from torchmetrics.classification import (
 
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.errors import UsageError
+from attention_core.training.fingerprint import check_unchanged
 from attention_core.training.optim import decay_groups, scale_rates, schedule_rates
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
@@ -77,6 +78,7 @@ class Task(LightningModule):
         # Of NaN comes NaN: by default a loss that is no number would be left out
         self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric(math.nan) for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
+        self.settings: dict[str, Any] = {}  # of the run, which decide what is trained
         self._unit: Tensor | None = None  # the weight that counts as 1 in this step
         self._weights: Tensor | float = 0.0  # the sum of its batches' weights, in units
 
@@ -93,9 +95,13 @@ class Task(LightningModule):
             {name: _copied(metric.metric_state) for name, metric in self._train_metrics().items()}
         )
 
+        checkpoint["trained_on"] = self._trained_on()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn != "fit":
             return
+        # First of all: other data may also mean other weights, which say less of what is wrong
+        check_unchanged(checkpoint["trained_on"], self._trained_on())
         of_each = checkpoint["train_metrics"]
         if len(of_each) != self.trainer.world_size:
             raise UsageError(
@@ -106,6 +112,10 @@ class Task(LightningModule):
         for name, metric in self._train_metrics().items():
             for part, value in of_each[self.trainer.global_rank][name].items():
                 setattr(metric, part, move_data_to_device(value, self.device))
+
+    def _trained_on(self) -> dict[str, Any]:
+        data = getattr(self.trainer, "datamodule", None)
+        return {**self.settings, **(data.fingerprint if isinstance(data, DataModule) else {})}
 
     def _train_metrics(self) -> dict[str, Metric]:
         collection = self.measures["train_metrics"]
