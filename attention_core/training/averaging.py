@@ -53,7 +53,7 @@ class EMA(EMAWeightAveraging):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: the best checkpoint is written after this."""
 
-    # One of these two follows every validation, before anything else happens
+    # One of these three follows every validation, before anything else happens
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -62,6 +62,13 @@ class EMA(EMAWeightAveraging):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exchange(pl_module, averaged=False)
         super().on_train_epoch_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Training goes on from what is saved. It is saved by reference, and so exchanged, too
+        self._exchange(pl_module, averaged=False)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def _exchange(self, pl_module: LightningModule, *, averaged: bool) -> None:
         if averaged is not self._averaged:

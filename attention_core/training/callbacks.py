@@ -1,5 +1,6 @@
-"""Callbacks of every run: step seeding, step logging and the progress bar."""
+"""Callbacks of every run: step seeding and logging, the watch over the loss, the progress bar."""
 
+import math
 import sys
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from attention_core.training.errors import UsageError
 from attention_core.training.escape import on_one_line
+from attention_core.training.processes import gather
 from attention_core.training.seeding import seed_generators
 
 
@@ -78,6 +81,55 @@ class StepLog(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(row, step=step - 1)
+
+
+class FiniteLoss(Callback):
+    """Ends a run whose loss is no finite number any more, which no step brings back.
+
+    One such step may be an exception, which a gradient scaler skips, and so it takes `STEPS` in a
+    row. A validation has no exceptions: the first loss that is not finite is enough.
+    """
+
+    STEPS = 10
+
+    def __init__(self) -> None:
+        self._in_a_row: Tensor | int = 0  # steps until now; on the device, which need not wait
+        self._broken: Tensor | bool = False  # a batch of this step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        self._broken = outputs["loss"].detach().isfinite().logical_not() | self._broken
+        if trainer.fit_loop._should_accumulate():
+            return
+        self._in_a_row, self._broken = (self._in_a_row + 1) * self._broken, False
+        if trainer.global_step % self.STEPS == 0 and self.in_a_row() >= self.STEPS:
+            raise self._error(trainer, "loss")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val/loss")
+        if not trainer.sanity_checking and loss is not None and not math.isfinite(loss):
+            raise self._error(trainer, "loss" if self.in_a_row() else "loss of validation")
+
+    def in_a_row(self) -> int:
+        """How many steps until now had no finite loss, in whichever process."""
+        return max(gather(int(self._in_a_row)))
+
+    def broken(self, pl_module: LightningModule) -> bool:
+        """Whether a run would go on from here with weights that are lost."""
+        weights = (weight for weight in pl_module.parameters() if weight.requires_grad)
+        parts = (part.to_local() if isinstance(part, DTensor) else part for part in weights)
+        finite = all(bool(part.isfinite().all()) for part in parts)
+        return self.in_a_row() > 0 or not all(gather(finite))
+
+    def _error(self, trainer: Trainer, what: str) -> UsageError:
+        step = trainer.global_step - max(1, self.in_a_row())
+        return UsageError(
+            f"task: the {what} is not a finite number, since step {step} in epoch "
+            f"{trainer.current_epoch + 1}. The checkpoints are from before. A lower optimizer.lr, "
+            "a longer warmup, a lower trainer.gradient_clip_val or another trainer.precision may "
+            "help; or the data holds a value that is not finite."
+        )
 
 
 class ProgressBar(Callback):

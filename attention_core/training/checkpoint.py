@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
+from attention_core.training.callbacks import FiniteLoss
 from attention_core.training.errors import Damaged, UsageError, reading
 from attention_core.training.escape import rich_text, shell_word
 from attention_core.training.folder import RunFolder, replace_file
@@ -166,15 +167,24 @@ class Checkpoint(callbacks.Checkpoint):
     Args:
         folder: where both are written; given by the run.
         every_steps: optimizer steps between two writes inside an epoch; None for none.
+        watch: says whether the weights are lost, and so not written; given by the run.
     """
 
-    def __init__(self, folder: RunFolder, every_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        every_steps: int | None = None,
+        *,
+        watch: FiniteLoss | None = None,
+    ) -> None:
         if every_steps is not None and every_steps < 1:
             raise UsageError(f"checkpoint.every_steps must be at least 1, got {every_steps}.")
         self.folder = folder
+        self.watch = watch
         self.every_steps = every_steps
         self.best_score: float | None = None
         self.best_epoch: int | None = None
+        self.validated_batch: int | None = None  # the last before the newest validation
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
@@ -186,33 +196,25 @@ class Checkpoint(callbacks.Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["metrics_rows"] = sum(logger.sync() for logger in _csv(trainer))
-        checkpoint["should_stop"] = trainer.should_stop  # as early stopping has decided
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for logger in _csv(trainer):
             logger.truncate(checkpoint["metrics_rows"])
-        trainer.should_stop = checkpoint["should_stop"]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: Trainer) -> None:
+        """Called by `EpochLoop` between two batches."""
+        # Not between two steps: gradients half accumulated are in no checkpoint
         step = trainer.global_step
-        # Not after a batch that a validation follows: Lightning would resume past it. And not
-        # between two steps: gradients half accumulated are in no checkpoint.
-        if (
-            self.every_steps
-            and step % self.every_steps == 0
-            and not trainer.is_last_batch
-            and (batch_idx + 1) % (trainer.val_check_batch or math.inf)
-            and not trainer.fit_loop._should_accumulate()
-        ):
-            self._save_last(trainer)
+        due = self.every_steps and step % self.every_steps == 0
+        if due and not trainer.fit_loop._should_accumulate():
+            self.save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self.validated_batch = trainer.fit_loop.total_batch_idx
         monitor, mode = str(pl_module.monitor), str(pl_module.mode)
         if monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
@@ -229,9 +231,13 @@ class Checkpoint(callbacks.Checkpoint):
             self._save(trainer, self.folder.best, weights_only=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_last(trainer)
+        # Lightning calls checkpoints last: whether training goes on is decided
+        trainer.fit_loop.validate_if_last()  # type: ignore[attr-defined]
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def save_last(self, trainer: Trainer) -> None:
+        """Called by the loops of a fit where nothing is half done."""
+        if self.watch is not None and self.watch.broken(trainer.lightning_module):
+            return  # the one before is the last to go on from
         # Complete before any other moves: whenever a kill comes, one of the three is whole.
         self._save(trainer, self.folder.next)
         if trainer.is_global_zero:

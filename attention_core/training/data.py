@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from attention_core.training.errors import UsageError
+from attention_core.training.fingerprint import fingerprint
 from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
@@ -89,6 +90,7 @@ class DataModule(LightningDataModule):
             raise UsageError(
                 f"data.classes names {', '.join(map(repr, twice))} more than once, got {classes!r}."
             )
+        self.fingerprint: dict[str, Any] = {}  # of the samples; a checkpoint has it
         self._train_loader: Loader | None = None
         self._loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
         self._restored: dict[str, int] | None = None
@@ -147,6 +149,8 @@ class DataModule(LightningDataModule):
         """
         if stage != "predict" and self.train_set is None and self.test_set is None:
             self.load()
+            if stage == "fit":  # before anything is drawn, which may change what a data set holds
+                self.fingerprint = fingerprint(self)
 
     def train_dataloader(self) -> "Loader":
         self._train_loader = self._loader("train_set", shuffle=True)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
@@ -164,8 +165,20 @@ def _check_ends(config: Any, within: frozenset[int] = frozenset()) -> None:
             _check_ends(value, within | {id(config)})
 
 
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Writes JSON, in which what is no finite number is null: JSON knows no other."""
+    with replace_file(path, "w") as file:
+        json.dump(_finite(value), file, indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_results(folder: RunFolder) -> dict[str, float]:
-    """The test metrics of a finished run by name, and its "best_epoch".
+    """The test metrics of a finished run by name, and its "best_epoch"; NaN where there is none.
 
     Raises:
         UsageError: the file is damaged.
@@ -176,7 +189,9 @@ def read_results(folder: RunFolder) -> dict[str, float]:
             if not isinstance(results, dict) or "best_epoch" not in results:
                 raise ValueError("it holds no results")
             for name, value in results.items():
-                if not isinstance(value, int | float):
+                if value is None:
+                    results[name] = math.nan
+                elif not isinstance(value, int | float):
                     raise ValueError(f"{name} is {value!r:.60}, no number")
     except Damaged as error:
         raise Damaged(

@@ -1,19 +1,21 @@
 """Parameter groups and learning-rate schedules; the optimizers themselves are torch's.
 
 A configuration's `optimizer` is a partial of any `torch.optim` class, its `schedule` a partial of
-a function below (or of any torch scheduler that takes `total_steps`). The task calls
+a function below or of any torch scheduler. The task calls
 
     optimizer = optimizer(decay_groups(model, weight_decay, layer_decay))
     scale_rates(optimizer)
-    schedule = schedule(optimizer, total_steps=...)      # stepped once per optimizer step
+    schedule = schedule_rates(schedule, optimizer, total_steps=..., mode=...)
 """
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from attention_core.layers import Block, Encoder
 from attention_core.training.errors import UsageError
@@ -119,6 +121,33 @@ def scale_rates(optimizer: Optimizer) -> None:
         group["lr"] *= group.get("rate_scale", 1.0)
 
 
+def schedule_rates(
+    schedule: Callable[..., Any], optimizer: Optimizer, *, total_steps: float, mode: str
+) -> Any:
+    """The schedule that a partial makes for `optimizer`; stepped once per optimizer step, a
+    `ReduceLROnPlateau` after each validation.
+
+    Args:
+        schedule: gets `total_steps` where it takes it, and a `ReduceLROnPlateau` the `mode`.
+        total_steps: optimizer steps of the whole run; infinite where nothing but time ends it.
+        mode: "min" or "max", of the task's monitor.
+
+    Raises:
+        UsageError: it refuses the arguments.
+    """
+    target = getattr(schedule, "func", schedule)
+    known = inspect.signature(target).parameters
+    arguments: dict[str, Any] = {"total_steps": total_steps} if "total_steps" in known else {}
+    if target is ReduceLROnPlateau:
+        arguments["mode"] = mode
+    try:
+        return schedule(optimizer, **arguments)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"schedule: {error}") from error
+
+
 def warmup_cosine(
     optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1, final: float = 0.0
 ) -> LambdaLR:
@@ -168,12 +197,17 @@ def inverse_sqrt(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1)
     )
 
 
-def constant(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
+def constant(optimizer: Optimizer, *, total_steps: float) -> LambdaLR:
     """The optimizer's own learning rate throughout."""
-    _check_total(total_steps)
+    _check_total(total_steps, finite=False)
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def _check_total(total_steps: int) -> None:
+def _check_total(total_steps: float, *, finite: bool = True) -> None:
+    if finite and total_steps == math.inf:
+        raise UsageError(
+            "schedule: it needs to know how many steps there are, and nothing says so. Set "
+            "trainer.max_epochs or trainer.max_steps, or schedule=constant."
+        )
     if total_steps < 1:
         raise UsageError(f"schedule: a run needs at least one step, got total_steps={total_steps}.")

@@ -9,7 +9,6 @@ somebody else's, whose `allow` is a wish: the functions that take a folder take 
 packages that the caller trusts with running their code.
 """
 
-import json
 import math
 import re
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
@@ -26,14 +26,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from attention_core.training.callbacks import StepLog, StepSeed
+from attention_core.training.before import check_monitors, check_trainer
+from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import on_one_line, rich_text, shell_word
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from
-from attention_core.training.folder import RunFolder, read_results, replace_file, write_config
+from attention_core.training.fingerprint import deciding
+from attention_core.training.folder import (
+    RunFolder,
+    read_results,
+    replace_file,
+    write_config,
+    write_json,
+)
 from attention_core.training.inputs import whole_path
 from attention_core.training.instantiate import (
     build,
@@ -43,6 +51,7 @@ from attention_core.training.instantiate import (
     targets,
 )
 from attention_core.training.loggers import build_loggers, logged
+from attention_core.training.loops import settle_checkpoints
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2
 from attention_core.training.parts import Parts, alone, data_and_task, look, of_every_trainer
@@ -217,23 +226,12 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{key}: a mapping with a _target_ is needed, got {config.get(key)!r}."
             )
-    for key, instead, why in (
-        ("fast_dev_run", "fast_dev_run", "leaves out checkpoints, loggers and the test"),
-        ("overfit_batches", "overfit", "validates on other samples than it trains on"),
-    ):
-        if config["trainer"].get(key):
-            raise UsageError(f"trainer.{key}: Lightning's own {why}. Use debug={instead}.")
+    check_trainer(config["trainer"])
     strategy = config["trainer"].get("strategy", "auto")
     if isinstance(strategy, str) and not re.fullmatch("auto|single_device|ddp(_.+)?", strategy):
         raise UsageError(
             f"trainer.strategy: {strategy!r} is refused: it reads checkpoints in a way of its own, "
             "which could run code. There are 'auto' and 'ddp'; trainer=fsdp2 shards a model."
-        )
-    epochs, each = (config["trainer"].get(k) for k in ("max_epochs", "check_val_every_n_epoch"))
-    if isinstance(epochs, int) and isinstance(each, int) and 0 < epochs < each:
-        raise UsageError(
-            f"trainer.max_epochs={epochs} ends before the first validation, after epoch {each}, so "
-            "there would be no best checkpoint: set trainer.check_val_every_n_epoch, too."
         )
     for key, (kind, wanted) in TYPES.items():
         value = config.get(key)
@@ -274,9 +272,13 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     given = config.get("schedule")
     schedule = build(given, "schedule", allow=allow) if given else None
     data, task = data_and_task(config, optimizer=optimizer, schedule=schedule)
-    checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}))
+    task.settings = deciding(config)
+    watch = FiniteLoss()
+    checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}), watch=watch)
     parts = (config.get("callbacks") or {}).values()
     callbacks = [build(part, "callbacks", allow=allow) for part in parts if part is not None]
+    if log:
+        check_monitors(task, callbacks)
     header = LambdaCallback(on_fit_start=lambda trainer, task: _print_header(config, trainer, task))
     loggers: list[Logger] = []
     if log:
@@ -291,11 +293,13 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         allow=allow,
         profiler=profiler,
         # The seed last: what other callbacks draw at a step makes no difference to it.
-        callbacks=[header, *callbacks, StepSeed(seed), StepLog(), checkpoint] if log else [],
+        callbacks=[header, *callbacks, StepSeed(seed), StepLog(), watch, checkpoint] if log else [],
         logger=loggers or False,
         enable_checkpointing=log,
         **of_every_trainer(folder),
     )
+    if log:
+        settle_checkpoints(trainer, checkpoint)
     return Parts(data, task, trainer, checkpoint)
 
 
@@ -314,6 +318,8 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             parts.trainer.fit(
                 parts.task, datamodule=parts.data, ckpt_path=newest, weights_only=True
             )
+        except MisconfigurationException as error:
+            raise UsageError(f"trainer: {error}") from error
         except SystemExit:
             if not parts.trainer.interrupted:
                 raise
@@ -336,8 +342,7 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             seconds=time.monotonic() - start,
             resumed=newest is not None,
         )
-        with replace_file(folder.results, "w") as file:  # last: it says that all is done
-            json.dump(results, file, indent=2)
+        write_json(results, folder.results)  # last: it says that all is done
         _print_results(results, folder, seconds=time.monotonic() - start)
     return results
 
@@ -425,6 +430,8 @@ def _print_comparison(results: Mapping[str, float], recorded: Mapping[str, float
     if not both:
         return
     console = Console(highlight=False)
+    # What is not finite is null in results.json
+    both = [name for name in both if math.isfinite(results[name]) or math.isfinite(recorded[name])]
     changed = [n for n in both if not math.isclose(results[n], recorded[n], rel_tol=1e-5)]
     if changed:
         difference = ", ".join(f"{name} was {recorded[name]!r}" for name in changed)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from attention_core.training.errors import Damaged, UsageError, reading
 from attention_core.training.escape import csv_cell, for_terminal, on_one_line, rich_text
-from attention_core.training.folder import RunFolder, read_results, replace_file
+from attention_core.training.folder import RunFolder, read_results, replace_file, write_json
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 
@@ -48,8 +48,7 @@ class Job:
         return self.error != ""
 
     def write(self, folder: Path) -> None:
-        with replace_file(folder / "job.json", "w") as file:
-            json.dump(asdict(self), file, indent=2)
+        write_json(asdict(self), folder / "job.json")
 
 
 def read_job(path: Path) -> Job:

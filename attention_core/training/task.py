@@ -1,5 +1,6 @@
 """What is trained: a model with its loss, its metrics and its optimizer."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -19,7 +21,8 @@ from torchmetrics.classification import (
 
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.errors import UsageError
-from attention_core.training.optim import decay_groups, scale_rates
+from attention_core.training.fingerprint import check_unchanged
+from attention_core.training.optim import decay_groups, scale_rates, schedule_rates
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
 
@@ -38,8 +41,8 @@ class Task(LightningModule):
     Args:
         model: any module.
         optimizer: partial of a `torch.optim` class; called with decay groups.
-        schedule: partial of a function of `optim.py`, called with the optimizer and `total_steps`
-            and stepped once per optimizer step. None keeps the rate constant.
+        schedule: partial of a function of `optim.py` or of a class of torch.optim.lr_scheduler;
+            see `schedule_rates`. None keeps the rate constant.
         layer_decay: the rate of each layer as a share of the one above, for fine-tuning: see
             `decay_groups`. 1 gives all the same.
         metrics: torchmetrics by name, copied for training, validation and test.
@@ -72,8 +75,10 @@ class Task(LightningModule):
         collection = MetricCollection(dict(metrics or {}), compute_groups=False)
         stages = ("train", "val", "test")
         # "train" is taken: it is a method of every module.
-        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric() for stage in stages})
+        # Of NaN comes NaN: by default a loss that is no number would be left out
+        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric(math.nan) for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
+        self.settings: dict[str, Any] = {}  # of the run, which decide what is trained
         self._unit: Tensor | None = None  # the weight that counts as 1 in this step
         self._weights: Tensor | float = 0.0  # the sum of its batches' weights, in units
 
@@ -90,9 +95,13 @@ class Task(LightningModule):
             {name: _copied(metric.metric_state) for name, metric in self._train_metrics().items()}
         )
 
+        checkpoint["trained_on"] = self._trained_on()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn != "fit":
             return
+        # First of all: other data may also mean other weights, which say less of what is wrong
+        check_unchanged(checkpoint["trained_on"], self._trained_on())
         of_each = checkpoint["train_metrics"]
         if len(of_each) != self.trainer.world_size:
             raise UsageError(
@@ -104,9 +113,33 @@ class Task(LightningModule):
             for part, value in of_each[self.trainer.global_rank][name].items():
                 setattr(metric, part, move_data_to_device(value, self.device))
 
+    def _trained_on(self) -> dict[str, Any]:
+        data = getattr(self.trainer, "datamodule", None)
+        return {**self.settings, **(data.fingerprint if isinstance(data, DataModule) else {})}
+
     def _train_metrics(self) -> dict[str, Metric]:
         collection = self.measures["train_metrics"]
         return {"loss": self.means["train_mean"], **dict(collection.items())}  # type: ignore[dict-item,operator]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Task":
+        """As `nn.Module._apply`, behind every cast and move; metrics move, but keep their dtype:
+        a sum over an epoch has not room enough in the dtype of the weights."""
+        homes = [
+            (home, name, metric)
+            for home in self.modules()
+            for name, metric in home.named_children()
+            if isinstance(metric, Metric) and not isinstance(home, Metric)
+        ]
+        for home, name, _ in homes:
+            home._modules[name] = None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            for home, name, metric in homes:
+                home._modules[name] = metric
+        for _, _, metric in homes if recurse else []:
+            metric._apply(lambda tensor: tensor.to(fn(tensor).device))
+        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this around every hook, dozens of times a step, and each time a module
@@ -263,12 +296,12 @@ class Task(LightningModule):
         scale_rates(optimizer)
         if self.schedule is None:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = self.schedule(optimizer, total_steps=total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        total = self.trainer.estimated_stepping_batches  # infinite where time alone ends the run
+        schedule = schedule_rates(self.schedule, optimizer, total_steps=total, mode=self.mode)
+        config = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config["monitor"] = self.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Adds a batch to the metrics; override where they want more than (output, target)."""
@@ -309,6 +342,8 @@ class ClassificationTask(Task):
     Args:
         classes: the names of the C classes, in the order of the labels.
         label_smoothing: the share of a label spread over all classes (Szegedy et al., 2016).
+        class_weights: what a sample of each class counts for in every loss, in the order of
+            `classes`; None for 1 each. Metrics count each sample once.
 
     The other arguments are those of `Task`.
     """
@@ -325,9 +360,16 @@ class ClassificationTask(Task):
         schedule: Callable[..., Any] | None = None,
         layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         if len(classes) < 2:
             raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
+        counts = None if class_weights is None else torch.tensor([*class_weights]).float()
+        if counts is not None and not (len(counts) == len(classes) and counts.min() >= 0):
+            raise UsageError(
+                f"task.class_weights: {len(classes)} numbers of at least 0, one for each class, "
+                f"are needed, got {class_weights}."
+            )
         count = len(classes)
         super().__init__(
             model,
@@ -341,6 +383,7 @@ class ClassificationTask(Task):
         )
         self.classes = [str(name) for name in classes]
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", counts, persistent=False)
         self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -349,7 +392,17 @@ class ClassificationTask(Task):
                 f"model: logits of shape (B, {len(self.classes)}) expected, one per class, "
                 f"got {tuple(output.shape)}."
             )
-        return F.cross_entropy(output, batch["target"], label_smoothing=self.label_smoothing)
+        smoothing, weights = self.label_smoothing, self.class_weights
+        if weights is None:
+            return F.cross_entropy(output, batch["target"], label_smoothing=smoothing)
+        # The mean over samples, not over their weights: so the batches of a step are put together
+        return F.cross_entropy(
+            output,
+            batch["target"],
+            weight=weights,  # type: ignore[arg-type]
+            label_smoothing=smoothing,
+            reduction="none",
+        ).mean()
 
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -72,3 +73,46 @@ def test_the_loss_of_an_epoch_counts_items() -> None:
     (whole,) = batch(10)
     expected = task.loss(task(input=whole["input"]), whole)
     torch.testing.assert_close(task._epoch_values("val")["val/loss"], expected.detach())
+
+
+class Scored(Mean):
+    """With a metric in a list, one that keeps a list itself, and one with a buffer."""
+
+    def __init__(self) -> None:
+        metrics = {"curve": torchmetrics.classification.BinaryROC(thresholds=5)}
+        super().__init__(
+            nn.Linear(3, 1), optimizer=partial(torch.optim.SGD, lr=0.1), metrics=metrics
+        )
+        self.more = nn.ModuleList([torchmetrics.MeanMetric(), torchmetrics.CatMetric()])
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda task: task.to(torch.bfloat16),  # as Lightning does for precision=bf16-true
+        lambda task: task.half(),
+        lambda task: nn.ModuleList([task]).to(torch.float16),
+    ],
+)
+def test_metrics_keep_their_dtype_where_weights_are_cast(cast: Any) -> None:
+    task = Scored()
+    homes = [task.means["val_mean"], task.more[0]]
+    losses = 1 + torch.rand(300, generator=torch.Generator().manual_seed(0))
+    thresholds = task.measures["val_metrics"]["curve"].thresholds.clone()
+    for part in losses.split(150):
+        for metric in (*homes, task.more[1]):
+            metric.update(part)
+        cast(task)
+    assert task.model.weight.dtype in (torch.bfloat16, torch.float16)
+    for metric in homes:
+        torch.testing.assert_close(metric.compute(), losses.mean())
+        metric.reset()  # to what was cast as well
+        assert metric.mean_value.dtype == torch.float32
+    assert torch.equal(task.more[1].compute(), losses)
+    assert torch.equal(task.measures["val_metrics"]["curve"].thresholds, thresholds)
+
+
+def test_metrics_move_with_their_task() -> None:
+    task = Scored().to("meta")
+    assert {metric.device.type for metric in task.means.children()} == {"meta"}
+    assert task.means["val_mean"].mean_value.is_meta and task.model.weight.is_meta
