@@ -832,7 +832,7 @@ def test_parameters_of_a_job_set_no_variables(tmp_path: Path) -> None:
     ("experiment", "said"),
     [
         ("about: [", "is damaged"),
-        ("[]", "it holds no configuration"),
+        ("[1]", "it holds no configuration"),
         ("about: {needs: pandas}", "its needs a list"),
         ("about: {title: t, needs: [__main__, '..', '']}", ""),
     ],
