@@ -38,7 +38,7 @@ def test_a_setting_that_decides_may_not_change(
     config[section][key] = value
     write_config(config, cut)
     with pytest.raises(UsageError, match=said):
-        resume(cut.path)
+        resume(cut.path, ["toy_domain"])
 
 
 def test_other_settings_may_change(cut: RunFolder) -> None:
@@ -46,7 +46,7 @@ def test_other_settings_may_change(cut: RunFolder) -> None:
     config["data"]["workers"] = 1
     config["trainer"]["log_every_n_steps"] = 3
     write_config(config, cut)
-    assert resume(cut.path)["best_epoch"] == 0
+    assert resume(cut.path, ["toy_domain"])["best_epoch"] == 0
 
 
 def test_a_data_file_may_move_but_not_change(
@@ -73,13 +73,13 @@ def test_a_data_file_may_move_but_not_change(
         (tmp_path / "a.csv").write_text(changed)
         # The split is by the texts: another one may change how many there are of a part
         with pytest.raises(UsageError, match=r"there are \d+ \w+ samples, were|not what they were"):
-            resume(folder.path)
+            resume(folder.path, ["toy_domain"])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "b.csv").write_text("\n".join(["text,label", *rows]))
     (tmp_path / "a.csv").unlink()
     config["data"]["root"] = str(tmp_path / "other" / "b.csv")
     write_config(config, folder)
-    assert "test/loss" in resume(folder.path)
+    assert "test/loss" in resume(folder.path, ["toy_domain"])
 
 
 class Held:

@@ -39,7 +39,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     monkeypatch.setattr(toy_domain.RingsTask, "loss", break_at_seven)
     for start in (train, resume):
         with pytest.raises(UsageError, match=r"the loss is not a finite number, since step 6 in"):
-            start(*([config] if start is train else []), tmp_path)
+            start(*([config, tmp_path] if start is train else [tmp_path, ["toy_domain"]]))
     folder = RunFolder(tmp_path)
     rows = read_metrics(folder.metrics)
     assert max(row["step"] for row in rows) == steps - 1
