@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    parser = _parser("train", "Train an experiment, or continue the run in a folder (run=FOLDER).")
+    parser = _parser(
+        "train", "Train an experiment, or continue the run or sweep in a folder (run=FOLDER)."
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="experiment=..., seed=..."
     )
@@ -92,15 +94,36 @@ def _train(arguments: list[str]) -> None:
                 "run=FOLDER continues a run exactly as it was configured; nothing "
                 "else can be given with it."
             )
-        from attention_core.training.run import resume
-
-        resume(folder)
+        _continue(folder)
         return
     from attention_core.training.compose import run_hydra
 
     flags = ["--multirun"] if given.multirun else []
     flags += ["--cfg", given.cfg, "--resolve"] if given.cfg else []
     failed = run_hydra(_job, given.overrides, flags=flags, config_dir=given.config_dir, sweeps=True)
+    if failed:
+        sys.exit(1)
+
+
+def _continue(folder: Path) -> None:
+    from attention_core.training.compose import run_hydra
+    from attention_core.training.run import resume
+    from attention_core.training.sweep import begun
+
+    asked = begun(folder)
+    if asked is None:
+        resume(folder)
+        return
+    config_dir = None if asked["config_dir"] is None else Path(asked["config_dir"])
+    _make_importable(config_dir)
+    failed = run_hydra(
+        _job,
+        asked["overrides"],
+        flags=asked["flags"],
+        config_dir=config_dir,
+        sweeps=True,
+        continued=folder,
+    )
     if failed:
         sys.exit(1)
 

@@ -120,6 +120,7 @@ def run_hydra(
     flags: list[str],
     config_dir: Path | None,
     sweeps: bool = False,
+    continued: Path | None = None,
 ) -> int:
     """Composes the configuration and calls `job(config, folder)`, once or once per sweep job.
 
@@ -127,6 +128,7 @@ def run_hydra(
         job: in a sweep, a training: it leaves metrics in `folder`, by which jobs are compared.
         flags: of Hydra's command line.
         sweeps: whether several jobs may be asked for.
+        continued: the folder of the sweep that was started with these arguments and is to go on.
 
     Returns:
         The number of jobs of a sweep that failed. They are reported, and stop no other job.
@@ -158,10 +160,15 @@ def run_hydra(
             folder = _sweep_folder(
                 composed, swept=len(plain) < len(parsed), multirun="--multirun" in flags
             )
+        if folder is not None and continued is not None:
+            folder = continued.absolute()
         if folder is not None:
+            from attention_core.training.sweep import begin
+
             if not sweeps:
                 raise UsageError("A sweep is for attn train; this command works on one run.")
             _quiet_sweepers()
+            begin(folder, overrides, flags, config_dir, again=continued is not None)
             quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
             overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
         sys.argv = ["attn", *flags, *_search(roots), *overrides]
@@ -253,10 +260,7 @@ def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Pat
         task = {"_target_": composed.task.get("_target_")}
         allow = OmegaConf.to_container(composed.allow)
         check_direction({"task": task, "allow": allow}, hydra.sweeper.direction)
-    folder = Path(hydra.sweep.dir).absolute()
-    if any(folder.glob("*/job.json")):
-        raise UsageError(f"hydra.sweep.dir: {str(folder)!r} holds a sweep already.")
-    return folder
+    return Path(hydra.sweep.dir).absolute()
 
 
 def _quiet_sweepers() -> None:

@@ -1,7 +1,9 @@
 """The jobs of a sweep: what each leaves in its folder, and the table of them all.
 
 A job may run in another process or on another machine, and may be killed there. So each writes
-`job.json` into its own folder, and the table is read from the folders.
+`job.json` into its own folder, and the table is read from the folders. With what the sweep was
+asked for, in `sweep.json`, it can be started again: of a job that is done it takes the score, one
+that was killed it continues. A sampler with a seed draws the same values after the same scores.
 """
 
 import csv
@@ -18,14 +20,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attention_core.training.errors import UsageError
-from attention_core.training.escape import csv_cell, for_terminal, on_one_line, rich_text
+from attention_core.training.errors import UsageError, reading
+from attention_core.training.escape import (
+    csv_cell,
+    for_terminal,
+    on_one_line,
+    rich_text,
+    shell_word,
+)
 from attention_core.training.folder import RunFolder, read_results, replace_file, write_json
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 
 Config = dict[str, Any]
 
+SWEEP, JOB = "sweep.json", "job.json"
 DIRECTIONS = {"min": "minimize", "max": "maximize"}
 
 
@@ -39,16 +48,55 @@ class Job:
     mode: str = ""
     score: float | None = None  # the best value of `monitor`, on validation data
     results: dict[str, float] = field(default_factory=dict)
-    error: str = (
-        "it has not finished. To continue it: attn train run=FOLDER, its folder in the sweep"
-    )
+    error: str = "it has not finished. To continue: attn train run=FOLDER, the folder of the sweep"
 
     @property
     def failed(self) -> bool:
         return self.error != ""
 
     def write(self, folder: Path) -> None:
-        write_json(asdict(self), folder / "job.json")
+        write_json(asdict(self), folder / JOB)
+
+
+def begin(
+    folder: Path,
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    config_dir: Path | None,
+    *,
+    again: bool,
+) -> None:
+    """Writes down what a sweep is asked for, unless it is started again.
+
+    Raises:
+        UsageError: there is another one in the folder.
+    """
+    if again:
+        return
+    if any(folder.glob(f"*/{JOB}")):
+        raise UsageError(
+            f"hydra.sweep.dir: {str(folder)!r} holds a sweep already. To continue it: attn train "
+            f"run={shell_word(folder)}"
+        )
+    place = None if config_dir is None else str(config_dir.absolute())
+    asked = {"overrides": [*overrides], "flags": [*flags], "config_dir": place}
+    write_json(asked, folder / SWEEP)
+
+
+def begun(folder: Path) -> dict[str, Any] | None:
+    """What the sweep in `folder` was asked for; None where there is none.
+
+    Raises:
+        UsageError: the file that says so is damaged.
+    """
+    path = folder / SWEEP
+    if not path.is_file():
+        return None
+    with reading(path, "sweep"):
+        asked: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(asked, dict) or set(asked) != {"overrides", "flags", "config_dir"}:
+            raise ValueError("it holds no sweep")
+    return asked
 
 
 def monitored(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -93,22 +141,36 @@ def run_job(
     overrides: Sequence[str],
     direction: Any = None,
 ) -> float | None:
-    """Trains a job of a sweep; returns its score, or None where it failed.
+    """Trains a job of a sweep, or what is left of it; returns its score, or None where it failed.
 
     A failure is written down and goes no further: the other jobs are trained.
     """
     job = Job(number, list(overrides))
-    job.write(folder)
+    before = _read_job(folder) if (folder / JOB).exists() else job
+    if before.overrides == job.overrides and not before.failed:
+        return before.score
+    if before.overrides == job.overrides:
+        job.write(folder)
     values = (override.partition("=") for override in overrides)
     given = "  ".join(f"{key}={_shortened(value)}" for key, _, value in values)
     Console().print(
         rich_text(f"\njob {number}", "bold").append(f"  {on_one_line(given)}", "not bold")
     )
     try:
+        if before.overrides != job.overrides:
+            raise UsageError(
+                f"{str(folder)!r} holds a job with {' '.join(before.overrides)}. A sweep can be "
+                "continued where it draws the same again."
+            )
         config = compose()
         check_direction(config, direction)
         job.monitor, job.mode = monitored(config)
-        train(config, folder)
+        if RunFolder(folder).config.exists():
+            from attention_core.training.run import resume
+
+            resume(folder)
+        else:
+            train(config, folder)
         job.score = best(folder, job.monitor, job.mode)
         job.results = read_results(RunFolder(folder))
         job.error = ""
@@ -118,8 +180,14 @@ def run_job(
         else:
             job.error = f"{type(error).__name__}: {error}"
             print(for_terminal(traceback.format_exc()), end="", file=sys.stderr)
-    job.write(folder)
+    if before.overrides == job.overrides:  # or the folder is another's
+        job.write(folder)
     return job.score
+
+
+def _read_job(folder: Path) -> Job:
+    with reading(folder / JOB, "sweep"):
+        return Job(**json.loads((folder / JOB).read_text(encoding="utf-8")))
 
 
 def best(folder: Path, monitor: str, mode: str) -> float | None:
@@ -135,7 +203,7 @@ def report(folder: Path) -> int:
     Returns:
         How many jobs have failed or not come to an end.
     """
-    jobs = {path.parent: Job(**json.loads(path.read_text())) for path in folder.glob("*/job.json")}
+    jobs = {path.parent: _read_job(path.parent) for path in folder.glob(f"*/{JOB}")}
     if not jobs:
         return 0
     ranked = sorted(jobs, key=lambda path: _rank(jobs[path]))
