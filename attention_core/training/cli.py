@@ -108,7 +108,9 @@ def _train(arguments: list[str]) -> None:
         values = dict(o.split("=", 1) for o in given.overrides)
         allow = _allowed(values, given.config_dir)
         from attention_core.training.run import resume
+        from attention_core.training.sweep import refuse_sweep
 
+        refuse_sweep(folder)
         resume(folder, allow)
         return
     from attention_core.training.compose import run_hydra

@@ -176,9 +176,12 @@ def run_hydra(
                 composed, swept=len(plain) < len(parsed), multirun="--multirun" in flags
             )
         if folder is not None:
+            from attention_core.training.sweep import begin
+
             if not sweeps:
                 raise UsageError("A sweep is for attn train; this command works on one run.")
             _quiet_sweepers()
+            begin(folder, overrides, flags)
             quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
             overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
         sys.argv = ["attn", *flags, *_search(roots), *overrides]
@@ -250,10 +253,7 @@ def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Pat
         task = {"_target_": composed.task.get("_target_")}
         allow = OmegaConf.to_container(composed.allow)
         check_direction({"task": task, "allow": allow}, hydra.sweeper.direction)
-    folder = Path(hydra.sweep.dir).absolute()
-    if any(folder.glob("*/job.json")):
-        raise UsageError(f"hydra.sweep.dir: {str(folder)!r} holds a sweep already.")
-    return folder
+    return Path(hydra.sweep.dir).absolute()
 
 
 def _quiet_sweepers() -> None:

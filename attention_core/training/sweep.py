@@ -1,7 +1,9 @@
 """The jobs of a sweep: what each leaves in its folder, and the table of them all.
 
 A job may run in another process or on another machine, and may be killed there. So each writes
-`job.json` into its own folder, and the table is read from the folders.
+`job.json` into its own folder, and the table is read from the folders. With what the sweep was
+asked for, in `sweep.json`, it can be started again: of a job that is done it takes the score, one
+that was killed it continues. A sampler with a seed draws the same values after the same scores.
 """
 
 import csv
@@ -19,13 +21,20 @@ from rich.table import Table
 from rich.text import Text
 
 from attention_core.training.errors import Damaged, UsageError, reading
-from attention_core.training.escape import csv_cell, for_terminal, on_one_line, rich_text
+from attention_core.training.escape import (
+    csv_cell,
+    for_terminal,
+    on_one_line,
+    rich_text,
+    shell_word,
+)
 from attention_core.training.folder import RunFolder, read_results, replace_file, write_json
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 
 Config = dict[str, Any]
 
+SWEEP, JOB = "sweep.json", "job.json"
 DIRECTIONS = {"min": "minimize", "max": "maximize"}
 
 
@@ -40,7 +49,8 @@ class Job:
     score: float | None = None  # the best value of `monitor`, on validation data
     results: dict[str, float] = field(default_factory=dict)
     error: str = (
-        "it has not finished. To continue it: attn train run=FOLDER, its folder in the sweep"
+        "it has not finished. To continue: the same command again, with hydra.sweep.dir=FOLDER, the "
+        "folder of the sweep"
     )
 
     @property
@@ -48,7 +58,49 @@ class Job:
         return self.error != ""
 
     def write(self, folder: Path) -> None:
-        write_json(asdict(self), folder / "job.json")
+        write_json(asdict(self), folder / JOB)
+
+
+def begin(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
+    """Writes down what a sweep is asked for, or compares with it where a sweep is begun there.
+
+    Nothing of the file is used but to compare: it may be somebody else's.
+
+    Raises:
+        UsageError: there is another sweep in the folder.
+    """
+    asked = {
+        "overrides": [each for each in overrides if not each.startswith("hydra.sweep.dir=")],
+        "flags": [*flags],
+    }
+    path = folder / SWEEP
+    if path.is_file():
+        with reading(path, "sweep"):
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(before, dict) or set(before) != set(asked):
+                raise ValueError("it holds no sweep")
+        if before != asked:
+            raise UsageError(
+                f"hydra.sweep.dir: {str(folder)!r} holds another sweep already, begun with "
+                f"{before['overrides']}."
+            )
+    elif any(folder.glob(f"*/{JOB}")):
+        raise UsageError(f"hydra.sweep.dir: {str(folder)!r} holds a sweep already.")
+    else:
+        write_json(asked, path)
+
+
+def refuse_sweep(folder: Path) -> None:
+    """Says how a sweep is continued.
+
+    Raises:
+        UsageError: `folder` is that of a sweep, and not of a run.
+    """
+    if (folder / SWEEP).is_file():
+        raise UsageError(
+            f"run: {str(folder)!r} is the folder of a sweep. To continue it, give the command that "
+            f"began it again, with hydra.sweep.dir={shell_word(folder)}"
+        )
 
 
 def read_job(path: Path) -> Job:
@@ -69,7 +121,7 @@ def read_job(path: Path) -> Job:
                     raise ValueError(f"{name} is {getattr(job, name)!r:.60}")
             if not all(isinstance(override, str) for override in job.overrides):
                 raise ValueError(f"overrides is {job.overrides!r:.60}")
-            if not all(isinstance(value, int | float) for value in job.results.values()):
+            if not all(isinstance(value, int | float | None) for value in job.results.values()):
                 raise ValueError(f"results is {job.results!r:.60}")
     except Damaged as error:
         name = path.parent.name
@@ -119,22 +171,36 @@ def run_job(
     overrides: Sequence[str],
     direction: Any = None,
 ) -> float | None:
-    """Trains a job of a sweep; returns its score, or None where it failed.
+    """Trains a job of a sweep, or what is left of it; returns its score, or None where it failed.
 
     A failure is written down and goes no further: the other jobs are trained.
     """
     job = Job(number, list(overrides))
-    job.write(folder)
+    before = read_job(folder / JOB) if (folder / JOB).exists() else job
+    if before.overrides == job.overrides and not before.failed:
+        return before.score
+    if before.overrides == job.overrides:
+        job.write(folder)
     values = (override.partition("=") for override in overrides)
     given = "  ".join(f"{key}={_shortened(value)}" for key, _, value in values)
     Console().print(
         rich_text(f"\njob {number}", "bold").append(f"  {on_one_line(given)}", "not bold")
     )
     try:
+        if before.overrides != job.overrides:
+            raise UsageError(
+                f"{str(folder)!r} holds a job with {before.overrides}. A sweep can be continued "
+                "where it draws the same again."
+            )
         config = compose()
         check_direction(config, direction)
         job.monitor, job.mode = monitored(config)
-        train(config, folder)
+        if RunFolder(folder).config.exists():
+            from attention_core.training.run import resume
+
+            resume(folder, config.get("allow") or ())
+        else:
+            train(config, folder)
         job.score = best(folder, job.monitor, job.mode)
         job.results = read_results(RunFolder(folder))
         job.error = ""
@@ -144,7 +210,8 @@ def run_job(
         else:
             job.error = f"{type(error).__name__}: {error}"
             print(for_terminal(traceback.format_exc()), end="", file=sys.stderr)
-    job.write(folder)
+    if before.overrides == job.overrides:  # or the folder is another's
+        job.write(folder)
     return job.score
 
 

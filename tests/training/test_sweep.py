@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from attention_core.training import UsageError
+from attention_core.training import UsageError, run
+from attention_core.training.cli import main
 from attention_core.training.compose import _compose, _register_resolvers, config_roots, run_hydra
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
@@ -161,6 +162,74 @@ def test_a_sweep_is_not_written_over_another(
     Job(0, []).write(tmp_path / "sweep" / "0-toy")
     with pytest.raises(UsageError, match="holds a sweep already"):
         sweep(tmp_path, monkeypatch, "sweep=grid", "seed=1,2")
+
+
+class PowerCut(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(("sweep=grid", "seed=1,2,3"), marks=pytest.mark.slow),
+        pytest.param(
+            ("sweep=optuna", "hydra.sweeper.n_trials=3", "~hydra.sweeper.params.optimizer.lr"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_killed_sweep_goes_on_as_a_sweep(
+    values: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "sweep=optuna" in values:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.setattr(run, "_draw", lambda *_: None)
+    (tmp_path / "whole").mkdir()
+    values = (*values, "debug=none", "trainer.max_epochs=1", "checkpoint.every_steps=2")
+    failed, expected = sweep(tmp_path / "whole", monkeypatch, *values)
+    assert failed == 0
+    import toy_domain
+
+    def cut(self: Any, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if "/1-toy" in trainer.default_root_dir and trainer.global_step == 5:
+            raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_domain.KillAt, "on_train_batch_end", cut)
+        with pytest.raises(PowerCut):
+            sweep(tmp_path, monkeypatch, *values)
+    trained: list[str] = []
+
+    def started(self: Any, trainer: Any, *args: Any) -> None:
+        trained.append(f"{Path(trainer.default_root_dir).name} from {trainer.global_step}")
+
+    monkeypatch.setattr(toy_domain.KillAt, "on_train_start", started)
+    with pytest.raises(SystemExit):  # only its own command says what is to be trusted
+        main(["train", f"run={tmp_path}/sweep"])
+    assert "hydra.sweep.dir=" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="holds another sweep already, begun with"):
+        sweep(tmp_path, monkeypatch, *values, "trainer.log_every_n_steps=2")
+    sweep(tmp_path, monkeypatch, *values)
+    assert trained == ["1-toy from 4", "2-toy from 0"]
+    assert read(tmp_path / "sweep" / "sweep.csv") == expected
+    sweep(tmp_path, monkeypatch, *values)
+    assert len(trained) == 2
+
+
+def test_a_job_is_not_written_over_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"task": {"_target_": "attention_core.training.task.ClassificationTask"}}
+    Job(0, ["a=1"]).write(tmp_path)
+    before = (tmp_path / "job.json").read_text()
+    score = run_job(
+        lambda *_: pytest.fail("trained"), lambda: config, tmp_path, number=0, overrides=["a=2"]
+    )
+    assert score is None
+    assert (tmp_path / "job.json").read_text() == before
 
 
 def test_only_train_sweeps(tmp_path: Path) -> None:
