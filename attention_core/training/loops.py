@@ -59,8 +59,8 @@ class EpochLoop(_TrainingEpochLoop):
         return ends or super()._should_check_val_fx(data_fetcher)
 
     def _is_last_of_run(self) -> bool:
-        trainer, loop = self.trainer, self.trainer.fit_loop
-        if trainer.should_stop and loop._can_stop_early:
+        loop: Any = self.trainer.fit_loop
+        if self.trainer.should_stop and loop._can_stop_early:
             return True
         epochs = loop.epoch_progress.current.processed + 1
         return self._is_training_done and (
@@ -100,7 +100,8 @@ class FitLoop(_FitLoop):
 
     def on_run_start(self) -> None:
         super().on_run_start()
-        self.trainer._last_val_time = time.monotonic() - self._since_validation
+        trainer: Any = self.trainer
+        trainer._last_val_time = time.monotonic() - self._since_validation
 
     def on_advance_end(self) -> None:
         super().on_advance_end()
@@ -122,13 +123,14 @@ class FitLoop(_FitLoop):
     # Beside the counters: the clock of a val_check_interval in time, and the values that early
     # stopping or a plateau schedule may look at before they are computed again
     def on_save_checkpoint(self) -> dict[str, Any]:
-        last = getattr(self.trainer, "_last_val_time", None)
-        timed = self.trainer._val_check_time_interval is not None and last is not None
-        values = self.trainer._logger_connector._callback_metrics
+        trainer: Any = self.trainer
+        last = getattr(trainer, "_last_val_time", None)
+        timed = trainer._val_check_time_interval is not None
+        values = trainer._logger_connector._callback_metrics
         return {
             **super().on_save_checkpoint(),
-            "should_stop": self.trainer.should_stop,
-            "since_validation": time.monotonic() - last if timed else 0.0,
+            "should_stop": trainer.should_stop,
+            "since_validation": 0.0 if last is None or not timed else time.monotonic() - last,
             "values": {name: value.detach().cpu().clone() for name, value in values.items()},
         }
 

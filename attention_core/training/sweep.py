@@ -49,8 +49,8 @@ class Job:
     score: float | None = None  # the best value of `monitor`, on validation data
     results: dict[str, float] = field(default_factory=dict)
     error: str = (
-        "it has not finished. To continue: the same command again, with hydra.sweep.dir=FOLDER, the "
-        "folder of the sweep"
+        "it has not finished. To continue: the same command again, with hydra.sweep.dir=FOLDER, "
+        "the folder of the sweep"
     )
 
     @property

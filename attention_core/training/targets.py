@@ -221,7 +221,11 @@ KINDS = {
     "schedule": Kind(
         "a schedule",
         ("torch.optim.lr_scheduler.LRScheduler",),
-        _of("torch.optim.lr_scheduler", "OneCycleLR"),
+        _of(
+            "torch.optim.lr_scheduler",
+            "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR "
+            "LinearLR MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
+        ),
         _of(TRAINING, "optim.constant optim.inverse_sqrt optim.warmup_cosine find_lr.rising"),
     ),
     "trainer": Kind(

@@ -133,7 +133,7 @@ class Task(LightningModule):
         for home, name, _ in homes:
             home._modules[name] = None
         try:
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            super()._apply(fn, recurse)
         finally:
             for home, name, metric in homes:
                 home._modules[name] = metric

@@ -173,7 +173,7 @@ class PowerCut(BaseException):
     [
         pytest.param(("sweep=grid", "seed=1,2,3"), marks=pytest.mark.slow),
         pytest.param(
-            ("sweep=optuna", "hydra.sweeper.n_trials=3", "~hydra.sweeper.params.optimizer.lr"),
+            ("sweep=optuna", "hydra.sweeper.n_trials=3"),
             marks=pytest.mark.slow,
         ),
     ],
@@ -207,6 +207,7 @@ def test_a_killed_sweep_goes_on_as_a_sweep(
         trained.append(f"{Path(trainer.default_root_dir).name} from {trainer.global_step}")
 
     monkeypatch.setattr(toy_domain.KillAt, "on_train_start", started)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which run_hydra sets
     with pytest.raises(SystemExit):  # only its own command says what is to be trusted
         main(["train", f"run={tmp_path}/sweep"])
     assert "hydra.sweep.dir=" in capsys.readouterr().err
