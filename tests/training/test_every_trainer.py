@@ -84,7 +84,7 @@ def _train_all(names: list[str], folder: Path) -> None:
     os.fsync = lambda _: None  # type: ignore[assignment]  # what a run writes is not proved here
     build, compiled = parts.build, nn.Module.compile
     # Inductor's C++ takes ten seconds a block, and is torch's; the graphs before it are ours
-    nn.Module.compile = partial(_compiled, compiled)  # type: ignore[assignment,method-assign]
+    nn.Module.compile = lambda module: compiled(module, backend="aot_eager")  # type: ignore
     run._draw = run.write_card = lambda *_, **__: None
     with (folder / "failed").open("w", buffering=1) as failed:
         for name in names:
@@ -96,10 +96,6 @@ def _train_all(names: list[str], folder: Path) -> None:
                 print(label, file=failed)
             for label in _by_two(together, folder):
                 print(label, file=failed)
-
-
-def _compiled(compiled: Any, module: nn.Module) -> None:
-    compiled(module, backend="aot_eager")
 
 
 def _configs(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -152,7 +148,9 @@ def _by_two(configs: list[dict[str, Any]], folder: Path) -> list[str]:
         if pid == 0:
             faulthandler.dump_traceback_later(TIMEOUT / 2, exit=True)
             os.environ |= {
-                **{"MASTER_ADDR": "127.0.0.1", "NODE_RANK": "0", "WORLD_SIZE": "2"},
+                "MASTER_ADDR": "127.0.0.1",
+                "NODE_RANK": "0",
+                "WORLD_SIZE": "2",
                 "LOCAL_RANK": str(rank),
             }
             failed = _trained(configs, folder, ports)
