@@ -124,8 +124,8 @@ def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens
         if x.ndim < 1 or x.shape[-1] != size or not x.is_floating_point() or x.is_sparse:
             sparse = "sparse " if x.is_sparse else ""
             raise ValueError(
-                f"{name} must be float {shape} with D={size}, got {sparse}{x.dtype} "
-                f"{tuple(x.shape)}"
+                f"{name} must be float {shape.replace('D', str(size))}, got "
+                f"{sparse}{x.dtype} {tuple(x.shape)}"
             )
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             continue
