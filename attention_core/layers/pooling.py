@@ -107,7 +107,7 @@ def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
         or not x.is_floating_point()
         or x.is_sparse
     ):
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        got = f"{x.layout} {x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"{type(x)}"
         error = ValueError if isinstance(x, Tensor) else TypeError
         raise error(f"x must be float (B, L, D), or (T, D) packed, got {got}")
     check_kind(Space, space=space, or_none=False)
