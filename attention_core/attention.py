@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from attention_core.backends import edges
 from attention_core.biases import Bias, DenseBias, as_bias
-from attention_core.checks import check_flag, check_number
+from attention_core.checks import check_chance, check_flag, check_kind, check_number
 from attention_core.finite import all_finite, isolated
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
@@ -82,7 +82,8 @@ def attend(
     """
     _check(q, k, v, score, scale, softcap, sink, dropout_p)
     check_flag(return_lse=return_lse)
-    if return_weights not in (False, True, "pairs"):
+    check_kind(Plan, plan=plan)
+    if not isinstance(return_weights, bool | str) or return_weights not in (False, True, "pairs"):
         raise ValueError(f"return_weights must be a bool or 'pairs', got {return_weights!r}")
     bias = as_bias(bias)
     if plan is None:
@@ -202,8 +203,13 @@ def _check(
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor (B, H, L, D), got {type(x).__name__}")
-        if x.ndim != 4 or not x.is_floating_point():
-            raise ValueError(f"{name} must be float (B, H, L, D), got {x.dtype} {tuple(x.shape)}")
+        if x.ndim != 4 or not x.is_floating_point() or x.is_sparse:
+            sparse = "sparse " if x.is_sparse else ""
+            raise ValueError(
+                f"{name} must be float (B, H, L, D), got {sparse}{x.dtype} {tuple(x.shape)}"
+            )
+        if x.is_meta:
+            raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
@@ -218,6 +224,8 @@ def _check(
         )
     if len({q.dtype, k.dtype, v.dtype}) > 1 and not torch.is_autocast_enabled(q.device.type):
         raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    check_kind(Score, score=score)
+    check_kind(Tensor, sink=sink)
     if score is not None and score.heads not in (None, q.shape[1]):
         raise ValueError(f"score has heads={score.heads}, but q has {q.shape[1]} heads: {shapes}")
     check_number(above=0, softcap=softcap, or_none=True)
@@ -227,8 +235,7 @@ def _check(
             f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}"
             f"{'' if sink.is_floating_point() else f' of {sink.dtype}, which is not float'}"
         )
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    check_chance(dropout_p=dropout_p)
 
 
 def _check_plan(

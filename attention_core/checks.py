@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from numbers import Real
 
 import torch
+from torch import Tensor, nn
 
 
 def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -> None:
@@ -27,12 +29,22 @@ def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -
         # A size that an exported program leaves open is not looked at either
         if isinstance(value, torch.SymInt) or (or_none and value is None):
             continue
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        if isinstance(value, bool) or not _is_index(value):
             error = ValueError if isinstance(value, float) else TypeError
             what = f"a whole number of at least {least}{alternative}"
             raise error(f"{name} must be {what}, got {value!r}")
-        if int(value) < least:
+        if int(value) < least:  # type: ignore[call-overload]
             raise ValueError(f"{name} must be at least {least}{alternative}, got {value!r}")
+
+
+def _is_index(value: object) -> bool:
+    if isinstance(value, int):
+        return True
+    try:  # arrays and tensors have the method, and only some of them the number
+        operator.index(value)  # type: ignore[arg-type]
+    except Exception:
+        return False
+    return True
 
 
 def check_number(
@@ -61,6 +73,68 @@ def check_number(
         low = (above is not None and value <= above) or (least is not None and value < least)
         if low or value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def check_chance(**arguments: object) -> None:
+    """Raise unless each argument is a chance in [0, 1).
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: it is out of bounds.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be in [0, 1), got {value!r}")
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_kind(kind: type, *, or_none: bool = True, **arguments: object) -> None:
+    """Raise unless each argument is a `kind`, or None where that is allowed, too.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, kind) and not (or_none and value is None):
+            alternative = " or None" if or_none else ""
+            raise TypeError(
+                f"{name} must be of type {kind.__name__}{alternative}, got {type(value).__name__}"
+            )
+
+
+def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens: object) -> None:
+    """Raise unless each argument is a dense float tensor (..., D) that `layer` can multiply.
+
+    Args:
+        layer: a linear layer; what stands in its place, as in quantized models, has its own dtype.
+        shape: of the tokens, in words.
+        size: D, the layer's own by default.
+        tokens: by name.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        ValueError: of another size or dtype, or on the meta device while the layer is not.
+    """
+    weight = getattr(layer, "weight", None)
+    for name, x in tokens.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
+        size = layer.in_features if size is None else size  # type: ignore[assignment]
+        if x.ndim < 1 or x.shape[-1] != size or not x.is_floating_point() or x.is_sparse:
+            sparse = "sparse " if x.is_sparse else ""
+            raise ValueError(
+                f"{name} must be float {shape.replace('D', str(size))}, got "
+                f"{sparse}{x.dtype} {tuple(x.shape)}"
+            )
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            continue
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"{name} must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}"
+            )
+        if x.is_meta and not weight.is_meta:
+            raise ValueError(f"{name} must be on {weight.device}, as the layer is, got meta")
 
 
 def check_flag(**arguments: object) -> None:

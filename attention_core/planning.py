@@ -14,6 +14,7 @@ from torch.compiler import is_exporting
 
 from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
+from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.lasting import Memory, lasting
 from attention_core.masks import Mask
 from attention_core.masks.dense import as_mask
@@ -219,6 +220,10 @@ def plan(
         raise TypeError(
             f"edge features (edge_key=, edge_value=, edge_dim=) need a Graph's nodes, got {got}"
         )
+    check_whole(0, heads=heads, batch=batch, or_none=True)
+    check_whole(0, head_dim=head_dim)
+    check_kind(Score, score=score)
+    check_number(above=0, softcap=softcap, or_none=True)
     bias = as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
@@ -244,7 +249,7 @@ def plan(
         softcap=softcap,
         edge_features=edge_features,
     )
-    if backend is not None and backend not in BACKENDS:
+    if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     lacks = {name: module.lacks(job) for name, module in BACKENDS.items()}
     if backend is not None:

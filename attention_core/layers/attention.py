@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
-from attention_core.checks import check_flag, check_number, check_whole
+from attention_core.checks import (
+    check_chance,
+    check_flag,
+    check_kind,
+    check_number,
+    check_tokens,
+    check_whole,
+)
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
@@ -106,12 +113,20 @@ class MultiheadAttention(RecordedAttention):
             if dim % heads:
                 raise ValueError(f"dim={dim} must be a multiple of heads={heads}, or give head_dim")
             head_dim = dim // heads
-        if qk_norm not in (False, True, "layer", "rms", "cosine"):
+        if not isinstance(qk_norm, bool | str) or qk_norm not in (
+            False,
+            True,
+            "layer",
+            "rms",
+            "cosine",
+        ):
             raise ValueError(f"qk_norm must be 'layer', 'rms', 'cosine' or a bool, got {qk_norm!r}")
         if qk_norm == "cosine" and scale is not None:
             raise ValueError(f"qk_norm='cosine' learns its scale; got scale={scale}, too")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_chance(dropout=dropout)
+        check_kind(Rotary, rotary=rotary)
+        check_kind(Bias, bias=bias)
+        check_kind(Score, score=score)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rotary, self.bias, self.score = rotary, bias, score
         self.scale = 1.0 if qk_norm == "cosine" else scale
@@ -210,11 +225,21 @@ class MultiheadAttention(RecordedAttention):
             ValueError, TypeError: shapes do not fit, or the space has no features of edges of size
                 `edge_dim`; the message names them.
         """
+        check_tokens(self.query, "(B, L, D), or (T, D) packed", x=x)
+        if context is not None:
+            check_tokens(self.key_value, "(B, Lc, D), or (Tc, D) packed", context=context)
+            if context.ndim != x.ndim:
+                raise ValueError(
+                    f"context must have as many dimensions as x, {tuple(x.shape)}, got "
+                    f"{tuple(context.shape)}"
+                )
+        check_kind(Plan, plan=plan)
+        check_kind(LayerCache, cache=cache)
         packed = x.ndim == 2
         if packed:
             x = x[None]
             context = None if context is None else context[None]
-        if x.ndim != 3 or x.shape[-1] != self.query.in_features:
+        if x.ndim != 3:
             raise ValueError(f"x must be (B, L, {self.query.in_features}), got {tuple(x.shape)}")
         source = x if context is None else context
         if source.shape[-1] != self.key_value.in_features:

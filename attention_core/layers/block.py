@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
-from attention_core.checks import check_flag
+from attention_core.checks import check_flag, check_kind, check_tokens
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Norm, NormOrder, Residual
@@ -118,6 +118,8 @@ class Block(nn.Module):
             bias: relative positions of the self-attention.
             cache: of past keys and values.
         """
+        check_tokens(self.attention.query, "(B, L, D), or (T, D) packed", x=x)
+        check_kind(Plan, plan=plan, context_plan=context_plan)
         if (context is None) != (self.cross_attention is None):
             raise ValueError(
                 "a block with cross=True needs a context"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
-from attention_core.checks import check_whole
+from attention_core.checks import check_kind, check_tokens, check_whole
 from attention_core.layers.block import Block
 from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
@@ -117,8 +117,7 @@ class Encoder(nn.Module):
 
         Returns: the shape of x; zeros on padding.
         """
-        space = Sequence(x.shape[-2]) if space is None else space
-        space = space.to(x.device)
+        space = self._space(x, space)
         return self._run(x, (space, space), mask, backend)
 
     def intermediates(
@@ -145,12 +144,22 @@ class Encoder(nn.Module):
         for layer in layers:
             if not -depth <= layer < depth:
                 raise ValueError(f"there are {depth} layers, no layer {layer}")
-        space = Sequence(x.shape[-2]) if space is None else space
-        space = space.to(x.device)
+        space = self._space(x, space)
         taken: dict[int, Tensor | None] = dict.fromkeys(layer % depth for layer in layers)
         self._run(x, (space, space), mask, backend, taken=taken)
         outputs = (taken[layer % depth] for layer in layers)
         return [space.zero_padding(self.norm(y) if norm else y) for y in outputs if y is not None]
+
+    def _check_tokens(self, x: Tensor) -> None:
+        check_tokens(self.blocks[0].attention.query, "(B, L, D), or (T, D) packed", x=x)
+        if x.ndim not in (2, 3):
+            raise ValueError(f"x must be (B, L, D), or (T, D) packed, got {tuple(x.shape)}")
+
+    def _space(self, x: Tensor, space: Space | None) -> Space:
+        """Where the tokens of a call sit: what is given, or a Sequence."""
+        self._check_tokens(x)
+        check_kind(Space, space=space)
+        return (Sequence(x.shape[-2]) if space is None else space).to(x.device)
 
     def _run(
         self,
@@ -164,8 +173,6 @@ class Encoder(nn.Module):
         taken: dict[int, Tensor | None] | None = None,
     ) -> Tensor:
         """x after all blocks; `taken` is filled with the outputs of the blocks that it names."""
-        if x.ndim not in (2, 3):
-            raise ValueError(f"x must be (B, L, D), or (T, D) packed, got {tuple(x.shape)}")
         if x.shape[-2] != spaces[0].length:
             raise ValueError(f"x is {tuple(x.shape)}, but its space is {spaces[0].describe()}")
         if x.ndim == 2 and spaces[0].batch is not None:
@@ -246,6 +253,9 @@ class Decoder(Encoder):
 
         Returns: the shape of x; zeros on padding.
         """
+        self._check_tokens(x)
+        check_kind(Space, space=space, context_space=context_space)
+        check_kind(KVCache, cache=cache)
         if space is None:
             length = x.shape[-2]
             space = Sequence(length) if cache is None else cache.next_space(length)
@@ -257,11 +267,22 @@ class Decoder(Encoder):
         space = space.to(x.device)
         context_plan = None
         if context is not None:
-            if context_space is None:
-                context_space = Space(context.shape[-2])
             cross = self.blocks[0].cross_attention
             if cross is None:
                 raise ValueError("a context needs a Decoder with cross=True")
+            check_tokens(cross.key_value, "(B, Lc, D), or (Tc, D) packed", context=context)
+            if context.ndim != x.ndim:
+                raise ValueError(
+                    f"context must have as many dimensions as x, {tuple(x.shape)}, got "
+                    f"{tuple(context.shape)}"
+                )
+            if context_space is None:
+                context_space = Space(context.shape[-2])
+            if context_space.length != context.shape[-2]:
+                raise ValueError(
+                    f"context is {tuple(context.shape)}, but its context_space is "
+                    f"{context_space.describe()}"
+                )
             context_plan = cross.plan(x, (space, context_space), backend=backend)
         if cache is None:
             return self._run(x, (space, space), mask, backend, context, context_plan)

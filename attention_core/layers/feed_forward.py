@@ -11,7 +11,7 @@ from typing import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.checks import check_whole
+from attention_core.checks import check_chance, check_flag, check_tokens, check_whole
 from attention_core.layers.residual import Norm, make_norm
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu", "geglu-tanh"]
@@ -53,7 +53,9 @@ class FeedForward(nn.Module):
             "geglu": F.gelu,
             "geglu-tanh": partial(F.gelu, approximate="tanh"),
         }
-        if activation not in functions:
+        check_chance(dropout=dropout)
+        check_flag(bias=bias)
+        if not isinstance(activation, str) or activation not in functions:
             raise ValueError(
                 f"activation must be one of {', '.join(functions)}, got {activation!r}"
             )
@@ -78,6 +80,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
+        check_tokens(self.up, "(..., D)", x=x)
         x = self.up(x)
         if self.gated:
             gate, x = x.chunk(2, dim=-1)

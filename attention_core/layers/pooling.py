@@ -11,7 +11,7 @@ from typing import (
 import torch
 from torch import Tensor, nn
 
-from attention_core.checks import check_whole
+from attention_core.checks import check_kind, check_tokens, check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Residual
@@ -59,6 +59,8 @@ class AttentionPool(nn.Module):
 
         A sample without tokens gives 0.
         """
+        check_tokens(self.attention.key_value, "(B, L, D), or (T, D) packed", x=x)
+        check_kind(Space, space=space)
         space = Sequence(x.shape[-2]) if space is None else space
         count, dim = self.queries.shape
         segments = space.segments
@@ -99,7 +101,19 @@ def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
             the special ones; or "class" for the first of these, whatever others (registers) there
             are. A sample without such tokens gives 0.
     """
-    if how not in get_args(Pooling):
+    if (
+        not isinstance(x, Tensor)
+        or x.ndim not in (2, 3)
+        or not x.is_floating_point()
+        or x.is_sparse
+    ):
+        got = f"{x.layout} {x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"{type(x)}"
+        error = ValueError if isinstance(x, Tensor) else TypeError
+        raise error(f"x must be float (B, L, D), or (T, D) packed, got {got}")
+    check_kind(Space, space=space, or_none=False)
+    if x.shape[-2] != space.length:
+        raise ValueError(f"x is {tuple(x.shape)}, but its space is {space.describe()}")
+    if not isinstance(how, str) or how not in get_args(Pooling):
         raise ValueError(f"how must be one of {', '.join(get_args(Pooling))}, got {how!r}")
     space = space.to(x.device)
     of_special = how in ("special", "class")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.checks import check_number, check_whole
+from attention_core.checks import check_chance, check_number, check_whole
 from attention_core.spaces import Space
 
 Norm = Literal["layer", "layer-no-bias", "rms"]
@@ -50,8 +50,7 @@ class Residual(nn.Module):
         super().__init__()
         if order not in ("pre", "post", "res-post"):
             raise ValueError(f"norm must be 'pre', 'post' or 'res-post', got {order!r}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
+        check_chance(drop_path=drop_path, dropout=dropout)
         check_number(layer_scale=layer_scale, or_none=True)
         self.order, self.drop_path = order, drop_path
         self.norm = make_norm(norm, dim, eps)
