@@ -55,13 +55,15 @@ class GlobalTokens(Mask):
     def _check(self, query: Space, key: Space) -> None:
         """Raises ValueError where the tokens are all there, and none of the positions is."""
         # In decoding they may come or be gone
-        if query is not key or not self.positions or not key.length:
+        if query is not key or not self.positions:
             return
         if isinstance(key, Graph):
             sizes: tuple[int, ...] | None = (key.num_nodes,)
         else:
             sizes = key.size if len(key.size or ()) == key.axes else None
         if sizes is None or not all(isinstance(n, int) for n in (*sizes, *key.start)):
+            return
+        if 0 in sizes:  # none is there, but for special ones
             return
         ends = [n + start for n, start in zip(sizes, key.start or (0,), strict=True)]
         for position in self.positions:

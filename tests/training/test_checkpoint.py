@@ -160,9 +160,9 @@ def test_weights_of_another_model_are_named(
     folder = RunFolder(tmp_path)
     write_config({**config, "model": {**config["model"], "dim": 16}}, folder)
     shapes = r"not those of MLP as configured: model.layers.0.weight is \(32, 2\), not \(16, 2\)"
-    for use in (resume, evaluate):
-        with pytest.raises(UsageError, match=shapes):
-            use(tmp_path)
+    for use, said in ((resume, "model.dim is 16, was 32"), (evaluate, shapes)):
+        with pytest.raises(UsageError, match=said):
+            use(tmp_path, ["toy_domain"])
     write_config(config, folder)
     content = load_checkpoint(folder.last)
     content["state_dict"]["model.head.weight"] = content["state_dict"].pop("model.layers.3.weight")
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
         check=False,
     )
     assert ran.returncode == 2, ran.stderr
-    assert "next.ckpt' could not be written: File too large" in ran.stderr
+    assert "best.ckpt' could not be written: File too large" in ran.stderr  # after a validation
     assert "Traceback" not in ran.stderr
     folder = RunFolder(tmp_path / "cut")
     # The one at the end of the epoch failed
