@@ -85,7 +85,7 @@ def check_chance(**arguments: object) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be in [0, 1), got {value!r}")
-        if not 0 <= value < 1:
+        if not 0 <= float(value) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
