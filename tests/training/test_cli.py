@@ -105,7 +105,7 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         (("train", *TOY, "trainer.precision=banana"), "trainer.precision: "),
         (("train", *TOY, "trainer.accelerator=abacus"), "invalid accelerator name"),
         (("train", *TOY, "optimizer.lr=-1"), "optimizer: Invalid learning rate: -1"),
-        (("train", *TOY, "trainer.max_epochs=0"), "trainer: no validation was run"),
+        (("train", *TOY, "trainer.max_epochs=0"), "a run needs something to train for"),
         (
             ("train", *TOY, "allow=[]"),
             "'toy_domain.Rings' is not allowed. To trust a package of your own with running",
