@@ -115,6 +115,7 @@ def test_a_graph_is_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 1 and len(sorts) == 2  # by query, and for gradients by key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge_dim", [None, 1])
 @pytest.mark.parametrize("score", [None, Additive(H, D, edge=True), AdditiveV2(H, D)])
 def test_a_compiled_model_is_one_graph(score: Score | None, edge_dim: int | None) -> None:

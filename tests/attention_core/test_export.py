@@ -66,6 +66,7 @@ def assert_same(model: nn.Module, program: Any, *inputs: Tensor) -> None:
         torch.testing.assert_close(program(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -25,6 +25,7 @@ from tests.conformance.cases import (
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_they_are_the_weights_of_all_pairs(place: str) -> None:
     """In each backend, with every mask: those that it allows, and no others."""

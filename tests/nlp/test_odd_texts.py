@@ -41,6 +41,7 @@ def of_files(experiment: str, folder: Path) -> list[str]:
     return ["data=text_files", f"data.root={path}", "data.lines=true", *few]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", sorted(WRITTEN))
 def test_an_odd_text_fails_alone_or_not_at_all(
     experiment: str,

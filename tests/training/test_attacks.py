@@ -851,6 +851,7 @@ def test_a_list_of_damaged_experiments(
 HERE = "hydra_plugins/x accelerate librosa yaml torch lightning evil rich wandb audio numpy"
 
 
+@pytest.mark.slow
 def test_the_current_folder_serves_no_name_that_is_not_allowed(tmp_path: Path) -> None:
     """In a process of its own: what some library tries to import, and what all of them do."""
     canary = tmp_path / "canary"

@@ -80,6 +80,7 @@ def test_training_goes_on_with_the_weights_themselves(compose: Compose, tmp_path
     assert any("step/loss" in row for row in rows["with"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 9])
 @pytest.mark.parametrize("more", [[], ["+trainer.val_check_interval=0.5"]])
 def test_resume_is_exact(

@@ -59,6 +59,7 @@ def stub(parts: Any, **facts: Any) -> Any:
 RESULTS = {"test/loss": 0.25, "test/accuracy": 0.9, "best_epoch": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", sorted(about(config_roots(None))))
 def test_the_card_of_every_experiment_says_what_was_trained(
     experiment: str, compose: Compose, tmp_path: Path

@@ -56,6 +56,7 @@ def test_experiment_does_one_real_step(name: str, compose: Compose, tmp_path: Pa
     assert evaluate(tmp_path / "run") == results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", OF_A_RUN)
 def test_every_choice_composes(group: str, compose: Compose) -> None:
     choices = options(group, ROOTS)
