@@ -295,6 +295,7 @@ def test_a_bias_per_head_is_that_of_the_query_head(kv_heads: int, backend: str) 
 # -- rule 11: a masked key has no part in anything -------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("place", list(PLACES))

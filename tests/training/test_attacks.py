@@ -598,6 +598,7 @@ def refused(attack: str, reader: str, honest: RunFolder, tmp_path: Path, canary:
 LATE = {name for name in ATTACKS if name.startswith(("a pickle", "a reader", "a package to look"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_nothing_of_it_runs(attack: str, honest: RunFolder, tmp_path: Path, canary: Path) -> None:
     number = list(ATTACKS).index(attack)

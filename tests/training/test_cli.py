@@ -43,6 +43,7 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         assert all(name in out for name in ("attn train", "attn evaluate", "attn list"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

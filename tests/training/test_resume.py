@@ -19,6 +19,7 @@ STEPS_PER_EPOCH = 8  # 120 samples, batches of 16
 
 # The checkpoint every 3 steps: before the first one, in the middle of an epoch, on the last step
 # of an epoch, on the first step of one, on a checkpoint's own step.
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5, 8, 9, 12, 17, 24])
 def test_resume_is_exact_wherever_the_run_stopped(
     step: int, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
