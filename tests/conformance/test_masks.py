@@ -129,6 +129,7 @@ def test_truth_tables(backend: str) -> None:
 ORDERED = [name for name, place in PLACES.items() if place.kind in ("sequence", "grid")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("place", ORDERED)
 def test_causal_and_anything_means_both(place: str, backend: str) -> None:

@@ -271,6 +271,7 @@ def _apart(space: Space, out: Tensor, samples: list[Space]) -> list[Tensor]:
     return [out[b : b + 1, :, space.valid[b]] for b in range(len(samples))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("special", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)

@@ -83,6 +83,7 @@ class Whole(GraphData):
         self.fill_nodes(graph, data.train_mask, data.val_mask, data.test_mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [

@@ -34,6 +34,7 @@ def sentences(count: int) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_gpt2(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
     texts = sentences(40)
     (tmp_path / "texts.txt").write_text("\n".join(texts))

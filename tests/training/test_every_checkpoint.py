@@ -107,9 +107,10 @@ MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "validated"),
-    [*SETTINGS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+    [*SETTINGS, *MORE],
 )
 def test_every_checkpoint_leads_to_the_same_end(
     settings: list[str],

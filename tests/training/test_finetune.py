@@ -38,6 +38,7 @@ def source(compose: Compose, tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_the_best_weights_of_another_but_for_what_is_new(
     source: Path, compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_run_starts_with_the_best_weights_of_another_but_for_what_is_new(
     assert f"| starts from | `run={source}, new=['layers.3']` |" in card
 
 
+@pytest.mark.slow
 def test_what_a_run_has_loaded_is_not_loaded_again(
     source: Path, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +77,7 @@ def test_what_a_run_has_loaded_is_not_loaded_again(
     evaluate(tmp_path / "cut", ["toy_domain"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_loads_again(
     source: Path, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

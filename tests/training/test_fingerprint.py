@@ -49,6 +49,7 @@ def test_other_settings_may_change(cut: RunFolder) -> None:
     assert resume(cut.path, ["toy_domain"])["best_epoch"] == 0
 
 
+@pytest.mark.slow
 def test_a_data_file_may_move_but_not_change(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_resume_is_exact_wherever_the_run_stopped(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_resume_is_exact_with_accumulated_gradients(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +60,7 @@ def test_the_loss_of_a_step_is_that_of_all_its_batches(compose: Compose, tmp_pat
     assert sum(steps) / 2 == pytest.approx(epoch)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_around_a_validation_within_an_epoch(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +74,7 @@ def test_resume_is_exact_around_a_validation_within_an_epoch(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_early_is_not_trained_on(compose: Compose, tmp_path: Path) -> None:
     stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss"
     config = compose(
@@ -89,6 +92,7 @@ def test_a_run_that_was_stopped_early_is_not_trained_on(compose: Compose, tmp_pa
     assert trained[0] == trained[1]
 
 
+@pytest.mark.slow
 def test_resume_twice(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
     train(config, tmp_path / "whole")
@@ -162,6 +166,7 @@ def test_every_domain_resumes_exactly(experiment: str, more: list[str], tmp_path
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_training_and_test_is_tested(
     compose: Compose, tmp_path: Path
 ) -> None:

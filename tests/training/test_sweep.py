@@ -91,6 +91,7 @@ def test_the_command_line_ends_with_1_where_a_job_failed(
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 1
 
 
+@pytest.mark.slow
 def test_optuna_looks_for_the_best_and_survives_a_failed_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

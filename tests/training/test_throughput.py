@@ -11,6 +11,7 @@ from attention_core.training.throughput import Throughput
 from tests.training.conftest import Compose
 
 
+@pytest.mark.slow
 def test_speed_is_logged_beside_the_metrics(compose: Compose, tmp_path: Path) -> None:
     sizes = ["model.dim=16", "model.depth=2", "model.heads=2", "model.hidden=32"]
     few = ["trainer.max_epochs=2", "trainer.limit_train_batches=4", "trainer.log_every_n_steps=2"]

@@ -25,6 +25,7 @@ def compose(folder: Path, *overrides: str, experiment: str = "vision/digits") ->
     return found[0]
 
 
+@pytest.mark.slow
 def test_it_trains_a_real_step(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     limits = [f"trainer.limit_{stage}_batches=2" for stage in ("train", "val", "test")]
