@@ -227,12 +227,7 @@ class MultiheadAttention(RecordedAttention):
         """
         check_tokens(self.query, "(B, L, D), or (T, D) packed", x=x)
         if context is not None:
-            check_tokens(self.key_value, "(B, Lc, D), or (Tc, D) packed", context=context)
-            if context.ndim != x.ndim:
-                raise ValueError(
-                    f"context must have as many dimensions as x, {tuple(x.shape)}, got "
-                    f"{tuple(context.shape)}"
-                )
+            self.check_context(x, context)
         check_kind(Plan, plan=plan)
         check_kind(LayerCache, cache=cache)
         packed = x.ndim == 2
@@ -279,6 +274,15 @@ class MultiheadAttention(RecordedAttention):
             out = out * torch.sigmoid(self.gate(x))
         out = plan.job.spaces[0].zero_padding(self.out(out))
         return out[0] if packed else out
+
+    def check_context(self, x: Tensor, context: Tensor) -> None:
+        """Raise ValueError or TypeError where `context` cannot be what the tokens x attend to."""
+        check_tokens(self.key_value, "(B, Lc, D), or (Tc, D) packed", context=context)
+        if context.ndim != x.ndim:
+            raise ValueError(
+                f"context must have as many dimensions as x, {tuple(x.shape)}, got "
+                f"{tuple(context.shape)}"
+            )
 
     def _spaces(
         self, x: Tensor, context: Tensor | None, space: Space | tuple[Space, Space] | None

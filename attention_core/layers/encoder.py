@@ -270,12 +270,7 @@ class Decoder(Encoder):
             cross = self.blocks[0].cross_attention
             if cross is None:
                 raise ValueError("a context needs a Decoder with cross=True")
-            check_tokens(cross.key_value, "(B, Lc, D), or (Tc, D) packed", context=context)
-            if context.ndim != x.ndim:
-                raise ValueError(
-                    f"context must have as many dimensions as x, {tuple(x.shape)}, got "
-                    f"{tuple(context.shape)}"
-                )
+            cross.check_context(x, context)
             if context_space is None:
                 context_space = Space(context.shape[-2])
             if context_space.length != context.shape[-2]:

@@ -9,6 +9,7 @@ from torch import nn
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.folder import RunFolder
+from attention_core.training.targets import is_within
 from attention_core.training.weights import Weights, load_strictly, read_weights
 
 
@@ -51,7 +52,7 @@ def start_from(
     ours = model.state_dict()
     new = list(new)
     _check_parts("init.new", new, ours)
-    kept = [name for name in ours if _within(name, new)]
+    kept = [name for name in ours if is_within(name, new)]
     taken = {name: source[name] for name in ours if name in source and name not in kept}
     try:
         load_strictly(model, taken, keep=kept)
@@ -102,7 +103,7 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
     parts = list(parts)
     _check_parts("freeze", parts, dict(model.named_parameters()))
     for name, parameter in model.named_parameters():
-        if _within(name, parts):
+        if is_within(name, parts):
             parameter.requires_grad_(False)
 
 
@@ -114,13 +115,9 @@ def _under(weights: Weights, part: str) -> Weights:
     return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
 
 
-def _within(name: str, parts: Iterable[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
 def _check_parts(key: str, parts: Iterable[str], names: Mapping[str, Any]) -> None:
     for part in parts:
-        if not any(_within(name, [part]) for name in names):
+        if not any(is_within(name, [part]) for name in names):
             known = {name.rpartition(".")[0] or name for name in names}
             raise UsageError(
                 f"{key}: the model has no part {part!r}.{did_you_mean(part, known)} Its parts are "

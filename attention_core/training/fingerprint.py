@@ -6,7 +6,7 @@ too many, contents count; not the folder they lie in, so that data and run may m
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attention_core.training.errors import UsageError
+from attention_core.training.instantiate import nodes
 
 # What of a configuration decides how weights change. How long it trains is not among it.
 DECIDING = (
@@ -35,7 +36,9 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     What names a file or folder is left out: it may move, and what it holds is looked at itself.
     """
     found = {}
-    for key, value in _leaves(config, ""):
+    for key, value in nodes(config):
+        if isinstance(value, Mapping | list | tuple):
+            continue
         chosen = any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in DECIDING)
         if chosen and key not in FREE and not _is_path(value):
             found[key] = value
@@ -143,17 +146,6 @@ class _Digest:
         for text in texts:
             encoded = text.encode("utf-8", "surrogatepass")
             self.hash.update(len(encoded).to_bytes(8, "big") + encoded)
-
-
-def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{place}.{key}" if place else str(key))
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _leaves(item, f"{place}[{number}]")
-    else:
-        yield place, value
 
 
 def _is_path(value: Any) -> bool:

@@ -4,11 +4,11 @@ Hydra calls what its part of a configuration names, before any code of ours has 
 handlers of logs, launchers, sweepers. An experiment can set all of that.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from attention_core.training.errors import UsageError
-from attention_core.training.instantiate import targets
+from attention_core.training.instantiate import nodes, targets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,7 +80,7 @@ def check_calls(config: "DictConfig") -> None:
             f"hydra.job.env_set: {variables!r} is refused: variables are set in the shell."
         )
     for key in ("hydra_logging", "job_logging"):
-        for place, value in _nodes(hydra.get(key), f"hydra.{key}"):
+        for place, value in nodes(hydra.get(key), f"hydra.{key}"):
             called = place.endswith((".()", ".class"))
             if called or (isinstance(value, str) and ("://" in value or "${" in value)):
                 raise UsageError(
@@ -105,7 +105,7 @@ def check_plugins(config: "DictConfig", overrides: Iterable[str]) -> None:
             target = str(node["_target_"])
             if target not in HYDRAS_OWN.get(place, ()):
                 raise UsageError(f"{place}._target_: {target!r} is refused: it is none of Hydra's.")
-        for place, value in _nodes(part, key):
+        for place, value in nodes(part, key):
             commands = place.rpartition(".")[2] in COMMANDS and value
             # A line of its own in the script of a job would be a command
             if (commands or (isinstance(value, str) and "\n" in value)) and place not in given:
@@ -113,14 +113,3 @@ def check_plugins(config: "DictConfig", overrides: Iterable[str]) -> None:
                     f"{place}: {value!r} is refused in a file: it can run commands. Give it on the "
                     "command line."
                 )
-
-
-def _nodes(config: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Everything in nested mappings and lists, with its place."""
-    yield place, config
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield from _nodes(value, f"{place}.{key}")
-    elif isinstance(config, list):
-        for index, value in enumerate(config):
-            yield from _nodes(value, f"{place}[{index}]")

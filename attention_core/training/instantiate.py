@@ -23,7 +23,7 @@ from typing import Any
 
 from attention_core.training import own
 from attention_core.training.errors import UsageError, did_you_mean
-from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, reason
+from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, is_within, reason
 
 
 def build(config: Any, part: str = "", *, allow: Iterable[str] = (), **extra: Any) -> Any:
@@ -122,20 +122,22 @@ def check(
     return found
 
 
+def nodes(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested mappings and lists, `config` first, each with where it lies."""
+    yield place, config
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from nodes(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            yield from nodes(value, f"{place}[{index}]")
+
+
 def targets(config: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping with a `_target_` inside `config`, which lies at `place`, and where it lies."""
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield place, config
-        for key, value in config.items():
-            yield from targets(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(config, list):
-        for index, value in enumerate(config):
-            yield from targets(value, f"{place}[{index}]")
-
-
-def _begins(name: str, prefixes: Iterable[str]) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+    for where, node in nodes(config, place):
+        if isinstance(node, dict) and "_target_" in node:
+            yield where, node
 
 
 def locate(
@@ -172,7 +174,7 @@ def locate(
         return _find(parts, where, target)
     if own.is_foreign(target):
         raise UsageError(f"{where}: {target!r} is refused: {reason(target, kinds)}")
-    if not _begins(target, allow):
+    if not is_within(target, allow):
         raise UsageError(
             f"{where}: {target!r} is not allowed. To trust a package of your own with running its "
             f"code, say so: allow=[{parts[0]}] in your experiment, or on the command line."
@@ -180,7 +182,7 @@ def locate(
     own.trust([parts[0]])
     found = _find(parts, where, target)
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
-    if not callable(found) or not _begins(home, allow):
+    if not callable(found) or not is_within(home, allow):
         raise UsageError(
             f"{where}: {target!r} is refused: it is defined in {home!r}, which is not allowed."
         )

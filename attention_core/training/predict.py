@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
 from attention_core.training.errors import UsageError, did_you_mean
-from attention_core.training.escape import csv_cell, json_line, on_one_line, shell_word
+from attention_core.training.escape import csv_cell, json_line, on_one_line
 from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import check_file
 from attention_core.training.run import check_config, look
 from attention_core.training.task import Task
-from attention_core.training.trust import trusted_config
+from attention_core.training.trust import again, trusted_config
 
 Row = dict[str, Any]
 
@@ -98,7 +98,7 @@ def load_trained(
     if not folder.best.exists():
         raise UsageError(
             f"run: {str(path)!r} has no best checkpoint yet. To train on: "
-            f"attn train run={shell_word(path)}"
+            f"{again('train', path, config['allow'])}"
         )
     parts = look(config, folder)
     parts.data.trainer = parts.trainer  # tells it the run folder

@@ -31,7 +31,7 @@ from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
 from attention_core.training.errors import UsageError, did_you_mean
-from attention_core.training.escape import on_one_line, rich_text, shell_word
+from attention_core.training.escape import on_one_line, rich_text
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from
 from attention_core.training.fingerprint import deciding
@@ -198,7 +198,7 @@ def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     if not folder.best.exists():
         raise UsageError(
             f"run: {str(path)!r} has no best checkpoint yet. To train on: "
-            f"attn train run={shell_word(path)}"
+            f"{again('train', path, config['allow'])}"
         )
     check_config(config)
     recorded = read_results(folder) if folder.results.exists() else {}

@@ -177,9 +177,10 @@ def run_job(
     """
     job = Job(number, list(overrides))
     before = read_job(folder / JOB) if (folder / JOB).exists() else job
-    if before.overrides == job.overrides and not before.failed:
+    own = before.overrides == job.overrides  # or the folder is another job's
+    if own and not before.failed:
         return before.score
-    if before.overrides == job.overrides:
+    if own:
         job.write(folder)
     values = (override.partition("=") for override in overrides)
     given = "  ".join(f"{key}={_shortened(value)}" for key, _, value in values)
@@ -187,7 +188,7 @@ def run_job(
         rich_text(f"\njob {number}", "bold").append(f"  {on_one_line(given)}", "not bold")
     )
     try:
-        if before.overrides != job.overrides:
+        if not own:
             raise UsageError(
                 f"{str(folder)!r} holds a job with {before.overrides}. A sweep can be continued "
                 "where it draws the same again."
@@ -210,7 +211,7 @@ def run_job(
         else:
             job.error = f"{type(error).__name__}: {error}"
             print(for_terminal(traceback.format_exc()), end="", file=sys.stderr)
-    if before.overrides == job.overrides:  # or the folder is another's
+    if own:
         job.write(folder)
     return job.score
 
@@ -228,7 +229,7 @@ def report(folder: Path) -> int:
     Returns:
         How many jobs have failed or not come to an end.
     """
-    jobs = {path.parent: read_job(path) for path in folder.glob("*/job.json")}
+    jobs = {path.parent: read_job(path) for path in folder.glob(f"*/{JOB}")}
     if not jobs:
         return 0
     ranked = sorted(jobs, key=lambda path: _rank(jobs[path]))

@@ -11,6 +11,7 @@ Of other people's libraries each name is listed. Of ours, a class of a kind coun
 in our packages; functions, and all that is in `attention_core.training`, count by name.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -299,12 +300,17 @@ REASONS = {
 }
 
 
+def is_within(name: str, parents: Iterable[str]) -> bool:
+    """Whether a dotted name is one of `parents`, or lies below one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
 def reason(target: str, kinds: tuple[str, ...]) -> str:
     """Why `target` is refused where one of `kinds` can be, and the nearest name that is not."""
     known = {name for kind in kinds for name in KINDS[kind].listed}
     near = did_you_mean(target, known)
     for prefix, why in REASONS.items():
-        if target == prefix or target.startswith(f"{prefix}."):
+        if is_within(target, [prefix]):
             return f"{why}.{near}"
     wanted = " or ".join(KINDS[kind].name for kind in kinds) or "nothing"
     module = target.rpartition(".")[0]

@@ -10,7 +10,7 @@ from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import targets
 from attention_core.training.own import is_foreign
-from attention_core.training.targets import OURS
+from attention_core.training.targets import OURS, is_within
 
 Config = dict[str, Any]
 
@@ -54,7 +54,7 @@ def trusted_config(folder: RunFolder, allow: Sequence[str], command: str) -> Con
         )
     return {
         **config,
-        "allow": list(dict.fromkeys([n for n in asked if _within(n, trusted)] + [*allow])),
+        "allow": list(dict.fromkeys([n for n in asked if is_within(n, trusted)] + [*allow])),
     }
 
 
@@ -69,8 +69,8 @@ def _beyond(
         for name in asked:
             if (
                 isinstance(target, str)
-                and _within(target, [name])
-                and not _within(target, trusted)
+                and is_within(target, [name])
+                and not is_within(target, trusted)
                 and not is_foreign(name)
                 and name.partition(".")[0] not in OURS
             ):
@@ -80,7 +80,3 @@ def _beyond(
 
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
-
-
-def _within(name: str, packages: Iterable[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)

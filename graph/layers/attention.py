@@ -17,7 +17,7 @@ from attention_core import (
     Score,
     plan,
 )
-from attention_core.checks import check_whole
+from attention_core.checks import check_chance, check_whole
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
@@ -107,8 +107,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
             raise ValueError(f"score must be 'dot', 'additive' or 'additive_v2', got {score!r}")
         if residual not in (False, True, "gated"):
             raise ValueError(f"residual must be a bool or 'gated', got {residual!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_chance(dropout=dropout)
         if isinstance(fill_value, str) and fill_value not in REDUCTIONS:
             raise ValueError(
                 f"fill_value must be a number, a tensor or one of {', '.join(REDUCTIONS)}; got "

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
-from attention_core.checks import check_whole
+from attention_core.checks import check_chance, check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once
@@ -60,8 +60,7 @@ class HeteroGraphAttention(RecordedAttention):
         check_whole(out_dim=out_dim, heads=heads)
         if out_dim % heads:
             raise ValueError(f"out_dim={out_dim} must be a multiple of heads={heads}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_chance(dropout=dropout)
         dims = dict.fromkeys(self.node_types, dim) if isinstance(dim, int) else dict(dim)
         if isinstance(edge_dim, int):
             edge_dim = dict.fromkeys(self.edge_types, edge_dim)

@@ -28,13 +28,13 @@ from attention_core.training.folder import RunFolder
 from tests.command_line import IMPORTED
 
 TIMEOUT = 600
+ABOUT = about(config_roots(None))
 #: As small as they get: a `_tiny` experiment is the one that it names, but for its sizes.
 EXPERIMENTS = [
     name
-    for name, section in about(config_roots(None)).items()
-    if section.get("packaged", True) and f"{name}_tiny" not in about(config_roots(None))
+    for name, section in ABOUT.items()
+    if section.get("packaged", True) and f"{name}_tiny" not in ABOUT
 ]
-NEEDS = {name: about(config_roots(None))[name].get("needs", []) for name in EXPERIMENTS}
 SMALL = {"limit": 200, "batch_size": 4, "tokens": 256}
 #: A single graph is one batch, which two processes cannot share: an error says so.
 ALONE = {"graph/digits_knn"}
@@ -63,7 +63,8 @@ def test_every_experiment_takes_a_step_with_every_trainer(domain: str, tmp_path:
     names = [
         name
         for name in EXPERIMENTS
-        if name.startswith(domain) and all(importlib.util.find_spec(p) for p in NEEDS[name])
+        if name.startswith(domain)
+        and all(map(importlib.util.find_spec, ABOUT[name].get("needs", [])))
     ]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
