@@ -35,11 +35,14 @@ def all_finite(*tensors: Tensor) -> bool:
         return True
     # A sum is not finite if a number is not, and reads as fast as memory; one that overflows is
     # looked at more closely by `isolated`
-    return all(
-        type(x) not in (Tensor, nn.Parameter)
-        or math.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))
-        for x in tensors
-    )
+    for x in tensors:
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            continue
+        if x.requires_grad:
+            x = x.detach()
+        if not math.isfinite(x.sum(dtype=torch.float32) if x.dtype.itemsize < 4 else x.sum()):
+            return False
+    return True
 
 
 def isolated(
