@@ -209,7 +209,7 @@ class Checkpoint(callbacks.Checkpoint):
         step = trainer.global_step
         due = self.every_steps and step % self.every_steps == 0
         if due and not trainer.fit_loop._should_accumulate():
-            self.save_last(trainer)
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -234,7 +234,7 @@ class Checkpoint(callbacks.Checkpoint):
         # Lightning calls checkpoints last: whether training goes on is decided
         trainer.fit_loop.validate_if_last()  # type: ignore[attr-defined]
 
-    def save_last(self, trainer: Trainer) -> None:
+    def _save_last(self, trainer: Trainer) -> None:
         """Called by the loops of a fit where nothing is half done."""
         if self.watch is not None and self.watch.broken(trainer.lightning_module):
             return  # the one before is the last to go on from

@@ -105,7 +105,7 @@ class FitLoop(_FitLoop):
 
     def on_advance_end(self) -> None:
         super().on_advance_end()
-        self.checkpoint.save_last(self.trainer)
+        self.checkpoint._save_last(self.trainer)
 
     def validate_if_last(self) -> None:
         """Validates where a callback has just ended the run, after an epoch that was not

@@ -37,7 +37,7 @@ def training_only(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train_and_keep(config: dict[str, Any], path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Trains in `path`/whole; copies the folder after each checkpoint, as a kill would leave it."""
-    write, whole = Checkpoint.save_last, path / "whole"
+    write, whole = Checkpoint._save_last, path / "whole"
 
     def write_and_copy(self: Checkpoint, trainer: Any) -> None:
         write(self, trainer)
@@ -45,7 +45,7 @@ def train_and_keep(config: dict[str, Any], path: Path, monkeypatch: pytest.Monke
         shutil.copytree(whole, path / f"cut-{number:02}", ignore=lambda *_: [".lock"])
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save_last", write_and_copy)
+        patch.setattr(Checkpoint, "_save_last", write_and_copy)
         train(config, whole)
     return whole
 
