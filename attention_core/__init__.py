@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         RelativeTable,
     )
     from attention_core.cache import KVCache
+    from attention_core.errors import BackendError
+    from attention_core.job import Plan
     from attention_core.layers import (
         AttentionPool,
         Block,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
         PrefixLM,
         Window,
     )
-    from attention_core.planning import BackendError, Plan, explain, plan
+    from attention_core.planning import explain, plan
     from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
     from attention_core.record import AttentionMaps, record_attention
     from attention_core.rotary_scaling import (
@@ -64,6 +66,8 @@ _HOMES = {
     "attention": ["attend"],
     "biases": ["ALiBi", "Bias", "ContinuousBias", "DenseBias", "EdgeBias", "RelativeTable"],
     "cache": ["KVCache"],
+    "errors": ["BackendError"],
+    "job": ["Plan"],
     "layers": [
         "AttentionPool",
         "Block",
@@ -85,7 +89,7 @@ _HOMES = {
         "PrefixLM",
         "Window",
     ],
-    "planning": ["BackendError", "Plan", "explain", "plan"],
+    "planning": ["explain", "plan"],
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],
     "rotary_scaling": ["LinearScaling", "Llama3Scaling", "NTKScaling", "RotaryScaling", "YaRN"],

@@ -11,9 +11,12 @@ from torch.nn.functional import pad
 from attention_core.backends import edges
 from attention_core.biases import Bias, DenseBias, as_bias
 from attention_core.checks import check_chance, check_flag, check_kind, check_number
-from attention_core.finite import all_finite, isolated
+from attention_core.errors import BackendError
+from attention_core.finite import all_finite
+from attention_core.isolation import isolated
+from attention_core.job import Options, Plan
 from attention_core.masks import DenseMask, Mask
-from attention_core.planning import BACKENDS, BackendError, Options, Plan, explain, plan
+from attention_core.planning import BACKENDS, explain, plan
 from attention_core.scores import Score
 from attention_core.spaces import Graph, Sequence, Space
 from attention_core.weights import PairWeights
@@ -161,7 +164,7 @@ def _pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWei
     if plan.backend != "edges":
         # A plan of its own, as what biases gave for all pairs is no answer for a list of them
         plan = plan.once(
-            "pairs", lambda: Plan(job, "edges", "Their weights are asked for.", edges.prepare(job))
+            "pairs", lambda: Plan(job, "edges", edges.prepare(job), lambda: "The weights by pair.")
         )
     return edges.pair_weights(plan, q, k, options)
 

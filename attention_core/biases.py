@@ -22,7 +22,7 @@ from torch.compiler import is_exporting
 
 from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole
-from attention_core.masks.dense import check_pairwise, take_pairwise
+from attention_core.masks.pairwise import check_pairwise, take_pairwise
 from attention_core.spaces import Graph, Pairs, Space, Traits
 
 

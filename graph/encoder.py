@@ -23,7 +23,7 @@ from attention_core import (
 )
 from attention_core.cache import LayerCache
 from attention_core.checks import check_whole
-from attention_core.planning import Plan
+from attention_core.job import Plan
 
 Scores = Literal["dot", "additive", "additive_v2"]
 

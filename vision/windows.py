@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from attention_core import Bias, Grid, Mask, MultiheadAttention, Sequence, Space, Window
 from attention_core.cache import LayerCache
-from attention_core.planning import Plan
+from attention_core.job import Plan
 
 #: How many plans a layer keeps: sizes of images, with and without a gradient.
 _KEPT = 8

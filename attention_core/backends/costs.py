@@ -8,10 +8,9 @@ overrides.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from attention_core.planning import Job
+from attention_core.job import Job
 
 
 class Rate(NamedTuple):

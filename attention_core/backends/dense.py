@@ -6,7 +6,6 @@ Packed samples whose pairs nothing else restricts are attended one after the oth
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from attention_core.backends import derivatives, reference
 from attention_core.backends.costs import Rate, looking
 from attention_core.finite import can_look
+from attention_core.job import Job, Options, Plan, Result
 from attention_core.masks import Causal
-
-if TYPE_CHECKING:
-    from attention_core.planning import Job, Options, Plan, Result
-
 
 #: Of a pair; of the share of it that is_causal leaves; and of a mask or bias that is added to it.
 RATE = Rate(0.4, 0.020, 1.6, 0.071)
@@ -145,8 +141,6 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    from attention_core.planning import Result
-
     prepared: Prepared = plan.prepared
     mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
     wrong: Tensor | None = None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from attention_core.errors import BackendError
+
 
 def transformed() -> bool:
     """Return whether a transform of torch.func runs, or forward-mode differentiation.
@@ -56,8 +58,6 @@ _TWICE = ("reference", "blocks", "edges")
 
 
 def _refuse(backend: str, what: str, others: Iterable[str]) -> NoReturn:
-    from attention_core.planning import BackendError
-
     raise BackendError(
         f"backend={backend!r} {what}: give backend={' or '.join(map(repr, others))} instead"
     )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from attention_core.backends.costs import Rate, looking
-
-if TYPE_CHECKING:
-    from attention_core.planning import Job, Options, Pairs, Plan, Result
-
+from attention_core.job import Job, Options, Plan, Result
+from attention_core.spaces import Pairs
 
 #: Of a pair, and of the edge features that are gathered for it.
 RATE = Rate(1.6, 0.020, 5.0, 0.055)
@@ -49,8 +45,6 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    from attention_core.planning import Result
-
     with torch.autocast(q.device.type, enabled=False):
         weights, lse = weigh(plan, plan.prepared, q, k, options)
         kept = torch.nn.functional.dropout(weights, options.dropout_p)

@@ -22,13 +22,14 @@ from attention_core.checks import (
     check_tokens,
     check_whole,
 )
+from attention_core.job import Plan
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
-from attention_core.planning import Plan, plan
+from attention_core.planning import plan
 from attention_core.positions import Rotary, rotate
 from attention_core.scores import Score
-from attention_core.spaces import Graph, Sequence, Space
+from attention_core.spaces import Sequence, Space
 
 QKNorm = Literal["layer", "rms", "cosine"]
 
@@ -325,7 +326,7 @@ class MultiheadAttention(RecordedAttention):
         layer = self.edge_key_value
         if layer is None:
             return None, None
-        attr = space.edge_attr if isinstance(space, Graph) else None
+        attr = space.edge_attr
         shape = f"(E, {layer.in_features})"
         if attr is None:
             raise TypeError(

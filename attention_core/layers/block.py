@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
 from attention_core.checks import check_flag, check_kind, check_tokens
+from attention_core.job import Plan
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Norm, NormOrder, Residual
-from attention_core.planning import Plan
 from attention_core.spaces import Sequence
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
 from attention_core.checks import check_kind, check_tokens, check_whole
+from attention_core.job import Plan
 from attention_core.layers.block import Block
 from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
-from attention_core.masks.dense import as_mask
-from attention_core.planning import Plan
+from attention_core.masks.algebra import as_mask
 from attention_core.positions import Rotary
 from attention_core.spaces import Sequence, Space
 

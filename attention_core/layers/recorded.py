@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from attention_core.attention import attend
-from attention_core.planning import Plan
+from attention_core.job import Plan
 from attention_core.spaces import Space
 from attention_core.weights import PairWeights
 

@@ -12,8 +12,7 @@ causal model must not have any, or they would carry the future to the past. Samp
 padding are no masks at all: the space keeps them apart, and no ``|`` or ``~`` can undo it.
 """
 
-from attention_core.masks.algebra import Mask
-from attention_core.masks.dense import DenseMask
+from attention_core.masks.algebra import DenseMask, Mask
 from attention_core.masks.edges import Edges
 from attention_core.masks.global_tokens import GlobalTokens
 from attention_core.masks.lattice import Dilated, Window

@@ -1,4 +1,4 @@
-"""The algebra of masks: what a mask answers, and `&`, `|`, `~`."""
+"""The algebra of masks: what a mask answers, its leaf `DenseMask`, and `&`, `|`, `~`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.masks.pairwise import check_bool, check_pairwise, take_pairwise
 from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 
 Spaces = tuple[Space, Space]
@@ -114,8 +115,6 @@ class Mask:
             attn_mask: bool (Lq, Lk), or (B·heads, Lq, Lk), which needs `heads`.
             key_padding_mask: bool (B, Lk).
         """
-        from attention_core.masks.dense import DenseMask, check_bool
-
         masks: list[Mask] = []
         if attn_mask is not None:
             check_bool(attn_mask, "attn_mask")
@@ -156,6 +155,45 @@ def tuples(mask: Mask, *names: str) -> None:
     for name in names:
         if isinstance(getattr(mask, name), list):
             object.__setattr__(mask, name, tuple(getattr(mask, name)))
+
+
+def as_mask(mask: Mask | Tensor | None) -> Mask | None:
+    """A bool tensor becomes a `DenseMask`; anything else that is no mask raises TypeError."""
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, Tensor):
+        return DenseMask(mask)
+    raise TypeError(f"mask must be a Mask or a bool tensor, got {type(mask).__name__}")
+
+
+@dataclass(frozen=True, eq=False)
+class DenseMask(Mask):
+    """Any mask, given pair by pair. It speaks for special tokens too, which exempts no one.
+
+    Args:
+        tensor: bool, (Lq, Lk), or (B, H, Lq, Lk) where any size may be 1. (B, Lk) and
+            three dimensions are ambiguous and refused; padding is `Sequence.padded(lengths)`.
+    """
+
+    tensor: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tensor, Tensor):
+            raise TypeError(f"DenseMask takes a bool tensor, got {type(self.tensor).__name__}")
+        check_bool(self.tensor, "mask")
+        check_pairwise(self.tensor, "mask")
+
+    def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
+        return self.allowed(pairs)
+
+    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
+        return self.reach(tiles)
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        return take_pairwise(self.tensor, pairs, "mask")
+
+    def __repr__(self) -> str:
+        return f"DenseMask({'×'.join(map(str, self.tensor.shape))})"
 
 
 @dataclass(frozen=True)

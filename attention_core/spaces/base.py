@@ -258,6 +258,22 @@ class Space:
         """The distance that an offset (..., A) spans, (...); it grows with each component."""
         raise NotImplementedError(f"{type(self).__name__} must define norm(self, offset)")
 
+    def edge(self, pairs: Pairs) -> Tensor:
+        """The edge from key to query, an index into those of this space; -1 where there is none.
+
+        In the broadcast shape of `pairs`.
+        """
+        raise TypeError(f"{self.describe()} has no edges: Edges and EdgeBias need a Graph")
+
+    @property
+    def edge_attr(self) -> Tensor | None:
+        """(E,) or (E, F), features of the edges; None where there are none."""
+        return None
+
+    def pair(self, pairs: Pairs) -> Tensor:
+        """The row of each pair in tables of pairs, in the broadcast shape of `pairs`."""
+        raise TypeError(f"{self.describe()} has no pair_attr: tables of pairs need a Graph")
+
     def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
         """Whether each token sits at `position`, (L,) or (B, L)."""
         wanted = torch.as_tensor(position).reshape(-1)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attention_core.lasting import Memory
 from attention_core.spaces.base import Space
-from attention_core.spaces.graph import Graph
 
 
 def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
@@ -133,16 +132,13 @@ class Pairs:
     @property
     def edge(self) -> Tensor:
         """Index into `edge_index` of the edge from key to query, -1 where there is none."""
-        space = same_kind(self.spaces, "edge")
-        if not isinstance(space, Graph):
-            raise TypeError(f"{space.describe()} has no edges: Edges and EdgeBias need a Graph")
-        return self._memory.once("edge", lambda: space.edge(self))
+        return self._memory.once("edge", lambda: same_kind(self.spaces, "edge").edge(self))
 
     @property
     def edge_attr(self) -> Tensor:
         """Features of the graph's edges, (E,) or (E, F); index it with `edge`."""
         space = self.spaces[1]
-        if not isinstance(space, Graph) or space.edge_attr is None:
+        if space.edge_attr is None:
             raise TypeError(
                 f"{space.describe()} has no edge features: give Graph(..., edge_attr=...)"
             )
@@ -151,10 +147,7 @@ class Pairs:
     @property
     def pair(self) -> Tensor:
         """Row in the graph's tables of pairs (`Graph(pair_attr=...)`), -1 between two graphs."""
-        space = same_kind(self.spaces, "pair")
-        if not isinstance(space, Graph):
-            raise TypeError(f"{space.describe()} has no pair_attr: tables of pairs need a Graph")
-        return self._memory.once("pair", lambda: space.pair(self))
+        return self._memory.once("pair", lambda: same_kind(self.spaces, "pair").pair(self))
 
     @property
     def precedes(self) -> Tensor:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_core import EdgeBias, Edges, Graph, record_attention
-from attention_core.planning import BackendError
+from attention_core import BackendError, EdgeBias, Edges, Graph, record_attention
 from attention_core.training.instantiate import build
 from graph import GraphTransformer
 from graph.data import Sample, pack

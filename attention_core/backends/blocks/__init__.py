@@ -22,12 +22,9 @@ from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, looking
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.biases import Bias
+from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.spaces import Graph, Pairs
-
-if TYPE_CHECKING:
-    from attention_core.planning import Job, Options, Plan, Result
-
 
 #: Of a pair in a block, and of a key that a block gathers.
 _PAIR = Rate(0.8, 0.030, 2.3, 0.105)
@@ -237,8 +234,6 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    from attention_core.planning import Result
-
     refuse_transforms("blocks", (q, k, v, *(() if options.sink is None else (options.sink,))))
     prepared: Prepared = plan.prepared
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]

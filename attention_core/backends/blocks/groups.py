@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attention_core.backends.blocks.search import Reached
 from attention_core.biases import Bias
+from attention_core.job import Job
 from attention_core.masks import Mask
 from attention_core.spaces import Graph, Pairs, Space, Tiles, Traits
 from attention_core.spaces.tiles import per_token
-
-if TYPE_CHECKING:
-    from attention_core.planning import Job
 
 #: So many shapes of blocks are kept as they are; more are rounded up to fewer.
 _MOST_SHAPES = 8

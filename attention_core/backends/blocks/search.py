@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from attention_core.job import Job
 from attention_core.spaces import Reach, Space, TilePairs, Tiles
 from attention_core.spaces.pairs import in_segments
-
-if TYPE_CHECKING:
-    from attention_core.planning import Job
 
 _COARSEST = 32
 

@@ -12,6 +12,7 @@ from attention_core.backends.costs import Rate
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
 from attention_core.masks.algebra import PairList
@@ -19,9 +20,6 @@ from attention_core.scores import AdditiveV2
 from attention_core.spaces import Graph, Pairs
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.edge_list import EdgeList
-
-if TYPE_CHECKING:
-    from attention_core.planning import Job, Options, Plan, Result
 
 #: Pairs looked at at once where the structure of a mask does not list its candidates.
 _CHUNK = 1 << 22
@@ -225,8 +223,6 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    from attention_core.planning import Result
-
     refuse_transforms("edges", (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         prepared: Prepared = plan.prepared

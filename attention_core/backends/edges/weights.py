@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from attention_core.backends import reference
 from attention_core.backends.edges.operator import pair_scores
+from attention_core.job import Options, Plan
 from attention_core.weights import PairWeights
-
-if TYPE_CHECKING:
-    from attention_core.planning import Options, Plan
 
 
 def pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWeights:

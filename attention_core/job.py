@@ -1,0 +1,159 @@
+"""What one attention has to compute: a `Job`, its `Plan`, and what backends take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from attention_core.biases import Bias
+from attention_core.lasting import Memory
+from attention_core.masks import Mask
+from attention_core.scores import Score
+from attention_core.spaces import Graph, Pairs, Space
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one attention has to compute: all that the choice of a backend may depend on."""
+
+    spaces: tuple[Space, Space]
+    mask: Mask | None = None
+    bias: Bias | None = None
+    score: Score | None = None
+    heads: int = 1
+    head_dim: int = 64
+    batch: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    grad: bool = False
+    weights: bool = False
+    softcap: float | None = None
+    edge_features: bool = False
+    #: What a backend found out to tell its cost, and will need.
+    notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def all_pairs(self) -> int:
+        """Pairs per head if everyone could attend to everyone in their row."""
+        return self.batch * self.spaces[0].length * self.spaces[1].length
+
+    @property
+    def row_pairs(self) -> int:
+        """The pairs that mask and bias are asked about: a batch shares one row of tokens where its
+        samples sit in the same places."""
+        shared = all(space.batch is None for space in self.spaces)
+        return self.all_pairs // max(self.batch, 1) if shared else self.all_pairs
+
+    @property
+    def allows_all(self) -> bool:
+        """Whether every pair may attend, as far as the structure shows."""
+        segments = any(space.segments is not None for space in self.spaces)
+        return not segments and (self.mask is None or self.mask.allows_all(self.spaces))
+
+    @cached_property
+    def sample_pairs(self) -> int:
+        """Pairs per head inside samples: what is left of all pairs once segments are apart."""
+        query, key = (space.segments for space in self.spaces)
+        if query is None or key is None or query.ndim > 1 or key.ndim > 1:
+            return self.all_pairs
+        n = max(space.num_segments for space in self.spaces)
+        sizes = [torch.bincount(segments, minlength=n) for segments in (query, key)]
+        return self.batch * int((sizes[0] * sizes[1]).sum())
+
+    @cached_property
+    def count_bound(self) -> int:
+        """At most how many pairs per head are allowed."""
+        if self.mask is None or not self.sample_pairs:
+            return self.sample_pairs
+        special = sum(space.num_special for space in self.spaces)
+        with_special = self.batch * special * max(space.length for space in self.spaces)
+        bound = self.batch * self.mask.count_bound(self.spaces) + with_special
+        return int(min(bound, self.sample_pairs))
+
+    @property
+    def repeats_edges(self) -> bool:
+        """Whether the mask lists the edges of a graph, and some edge twice."""
+        space = self.spaces[1]
+        if self.mask is None or not isinstance(space, Graph):
+            return False
+        listed = self.mask.candidates(self.spaces)
+        return listed is not None and listed.edge is not None and space.edges.repeated is not None
+
+    def pairs(self) -> Pairs:
+        """Every pair of query and key."""
+        return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
+
+    def allowed(self, pairs: Pairs) -> Tensor | None:
+        """What mask and segments allow, in at most the broadcast shape of `pairs`; None: all.
+
+        Validity is left to the backend, which may know a cheaper way to drop padding.
+        """
+        same, mask = pairs.same_sample, self.mask
+        # A length that an exported program leaves open is a symbol: asking would fix its range
+        known = all(isinstance(space.length, int) for space in self.spaces)
+        if mask is None or (known and mask.allows_all(self.spaces)):
+            return same
+        allowed = mask.at(pairs)
+        if not allowed.ndim:
+            allowed = allowed.expand(torch.broadcast_shapes(pairs.query.shape, pairs.key.shape))
+        return allowed if same is None else allowed & same
+
+
+class Options(NamedTuple):
+    """What one call of an attention adds to its plan; the backends' arguments."""
+
+    bias: Bias | None
+    score: Score | None
+    scale: float
+    softcap: float | None
+    sink: Tensor | None
+    edge_key: Tensor | None
+    edge_value: Tensor | None
+    dropout_p: float
+    weights: bool
+    lse: bool
+
+
+class Result(NamedTuple):
+    """What a backend returns: the output and, where asked for, weights and log-sum-exp."""
+
+    output: Tensor
+    weights: Tensor | None = None
+    lse: Tensor | None = None
+
+
+@dataclass
+class Plan:
+    """The chosen backend and what it prepared from the mask; `str(plan)` explains it.
+
+    A plan belongs to one forward pass: it remembers biases and rotations that layers share, and
+    those hold a graph for the backward pass.
+    """
+
+    job: Job
+    backend: str
+    prepared: Any
+    #: Put into words what is computed and why; asked by `str`, as few plans are ever read.
+    summary: Callable[[], str] = field(repr=False)
+    _memory: Memory = field(default_factory=Memory, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`, the first time that `key` comes up in this forward pass."""
+        return self._memory.once(key, compute)
+
+    def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
+        """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
+        return None if bias is None else self.once(("bias", bias), lambda: bias(pairs))
+
+    def renewed(self) -> Plan:
+        """This plan for another forward pass; what was found in the mask stays."""
+        return replace(self, _memory=Memory())
+
+    def __str__(self) -> str:
+        return self.summary()
