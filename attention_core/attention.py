@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -164,7 +165,8 @@ def _pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWei
     if plan.backend != "edges":
         # A plan of its own, as what biases gave for all pairs is no answer for a list of them
         plan = plan.once(
-            "pairs", lambda: Plan(job, "edges", edges.prepare(job), lambda: "The weights by pair.")
+            "pairs",
+            lambda: Plan(job, "edges", edges.prepare(job), partial(str, "Weights by pair.")),
         )
     return edges.pair_weights(plan, q, k, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -122,10 +123,7 @@ def plan(
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
     prepared = BACKENDS[chosen].prepare(job)
-
-    def summary() -> str:
-        return _summary(job, chosen, prepared, because or _compare(job, costs, lacks))
-
+    summary = partial(_summary, job, chosen, prepared, costs, lacks, because)
     return Plan(job, chosen, prepared, summary)
 
 
@@ -165,7 +163,14 @@ def _time(nanoseconds: float) -> str:
     return f"{float(f'{nanoseconds / 1e3:.2g}'):,g} µs"
 
 
-def _summary(job: Job, backend: str, prepared: Any, because: str) -> str:
+def _summary(
+    job: Job,
+    backend: str,
+    prepared: Any,
+    costs: dict[str, float],
+    lacks: dict[str, str | None],
+    because: str,
+) -> str:
     query, key = job.spaces
     who = key.describe() if query is key else f"{query.describe()}, attending to {key.describe()}"
     where = f"{who[:1].upper()}{who[1:]}"
@@ -190,7 +195,7 @@ def _summary(job: Job, backend: str, prepared: Any, because: str) -> str:
     special = sum(s.num_special for s in dict.fromkeys(job.spaces))
     if special and job.mask is not None:
         lines.append("Special tokens are exempt from the mask: they see and are seen by all.")
-    lines.append(because)
+    lines.append(because or _compare(job, costs, lacks))
     return "\n".join(lines)
 
 

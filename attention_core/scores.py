@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from attention_core.checks import check_whole
+
+ScoreName = Literal["dot", "additive", "additive_v2"]
 
 
 class Score(nn.Module):
@@ -113,3 +117,23 @@ class AdditiveV2(Score):
     def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:
         hidden = nn.functional.leaky_relu(query + key, self.negative_slope)
         return (hidden * self.weight[head].to(hidden.dtype)).sum(-1)
+
+
+def make_score(
+    score: Score | ScoreName | None, heads: int, head_dim: int, *, edge: bool = False
+) -> Score | None:
+    """Return the score of this name, with weights of its own; None for the dot product.
+
+    Args:
+        score: one that is made already, or the name of one.
+        heads, head_dim, edge: as in `Additive`.
+    """
+    if score is None or isinstance(score, Score):
+        return score
+    if score not in get_args(ScoreName):
+        known = ", ".join(map(repr, get_args(ScoreName)))
+        error = ValueError if isinstance(score, str) else TypeError
+        raise error(f"score must be one of {known}, a Score or None, got {score!r}")
+    if score == "additive":
+        return Additive(heads, head_dim, edge=edge)
+    return AdditiveV2(heads, head_dim) if score == "additive_v2" else None

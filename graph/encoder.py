@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from attention_core import (
-    Additive,
-    AdditiveV2,
     Bias,
-    Block,
     EdgeBias,
     Encoder,
     Graph,
     Mask,
     MultiheadAttention,
+    Rotary,
     Score,
     Space,
 )
 from attention_core.cache import LayerCache
-from attention_core.checks import check_whole
 from attention_core.job import Plan
-
-Scores = Literal["dot", "additive", "additive_v2"]
+from attention_core.layers import AttentionOptions, EncoderOptions
+from attention_core.scores import ScoreName
 
 
 class SelfAttention(MultiheadAttention):
@@ -33,14 +31,14 @@ class SelfAttention(MultiheadAttention):
 
     Args:
         dim, heads: as in `MultiheadAttention`.
-        score: "dot", "additive" (GAT) or "additive_v2" (GATv2), with weights of this layer.
-        edge_dim: as in `MultiheadAttention`.
+        score, edge_dim: as in `MultiheadAttention`.
         local: mask of a second attention, whose output is added (Rampášek et al., GPS, 2022).
             `score` and `edge_dim` are then of this one; the first is a dot product without edges.
         edge_bias: arguments of an `EdgeBias` of the local attention, where it has one.
         degree_scaler: multiply each feature of the output by a + b · log(1 + in-degree), a and b
             learned (Ma et al., GRIT, 2023): attention, a mean, does not tell how many it is of.
-        options: of `MultiheadAttention`, of both.
+        rotary, dropout, attention: of `MultiheadAttention`, of both.
+        bias: of the first.
     """
 
     def __init__(
@@ -48,25 +46,24 @@ class SelfAttention(MultiheadAttention):
         dim: int,
         heads: int,
         *,
-        score: Scores = "dot",
+        score: Score | ScoreName | None = None,
         edge_dim: int | None = None,
         local: Mask | None = None,
         edge_bias: Mapping[str, Any] | None = None,
         degree_scaler: bool = False,
-        **options: Any,
+        rotary: Rotary | None = None,
+        bias: Bias | None = None,
+        dropout: float = 0.0,
+        **attention: Unpack[AttentionOptions],
     ) -> None:
-        check_whole(dim=dim, heads=heads)
-        head_dim = options.get("head_dim") or dim // heads
-        of_edges: dict[str, Any] = {
-            "score": _score(score, heads, head_dim, edge_dim),
-            "edge_dim": edge_dim,
-        }
-        super().__init__(dim, heads, **(of_edges if local is None else {}), **options)
+        of_edges: dict[str, Any] = {"score": score, "edge_dim": edge_dim}
+        both: dict[str, Any] = {"rotary": rotary, "dropout": dropout, **attention}
+        super().__init__(dim, heads, bias=bias, **(of_edges if local is None else {}), **both)
         self.local_mask = local
         self.local: MultiheadAttention | None = None
         if local is not None:
-            options["bias"] = None if edge_bias is None else EdgeBias(heads, **edge_bias)
-            self.local = MultiheadAttention(dim, heads, **of_edges, **options)
+            own = None if edge_bias is None else EdgeBias(heads, **edge_bias)
+            self.local = MultiheadAttention(dim, heads, bias=own, **of_edges, **both)
         #: (2, D): a and b.
         self.degree_scale: nn.Parameter | None = None
         if degree_scaler:
@@ -130,24 +127,30 @@ class SelfAttention(MultiheadAttention):
         return out
 
 
-class GraphBlock(Block):
-    """A `Block` of `SelfAttention`."""
-
-    attention_type = SelfAttention
-
-
 class GraphEncoder(Encoder):
-    """An `Encoder` over a `Graph`; its blocks take the options of `SelfAttention`, too."""
+    """An `Encoder` over a `Graph`, whose blocks have `SelfAttention`.
 
-    block_type = GraphBlock
+    Args:
+        dim, depth, heads: as in `Encoder`.
+        local, edge_bias, degree_scaler: as in `SelfAttention`.
+        options: further ones of `Encoder`.
+    """
 
-
-def _score(name: str, heads: int, head_dim: int, edge_dim: int | None) -> Score | None:
-    if name not in ("dot", "additive", "additive_v2"):
-        raise ValueError(f"score must be 'dot', 'additive' or 'additive_v2', got {name!r}")
-    if name == "additive":
-        return Additive(heads, head_dim, edge=edge_dim is not None)
-    return AdditiveV2(heads, head_dim) if name == "additive_v2" else None
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        local: Mask | None = None,
+        edge_bias: Mapping[str, Any] | None = None,
+        degree_scaler: bool = False,
+        **options: Unpack[EncoderOptions],
+    ) -> None:
+        options["attention_type"] = partial(
+            SelfAttention, local=local, edge_bias=edge_bias, degree_scaler=degree_scaler
+        )
+        super().__init__(dim, depth, heads, **options)
 
 
 def _log_degree(space: Space) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
 from attention_core.checks import check_options, check_whole
+from attention_core.layers import EncoderOptions
 from attention_core.layers.tokens import learned_tokens
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
-from graph.encoder import GraphEncoder, Scores
+from graph.encoder import GraphEncoder
 from graph.encodings import expander_edges
 from graph.heads import EdgeHead, LinkHead, check_pairs
 
@@ -59,14 +60,9 @@ class GraphTransformer(nn.Module):
             and values along the edge, too.
         max_hops: learn a score per head for each distance up to this one, one beyond and one for
             unconnected nodes (`RelativeTable.hops`).
-        biases: further ones, such as those of `graph.encodings`.
-        bias: one more, or a list that the layers take in turn, as in `Encoder`.
-        mask: for every layer, or a list of masks (None: all pairs inside a graph) that the layers
-            take in turn.
+        biases: further ones, such as those of `graph.encodings`, for every layer.
         local: mask of a second attention in each block, beside the first. What is known of edges
             is then for this one, other biases for the first.
-        score: "dot", "additive" (GAT) or "additive_v2" (GATv2, Brody et al., 2022); of the local
-            attention, where there is one.
         degree_scaler: see `SelfAttention`.
         expander_degree: add the edges of a random graph in which each node has so many: see
             `expander_edges`. They have an edge type of their own, and count as hops.
@@ -74,7 +70,9 @@ class GraphTransformer(nn.Module):
             to them all (Gilmer et al., 2017).
         pooling: of graphs: "mean", "sum" or "max" over nodes; "virtual_node" (the mean of them, if
             several); or "attention", a learned query (Lee et al., Set Transformer, 2019).
-        encoder: further options of `Encoder`, `Block` and `MultiheadAttention`.
+        encoder: options of `Encoder`, `Block` and `MultiheadAttention`. `bias` is added to
+            `biases`; `score` ("additive" for GAT, "additive_v2" for GATv2, Brody et al., 2022) is
+            of the local attention, where there is one.
 
     Raises:
         ValueError: arguments that contradict each other; the message names them.
@@ -103,20 +101,17 @@ class GraphTransformer(nn.Module):
         eigenvectors: int | None = None,
         edge_types: int | None = None,
         edge_features: int | None = None,
-        edge_dim: int | None = None,
         max_hops: int | None = None,
         biases: Sequence[Bias] = (),
-        bias: Bias | Sequence[Bias] | None = None,
-        mask: Mask | Sequence[Mask | None] | None = None,
         local: Mask | None = None,
-        score: Scores = "dot",
         degree_scaler: bool = False,
         expander_degree: int | None = None,
         virtual_nodes: int = 0,
         pooling: Pooling = "mean",
-        **encoder: Any,
+        **encoder: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
+        edge_dim = encoder.get("edge_dim")
         check_whole(dim=dim, heads=heads, relations=relations)
         check_whole(0, virtual_nodes=virtual_nodes)
         check_whole(
@@ -158,22 +153,19 @@ class GraphTransformer(nn.Module):
             terms.append(RelativeTable.hops(heads, max_hops, special=virtual_nodes > 0))
         terms += biases
         shared = sum(terms[1:], terms[0]) if terms else None
+        bias = encoder.get("bias")
         if bias is None:
-            bias = shared
+            encoder["bias"] = shared
         elif shared is not None:
             given = bias if isinstance(bias, Sequence) else [bias]
-            bias = [shared + own for own in given]
+            encoder["bias"] = [shared + own for own in given]
         check_options(self, encoder, edge_bias="edge_types and edge_features make one")
         self.encoder = GraphEncoder(
             dim,
             depth,
             heads,
-            mask=mask,
-            bias=bias,
             local=local,
             edge_bias=of_edges,
-            score=score,
-            edge_dim=edge_dim,
             degree_scaler=degree_scaler,
             **encoder,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Listing
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
-from attention_core import Decoder, KVCache, Mask, Neighborhood
+from attention_core import Decoder, KVCache, Neighborhood
 from attention_core.checks import check_options
+from attention_core.layers import EncoderOptions
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
@@ -25,13 +26,9 @@ class TextDecoder(Pretrained):
         dim: size D of a token.
         depth: number of blocks.
         heads: number of query heads.
-        kv_heads: number of key and value heads (Ainslie et al., grouped-query attention, 2023);
-            `heads` by default.
         window: how many tokens before itself a token sees, or a list that the layers take in
             turn: [None, 64] alternates full and local layers. None: all of them. (A published
             "sliding window" of n counts the token itself: give n - 1.)
-        mask: other masks than of windows, joined with the causal one: for every layer, or a list
-            that the layers take in turn.
         positions: "learned" (GPT-2) or "sinusoidal", added to tokens; "rotary" (Llama), "t5" (one
             table for all layers) or "alibi", inside attention; None: no order but the causal one,
             or that of a ``rotary=`` or ``bias=`` of one's own.
@@ -40,7 +37,8 @@ class TextDecoder(Pretrained):
         scores_bias: learn a score for each id.
         embedding_scale: factor on embedded ids, see `TokenEmbedding`.
         embedding_dropout: on embedded tokens.
-        decoder: further options of `Decoder`, `Block` and `MultiheadAttention`.
+        decoder: options of `Encoder`, `Block` and `MultiheadAttention`, such as `kv_heads`; a
+            `mask` is joined with the causal one.
 
     Raises:
         ValueError: unknown `positions`; the message lists the known ones. Or both `window` and
@@ -61,26 +59,24 @@ class TextDecoder(Pretrained):
         depth: int,
         heads: int,
         *,
-        kv_heads: int | None = None,
         window: int | Listing[int | None] | None = None,
-        mask: Mask | Listing[Mask | None] | None = None,
         positions: Positions | None = "rotary",
         max_length: int = 1024,
         tied: bool = True,
         scores_bias: bool = False,
         embedding_scale: float | None = None,
         embedding_dropout: float = 0.0,
-        **decoder: Any,
+        **decoder: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
         added, options = attention_positions(positions, heads, bidirectional=False)
         if window is not None:
-            if mask is not None:
+            if decoder.get("mask") is not None:
                 raise ValueError(
                     f"give window or mask, not both: window={window} is a mask, Neighborhood"
                 )
             windows = list(window) if isinstance(window, Listing) else [window]
-            mask = [None if reach is None else Neighborhood(reach) for reach in windows]
+            decoder["mask"] = [None if reach is None else Neighborhood(reach) for reach in windows]
         check_options(self, decoder, cross="a TextDecoder has no context: see Seq2SeqTransformer")
         self.embedding = TokenEmbedding(
             vocabulary,
@@ -90,9 +86,8 @@ class TextDecoder(Pretrained):
             scale=embedding_scale,
             dropout=embedding_dropout,
         )
-        self.decoder = Decoder(
-            dim, depth, heads, kv_heads=kv_heads, mask=mask, **{**options, **decoder}
-        )
+        decoder = {**options, **decoder}
+        self.decoder = Decoder(dim, depth, heads, **decoder)
         self.head = TokenScores(vocabulary, dim, tied=tied, bias=scores_bias)
 
     @property

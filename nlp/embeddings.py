@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
 from attention_core.checks import check_whole
+from attention_core.layers import EncoderOptions
 from attention_core.layers.residual import Norm, make_norm
 
 Positions = Literal["learned", "sinusoidal", "rotary", "t5", "alibi"]
@@ -20,7 +21,7 @@ Added = Literal["learned", "sinusoidal"]
 
 def attention_positions(
     positions: Positions | None, heads: int, *, bidirectional: bool
-) -> tuple[Added | None, dict[str, Any]]:
+) -> tuple[Added | None, EncoderOptions]:
     """What of `positions` is added to tokens, and the options that attention gets for the others.
 
     Raises:

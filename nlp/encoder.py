@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Listing
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
+from attention_core import AttentionPool, Encoder, Sequence, pool
 from attention_core.checks import check_whole
 from attention_core.evaluation import evaluating
+from attention_core.layers import EncoderOptions
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
     Positions,
@@ -27,6 +27,20 @@ from nlp.loading import Pretrained
 from nlp.tokenizer import Tokenizer
 
 Pooling = Literal["mean", "max", "first", "attention"]
+
+
+class TokenEncoderOptions(EncoderOptions, total=False):
+    """Options of `TokenEncoder`, which `TextEncoder` and `MaskedLanguageModel` pass on."""
+
+    positions: Positions | None
+    max_length: int
+    windowed: bool
+    types: int
+    embedding_dim: int | None
+    embedding_scale: float | None
+    embedding_norm: bool
+    embedding_dropout: float
+    first_norm: bool
 
 
 class TokenEncoder(Pretrained):
@@ -47,8 +61,6 @@ class TokenEncoder(Pretrained):
         max_length: number of "learned" positions.
         windowed: read a text that is longer than the learned positions in windows of `max_length`
             tokens that do not see each other, instead of raising ValueError.
-        mask: for every layer, or a list that the layers take in turn: [None, Neighborhood(64)]
-            alternates full and local layers (ModernBERT, 2024).
         types: number of token types (BERT: 2), 0 for none.
         embedding_dim: size of a row of the embedding's table, see `TokenEmbedding`.
         embedding_scale: factor on embedded ids, see `TokenEmbedding`.
@@ -56,7 +68,8 @@ class TokenEncoder(Pretrained):
         embedding_dropout: on embedded tokens.
         first_norm: False leaves out the normalisation in front of the first attention, whose
             tokens the embedding has normalised (ModernBERT).
-        encoder: further options of `Encoder`, `Block` and `MultiheadAttention`.
+        encoder: options of `Encoder`, `Block` and `MultiheadAttention`; `mask=[None,
+            Neighborhood(64)]` alternates full and local layers (ModernBERT, 2024).
 
     Raises:
         ValueError: unknown `positions`; the message lists the known ones. Or `windowed` without
@@ -73,14 +86,13 @@ class TokenEncoder(Pretrained):
         positions: Positions | None = "rotary",
         max_length: int = 512,
         windowed: bool = False,
-        mask: Mask | Listing[Mask | None] | None = None,
         types: int = 0,
         embedding_dim: int | None = None,
         embedding_scale: float | None = None,
         embedding_norm: bool = False,
         embedding_dropout: float = 0.0,
         first_norm: bool = True,
-        **encoder: Any,
+        **encoder: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
         added, options = attention_positions(positions, heads, bidirectional=True)
@@ -103,7 +115,8 @@ class TokenEncoder(Pretrained):
             eps=eps,
             dropout=embedding_dropout,
         )
-        self.encoder = Encoder(dim, depth, heads, mask=mask, **{**options, **encoder})
+        encoder = {**options, **encoder}
+        self.encoder = Encoder(dim, depth, heads, **encoder)
         if not first_norm:
             self.encoder.blocks[0].attention_residual.norm = nn.Identity()
 
@@ -186,7 +199,7 @@ class TextEncoder(TokenEncoder):
         classes: int | None,
         pooling: Pooling = "mean",
         pooler: Literal["tanh", "gelu", "relu"] | None = None,
-        **tokens: Any,
+        **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
         super().__init__(vocabulary, dim, depth, heads, **tokens)
         check_whole(classes=classes, or_none=True)
@@ -293,7 +306,7 @@ class MaskedLanguageModel(TokenEncoder):
         *,
         transform: Literal["gelu", "gelu-tanh", "relu"] = "gelu",
         transform_bias: bool = True,
-        **tokens: Any,
+        **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
         super().__init__(vocabulary, dim, depth, heads, **tokens)
         size = self.embedding.table.embedding_dim

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from attention_core import Decoder, Encoder, KVCache, Sequence
 from attention_core.checks import check_options
+from attention_core.layers import EncoderOptions
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
@@ -63,7 +64,7 @@ class Seq2SeqTransformer(Pretrained):
         scores_scale: float = 1.0,
         embedding_scale: float | None = None,
         embedding_dropout: float = 0.0,
-        **block: Any,
+        **block: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
         check_options(
@@ -82,14 +83,11 @@ class Seq2SeqTransformer(Pretrained):
             scale=embedding_scale,
             dropout=embedding_dropout,
         )
-        self.encoder = Encoder(dim, depth, heads, **{**options, **block})
-        self.decoder = Decoder(
-            dim,
-            depth if decoder_depth is None else decoder_depth,
-            heads,
-            cross=True,
-            **{**causal_options, **block},
-        )
+        of_encoder: EncoderOptions = {**options, **block}
+        of_decoder: EncoderOptions = {**causal_options, **block}
+        self.encoder = Encoder(dim, depth, heads, **of_encoder)
+        decoder_depth = depth if decoder_depth is None else decoder_depth
+        self.decoder = Decoder(dim, decoder_depth, heads, cross=True, **of_decoder)
         self.head = TokenScores(vocabulary, dim, tied=tied, scale=scores_scale)
 
     @property

@@ -92,7 +92,7 @@ REFUSED: dict[str, tuple[str, Callable[[], object], str]] = {
         edge_bias={"types": 2}), "edge_types"),
     "two masks": ("window or mask", lambda: MODELS["TextDecoder"](
         window=2, mask=Neighborhood(1)), "not both"),
-    "an encoder with context": ("cross=True", lambda: MODELS["Encoder"](cross=True), "Decoder"),
+    "an encoder with context": ("cross=", lambda: MODELS["Encoder"](cross=True), "Decoder"),
 }  # fmt: skip
 
 

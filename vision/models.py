@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from attention_core import (
     AttentionPool,
-    Bias,
     Encoder,
     Grid,
-    Mask,
     Rotary,
     Sinusoidal,
     pool,
 )
 from attention_core.checks import check_options, check_whole
+from attention_core.layers import EncoderOptions
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
 from vision.embeddings import PatchEmbedding, drop_patches, pair
@@ -50,9 +49,6 @@ class VisionTransformer(nn.Module):
             a module from a `Grid` to vectors to add, such as `Sinusoidal`; or None. For another
             form of rotary positions, alone or besides these, give ``rotary=``.
         class_position: whether "learned" positions have a vector for the class token.
-        mask: for every layer, or a list of masks (None: all pairs) that the layers take in turn:
-            `Neighborhood(r)` is neighborhood attention (Hassani et al., 2023).
-        bias: relative positions, such as `RelativeTable.swin(heads, window)`.
         pooling: "class", the class token; "mean" over the patches; "attention", a learned query
             over them (Lee et al., Set Transformer, 2019); or "map", the same followed by a
             residual feed-forward network (Zhai et al., Scaling ViT, 2022; SigLIP).
@@ -62,8 +58,9 @@ class VisionTransformer(nn.Module):
         embedding_norm: normalise tokens before the first block (CLIP).
         pool_norm: normalise the pooled vector instead of every token (BEiT, Bao et al., 2022).
         patch_dropout: share of the patches that an image loses in training, see `drop_patches`.
-        encoder: further options of `Encoder`, `Block` and `MultiheadAttention`: `hidden`,
-            `activation`, `layer_scale`, `drop_path`, `qk_norm`, `norm`, `rotary`, ...
+        encoder: options of `Encoder`, `Block` and `MultiheadAttention`, such as `hidden`,
+            `layer_scale`, `drop_path` or `rotary`; `mask=Neighborhood(r)` is neighborhood attention
+            (Hassani et al., 2023), `bias=RelativeTable.swin(heads, window)` relative positions.
 
     Raises:
         TypeError: an argument is unknown.
@@ -87,8 +84,6 @@ class VisionTransformer(nn.Module):
         image_size: int | tuple[int, int] | None = None,
         positions: Positions | nn.Module | None = "learned",
         class_position: bool = True,
-        mask: Mask | Sequence[Mask | None] | None = None,
-        bias: Bias | Sequence[Bias] | None = None,
         pooling: Pooling = "class",
         class_token: bool | None = None,
         registers: int = 0,
@@ -96,7 +91,7 @@ class VisionTransformer(nn.Module):
         embedding_norm: bool = False,
         pool_norm: bool = False,
         patch_dropout: float = 0.0,
-        **encoder: Any,
+        **encoder: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
         if pooling not in ("class", "mean", "attention", "map"):
@@ -144,7 +139,7 @@ class VisionTransformer(nn.Module):
         self.embedding_norm = norm(embedding_norm)
         if pool_norm:
             encoder.setdefault("final_norm", False)
-        self.encoder = Encoder(dim, depth, heads, mask=mask, bias=bias, **encoder)
+        self.encoder = Encoder(dim, depth, heads, **encoder)
         self.pool: AttentionPool | None = None
         if pooling in ("attention", "map"):
             block = self.encoder.blocks[0].feed_forward

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from attention_core import Bias, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
 from attention_core.checks import check_options, check_whole
+from attention_core.layers import BlockOptions
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
 from vision.windows import WindowAttention, pad_grid
@@ -30,6 +31,9 @@ _ITS_OWN = {
     "bias": "version 1 learns a table for each layer, version 2 a network",
     "final_norm": "it normalises what the last stage gives",
 }
+
+#: Of the normalisations, where no other `eps` is given.
+_EPS = 1e-5
 
 
 class PatchMerging(nn.Module):
@@ -64,10 +68,6 @@ class PatchMerging(nn.Module):
         return x, Grid(height // 2, width // 2, device=x.device)
 
 
-class _SwinBlock(Block):
-    attention_type = WindowAttention
-
-
 class SwinStage(Encoder):
     """Blocks that attend inside windows; every other one shifts them by half a window.
 
@@ -80,10 +80,8 @@ class SwinStage(Encoder):
             cosine attention, and the normalisation at the end of each residual branch.
         merging: halve height and width after the stage: the module `merging` is for the caller.
         drop_path: as in `Encoder`.
-        block: options of `Block` and `MultiheadAttention`.
+        block: options of `Block` and `MultiheadAttention`; `eps` is 1e-5 by default.
     """
-
-    block_type = _SwinBlock
 
     def __init__(
         self,
@@ -95,10 +93,11 @@ class SwinStage(Encoder):
         version: Literal[1, 2] = 1,
         merging: bool = False,
         drop_path: float | Sequence[float] = 0.0,
-        eps: float = 1e-5,
-        **block: Any,
+        **block: Unpack[BlockOptions],
     ) -> None:
         check_options(self, block, **_ITS_OWN)
+        block.setdefault("eps", _EPS)
+        block["attention_type"] = WindowAttention
         size = pair("window", window)
         shifted = Window(size, shift=(size[0] // 2, size[1] // 2))
         bias: list[Bias]
@@ -107,7 +106,8 @@ class SwinStage(Encoder):
         else:
             extent = (size[0] - 1, size[1] - 1)
             bias = [ContinuousBias(heads, extent) for _ in range(depth)]
-            block = {"norm": "res-post", "qk_norm": "cosine", "key_bias": False} | block
+            second: BlockOptions = {"norm": "res-post", "qk_norm": "cosine", "key_bias": False}
+            block = {**second, **block}
         super().__init__(
             dim,
             depth,
@@ -116,12 +116,13 @@ class SwinStage(Encoder):
             bias=bias,
             drop_path=drop_path,
             final_norm=False,
-            eps=eps,
             **block,
         )
         self.merging: PatchMerging | None = None
         if merging:
-            self.merging = PatchMerging(dim, norm="pre" if version == 1 else "post", eps=eps)
+            self.merging = PatchMerging(
+                dim, norm="pre" if version == 1 else "post", eps=block["eps"]
+            )
 
 
 class SwinTransformer(nn.Module):
@@ -141,8 +142,8 @@ class SwinTransformer(nn.Module):
         version: 1 or 2; see `SwinStage`.
         drop_path: chance that a sample skips a sublayer of the last block in training; it grows
             linearly from 0 at the first, over all stages.
-        eps: of the normalisations.
-        block: further options of `Block` and `MultiheadAttention`, for every stage.
+        block: further options of `Block` and `MultiheadAttention`, for every stage; `eps` is 1e-5
+            by default.
 
     Raises:
         ValueError: arguments that do not fit; the message names them.
@@ -166,11 +167,11 @@ class SwinTransformer(nn.Module):
         channels: int = 3,
         version: Literal[1, 2] = 1,
         drop_path: float = 0.0,
-        eps: float = 1e-5,
-        **block: Any,
+        **block: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
         check_options(self, block, merging="all stages but the last have it", **_ITS_OWN)
+        eps = block.setdefault("eps", _EPS)
         check_whole(classes=classes, or_none=True)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
@@ -192,7 +193,6 @@ class SwinTransformer(nn.Module):
                 version=version,
                 merging=stage + 1 < len(depths),
                 drop_path=rates[sum(depths[:stage]) : sum(depths[: stage + 1])],
-                eps=eps,
                 **block,
             )
             for stage, depth in enumerate(depths)

@@ -4,8 +4,8 @@ All take tokens as a batch (B, L, D), or packed (T, D) with a packed space, and 
 """
 
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
-from attention_core.layers.block import Block
-from attention_core.layers.encoder import Decoder, Encoder
+from attention_core.layers.block import Block, BlockOptions
+from attention_core.layers.encoder import Decoder, Encoder, EncoderOptions
 from attention_core.layers.feed_forward import FeedForward
 from attention_core.layers.pooling import AttentionPool, pool
 from attention_core.layers.recorded import RecordedAttention
@@ -14,8 +14,10 @@ __all__ = [
     "AttentionOptions",
     "AttentionPool",
     "Block",
+    "BlockOptions",
     "Decoder",
     "Encoder",
+    "EncoderOptions",
     "FeedForward",
     "MultiheadAttention",
     "RecordedAttention",

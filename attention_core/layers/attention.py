@@ -28,20 +28,17 @@ from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
 from attention_core.planning import plan
 from attention_core.positions import Rotary, rotate
-from attention_core.scores import Score
+from attention_core.scores import Score, ScoreName, make_score
 from attention_core.spaces import Sequence, Space
 
 QKNorm = Literal["layer", "rms", "cosine"]
 
 
 class AttentionOptions(TypedDict, total=False):
-    """Options of `MultiheadAttention` that a `Block` or `Encoder` passes on."""
+    """Options of `MultiheadAttention` that serve self-attention and cross-attention alike."""
 
     kv_heads: int | None
     head_dim: int | None
-    edge_dim: int | None
-    rotary: Rotary | None
-    score: Score | None
     scale: float | None
     qk_norm: bool | QKNorm
     gate: bool
@@ -66,7 +63,8 @@ class MultiheadAttention(RecordedAttention):
             `rotary`, and to values along each edge (Shi et al., UniMP, 2021). None: no features.
         rotary: rotary positions of queries and keys.
         bias: relative positions that this layer adds to its scores.
-        score: another score than the dot product, such as GAT's `Additive`.
+        score: another score than the dot product: a `Score`, or "additive" (GAT) or "additive_v2"
+            (GATv2) for one with weights of this layer.
         scale: factor on the score, 1/√(head_dim) by default; T5 (2020) has 1.
         qk_norm: normalise each head's queries and keys: "layer" (Dehghani et al., ViT-22B, 2023),
             "rms" or True (Qwen3, 2025), or "cosine", which learns a temperature per head
@@ -91,7 +89,7 @@ class MultiheadAttention(RecordedAttention):
         edge_dim: int | None = None,
         rotary: Rotary | None = None,
         bias: Bias | None = None,
-        score: Score | None = None,
+        score: Score | ScoreName | None = None,
         scale: float | None = None,
         qk_norm: bool | QKNorm = False,
         gate: bool = False,
@@ -127,9 +125,9 @@ class MultiheadAttention(RecordedAttention):
         check_chance(dropout=dropout)
         check_kind(Rotary, rotary=rotary)
         check_kind(Bias, bias=bias)
-        check_kind(Score, score=score)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.rotary, self.bias, self.score = rotary, bias, score
+        self.rotary, self.bias = rotary, bias
+        self.score = make_score(score, heads, head_dim, edge=edge_dim is not None)
         self.scale = 1.0 if qk_norm == "cosine" else scale
         self.softcap, self.dropout = softcap, dropout
         inner, kv_inner = heads * head_dim, kv_heads * head_dim

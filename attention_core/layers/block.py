@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import (
-    Any,
-    Unpack,
-)
+from collections.abc import Callable
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -16,7 +14,26 @@ from attention_core.job import Plan
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Norm, NormOrder, Residual
+from attention_core.positions import Rotary
+from attention_core.scores import Score, ScoreName
 from attention_core.spaces import Sequence
+
+
+class BlockOptions(AttentionOptions, total=False):
+    """Options of `Block` that are alike for every layer of an `Encoder`."""
+
+    edge_dim: int | None
+    score: Score | ScoreName | None
+    norm: NormOrder
+    norm_layer: Norm
+    eps: float
+    layer_scale: float | None
+    hidden: int | None
+    activation: Activation
+    feed_forward_norm: bool
+    dropout: float
+    attention_dropout: float
+    attention_type: Callable[..., MultiheadAttention]
 
 
 class Block(nn.Module):
@@ -36,12 +53,12 @@ class Block(nn.Module):
         dropout: on each sublayer's output and after the activation.
         attention_dropout: on the attention weights.
         drop_path: chance that a sample skips a sublayer in training.
-        attention: options of `MultiheadAttention`. Rotary positions, `score` and
-            `edge_dim` serve self-attention alone; a context has places of its own.
+        rotary, score, edge_dim: of `MultiheadAttention`, for self-attention alone; a context has
+            places of its own.
+        attention_type: what makes the self-attention, with the arguments of `MultiheadAttention`:
+            a subclass of it.
+        attention: further options of `MultiheadAttention`.
     """
-
-    #: What self-attention is made of.
-    attention_type: type[MultiheadAttention] = MultiheadAttention
 
     def __init__(
         self,
@@ -60,6 +77,10 @@ class Block(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        rotary: Rotary | None = None,
+        score: Score | ScoreName | None = None,
+        edge_dim: int | None = None,
+        attention_type: Callable[..., MultiheadAttention] = MultiheadAttention,
         **attention: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
@@ -76,15 +97,20 @@ class Block(nn.Module):
                 drop_path=drop_path,
             )
 
-        self.attention = self.attention_type(dim, heads, dropout=attention_dropout, **attention)
+        self.attention = attention_type(
+            dim,
+            heads,
+            dropout=attention_dropout,
+            rotary=rotary,
+            score=score,
+            edge_dim=edge_dim,
+            **attention,
+        )
         self.attention_residual = residual()
         self.cross_attention: MultiheadAttention | None = None
         if cross:
-            without_places: Any = {
-                k: v for k, v in attention.items() if k not in ("rotary", "score", "edge_dim")
-            }
             self.cross_attention = MultiheadAttention(
-                dim, heads, context_dim=context_dim, dropout=attention_dropout, **without_places
+                dim, heads, context_dim=context_dim, dropout=attention_dropout, **attention
             )
             self.cross_attention_residual = residual()
         self.feed_forward = FeedForward(

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Listing
-from typing import (
-    Any,
-)
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
-from attention_core.checks import check_kind, check_tokens, check_whole
+from attention_core.checks import check_kind, check_options, check_tokens, check_whole
 from attention_core.job import Plan
-from attention_core.layers.block import Block
+from attention_core.layers.block import Block, BlockOptions
 from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
 from attention_core.masks.algebra import as_mask
 from attention_core.positions import Rotary
 from attention_core.spaces import Sequence, Space
+
+
+class EncoderOptions(BlockOptions, total=False):
+    """Options of `Encoder`, which models pass on."""
+
+    mask: Mask | Listing[Mask | None] | None
+    bias: Bias | Listing[Bias] | None
+    rotary: Rotary | Listing[Rotary | None] | None
+    groups: int | None
+    drop_path: float | Listing[float]
+    final_norm: bool | None
 
 
 class Encoder(nn.Module):
@@ -45,8 +54,6 @@ class Encoder(nn.Module):
 
     #: Added to every layer's mask.
     _always: Mask | None = None
-    #: What the stack is made of.
-    block_type: type[Block] = Block
 
     def __init__(
         self,
@@ -60,13 +67,13 @@ class Encoder(nn.Module):
         groups: int | None = None,
         drop_path: float | Listing[float] = 0.0,
         final_norm: bool | None = None,
-        **block: Any,
+        **block: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
+        reason = "a Decoder has a context"
+        check_options(self, block, cross=reason, context_dim=reason)
         check_whole(depth=depth)
         check_whole(groups=groups, or_none=True)
-        if block.get("cross") and not isinstance(self, Decoder):
-            raise ValueError("cross=True needs a Decoder: an Encoder gives its blocks no context")
         if isinstance(drop_path, Listing):
             rates = list(drop_path)
         else:
@@ -81,7 +88,7 @@ class Encoder(nn.Module):
             raise ValueError(f"rotary lists {len(rotaries)} entries for {groups} different layers")
         each = depth // groups
         self.blocks: Listing[Block] = nn.ModuleList(  # type: ignore[assignment]
-            self.block_type(
+            self._block(
                 dim, heads, drop_path=rates[n * each], rotary=rotaries[n % len(rotaries)], **block
             )
             for n in range(groups)
@@ -98,6 +105,9 @@ class Encoder(nn.Module):
             final_norm = block.get("norm", "pre") != "post"
         norm = make_norm(block.get("norm_layer", "layer"), dim, block.get("eps", 1e-6))
         self.norm = norm if final_norm else nn.Identity()
+
+    def _block(self, dim: int, heads: int, **options: Any) -> Block:
+        return Block(dim, heads, **options)
 
     def forward(
         self,
@@ -206,11 +216,29 @@ class Encoder(nn.Module):
 class Decoder(Encoder):
     """A causal stack of blocks; with `cross=True` it also attends to a context.
 
-    Arguments are those of `Encoder`, with `cross` and `context_dim` as in `Block`; masks are joined
-    with `Causal()`.
+    Args:
+        dim, depth, heads: as in `Encoder`.
+        cross, context_dim: as in `Block`.
+        options: further ones of `Encoder`; masks are joined with `Causal()`.
     """
 
     _always = Causal()
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        cross: bool = False,
+        context_dim: int | None = None,
+        **options: Unpack[EncoderOptions],
+    ) -> None:
+        self._context: dict[str, Any] = {"cross": cross, "context_dim": context_dim}
+        super().__init__(dim, depth, heads, **options)
+
+    def _block(self, dim: int, heads: int, **options: Any) -> Block:
+        return Block(dim, heads, **self._context, **options)
 
     @property
     def span(self) -> float:
