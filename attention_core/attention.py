@@ -166,7 +166,7 @@ def _pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWei
         # A plan of its own, as what biases gave for all pairs is no answer for a list of them
         plan = plan.once(
             "pairs",
-            lambda: Plan(job, "edges", edges.prepare(job), partial(str, "Weights by pair.")),
+            lambda: Plan(job, "edges", edges.prepare(job), partial(str, "Asked for.")),
         )
     return edges.pair_weights(plan, q, k, options)
 
