@@ -49,15 +49,15 @@ if TYPE_CHECKING:
     )
     from attention_core.scores import Additive, AdditiveV2, Score
     from attention_core.spaces import (
+        BlockKey,
         Graph,
         Grid,
         Pairs,
         Points,
-        Reach,
         Sequence,
         Space,
         TilePairs,
-        Traits,
+        TileStatus,
     )
     from attention_core.weights import PairWeights
 
@@ -99,11 +99,11 @@ _HOMES = {
         "Grid",
         "Pairs",
         "Points",
-        "Reach",
+        "TileStatus",
         "Sequence",
         "Space",
         "TilePairs",
-        "Traits",
+        "BlockKey",
     ],
     "weights": ["PairWeights"],
 }
@@ -118,6 +118,7 @@ __all__ = [
     "BackendError",
     "Bias",
     "Block",
+    "BlockKey",
     "Causal",
     "ContinuousBias",
     "Decoder",
@@ -144,7 +145,6 @@ __all__ = [
     "Plan",
     "Points",
     "PrefixLM",
-    "Reach",
     "RecordedAttention",
     "RelativeTable",
     "Rotary",
@@ -154,7 +154,7 @@ __all__ = [
     "Sinusoidal",
     "Space",
     "TilePairs",
-    "Traits",
+    "TileStatus",
     "Window",
     "YaRN",
     "attend",

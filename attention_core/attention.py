@@ -164,7 +164,7 @@ def _pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWei
     job = plan.job
     if plan.backend != "edges":
         # A plan of its own, as what biases gave for all pairs is no answer for a list of them
-        plan = plan.once(
+        plan = plan.memo(
             "pairs",
             lambda: Plan(job, "edges", edges.prepare(job), partial(str, "Asked for.")),
         )

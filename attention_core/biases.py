@@ -23,7 +23,7 @@ from torch.compiler import is_exporting
 from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
-from attention_core.spaces import Graph, Pairs, Space, Traits
+from attention_core.spaces import BlockKey, Graph, Pairs, Space
 
 
 class Bias(nn.Module):
@@ -45,7 +45,7 @@ class Bias(nn.Module):
         """The score of pairs with a special token."""
         return 0.0
 
-    def traits(self, space: Space) -> Traits | None:
+    def block_key(self, space: Space) -> BlockKey | None:
         """What of the tokens decides the score; None if unknown. (Being special always may.)"""
         return None
 
@@ -94,8 +94,8 @@ class _Sum(Bias):
         first, *rest = (term(pairs) for term in self.terms)
         return sum(rest, first)
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.joined(*(term.traits(space) for term in self.terms))
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.joined(*(term.block_key(space) for term in self.terms))
 
     @property
     def learned(self) -> bool:
@@ -184,8 +184,8 @@ class ALiBi(Bias):
     def score(self, pairs: Pairs) -> Tensor:
         return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
 
-    def traits(self, space: Space) -> Traits | None:
-        return None if isinstance(space, Graph) else Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return None if isinstance(space, Graph) else BlockKey.of_place(space)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
@@ -222,9 +222,9 @@ class RelativeTable(Bias):
     def score(self, pairs: Pairs) -> Tensor:
         return by_head(self.table, self.bucket(pairs), pairs.head)
 
-    def traits(self, space: Space) -> Traits | None:
+    def block_key(self, space: Space) -> BlockKey | None:
         of_place = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
-        return Traits.of_place(space) if of_place and not isinstance(space, Graph) else None
+        return BlockKey.of_place(space) if of_place and not isinstance(space, Graph) else None
 
     def special_score(self, pairs: Pairs) -> Tensor | float:
         if self.special_table is None:
@@ -383,8 +383,8 @@ class ContinuousBias(Bias):
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
         return by_head(table, row.view(offset.shape[:-1]), pairs.head)
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.of_place(space)
 
 
 def _distinct(offset: Tensor) -> tuple[Tensor, Tensor]:

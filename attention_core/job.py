@@ -143,13 +143,13 @@ class Plan:
     summary: Callable[[], str] = field(repr=False)
     _memory: Memory = field(default_factory=Memory, repr=False)
 
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, the first time that `key` comes up in this forward pass."""
-        return self._memory.once(key, compute)
+        return self._memory.memo(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
         """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
-        return None if bias is None else self.once(("bias", bias), lambda: bias(pairs))
+        return None if bias is None else self.memo(("bias", bias), lambda: bias(pairs))
 
     def renewed(self) -> Plan:
         """This plan for another forward pass; what was found in the mask stays."""

@@ -55,7 +55,7 @@ class Memory:
             key: (value, True) for key, value in (known or {}).items()
         }
 
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return the value kept under `key`, calling `compute()` on a miss.
 
         What was computed without a gradient is computed again for those who want one.

@@ -106,24 +106,24 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    lacks = {name: module.lacks(job) for name, module in BACKENDS.items()}
+    unsupported = {name: module.unsupported(job) for name, module in BACKENDS.items()}
     costs: dict[str, float] = {}
     if backend is not None:
-        if lacks[backend]:
-            raise BackendError(f"backend={backend!r} cannot do this: {lacks[backend]}")
+        if unsupported[backend]:
+            raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
         chosen, because = backend, "You asked for this backend."
     elif is_exporting():
         # Costs depend on sizes that stay open, and lists of pairs on values
-        chosen = "dense" if not lacks["dense"] else "reference"
+        chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
     else:
-        costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not lacks[name]}
+        costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not unsupported[name]}
         chosen, because = min(costs, key=lambda name: costs[name]), ""
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
     prepared = BACKENDS[chosen].prepare(job)
-    summary = partial(_summary, job, chosen, prepared, costs, lacks, because)
+    summary = partial(_summary, job, chosen, prepared, costs, unsupported, because)
     return Plan(job, chosen, prepared, summary)
 
 
@@ -148,11 +148,11 @@ def explain(
     return str(plan(space, mask, bias, **options))
 
 
-def _compare(job: Job, costs: dict[str, float], lacks: dict[str, str | None]) -> str:
+def _compare(job: Job, costs: dict[str, float], unsupported: dict[str, str | None]) -> str:
     what = "forward and backward" if job.grad else "forward"
     estimates = sorted(costs.items(), key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
-    sentences += [f"{name} is out: {reason}" for name, reason in lacks.items() if reason]
+    sentences += [f"{name} is out: {reason}" for name, reason in unsupported.items() if reason]
     return f"Estimated on two CPU cores, {what}: {'; '.join(sentences)}."
 
 
@@ -168,7 +168,7 @@ def _summary(
     backend: str,
     prepared: Any,
     costs: dict[str, float],
-    lacks: dict[str, str | None],
+    unsupported: dict[str, str | None],
     because: str,
 ) -> str:
     query, key = job.spaces
@@ -195,7 +195,7 @@ def _summary(
     special = sum(s.num_special for s in dict.fromkeys(job.spaces))
     if special and job.mask is not None:
         lines.append("Special tokens are exempt from the mask: they see and are seen by all.")
-    lines.append(because or _compare(job, costs, lacks))
+    lines.append(because or _compare(job, costs, unsupported))
     return "\n".join(lines)
 
 

@@ -120,7 +120,7 @@ class SelfAttention(MultiheadAttention):
             raise ValueError("a plan has its space, mask and backend; give either them or plan=")
         out = super().forward(x, bias=bias, plan=plan)
         if self.local is not None:
-            out = out + self.local(x, plan=plan.once("local", lambda: _local(plan)))
+            out = out + self.local(x, plan=plan.memo("local", lambda: _local(plan)))
         if self.degree_scale is not None:
             one, other = self.degree_scale.to(out.dtype)
             out = out * (one + other * _log_degree(plan.job.spaces[0]).to(out.dtype))
@@ -158,7 +158,7 @@ def _log_degree(space: Space) -> Tensor:
     if not isinstance(space, Graph):
         raise TypeError(f"degree_scaler needs a Graph, got {space.describe()}")
     edges = space.edges
-    of_nodes = edges.once(
+    of_nodes = edges.memo(
         "log_degree", lambda: torch.bincount(edges.target, minlength=edges.num_nodes).log1p()
     )
     if space.special is None:

@@ -1,6 +1,6 @@
 """The ways of computing attention. Each is a module with the same five functions:
 
-``lacks(job)``      what it cannot do of a job, in words, or None
+``unsupported(job)``      what it cannot do of a job, in words, or None
 ``cost(job)``       estimated nanoseconds, see `costs`
 ``prepare(job)``    what the layers and heads of a forward pass share
 ``run(plan, ...)``  the attention itself

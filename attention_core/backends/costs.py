@@ -35,7 +35,7 @@ FIXED_BIAS = 2.0
 LEARNED_BIAS = 7.0
 
 
-def looking(job: Job, pairs: float) -> float:
+def mask_cost(job: Job, pairs: float) -> float:
     """Time to ask mask and bias about so many pairs."""
     time = 0.0 if job.mask is None else MASK * pairs
     if job.bias is not None:

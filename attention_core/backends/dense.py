@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_core.backends import derivatives, reference
-from attention_core.backends.costs import Rate, looking
+from attention_core.backends.costs import Rate, mask_cost
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.masks import Causal
@@ -100,7 +100,7 @@ def _find_samples(job: Job) -> list[int] | None:
     return lengths
 
 
-def lacks(job: Job) -> str | None:
+def unsupported(job: Job) -> str | None:
     if job.softcap is not None:
         return f"scaled_dot_product_attention cannot cap scores (softcap={job.softcap})"
     if job.score is not None:
@@ -119,7 +119,7 @@ def cost(job: Job) -> float:
     elif _is_plain_causal(job) and job.bias is None:
         time *= _CAUSAL
     elif job.bias is not None or not job.allows_all or job.spaces[1].valid is not None:
-        time += _TENSOR.of(job) * job.all_pairs + looking(job, job.row_pairs)
+        time += _TENSOR.of(job) * job.all_pairs + mask_cost(job, job.row_pairs)
     return time + (reference.cost(job) if job.weights else 0.0)
 
 
@@ -147,13 +147,13 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     needs_tensor = options.bias is not None or options.sink is not None
     if causal and needs_tensor and prepared.samples is None:
         # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
-        causal, mask = False, plan.once("causal mask", lambda: plan.job.allowed(prepared.pairs))
+        causal, mask = False, plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
     scores = plan.bias(options.bias, prepared.pairs)
     if scores is not None:
         # SDPA on a CPU adds float32 to the scores of halves; elsewhere kernels want their own type
         dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
         key = ("attn_mask", options.bias, dtype)
-        mask, empty, wrong = plan.once(key, lambda: _biased(plan, scores, mask, dtype))
+        mask, empty, wrong = plan.memo(key, lambda: _biased(plan, scores, mask, dtype))
     if prepared.samples is None:
         output = _attended(q, k, v, mask, causal, options)
     else:
@@ -175,7 +175,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     if not (options.weights or options.lse):
         return Result(output)
     with torch.autocast(q.device.type, enabled=False):
-        explicit = plan.once("explicit", lambda: reference.prepare(plan.job))
+        explicit = plan.memo("explicit", lambda: reference.prepare(plan.job))
         weights, lse = reference.weigh(plan, explicit, q, k, options)
     return Result(output, weights.to(q.dtype), lse)
 

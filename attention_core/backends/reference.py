@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_core.backends.costs import Rate, looking
+from attention_core.backends.costs import Rate, mask_cost
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.spaces import Pairs
 
@@ -28,13 +28,13 @@ class Prepared:
 prepare = Prepared
 
 
-def lacks(job: Job) -> str | None:
+def unsupported(job: Job) -> str | None:
     return None
 
 
 def cost(job: Job) -> float:
     rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
-    return rate * job.all_pairs + looking(job, job.row_pairs)
+    return rate * job.all_pairs + mask_cost(job, job.row_pairs)
 
 
 def describe(job: Job, prepared: Prepared) -> str:

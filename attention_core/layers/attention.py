@@ -349,7 +349,7 @@ class MultiheadAttention(RecordedAttention):
         rotary = self.rotary
         if rotary is None:
             return x
-        angle = plan.once(("angles", rotary, space), lambda: rotary.angles(space, self.head_dim))
+        angle = plan.memo(("angles", rotary, space), lambda: rotary.angles(space, self.head_dim))
         return rotate(x, angle, rotary.layout, rotary.amplitude)
 
     def extra_repr(self) -> str:

@@ -241,9 +241,9 @@ class Decoder(Encoder):
         return Block(dim, heads, **self._context, **options)
 
     @property
-    def span(self) -> float:
+    def lookback(self) -> float:
         """How far back a token attends at most: the farthest that the mask of any layer reaches."""
-        return max(mask.span for mask in self.masks if mask is not None)
+        return max(mask.lookback for mask in self.masks if mask is not None)
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """A cache that holds what the masks of all layers reach, and no more.
@@ -252,8 +252,8 @@ class Decoder(Encoder):
             max_length: the most tokens there will be, prompt included; allocated at once where
                 the masks reach as far.
         """
-        if self.span < (math.inf if max_length is None else max_length):
-            return KVCache(window=max(int(self.span), 1))
+        if self.lookback < (math.inf if max_length is None else max_length):
+            return KVCache(window=max(int(self.lookback), 1))
         return KVCache(max_length)
 
     def forward(
@@ -309,10 +309,10 @@ class Decoder(Encoder):
             context_plan = cross.plan(x, (space, context_space), backend=backend)
         if cache is None:
             return self._run(x, (space, space), mask, backend, context, context_plan)
-        if cache.window is not None and cache.window + 1 <= self.span:
+        if cache.window is not None and cache.window + 1 <= self.lookback:
             raise ValueError(
-                f"a cache with window={cache.window} drops what the masks reach, {self.span} back: "
-                "new_cache() makes one that fits"
+                f"a cache with window={cache.window} drops what the masks reach, {self.lookback} "
+                "back: new_cache() makes one that fits"
             )
         past = cache.space
         try:

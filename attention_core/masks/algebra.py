@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attention_core.masks.pairwise import check_bool, check_pairwise, take_pairwise
-from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 
 Spaces = tuple[Space, Space]
 
@@ -58,32 +58,32 @@ class Mask:
         """A list of pairs that holds all allowed ones, special tokens aside; None if unknown."""
         return None
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         """Of each pair of tiles: may some pair of tokens be allowed, is every one?"""
         found = self.candidates(tiles.spaces)
         some = tiles.answer(True) if found is None else tiles.holding(found.query, found.key)
-        return Reach(some, tiles.answer(False))
+        return TileStatus(some, tiles.answer(False))
 
-    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
-        """`reach`, and `exempt` wherever a special token takes part."""
-        some, every = self.reach(tiles)
+    def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
+        """`tile_status`, and `exempt` wherever a special token takes part."""
+        some, every = self.tile_status(tiles)
         if all(space.special is None for space in tiles.spaces):
-            return Reach(some, every)
+            return TileStatus(some, every)
         special = tiles.either("special", _special)
         if exempt:
-            return Reach(some | special.some, every | special.every)
-        return Reach(some & ~special.every, every & ~special.some)
+            return TileStatus(some | special.any, every | special.all)
+        return TileStatus(some & ~special.all, every & ~special.any)
 
     @property
-    def span(self) -> float:
+    def lookback(self) -> float:
         """At most how far apart an allowed pair is on a Sequence, special tokens aside."""
         return math.inf
 
-    def traits(self, space: Space) -> Traits | None:
+    def block_key(self, space: Space) -> BlockKey | None:
         """What of the tokens decides what is allowed; None if unknown."""
         return None
 
-    def classes(self, space: Space) -> Tensor | None:
+    def partition(self, space: Space) -> Tensor | None:
         """Integers (L, A) or (B, L, A) of each token: where they differ, nothing is allowed."""
         return None
 
@@ -186,8 +186,8 @@ class DenseMask(Mask):
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return self.allowed(pairs)
 
-    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
-        return self.reach(tiles)
+    def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
+        return self.tile_status(tiles)
 
     def allowed(self, pairs: Pairs) -> Tensor:
         return take_pairwise(self.tensor, pairs, "mask")
@@ -224,19 +224,19 @@ class _And(Mask):
         found = (term.candidates(spaces) for term in terms)
         return next((pairs for pairs in found if pairs is not None), None)
 
-    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
-        first, second = (term.reach_at(tiles, exempt) for term in (self.first, self.second))
-        return Reach(first.some & second.some, first.every & second.every)
+    def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
+        first, second = (term.tile_status_at(tiles, exempt) for term in (self.first, self.second))
+        return TileStatus(first.any & second.any, first.all & second.all)
 
     @property
-    def span(self) -> float:
-        return min(self.first.span, self.second.span)
+    def lookback(self) -> float:
+        return min(self.first.lookback, self.second.lookback)
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.joined(self.first.traits(space), self.second.traits(space))
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
-    def classes(self, space: Space) -> Tensor | None:
-        found = [term.classes(space) for term in (self.first, self.second)]
+    def partition(self, space: Space) -> Tensor | None:
+        found = [term.partition(space) for term in (self.first, self.second)]
         known = [classes for classes in found if classes is not None]
         return torch.cat(known, dim=-1) if known else None
 
@@ -260,16 +260,16 @@ class _Or(Mask):
     def count_bound(self, spaces: Spaces) -> float:
         return self.first.count_bound(spaces) + self.second.count_bound(spaces)
 
-    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
-        first, second = (term.reach_at(tiles, exempt) for term in (self.first, self.second))
-        return Reach(first.some | second.some, first.every | second.every)
+    def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
+        first, second = (term.tile_status_at(tiles, exempt) for term in (self.first, self.second))
+        return TileStatus(first.any | second.any, first.all | second.all)
 
     @property
-    def span(self) -> float:
-        return max(self.first.span, self.second.span)
+    def lookback(self) -> float:
+        return max(self.first.lookback, self.second.lookback)
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.joined(self.first.traits(space), self.second.traits(space))
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
     def __repr__(self) -> str:
         return f"({self.first} | {self.second})"
@@ -284,12 +284,12 @@ class _Not(Mask):
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return ~self.mask.at(pairs, not exempt)
 
-    def reach_at(self, tiles: TilePairs, exempt: bool = True) -> Reach:
-        some, every = self.mask.reach_at(tiles, not exempt)
-        return Reach(~every, ~some)
+    def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
+        some, every = self.mask.tile_status_at(tiles, not exempt)
+        return TileStatus(~every, ~some)
 
-    def traits(self, space: Space) -> Traits | None:
-        return self.mask.traits(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return self.mask.block_key(space)
 
     def __repr__(self) -> str:
         inner = repr(self.mask)

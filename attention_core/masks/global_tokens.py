@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_core.checks import check_whole
 from attention_core.masks.algebra import Mask
-from attention_core.spaces import Graph, Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces import BlockKey, Graph, Pairs, Space, TilePairs, TileStatus
 
 
 @dataclass(frozen=True, init=False)
@@ -74,11 +74,11 @@ class GlobalTokens(Mask):
             f"{self} names no token of {key.describe()}: places end before {tuple(ends)}"
         )
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         return tiles.either(self, self._are_global)
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits(absolute=(self._are_global(space)[..., None],))
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey(absolute=(self._are_global(space)[..., None],))
 
     def __repr__(self) -> str:
         return f"GlobalTokens({', '.join(map(str, self.positions))})"

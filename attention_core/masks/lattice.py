@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_core.checks import check_number
 from attention_core.masks.algebra import Mask, Spaces, tuples
-from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
 
 
@@ -56,18 +56,18 @@ class Window(Mask):
         size, shift = (torch.tensor(n, device=coordinates.device) for n in (self.size, self.shift))
         return torch.div(coordinates - shift, size, rounding_mode="floor")
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         tiles.offset  # noqa: B018  raises as `allowed` does
         return tiles.equal(self, lambda space: self._windows(coordinates(space)))
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits(relative=(self._windows(coordinates(space)).long(),))
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey(relative=(self._windows(coordinates(space)).long(),))
 
-    def classes(self, space: Space) -> Tensor | None:
+    def partition(self, space: Space) -> Tensor | None:
         return self._windows(coordinates(space)).long()
 
     @property
-    def span(self) -> float:
+    def lookback(self) -> float:
         return (max(self.size) if isinstance(self.size, tuple) else self.size) - 1
 
     def count_bound(self, spaces: Spaces) -> float:
@@ -112,16 +112,16 @@ class Dilated(Mask):
         at = coordinates(space)
         return at % torch.tensor(self.step, device=at.device)
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         tiles.offset  # noqa: B018  raises as `allowed` does
         if tiles.offset.low.is_floating_point():  # remainders are rounded, too
-            return super().reach(tiles)
+            return super().tile_status(tiles)
         return tiles.equal(self, self._remainders)
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.of_place(space)
 
-    def classes(self, space: Space) -> Tensor | None:
+    def partition(self, space: Space) -> Tensor | None:
         remainders = self._remainders(space)
         return None if remainders.is_floating_point() else remainders
 

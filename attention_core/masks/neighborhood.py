@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core.masks.algebra import Mask, PairList, Spaces, tuples
-from attention_core.spaces import Graph, Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces import BlockKey, Graph, Pairs, Space, TilePairs, TileStatus
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,27 @@ class Neighborhood(Mask):
             return None
         return _regular_neighbors(key, self._per_axis(key))
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         space = tiles.spaces[1]
         if isinstance(space, Graph):
-            return super().reach(tiles)
+            return super().tile_status(tiles)
         low, high = tiles.offset
         nearest, farthest = torch.maximum(low, -high).clamp(min=0), torch.maximum(high, -low)
         if isinstance(self.radius, tuple):
             radii = torch.tensor(self._per_axis(space), device=low.device)
-            return Reach((nearest <= radii).all(-1), (farthest <= radii).all(-1))
+            return TileStatus((nearest <= radii).all(-1), (farthest <= radii).all(-1))
         # Rounding may make the norm of less a little more
         slack = 1e-5 * self.radius if low.is_floating_point() else 0.0
-        return Reach(
+        return TileStatus(
             space.norm(nearest) <= self.radius + slack, space.norm(farthest) <= self.radius - slack
         )
 
     @property
-    def span(self) -> float:
+    def lookback(self) -> float:
         return max(self.radius) if isinstance(self.radius, tuple) else self.radius
 
-    def traits(self, space: Space) -> Traits | None:
-        return None if isinstance(space, Graph) else Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return None if isinstance(space, Graph) else BlockKey.of_place(space)
 
     def __repr__(self) -> str:
         return f"Neighborhood({self.radius})"

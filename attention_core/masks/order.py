@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_core.checks import check_whole
 from attention_core.masks.algebra import Mask, Spaces
-from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
+from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
 
 
@@ -33,11 +33,11 @@ class Causal(Mask):
         last_key = key.start[0] + key.size[0] - 1
         return len(key.size) == 1 and query.start[0] >= last_key
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         return tiles.precedes
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.of_place(space)
 
     def __repr__(self) -> str:
         return "Causal()"
@@ -82,17 +82,17 @@ class PrefixLM(Mask):
             n = n.to(pairs.batch.device)[pairs.sample]
         return pairs.precedes | (pairs.take("coordinates", "key").squeeze(-1) < n)
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         # One prefix for each sample is at least the shortest and at most the longest
         ends = torch.as_tensor(self.n, device=tiles.at[0].device).aminmax()
         _, key = tiles.spans("coordinates", coordinates)
         some, every = tiles.precedes
-        return Reach(
+        return TileStatus(
             some | (key.low.squeeze(-1) < ends.max), every | (key.high.squeeze(-1) < ends.min)
         )
 
-    def traits(self, space: Space) -> Traits | None:
-        place = Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        place = BlockKey.of_place(space)
         if isinstance(self.n, Tensor) or place is None:
             return None
         return place._replace(absolute=(place.relative[0] < self.n,))

@@ -18,17 +18,17 @@ from attention_core.spaces.grid import Grid
 from attention_core.spaces.pairs import Pairs
 from attention_core.spaces.points import Points
 from attention_core.spaces.sequence import Sequence
-from attention_core.spaces.tiles import Reach, TilePairs, Tiles, Traits
+from attention_core.spaces.tiles import BlockKey, TilePairs, Tiles, TileStatus
 
 __all__ = [
+    "BlockKey",
     "Graph",
     "Grid",
     "Pairs",
     "Points",
-    "Reach",
     "Sequence",
     "Space",
     "TilePairs",
+    "TileStatus",
     "Tiles",
-    "Traits",
 ]

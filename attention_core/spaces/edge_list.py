@@ -217,7 +217,7 @@ class EdgeList:
         n, first = self.sizes[graph], (self.sizes.cumsum(0) - self.sizes)[graph]
         return first + rank // n, first + rank % n
 
-    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    def memo(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """`compute()`, the first time that `key` comes up: what layers and biases share."""
         if key not in self._computed:
             self._computed[key] = lasting(compute)()

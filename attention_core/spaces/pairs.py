@@ -117,7 +117,7 @@ class Pairs:
     @property
     def distance(self) -> Tensor:
         """How far the key is from the query; the space says in what sense."""
-        return self._memory.once(
+        return self._memory.memo(
             "distance", lambda: same_kind(self.spaces, "distance").distance(self)
         )
 
@@ -125,14 +125,14 @@ class Pairs:
     def offset(self) -> Tensor:
         """Key minus query along each axis, in a last dimension of size A."""
         same_kind(self.spaces, "offset")
-        return self._memory.once(
+        return self._memory.memo(
             "offset", lambda: self.take("coordinates", "key") - self.take("coordinates", "query")
         )
 
     @property
     def edge(self) -> Tensor:
         """Index into `edge_index` of the edge from key to query, -1 where there is none."""
-        return self._memory.once("edge", lambda: same_kind(self.spaces, "edge").edge(self))
+        return self._memory.memo("edge", lambda: same_kind(self.spaces, "edge").edge(self))
 
     @property
     def edge_attr(self) -> Tensor:
@@ -147,7 +147,7 @@ class Pairs:
     @property
     def pair(self) -> Tensor:
         """Row in the graph's tables of pairs (`Graph(pair_attr=...)`), -1 between two graphs."""
-        return self._memory.once("pair", lambda: same_kind(self.spaces, "pair").pair(self))
+        return self._memory.memo("pair", lambda: same_kind(self.spaces, "pair").pair(self))
 
     @property
     def precedes(self) -> Tensor:
@@ -163,7 +163,7 @@ class Pairs:
                 before = (offset < 0) | ((offset == 0) & before)
             return before
 
-        return self._memory.once("precedes", compute)
+        return self._memory.memo("precedes", compute)
 
     @property
     def special(self) -> Tensor | None:

@@ -22,14 +22,15 @@ from attention_core.spaces.pairs import same_kind
 _BRANCHES = 4
 
 
-class Reach(NamedTuple):
-    """Of each pair of tiles: may `some` pair of tokens be allowed, and is `every` one? (bool, P)
+class TileStatus(NamedTuple):
+    """Whether any, and whether all, pairs of tokens in each pair of tiles are allowed, bool (P,).
 
-    Both may err on the careful side: `some` too often True, `every` too often False.
+    A pair of tiles without any is skipped; one with all needs no mask (FlexAttention: empty, full
+    and partial blocks). Both may err on the careful side: `any` True, `all` False.
     """
 
-    some: Tensor
-    every: Tensor
+    any: Tensor
+    all: Tensor
 
 
 class Span(NamedTuple):
@@ -39,10 +40,10 @@ class Span(NamedTuple):
     high: Tensor
 
 
-class Traits(NamedTuple):
+class BlockKey(NamedTuple):
     """Numbers of each token, (L, A) or (B, L, A), that settle what a mask allows or a bias scores.
 
-    Where the traits of two blocks of tokens agree, it is computed once for both.
+    Where the keys of two blocks of tokens agree, it is computed once for both.
     """
 
     #: What matters only as a difference, key minus query, such as whole-number coordinates.
@@ -51,18 +52,18 @@ class Traits(NamedTuple):
     absolute: tuple[Tensor, ...] = ()
 
     @classmethod
-    def joined(cls, *traits: Traits | None) -> Traits | None:
+    def joined(cls, *keys: BlockKey | None) -> BlockKey | None:
         """All of them together; None where one is unknown."""
-        if any(one is None for one in traits):
+        if any(one is None for one in keys):
             return None
-        known = [one for one in traits if one is not None]
+        known = [one for one in keys if one is not None]
         return cls(
             tuple(tensor for one in known for tensor in one.relative),
             tuple(tensor for one in known for tensor in one.absolute),
         )
 
     @classmethod
-    def of_place(cls, space: Space) -> Traits | None:
+    def of_place(cls, space: Space) -> BlockKey | None:
         """For what depends on the offset alone; None where places do not repeat."""
         at = space.coordinates
         return None if at is None or at.is_floating_point() else cls(relative=(at,))
@@ -105,14 +106,14 @@ class Tiles:
         inside = first < len(self.finer)
         return inside.nonzero()[:, 0], first[inside]
 
-    def span(self, name: Hashable, values: Callable[[Space], Tensor]) -> Span:
+    def lookback(self, name: Hashable, values: Callable[[Space], Tensor]) -> Span:
         """The range of `values(space)`, (length, A) or (batch, length, A), in each tile."""
         if name not in self._spans:
             if self.finer is None:
                 own = per_token(values(self.space), self.rows)[self.members]
                 low, high = own.amin(1), own.amax(1)
             else:
-                low, high = self.finer.span(name, values)
+                low, high = self.finer.lookback(name, values)
                 low, high = low[self.members].amin(1), high[self.members].amax(1)
             self._spans[name] = Span(low, high)
         return self._spans[name]
@@ -135,7 +136,7 @@ def per_token(values: Tensor, rows: int) -> Tensor:
 
 
 class TilePairs:
-    """Pairs of a tile of queries and a tile of keys: what `Mask.reach` sees.
+    """Pairs of a tile of queries and a tile of keys: what `Mask.tile_status` sees.
 
     Args:
         query, key: the tiles.
@@ -158,22 +159,22 @@ class TilePairs:
         query, key = (
             Span(span.low[at], span.high[at])
             for tiles, at in zip((self.query, self.key), self.at, strict=True)
-            for span in (tiles.span(name, values),)
+            for span in (tiles.lookback(name, values),)
         )
         return query, key
 
-    def equal(self, name: Hashable, values: Callable[[Space], Tensor]) -> Reach:
+    def equal(self, name: Hashable, values: Callable[[Space], Tensor]) -> TileStatus:
         """Whether query and key have the same `values`."""
         query, key = self.spans(name, values)
         some = (query.low <= key.high) & (key.low <= query.high)
         every = (query.low == query.high) & (key.low == key.high) & (query.low == key.low)
-        return Reach(some.all(-1), every.all(-1))
+        return TileStatus(some.all(-1), every.all(-1))
 
-    def either(self, name: Hashable, flag: Callable[[Space], Tensor]) -> Reach:
+    def either(self, name: Hashable, flag: Callable[[Space], Tensor]) -> TileStatus:
         """Whether the query or the key has the `flag`, a bool (length,) or (batch, length)."""
         query, key = self.spans(name, lambda space: flag(space)[..., None].long())
         some, every = query.high + key.high > 0, query.low + key.low > 0
-        return Reach(some.squeeze(-1), every.squeeze(-1))
+        return TileStatus(some.squeeze(-1), every.squeeze(-1))
 
     @cached_property
     def offset(self) -> Span:
@@ -183,14 +184,14 @@ class TilePairs:
         return Span(key.low - query.high, key.high - query.low)
 
     @cached_property
-    def precedes(self) -> Reach:
+    def precedes(self) -> TileStatus:
         """Whether the key is at or before the query in reading order."""
         low, high = self.offset
         some, every = low[..., -1] <= 0, high[..., -1] <= 0
         for axis in reversed(range(low.shape[-1] - 1)):
             some = (low[..., axis] < 0) | ((low[..., axis] == 0) & some)
             every = (high[..., axis] < 0) | ((high[..., axis] == 0) & every)
-        return Reach(some, every)
+        return TileStatus(some, every)
 
     def holding(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether each pair of tiles holds any of these pairs of tokens, (E,) and (E,)."""

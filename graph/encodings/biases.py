@@ -41,7 +41,7 @@ class PairBias(Bias):
         nn.init.trunc_normal_(last.weight, std=0.02)
 
     def compute(self, edges: EdgeList) -> Tensor:
-        """The table, (Σ n², F), where the space was not given one; `edges.once` computes it once.
+        """The table, (Σ n², F), where the space was not given one; `edges.memo` computes it once.
 
         Raises:
             ValueError: nothing is known from which to compute it.
@@ -105,7 +105,7 @@ class RandomWalkBias(PairBias):
 
     def compute(self, edges: EdgeList) -> Tensor:
         steps = self.features
-        return edges.once(("rrwp", steps), lambda: walk_table(edges, steps))
+        return edges.memo(("rrwp", steps), lambda: walk_table(edges, steps))
 
 
 class PathBias(PairBias):
@@ -139,7 +139,7 @@ class PathBias(PairBias):
 
     def compute(self, edges: EdgeList) -> Tensor:
         key = ("path", self.max_hops, self.types, self.features)
-        return edges.once(key, lambda: self._paths(edges))
+        return edges.memo(key, lambda: self._paths(edges))
 
     def _paths(self, edges: EdgeList) -> Tensor:
         if edges.attr is None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention_core.backends.blocks.flops  # noqa: F401  # so that the operators are counted
 from attention_core import (
+    BlockKey,
     Causal,
     ContinuousBias,
     Dilated,
@@ -23,12 +24,11 @@ from attention_core import (
     Pairs,
     Points,
     PrefixLM,
-    Reach,
     RelativeTable,
     Sequence,
     Space,
     TilePairs,
-    Traits,
+    TileStatus,
     Window,
     attend,
     plan,
@@ -266,13 +266,13 @@ class SameColumn(Mask):
     def allowed(self, pairs: Pairs) -> Tensor:
         return pairs.offset[..., 1] == 0
 
-    def reach(self, tiles: TilePairs) -> Reach:
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
         low, high = tiles.offset
         some, every = (low <= 0) & (high >= 0), (low == 0) & (high == 0)
-        return Reach(some[:, 1], every[:, 1])
+        return TileStatus(some[:, 1], every[:, 1])
 
-    def traits(self, space: Space) -> Traits | None:
-        return Traits.of_place(space)
+    def block_key(self, space: Space) -> BlockKey | None:
+        return BlockKey.of_place(space)
 
 
 @pytest.mark.usefixtures("tiny")

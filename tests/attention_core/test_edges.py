@@ -1,4 +1,4 @@
-"""The `edges` backend against PyG's layers, finite differences and the straight sum over pairs."""
+"""The `edges` backend against PyG's layers, finite differences and the explicit sum over pairs."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_gatv2_conv(features: int | None, dtype: torch.dtype) -> None:
     same(out[0].transpose(0, 1).flatten(1), expected, learned, dtype == torch.float64)
 
 
-# -- the straight sum over pairs -------------------------------------------------------------------
+# -- the explicit sum over pairs -------------------------------------------------------------------
 
 
 class Product(Score):
@@ -152,7 +152,9 @@ SCORES: dict[str, Any] = {
 }
 
 
-def straight(q: Tensor, k: Tensor, v: Tensor, csr: CSR, **options: Any) -> tuple[Tensor, Tensor]:
+def explicit_sum(
+    q: Tensor, k: Tensor, v: Tensor, csr: CSR, **options: Any
+) -> tuple[Tensor, Tensor]:
     """Each query of each head on its own, by autograd."""
     score, bias, sink = (options.get(name) for name in ("score", "bias", "sink"))
     scale, cap, p = (options.get(n, d) for n, d in (("scale", 1.0), ("softcap", None),
@@ -231,7 +233,7 @@ def test_any_graph_with_any_options(
     inputs["score"] = score = SCORES[kind]()
     learned = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
     learned += [] if score is None else list(score.parameters())
-    found, expected = edge_attention(**inputs), straight(**inputs)
+    found, expected = edge_attention(**inputs), explicit_sum(**inputs)
     goals = [torch.randn(x.shape, dtype=torch.float64) for x in found]
     of = []
     for result in (found, expected):

@@ -108,12 +108,12 @@ def test_the_span_of_a_mask_is_as_far_as_it_reaches(mask: Any) -> None:
     pairs = attended.job.pairs()
     allowed = attended.job.allowed(pairs).expand(1, 1, length, length)[0, 0]
     far = (place[:, None] - place).abs()[allowed].max()
-    assert mask.span == far
+    assert mask.lookback == far
 
 
 def test_masks_that_reach_anywhere_say_so() -> None:
     for mask in (Causal(), ~Neighborhood(3), Causal() | Neighborhood(3)):
-        assert mask.span == float("inf")
+        assert mask.lookback == float("inf")
 
 
 def test_a_cache_with_left_padding_equals_each_text_alone() -> None:

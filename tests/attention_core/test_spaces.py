@@ -156,10 +156,10 @@ def test_edges_with_one_loop_at_each_node() -> None:
 def test_other_features_of_the_same_edges() -> None:
     """They share how the edges are sorted, and not what was computed from features."""
     edges = EdgeList(torch.tensor([[2, 1], [0, 1]]), 3, torch.arange(2))
-    edges.once("attr", lambda: edges.attr)
+    edges.memo("attr", lambda: edges.attr)
     other = edges.with_attr(torch.ones(2))
     assert other.csr is edges.csr and edges.attr.tolist() == [0, 1]
-    assert other.once("attr", lambda: other.attr).tolist() == [1, 1]
+    assert other.memo("attr", lambda: other.attr).tolist() == [1, 1]
 
 
 def test_place_puts_special_tokens_first_in_each_sample() -> None:

@@ -36,8 +36,8 @@ from attention_core import (
     Window,
     attend,
 )
-from tests.conformance import straight
-from tests.conformance.straight import Claim, Row, Scored, Token, World
+from tests.conformance import oracle
+from tests.conformance.oracle import Claim, Row, Scored, Token, World
 
 BACKENDS = ["reference", "dense", "blocks", "edges"]
 
@@ -329,7 +329,7 @@ class Masked:
         return self.name
 
 
-NO_MASK = Masked("none", None, straight.everything())
+NO_MASK = Masked("none", None, oracle.everything())
 
 
 def single_masks(place: Place) -> dict[str, Masked]:
@@ -340,55 +340,55 @@ def single_masks(place: Place) -> dict[str, Masked]:
     each = full[:1, :, :, :1].clone()
     each[:, 0] = False  # this head may attend to nothing
     found: dict[str, tuple[Mask, Claim]] = {
-        "dense": (DenseMask(flat), straight.given(flat)),
-        "dense-heads": (DenseMask(each), straight.given(each)),
-        "dense-full": (DenseMask(full), straight.given(full)),
+        "dense": (DenseMask(flat), oracle.given(flat)),
+        "dense-heads": (DenseMask(each), oracle.given(each)),
+        "dense-full": (DenseMask(full), oracle.given(full)),
     }
     if kind in ("sequence", "grid"):
         radii, sizes = (1, 0, 2)[:axes], (2, 1, 3)[:axes]
         spot = (1, 0, 1)[:axes] if axes > 1 else 1
         found |= {
-            "causal": (Causal(), straight.causal()),
-            "near": (Neighborhood(1), straight.near(1)),
-            "near-axes": (Neighborhood(radii), straight.near(radii)),
-            "window": (Window(2), straight.window(2)),
-            "window-shift": (Window(sizes, shift=1), straight.window(sizes, 1)),
-            "dilated": (Dilated(2), straight.dilated(2)),
-            "global": (GlobalTokens(spot), straight.global_tokens(spot)),
+            "causal": (Causal(), oracle.causal()),
+            "near": (Neighborhood(1), oracle.near(1)),
+            "near-axes": (Neighborhood(radii), oracle.near(radii)),
+            "window": (Window(2), oracle.window(2)),
+            "window-shift": (Window(sizes, shift=1), oracle.window(sizes, 1)),
+            "dilated": (Dilated(2), oracle.dilated(2)),
+            "global": (GlobalTokens(spot), oracle.global_tokens(spot)),
         }
     if kind == "sequence":
         lengths = [2, 0, 3, 1]
         found |= {
-            "prefix": (PrefixLM(2), straight.prefix(2)),
-            "global-two": (GlobalTokens(0, 4), straight.global_tokens(0, 4)),
+            "prefix": (PrefixLM(2), oracle.prefix(2)),
+            "global-two": (GlobalTokens(0, 4), oracle.global_tokens(0, 4)),
         }
         samples = max(place.spaces[0].num_samples, shape[0])
         of_sample = torch.tensor(lengths[:samples])
-        # the straight tokens number samples within a row only
-        each = _prefix_of_row if place.spaces[0].segments is None else straight.prefix
+        # the tokens of the oracle number samples within a row only
+        each = _prefix_of_row if place.spaces[0].segments is None else oracle.prefix
         found["prefix-each"] = (PrefixLM(of_sample), each(lengths))
     if kind == "graph":
         found |= {
-            "edges": (Edges(), straight.edges()),
-            "near-0": (Neighborhood(0), straight.near(0)),
-            "near-1": (Neighborhood(1), straight.near(1)),
-            "near-2": (Neighborhood(2), straight.near(2)),
-            "global": (GlobalTokens(0, 5), straight.global_tokens(0, 5)),
+            "edges": (Edges(), oracle.edges()),
+            "near-0": (Neighborhood(0), oracle.near(0)),
+            "near-1": (Neighborhood(1), oracle.near(1)),
+            "near-2": (Neighborhood(2), oracle.near(2)),
+            "global": (GlobalTokens(0, 5), oracle.global_tokens(0, 5)),
         }
     if kind == "bipartite":
-        found["edges"] = Edges(), straight.edges()
+        found["edges"] = Edges(), oracle.edges()
     if kind == "points":
         radii_f = (1.5, 0.5, 1.0)[:axes]
         found |= {
-            "near": (Neighborhood(1.3), straight.near(1.3)),
-            "window": (Window(2, shift=1), straight.window(2, 1)),
-            "near-axes": (Neighborhood(radii_f), straight.near(radii_f)),
+            "near": (Neighborhood(1.3), oracle.near(1.3)),
+            "window": (Window(2, shift=1), oracle.window(2, 1)),
+            "near-axes": (Neighborhood(radii_f), oracle.near(radii_f)),
         }
     return {name: Masked(name, *parts) for name, parts in found.items()}
 
 
 def _prefix_of_row(lengths: list[int]) -> Claim:
-    return straight.claim(
+    return oracle.claim(
         lambda pair: pair.key.place[0] < lengths[pair.batch] or pair.key.place <= pair.query.place
     )
 
@@ -435,26 +435,26 @@ class Biased:
         return [] if self.bias is None else list(self.bias.parameters())
 
 
-def _table(bias: RelativeTable, bucket: Callable[[straight.Pair], int]) -> tuple[Bias, Scored]:
-    return bias, straight.by_table(bias.table, bucket, bias.special_table)
+def _table(bias: RelativeTable, bucket: Callable[[oracle.Pair], int]) -> tuple[Bias, Scored]:
+    return bias, oracle.by_table(bias.table, bucket, bias.special_table)
 
 
 def _continuous(axes: int) -> tuple[Bias, Scored]:
     extent = (3.0, 2.0, 1.0)[:axes]
     bias = ContinuousBias(HEADS, extent, hidden=5).double()
     first, last = bias.mlp[0], bias.mlp[2]
-    return bias, straight.continuous(first.weight, first.bias, last.weight, extent)
+    return bias, oracle.continuous(first.weight, first.bias, last.weight, extent)
 
 
 def _written(*shape: int) -> tuple[Bias, Scored]:
     table = nn.Parameter(torch.randn(*shape, dtype=torch.float64))
-    return DenseBias(table), straight.written(table)
+    return DenseBias(table), oracle.written(table)
 
 
 def _edge_types(place: Place) -> tuple[Bias, Scored]:
     bias = EdgeBias(HEADS, types=3).double()
     types = features(place.world.edges).tolist()
-    return bias, straight.of_edge(lambda edge: bias.table[types[edge]])
+    return bias, oracle.of_edge(lambda edge: bias.table[types[edge]])
 
 
 def biases_of(name: str) -> dict[str, Biased]:
@@ -464,31 +464,29 @@ def biases_of(name: str) -> dict[str, Biased]:
     with torch.random.fork_rng():
         torch.manual_seed(11)
         found: dict[str, tuple[Bias | None, Scored]] = {
-            "none": (None, straight.nothing()),
+            "none": (None, oracle.nothing()),
             "dense": _written(*shape[2:]),
             "dense-heads": _written(1, HEADS, *shape[2:]),
             "dense-row": _written(shape[0], 1, 1, shape[3]),
         }
         if kind not in ("nowhere", "bipartite"):
-            found["alibi"] = (ALiBi(HEADS), straight.alibi(HEADS))
+            found["alibi"] = (ALiBi(HEADS), oracle.alibi(HEADS))
         if kind == "sequence":
             for special in (False, True):
                 found["t5+special" if special else "t5"] = _table(
                     RelativeTable.t5(HEADS, 6, 4, special=special).double(),
-                    straight.t5_of(6, 4, True),
+                    oracle.t5_of(6, 4, True),
                 )
             found["t5-oneway"] = _table(
                 RelativeTable.t5(HEADS, 4, 5, bidirectional=False).double(),
-                straight.t5_of(4, 5, False),
+                oracle.t5_of(4, 5, False),
             )
         if kind in ("sequence", "grid"):
             sizes = (3, 2, 2)[:axes]
-            found["swin"] = _table(
-                RelativeTable.swin(HEADS, sizes).double(), straight.swin_of(sizes)
-            )
+            found["swin"] = _table(RelativeTable.swin(HEADS, sizes).double(), oracle.swin_of(sizes))
         if kind in ("sequence", "grid", "graph"):
             found["hops"] = _table(
-                RelativeTable.hops(HEADS, 2, special=True).double(), straight.hops_of(2)
+                RelativeTable.hops(HEADS, 2, special=True).double(), oracle.hops_of(2)
             )
         if kind in ("sequence", "grid", "points"):
             found["continuous"] = _continuous(axes)
@@ -499,10 +497,10 @@ def biases_of(name: str) -> dict[str, Biased]:
         else:
             first, second = found["dense-heads"], found.get("continuous", found["dense"])
         assert first[0] is not None and second[0] is not None
-        found["sum"] = (first[0] + second[0], straight.added(first[1], second[1]))
+        found["sum"] = (first[0] + second[0], oracle.added(first[1], second[1]))
         if kind not in ("nowhere", "bipartite"):
             alibi = found["alibi"]
-            found["sum-alibi"] = (first[0] + alibi[0], straight.added(first[1], alibi[1]))
+            found["sum-alibi"] = (first[0] + alibi[0], oracle.added(first[1], alibi[1]))
     return {name: Biased(name, *parts) for name, parts in found.items()}
 
 
@@ -566,14 +564,12 @@ def attend_with_gradients(
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 
 
-def straight_with_gradients(
+def oracle_with_gradients(
     place: Place, mask: Masked, biased: Biased, **options: Any
 ) -> list[Tensor]:
-    """The same from the straight computation."""
+    """The same from the oracle."""
     q, k, v = tensors(place)
-    out, weights, lse = straight.attention(
-        place.world, mask.claim, biased.scored, q, k, v, **options
-    )
+    out, weights, lse = oracle.attention(place.world, mask.claim, biased.scored, q, k, v, **options)
     learned = [options[name] for name in LEARNED if name in options]
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core import Additive, Encoder, MultiheadAttention, Sequence, attend
-from tests.conformance import straight
+from tests.conformance import oracle
 from tests.conformance.cases import (
     BACKENDS,
     HEADS,
@@ -49,7 +49,7 @@ def _prove(
     place: str, which: int, mask: Masked, biased: Biased, backend: str, value: float
 ) -> None:
     where = PLACES[place]
-    truth = straight.truth(where.world, mask.claim, HEADS)
+    truth = oracle.truth(where.world, mask.claim, HEADS)
     inputs = tensors(where)
     token = inputs[which].shape[2] - 2 if inputs[which].shape[2] > 1 else 0
     spoilt = _spoilt(inputs, which, token, value)
@@ -123,7 +123,7 @@ def test_scores_and_features_of_edges(backend: str) -> None:
     """An additive score and edge features beside a value that is not finite."""
     where = PLACES["graph"]
     mask = masks_of("graph")["edges"]
-    truth = straight.truth(where.world, mask.claim, HEADS)
+    truth = oracle.truth(where.world, mask.claim, HEADS)
     spoilt = _spoilt(tensors(where), 2, 0, NAN)
     score = Additive(HEADS, 4, edge=True).double()
     out = attend(*spoilt, space=where.space, mask=mask.mask, score=score, backend=backend,

@@ -27,7 +27,7 @@ from attention_core import (
     attend,
     plan,
 )
-from tests.conformance import straight
+from tests.conformance import oracle
 from tests.conformance.cases import (
     BACKENDS,
     NO_MASK,
@@ -59,7 +59,7 @@ def attended_at(place: str, mask: Masked, backend: str) -> Tensor:
 
 
 def truth(place: str, mask: Masked) -> Tensor:
-    return straight.truth(PLACES[place].world, mask.claim, PLACES[place].shape[1])
+    return oracle.truth(PLACES[place].world, mask.claim, PLACES[place].shape[1])
 
 
 # -- rule 1: True means "may attend" -------------------------------------------------------------
@@ -162,7 +162,7 @@ drawn = settings(derandomize=True, deadline=None, max_examples=60, database=None
 @drawn
 @given(data=st.data(), place=st.sampled_from(list(PLACES)))
 def test_every_expression_means_what_it_says(data: st.DataObject, place: str) -> None:
-    """No combination is dropped: drawn trees against the straight computation's truth."""
+    """No combination is dropped: drawn trees against the oracle's truth."""
     mask = data.draw(expressions(place))
     expected = truth(place, mask)
     for backend in BACKENDS:
@@ -340,7 +340,7 @@ def test_a_radius_beyond_the_extent_is_no_mask(place: str, backend: str) -> None
     biased = biases_of(place)["dense-heads"]
     expected = attend_with_gradients(backend, PLACES[place], none, biased)
     for radius in FAR[PLACES[place].kind]:
-        far = Masked(f"near {radius}", Neighborhood(radius), straight.near(radius))
+        far = Masked(f"near {radius}", Neighborhood(radius), oracle.near(radius))
         actual = attend_with_gradients(backend, PLACES[place], far, biased)
         for got, wanted in zip(actual, expected, strict=True):
             torch.testing.assert_close(got, wanted, **exact)
@@ -352,7 +352,7 @@ def test_a_radius_of_just_the_extent_costs_no_mask(place: str) -> None:
     places = PLACES[place]
     queries, keys = places.world.queries[0], places.world.keys[0]
     extent = max(
-        straight.Pair(places.world, 0, 0, i, j).distance
+        oracle.Pair(places.world, 0, 0, i, j).distance
         for i, j in product(range(len(queries)), range(len(keys)))
     )
     for radius, tensor in ((extent, False), (extent - 1, True)):

@@ -18,7 +18,7 @@ from tests.conformance.cases import (
     edge_features,
     gradients,
     masks_of,
-    straight_with_gradients,
+    oracle_with_gradients,
     tensors,
 )
 
@@ -33,7 +33,7 @@ def test_they_are_the_weights_of_all_pairs(place: str) -> None:
     q, k, v = tensors(where)
     for masked in masks_of(place).values():
         biased = biases["sum"]
-        out, expected, *_ = straight_with_gradients(where, masked, biased)
+        out, expected, *_ = oracle_with_gradients(where, masked, biased)
         for backend in BACKENDS:
             found, weights = attend(
                 q, k, v, space=where.space, mask=masked.mask, bias=biased.bias, backend=backend,

@@ -24,7 +24,7 @@ from attention_core import (
 )
 from attention_core.layers.attention import QKNorm
 from attention_core.layers.residual import Norm, make_norm
-from tests.conformance import straight
+from tests.conformance import oracle
 from tests.conformance.cases import (
     BACKENDS,
     HEADS,
@@ -54,7 +54,7 @@ def test_gradcheck(place: str, mask: str, bias: str, backend: str) -> None:
     """Output and log-sum-exp, against finite differences; queries without keys included."""
     where, masked, biased = PLACES[place], masks_of(place)[mask], biases_of(place)[bias]
     sink = torch.randn(HEADS, dtype=torch.float64, requires_grad=True)
-    finite = straight.truth(where.world, masked.claim, HEADS).any(-1)
+    finite = oracle.truth(where.world, masked.claim, HEADS).any(-1)
     inputs = (*tensors(where), sink, *biased.parameters)
 
     def function(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, *_: Tensor) -> Any:
@@ -255,10 +255,10 @@ def test_angles_are_the_same_under_autocast(axes: int, dtype: torch.dtype) -> No
 def test_angles_from_first_principles(axes: int) -> None:
     """coordinate · 10000^(-2i/d) for each axis, to float32's precision; special tokens have 0."""
     space = Sequence(5, start=3, special=1) if axes == 1 else Grid(2, 3, special=1)
-    places = straight_places = [(i,) for i in range(3, 8)]
+    places = places_inside = [(i,) for i in range(3, 8)]
     if axes == 2:
-        straight_places = [(i, j) for i in range(2) for j in range(3)]
-    places = [(0,) * axes, *straight_places]
+        places_inside = [(i, j) for i in range(2) for j in range(3)]
+    places = [(0,) * axes, *places_inside]
     d = 8 // axes
     expected = [
         [place[a] * 10_000 ** (-2 * i / d) for a in range(axes) for i in range(d // 2)]
@@ -269,7 +269,7 @@ def test_angles_from_first_principles(axes: int) -> None:
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 8, 12, 20])
 def test_slopes_from_first_principles(heads: int) -> None:
-    assert ALiBi(heads).slopes.tolist() == torch.tensor(straight.alibi_slopes(heads)).tolist()
+    assert ALiBi(heads).slopes.tolist() == torch.tensor(oracle.alibi_slopes(heads)).tolist()
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -286,8 +286,7 @@ def test_t5_buckets_from_first_principles(buckets: int, max_distance: int, both:
     space = (Sequence(1, start=length), Sequence(2 * length))
     found = bias(Pairs.all(space))[0, 0, 0].long().tolist()
     expected = [
-        straight.t5_bucket(place - length, buckets, max_distance, both)
-        for place in range(2 * length)
+        oracle.t5_bucket(place - length, buckets, max_distance, both) for place in range(2 * length)
     ]
     differ = [i for i in range(2 * length) if found[i] != expected[i]]
     assert all(

@@ -21,7 +21,7 @@ from attention_core import (
     Sequence,
     attend,
 )
-from tests.conformance import straight
+from tests.conformance import oracle
 from tests.conformance.cases import (
     BACKENDS,
     DIM,
@@ -35,13 +35,13 @@ from tests.conformance.cases import (
     edge_features,
     gradients,
     masks_of,
-    straight_with_gradients,
+    oracle_with_gradients,
     tensors,
 )
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
-# -- every option against the straight computation ------------------------------------------------
+# -- every option against the oracle ------------------------------------------------
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "scale": {"scale": 0.8},
@@ -64,18 +64,18 @@ def options(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("place", SOME)
-def test_options_equal_the_straight_computation(place: str, name: str) -> None:
+def test_options_equal_the_oracle(place: str, name: str) -> None:
     """Values, and the gradients of q, k, v, the bias and the sink."""
     masks, biases = masks_of(place), biases_of(place)
     for mask, bias in (("dense-full", "dense-heads"), (list(masks)[-1], "sum")):
         where, chosen = PLACES[place], options(name)
-        expected = straight_with_gradients(where, masks[mask], biases[bias], **chosen)
+        expected = oracle_with_gradients(where, masks[mask], biases[bias], **chosen)
         for backend in can("softcap") if "softcap" in name else BACKENDS:
             actual = attend_with_gradients(backend, where, masks[mask], biases[bias], **chosen)
             assert_same(actual, expected, f"{backend}, {mask}, {bias}", **EXACT)
 
 
-def _straight_score(score: Score) -> straight.Score:
+def _straight_score(score: Score) -> oracle.Score:
     def additive(query: Tensor, keys: Tensor, edges: Tensor, head: int) -> Tensor:
         of_query = sum(query[d] * score.query[head, d] for d in range(DIM))
         s = of_query + keys @ score.key[head]
@@ -117,7 +117,7 @@ def test_additive_scores(place: str, kind: type[Score], backend: str) -> None:
     where = PLACES[place]
     q, k, v = tensors(where)
     learned = [q, k, v, *score.parameters(), *biased.parameters]
-    expected, weights, lse = straight.attention(
+    expected, weights, lse = oracle.attention(
         where.world, mask.claim, biased.scored, q, k, v, score=_straight_score(score)
     )
     found = attend(
@@ -140,14 +140,14 @@ def test_scores_with_edge_features(place: str, score: Callable[[], Score], backe
     masks = masks_of(place)
     for mask in (masks["edges"], list(masks.values())[-1]):
         both = edge_features(where)
-        expected = straight_with_gradients(where, mask, biased, score=_straight_score(made), **both)
+        expected = oracle_with_gradients(where, mask, biased, score=_straight_score(made), **both)
         found = attend_with_gradients(backend, where, mask, biased, score=made, **both)
         assert_same(found, expected, f"{backend}, {mask}", **EXACT)
         q, k, v = tensors(where)
         learned, of = list(made.parameters()), []
         for out in (
             attend(q, k, v, space=where.space, mask=mask.mask, score=made, backend=backend, **both),
-            straight.attention(where.world, mask.claim, biased.scored, q, k, v,
+            oracle.attention(where.world, mask.claim, biased.scored, q, k, v,
                                score=_straight_score(made), **both)[0],
         ):  # fmt: skip
             of.append(gradients(out, learned))
@@ -304,7 +304,7 @@ def test_a_masked_key_changes_nothing(place: str, dtype: torch.dtype, backend: s
     where = PLACES[place]
     biased = list(biases_of(place).values())[-2]
     for mask in list(masks_of(place).values())[::3]:
-        seen = straight.truth(where.world, mask.claim, HEADS)
+        seen = oracle.truth(where.world, mask.claim, HEADS)
         seen = seen.unflatten(1, (-1, HEADS // 2)).any(2).any(-2)  # (B, Hkv, Lk)
         found = []
         for garbage in (0.0, 1e4, -3e3):
@@ -331,7 +331,7 @@ def test_what_one_query_may_not_see_does_not_change_its_row(place: str, backend:
     where = PLACES[place]
     biased = biases_of(place)["hops"]
     for mask in masks_of(place).values():
-        seen = straight.truth(where.world, mask.claim, HEADS)
+        seen = oracle.truth(where.world, mask.claim, HEADS)
         q, k, v = tensors(where)
         before = attend(q, k, v, space=where.space, mask=mask.mask, bias=biased.bias,
                         backend=backend)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every backend against the straight computation: rule 3 (masks) and rule 13 (gradients).
+"""Every backend against the oracle: rule 3 (masks) and rule 13 (gradients).
 
 Every mask and every bias in every space (quick), or every mask with every bias (slow): output,
 weights, log-sum-exp, and the gradients of queries, keys, values and of every parameter of the bias.
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attention_core import EdgeBias, Edges, Graph, Neighborhood, attend
-from tests.conformance import straight
+from tests.conformance import oracle
 from tests.conformance.cases import (
     BACKENDS,
     EDGE_PLACES,
@@ -29,7 +29,7 @@ from tests.conformance.cases import (
     edge_features,
     gradients,
     masks_of,
-    straight_with_gradients,
+    oracle_with_gradients,
     tensors,
 )
 
@@ -49,7 +49,7 @@ def _claims(place: str) -> list[tuple[str, str]]:
 
 def _prove(place: str, mask: str, bias: str) -> None:
     where, masked, biased = PLACES[place], masks_of(place)[mask], _biases(place)[bias]
-    expected = straight_with_gradients(where, masked, biased)
+    expected = oracle_with_gradients(where, masked, biased)
     for backend in BACKENDS:
         actual = attend_with_gradients(backend, where, masked, biased)
         assert_same(actual, expected, f"{backend}, bias {bias}", rtol=1e-9, atol=1e-9)
@@ -59,7 +59,7 @@ def _prove(place: str, mask: str, bias: str) -> None:
 @pytest.mark.parametrize(
     ("place", "mask", "bias"), [(p, *claim) for p in PLACES for claim in _claims(p)]
 )
-def test_backends_equal_the_straight_computation(place: str, mask: str, bias: str) -> None:
+def test_backends_equal_the_oracle(place: str, mask: str, bias: str) -> None:
     _prove(place, mask, bias)
 
 
@@ -77,10 +77,10 @@ def test_features_of_edges(backend: str) -> None:
     attr = torch.randn(len(ONE_GRAPH), 2, dtype=torch.float64)
     space = Graph(torch.tensor(ONE_GRAPH).T, 7, edge_attr=attr)
     bias = EdgeBias(HEADS, features=2).double()
-    biased = Biased("edge-features", bias, straight.of_edge(lambda e: attr[e] @ bias.table))
+    biased = Biased("edge-features", bias, oracle.of_edge(lambda e: attr[e] @ bias.table))
     place = Place("graph", space, where.world)
     for mask in masks_of("graph").values():
-        expected = straight_with_gradients(place, mask, biased)
+        expected = oracle_with_gradients(place, mask, biased)
         actual = attend_with_gradients(backend, place, mask, biased)
         assert_same(actual, expected, f"{mask}", rtol=1e-9, atol=1e-9)
 
@@ -96,7 +96,7 @@ def test_edge_features_in_keys_and_values(place: str, mask: str) -> None:
         ("edge-types", {"edge_key": both["edge_key"], "softcap": 0.7}),
         ("sum", {"edge_value": both["edge_value"], "sink": sink, "scale": 0.8}),
     ):
-        expected = straight_with_gradients(where, masked, biases[bias], **options)
+        expected = oracle_with_gradients(where, masked, biases[bias], **options)
         for backend in can("edge features"):
             actual = attend_with_gradients(backend, where, masked, biases[bias], **options)
             assert_same(actual, expected, f"{backend}, {list(options)}", rtol=1e-9, atol=1e-9)

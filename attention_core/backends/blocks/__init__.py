@@ -15,11 +15,11 @@ from torch import Tensor
 
 from attention_core.backends import dense, edges, reference
 from attention_core.backends.blocks.chunks import Blocks
-from attention_core.backends.blocks.groups import Group, Patterns, group, patterns, traits_of
+from attention_core.backends.blocks.groups import Group, Patterns, block_key_of, group, patterns
 from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
-from attention_core.backends.costs import Rate, looking
+from attention_core.backends.costs import Rate, mask_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
@@ -48,7 +48,7 @@ class Prepared:
         local: whether the mask allows what is near.
         groups: blocks by shape.
         runs: the queries and the keys of each group in runs of neighbors, and how many are in one.
-        covers: whether every query is in a block.
+        covers_all_queries: whether every query is in a block.
         parts: whether every key is in exactly one.
     """
 
@@ -72,8 +72,8 @@ class Prepared:
         if len(queries) and len(keys):
             self.groups = group(queries, keys, reached(job, queries, keys))
         placed = sum(int((group.queries >= 0).sum()) for group in self.groups)
-        self.covers = placed == self.rows * query.length
-        self.parts = _in_one_block(self.groups, self.rows * key.length)
+        self.covers_all_queries = placed == self.rows * query.length
+        self.keys_disjoint = _in_one_block(self.groups, self.rows * key.length)
         self.runs = [
             (_runs(group.queries, query.length), _runs(group.keys, key.length))
             for group in self.groups
@@ -84,17 +84,17 @@ class Prepared:
     def differ(self) -> bool:
         """Whether mask or bias have to be asked about every block, as they depend on anything."""
         terms = [term for term in (self.job.mask, self.job.bias) if term is not None]
-        return any(term.traits(space) is None for term in terms for space in self.job.spaces)
+        return any(term.block_key(space) is None for term in terms for space in self.job.spaces)
 
     @lasting
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
         """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
         spaces = self.job.spaces
-        by_bias = bias is not None and any(bias.traits(space) is None for space in spaces)
+        by_bias = bias is not None and any(bias.block_key(space) is None for space in spaces)
         key = (number, bias is None, by_bias)  # what is known of biases is always their places
         if key not in self._patterns:
-            traits = [None if by_bias else traits_of(s, self.job.mask, bias) for s in spaces]
-            self._patterns[key] = patterns(self.job, self.groups[number], self.rows, traits)
+            keys = [None if by_bias else block_key_of(s, self.job.mask, bias) for s in spaces]
+            self._patterns[key] = patterns(self.job, self.groups[number], self.rows, keys)
         return self._patterns[key]
 
     def blocks(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
@@ -103,7 +103,7 @@ class Prepared:
 
     def _blocks(self, number: int, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> Blocks:
         group, found = self.groups[number], self.patterns(number, bias)
-        added = silent = None
+        added = empty_rows = None
         if bias is not None:
             full = (*found.pairs.query.shape[:3], found.pairs.key.shape[-1])
             scores = bias(found.pairs).to(dtype)
@@ -117,7 +117,7 @@ class Prepared:
             empty = added.detach().amax(-1) == -torch.inf
             # A compiled program cannot look, so it takes it that there may be some
             if torch.compiler.is_compiling() or bool(empty.any()):
-                added, silent = added.masked_fill(empty[..., None], 0), empty
+                added, empty_rows = added.masked_fill(empty[..., None], 0), empty
         (queries, query_run), (keys, key_run) = self.runs[number]
         query, key = self.job.spaces
         return Blocks(
@@ -127,7 +127,7 @@ class Prepared:
             key_run,
             found.of_block,
             added,
-            silent,
+            empty_rows,
         )
 
     def _rows(self, runs: Tensor, length: int, heads: int) -> Tensor:
@@ -161,7 +161,7 @@ def _in_one_block(groups: list[Group], keys: int) -> bool:
     return bool((found >= 0).all()) and len(found.unique()) == keys
 
 
-_OPTIONAL = ("added", "silent", "pattern")
+_OPTIONAL = ("added", "empty_rows", "pattern")
 
 
 def _given(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def _runs(tokens: Tensor, length: int) -> tuple[Tensor, int]:
     return tokens, 1
 
 
-def lacks(job: Job) -> str | None:
+def unsupported(job: Job) -> str | None:
     if job.score is not None:
         return f"blocks compute dot products, no {type(job.score).__name__} score"
     if job.edge_features:
@@ -210,7 +210,7 @@ def cost(job: Job) -> float:
         return least  # which is refused when pairs are computed all together
     if job.mask is not None and isinstance(job.spaces[1], Graph):
         least += _SEARCH * job.count_bound  # a graph is searched edge by edge
-    others = (other.cost(job) for other in (dense, edges) if not other.lacks(job))
+    others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
     if least > min(others, default=math.inf):
         return least  # finding the blocks would take longer than it could ever save
     prepared = _found(job)
@@ -223,7 +223,7 @@ def cost(job: Job) -> float:
         + _GROUP * len(prepared.groups)
         + _LIST * keys
         + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
-        + looking(job, alike * pairs)
+        + mask_cost(job, alike * pairs)
     )
 
 
@@ -239,7 +239,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
-        blocks = plan.once(
+        blocks = plan.memo(
             ("blocks", bias, kv_heads, dtype), lambda: prepared.blocks(bias, kv_heads, dtype)
         )
         output, lse = block_attention(
@@ -255,11 +255,11 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             options.softcap,
             options.dropout_p,
             options.lse,
-            prepared.covers,
-            prepared.parts,
+            prepared.covers_all_queries,
+            prepared.keys_disjoint,
         )
         weights = None
         if options.weights:
-            explicit = plan.once("explicit", lambda: reference.prepare(job))
+            explicit = plan.memo("explicit", lambda: reference.prepare(job))
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output.to(q.dtype), weights, lse)

@@ -33,7 +33,7 @@ class Blocks:
         query_run, key_run: tokens of a run.
         pattern: (N,) or (samples · N,) which of `added` is a block's own; None: the only one.
         added: (P, H or 1, Q, M) added to the scores, -inf on what is forbidden; None: nothing.
-        silent: (P, H or 1, Q) queries that may attend to nothing; None: there are none.
+        empty_rows: (P, H or 1, Q) queries that may attend to nothing; None: there are none.
     """
 
     queries: Tensor
@@ -42,7 +42,7 @@ class Blocks:
     key_run: int
     pattern: Tensor | None
     added: Tensor | None
-    silent: Tensor | None
+    empty_rows: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,11 @@ class Work:
 
     def silence(self, chunk: Chunk, values: Tensor, fill: float = 0.0) -> Tensor:
         """`values` (C, G·Q, ...) with `fill` in the rows that may attend to nothing."""
-        if self.blocks.silent is None:
+        if self.blocks.empty_rows is None:
             return values
-        silent = self.of_pattern(chunk, self.blocks.silent)
-        silent = silent.expand(len(values), self.groups, self.size).flatten(1)
-        return values.masked_fill_(silent.view(*silent.shape, *(1,) * (values.ndim - 2)), fill)
+        empty = self.of_pattern(chunk, self.blocks.empty_rows)
+        empty = empty.expand(len(values), self.groups, self.size).flatten(1)
+        return values.masked_fill_(empty.view(*empty.shape, *(1,) * (values.ndim - 2)), fill)
 
     def left_by(self, sink: Tensor, chunk: Chunk, lse: Tensor) -> Tensor:
         """What the sink leaves to the keys, for lse (C, G·Q)."""

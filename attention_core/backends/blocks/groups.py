@@ -11,7 +11,7 @@ from attention_core.backends.blocks.search import Reached
 from attention_core.biases import Bias
 from attention_core.job import Job
 from attention_core.masks import Mask
-from attention_core.spaces import Graph, Pairs, Space, Tiles, Traits
+from attention_core.spaces import BlockKey, Graph, Pairs, Space, Tiles
 from attention_core.spaces.tiles import per_token
 
 #: So many shapes of blocks are kept as they are; more are rounded up to fewer.
@@ -104,22 +104,22 @@ class Patterns:
     allowed: Tensor | None
 
 
-def patterns(job: Job, group: Group, rows: int, traits: list[Traits | None]) -> Patterns:
+def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None]) -> Patterns:
     """Finds the blocks of a group that are arranged alike.
 
     Args:
         rows: rows of tokens; a batch shares one row where its samples have the same places.
-        traits: of the queries and of the keys; None where they are not known.
+        block_keys: of the queries and of the keys; None where they are not known.
     """
     count = len(group.queries)
     samples = job.batch if rows == 1 else 1
     of_block: Tensor | None
-    if traits[0] is None or traits[1] is None:
+    if block_keys[0] is None or block_keys[1] is None:
         blocks = torch.arange(count, device=job.device).repeat(samples)
         sample = torch.arange(samples, device=job.device).repeat_interleave(count)
         of_block = torch.arange(count * samples, device=job.device) if count * samples > 1 else None
     else:
-        blocks, of_block = _alike(_arrangement(group, (traits[0], traits[1]), rows))
+        blocks, of_block = _alike(_arrangement(group, (block_keys[0], block_keys[1]), rows))
         sample = torch.zeros_like(blocks)
     queries, keys = group.queries[blocks], group.keys[blocks]
     row = sample if rows == 1 else queries[:, 0] // job.spaces[0].length
@@ -160,16 +160,16 @@ def _allowed(job: Job, pairs: Pairs, queries: Tensor, keys: Tensor) -> Tensor:
     return allowed if by_mask is None else allowed & by_mask
 
 
-def _arrangement(group: Group, traits: tuple[Traits, Traits], rows: int) -> Tensor:
+def _arrangement(group: Group, block_keys: tuple[BlockKey, BlockKey], rows: int) -> Tensor:
     """Integers (N, ...) that are the same for blocks with the same pairs allowed."""
     parts = []
     origin = group.queries[:, 0]  # never padding
-    for tokens, own in zip((group.queries, group.keys), traits, strict=True):
+    for tokens, own in zip((group.queries, group.keys), block_keys, strict=True):
         padding = tokens < 0
         for values, zero in (
             *(
                 (tensor, query)
-                for tensor, query in zip(own.relative, traits[0].relative, strict=True)
+                for tensor, query in zip(own.relative, block_keys[0].relative, strict=True)
             ),
             *((tensor, None) for tensor in own.absolute),
         ):
@@ -196,11 +196,11 @@ def _alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     return first, of_row
 
 
-def traits_of(space: Space, *terms: Mask | Bias | None) -> Traits | None:
+def block_key_of(space: Space, *terms: Mask | Bias | None) -> BlockKey | None:
     """What of the tokens settles which pairs the mask and the samples allow, and their bias."""
-    own = [term.traits(space) for term in terms if term is not None]
+    own = [term.block_key(space) for term in terms if term is not None]
     if space.segments is not None:
-        own.append(Traits(relative=(space.segments[..., None],)))
+        own.append(BlockKey(relative=(space.segments[..., None],)))
     if space.special is not None:
-        own.append(Traits(absolute=(space.special[..., None],)))
-    return Traits.joined(*own)
+        own.append(BlockKey(absolute=(space.special[..., None],)))
+    return BlockKey.joined(*own)

@@ -37,7 +37,7 @@ def block_attention(
     v: Tensor,
     sink: Tensor | None,
     added: list[Tensor],
-    silent: list[Tensor],
+    empty_rows: list[Tensor],
     patterns: list[Tensor],
     queries: list[Tensor],
     keys: list[Tensor],
@@ -48,8 +48,8 @@ def block_attention(
     softcap: float | None,
     dropout_p: float,
     lse: bool,
-    covers: bool,
-    parts: bool,
+    covers_all_queries: bool,
+    keys_disjoint: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attention of groups of blocks; the lists hold one entry per group, as in `Blocks`.
 
@@ -62,15 +62,15 @@ def block_attention(
         seed: of the dropout, (); on the CPU.
         samples: how many samples share the blocks.
         lse: whether the log-sum-exp is asked for.
-        covers: every query is in a block, so that all rows of the output are written.
-        parts: every key is in exactly one block, so that there is nothing to add up.
+        covers_all_queries: every query is in a block, so that all rows of the output are written.
+        keys_disjoint: every key is in exactly one block, so that there is nothing to add up.
 
     Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
     """
-    groups = _groups(queries, keys, runs, patterns, added, silent)
+    groups = _groups(queries, keys, runs, patterns, added, empty_rows)
     works, memory, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
-    out = rows_like(q, v.shape[-1], spare, covers)
-    all_lse = rows_like(q, 1, spare, covers).fill_(-torch.inf)
+    out = rows_like(q, v.shape[-1], spare, covers_all_queries)
+    all_lse = rows_like(q, 1, spare, covers_all_queries).fill_(-torch.inf)
     q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
     generator = torch.Generator(q.device).manual_seed(int(seed))
     for work in works:
@@ -109,7 +109,7 @@ def block_attention_backward(
     v: Tensor,
     sink: Tensor | None,
     added: list[Tensor],
-    silent: list[Tensor],
+    empty_rows: list[Tensor],
     patterns: list[Tensor],
     queries: list[Tensor],
     keys: list[Tensor],
@@ -119,17 +119,17 @@ def block_attention_backward(
     scale: float,
     softcap: float | None,
     dropout_p: float,
-    covers: bool,
-    parts: bool,
+    covers_all_queries: bool,
+    keys_disjoint: bool,
     learned: list[bool],
 ) -> list[Tensor]:
     """Gradients of q, k, v, of the sink and of each of `added`; empty where there is none."""
-    groups = _groups(queries, keys, runs, patterns, added, silent)
+    groups = _groups(queries, keys, runs, patterns, added, empty_rows)
     works, memory, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
     q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
-    grad_q = rows_like(q, q.shape[-1], spare, covers)
-    start = torch.empty_like if parts else torch.zeros_like
-    collect = put_rows if parts else add_rows
+    grad_q = rows_like(q, q.shape[-1], spare, covers_all_queries)
+    start = torch.empty_like if keys_disjoint else torch.zeros_like
+    collect = put_rows if keys_disjoint else add_rows
     grad_k, grad_v = start(k_rows), start(v_rows)
     grad_sink = q.new_zeros(0) if sink is None else torch.zeros_like(sink)
     grads_added: list[Tensor] = []
@@ -193,8 +193,8 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, sink, added, silent, patterns, queries, keys, runs, seed, *numbers = inputs
-    lists = (added, silent, patterns, queries, keys)
+    q, k, v, sink, added, empty_rows, patterns, queries, keys, runs, seed, *numbers = inputs
+    lists = (added, empty_rows, patterns, queries, keys)
     ctx.save_for_backward(q, k, v, sink, seed, output[1], *(x for own in lists for x in own))
     ctx.counts, ctx.runs, ctx.numbers = len(queries), runs, numbers
     ctx.set_materialize_grads(False)
@@ -203,15 +203,18 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, sink, seed, lse, *rest = ctx.saved_tensors
     count = ctx.counts
-    added, silent, patterns, queries, keys = (rest[n * count : (n + 1) * count] for n in range(5))
-    samples, scale, softcap, dropout_p, _, covers, parts = ctx.numbers
+    added, empty_rows, patterns, queries, keys = (
+        rest[n * count : (n + 1) * count] for n in range(5)
+    )
+    samples, scale, softcap, dropout_p, _, covers_all_queries, keys_disjoint = ctx.numbers
     refuse_batched("blocks", grad_out, grad_lse)
     if grad_out is None:
         grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
     learned = [one.requires_grad for one in added]
     grad_q, grad_k, grad_v, grad_sink, *grads_added = block_attention_backward(
-        grad_out, grad_lse, lse, q, k, v, sink, added, silent, patterns, queries, keys, ctx.runs,
-        seed, samples, scale, softcap, dropout_p, covers, parts, learned,
+        grad_out, grad_lse, lse, q, k, v, sink, added, empty_rows, patterns, queries, keys,
+        ctx.runs, seed, samples, scale, softcap, dropout_p, covers_all_queries, keys_disjoint,
+        learned,
     )  # fmt: skip
     nothing = [None] * count
     return (
@@ -236,9 +239,11 @@ def _remember_all(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[Any, ...]:
     grad_out, grad_lse, q, k, v, sink, seed, *rest = ctx.saved_tensors
     count, learned = ctx.count, ctx.learned
-    added, silent, patterns, queries, keys = (rest[n * count : (n + 1) * count] for n in range(5))
+    added, empty_rows, patterns, queries, keys = (
+        rest[n * count : (n + 1) * count] for n in range(5)
+    )
     samples, scale, softcap, dropout_p, *_ = ctx.numbers
-    groups = _groups(queries, keys, ctx.runs, patterns, added, silent)
+    groups = _groups(queries, keys, ctx.runs, patterns, added, empty_rows)
     works, _, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
     of_outputs = [grad_out] if grad_lse is None else [grad_out, grad_lse]
     of_q, of_k, of_v, of_sink, *of_added = of_gradients

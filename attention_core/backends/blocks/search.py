@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.job import Job
-from attention_core.spaces import Reach, Space, TilePairs, Tiles
+from attention_core.spaces import Space, TilePairs, Tiles, TileStatus
 from attention_core.spaces.pairs import in_segments
 
 _COARSEST = 32
@@ -35,9 +35,9 @@ def reached(job: Job, query: Tiles, key: Tiles) -> Reached:
     while True:
         # What is below a pair of tiles that is allowed altogether is allowed, too
         asked = (~every).nonzero().squeeze(-1)
-        found = _reach(job, TilePairs(query, key, (at[0][asked], at[1][asked])))
-        every = every.index_copy(0, asked, found.every)
-        kept = torch.ones_like(every).index_copy(0, asked, found.some).nonzero().squeeze(-1)
+        found = _tile_status(job, TilePairs(query, key, (at[0][asked], at[1][asked])))
+        every = every.index_copy(0, asked, found.all)
+        kept = torch.ones_like(every).index_copy(0, asked, found.any).nonzero().squeeze(-1)
         at, every = (at[0][kept], at[1][kept]), every[kept]
         if not queries and not keys:
             break
@@ -60,19 +60,19 @@ def _levels(tiles: Tiles) -> list[Tiles]:
     return levels
 
 
-def _reach(job: Job, tiles: TilePairs) -> Reach:
+def _tile_status(job: Job, tiles: TilePairs) -> TileStatus:
     some, every = tiles.answer(True), tiles.answer(True)
     rows = tiles.query.rows
     if rows > 1:
         same = tiles.equal("row", lambda space: _rows(space, rows))
-        some, every = some & same.some, every & same.every
+        some, every = some & same.any, every & same.all
     if in_segments(job.spaces):
         same = tiles.equal("segment", _segments)
-        some, every = some & same.some, every & same.every
+        some, every = some & same.any, every & same.all
     if job.mask is not None:
-        allowed = job.mask.reach_at(tiles)
-        some, every = some & allowed.some, every & allowed.every
-    return Reach(some, every)
+        allowed = job.mask.tile_status_at(tiles)
+        some, every = some & allowed.any, every & allowed.all
+    return TileStatus(some, every)
 
 
 def _rows(space: Space, rows: int) -> Tensor:

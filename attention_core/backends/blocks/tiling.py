@@ -98,11 +98,11 @@ def _cells(space: Space, mask: Mask | None, rows: int) -> list[Tensor]:
         values.append(space.segments[..., None])
     if space.special is not None:
         values.append(~space.special[..., None])  # they come first already
-    traits = None if mask is None else mask.traits(space)
-    if traits is not None:
-        values += traits.absolute
+    block_keys = None if mask is None else mask.block_key(space)
+    if block_keys is not None:
+        values += block_keys.absolute
     if mask is not None:
-        values.append(mask.classes(space))
+        values.append(mask.partition(space))
     for value in values:
         if value is not None:
             columns += per_token(value, rows).long().unbind(-1)

@@ -195,7 +195,7 @@ def _filter(job: Job, pairs: Pairs) -> tuple[Pairs, Tensor | None]:
     return _pairs(job, **{name: index[at] for name, index in indices.items()}), heads
 
 
-def lacks(job: Job) -> str | None:
+def unsupported(job: Job) -> str | None:
     return None
 
 
