@@ -130,7 +130,7 @@ def make_score(
     """
     if score is None or isinstance(score, Score):
         return score
-    if score not in get_args(ScoreName):
+    if not isinstance(score, str) or score not in get_args(ScoreName):
         known = ", ".join(map(repr, get_args(ScoreName)))
         error = ValueError if isinstance(score, str) else TypeError
         raise error(f"score must be one of {known}, a Score or None, got {score!r}")

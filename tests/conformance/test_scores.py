@@ -75,7 +75,7 @@ def test_options_equal_the_oracle(place: str, name: str) -> None:
             assert_same(actual, expected, f"{backend}, {mask}, {bias}", **EXACT)
 
 
-def _straight_score(score: Score) -> oracle.Score:
+def _oracle_score(score: Score) -> oracle.Score:
     def additive(query: Tensor, keys: Tensor, edges: Tensor, head: int) -> Tensor:
         of_query = sum(query[d] * score.query[head, d] for d in range(DIM))
         s = of_query + keys @ score.key[head]
@@ -118,7 +118,7 @@ def test_additive_scores(place: str, kind: type[Score], backend: str) -> None:
     q, k, v = tensors(where)
     learned = [q, k, v, *score.parameters(), *biased.parameters]
     expected, weights, lse = oracle.attention(
-        where.world, mask.claim, biased.scored, q, k, v, score=_straight_score(score)
+        where.world, mask.claim, biased.scored, q, k, v, score=_oracle_score(score)
     )
     found = attend(
         q, k, v, space=where.space, mask=mask.mask, bias=biased.bias, score=score,
@@ -140,7 +140,7 @@ def test_scores_with_edge_features(place: str, score: Callable[[], Score], backe
     masks = masks_of(place)
     for mask in (masks["edges"], list(masks.values())[-1]):
         both = edge_features(where)
-        expected = oracle_with_gradients(where, mask, biased, score=_straight_score(made), **both)
+        expected = oracle_with_gradients(where, mask, biased, score=_oracle_score(made), **both)
         found = attend_with_gradients(backend, where, mask, biased, score=made, **both)
         assert_same(found, expected, f"{backend}, {mask}", **EXACT)
         q, k, v = tensors(where)
@@ -148,7 +148,7 @@ def test_scores_with_edge_features(place: str, score: Callable[[], Score], backe
         for out in (
             attend(q, k, v, space=where.space, mask=mask.mask, score=made, backend=backend, **both),
             oracle.attention(where.world, mask.claim, biased.scored, q, k, v,
-                               score=_straight_score(made), **both)[0],
+                               score=_oracle_score(made), **both)[0],
         ):  # fmt: skip
             of.append(gradients(out, learned))
         assert_same(*of, f"{backend}, {mask}, weights of the score", **EXACT)
