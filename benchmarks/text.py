@@ -70,7 +70,7 @@ def row(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) ->
 
 def token_ids(kind: type[TextData]) -> list[Tensor]:
     """All texts, in BERT's tokens."""
-    data = kind(batch_size=1, vocabulary=30_522, tokenizer=WORDS)
+    data = kind(batch_size=1, vocab_size=30_522, tokenizer=WORDS)
     data.learn(())
     return [torch.tensor(ids) for ids in data.encode([text.text for text in data.rows()])]
 
@@ -85,7 +85,7 @@ def classifiers(positions: int, **small: int) -> tuple[nn.Module, nn.Module]:
         **small,
     )
     theirs = BertForSequenceClassification(config)
-    ours = TextEncoder.from_state_dict(theirs.state_dict(), config=config.to_dict())
+    ours = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict())
     return ours, theirs
 
 
@@ -159,7 +159,7 @@ def decoding(quick: bool) -> Iterator[Row]:
     for name, sizes in {"small GPT-2": small, **({} if quick else {"GPT-2": {}})}.items():
         config = GPT2Config(**sizes, eos_token_id=None, bos_token_id=None, pad_token_id=0)
         theirs = GPT2LMHeadModel(config).eval()
-        ours = TextDecoder.from_state_dict(theirs.state_dict(), config=config.to_dict())
+        ours = TextDecoder.from_pretrained(theirs.state_dict(), config=config.to_dict())
         for lengths in ([16] * 8, [16, 4, 9, 12, 6, 14, 5, 11]):
             same = len(set(lengths)) == 1
             rounds = 5 if sizes else 2  # a GPT-2 takes a quarter of a minute for 256 tokens

@@ -39,7 +39,9 @@ def vit() -> dict[str, nn.Module]:
         num_labels=CLASSES,
     )
     return {
-        "ours": VisionTransformer(DIM, DEPTH, HEADS, patch=PATCH, classes=CLASSES, image_size=SIZE),
+        "ours": VisionTransformer(
+            DIM, DEPTH, HEADS, patch_size=PATCH, num_classes=CLASSES, image_size=SIZE
+        ),
         "timm": timm.create_model("vit_small_patch16_224"),
         "torchvision": torchvision.models.VisionTransformer(
             SIZE, PATCH, DEPTH, HEADS, DIM, 4 * DIM, num_classes=CLASSES
@@ -60,7 +62,7 @@ def vit() -> dict[str, nn.Module]:
 
 def swin() -> dict[str, nn.Module]:
     return {
-        "ours": SwinTransformer.preset("tiny", classes=CLASSES),
+        "ours": SwinTransformer.preset("tiny", num_classes=CLASSES),
         "torchvision": torchvision.models.swin_t(),
     }
 

@@ -62,7 +62,7 @@ class Attending(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = TextEncoder(VOCABULARY, 48, depth=1, heads=4, classes=VALUES)
+        self.encoder = TextEncoder(VOCABULARY, 48, depth=1, heads=4, num_classes=VALUES)
 
     def forward(self, ids: Tensor) -> Tensor:
         """The scores (B, 8, 8) of the values of the last eight ids."""

@@ -37,7 +37,7 @@ class SelfAttention(MultiheadAttention):
         edge_bias: arguments of an `EdgeBias` of the local attention, where it has one.
         degree_scaler: multiply each feature of the output by a + b · log(1 + in-degree), a and b
             learned (Ma et al., GRIT, 2023): attention, a mean, does not tell how many it is of.
-        rotary, dropout, attention: of `MultiheadAttention`, of both.
+        rotary, attention_dropout, attention: of `MultiheadAttention`, of both.
         bias: of the first.
     """
 
@@ -53,11 +53,15 @@ class SelfAttention(MultiheadAttention):
         degree_scaler: bool = False,
         rotary: Rotary | None = None,
         bias: Bias | None = None,
-        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         **attention: Unpack[AttentionOptions],
     ) -> None:
         of_edges: dict[str, Any] = {"score": score, "edge_dim": edge_dim}
-        both: dict[str, Any] = {"rotary": rotary, "dropout": dropout, **attention}
+        both: dict[str, Any] = {
+            "rotary": rotary,
+            "attention_dropout": attention_dropout,
+            **attention,
+        }
         super().__init__(dim, heads, bias=bias, **(of_edges if local is None else {}), **both)
         self.local_mask = local
         self.local: MultiheadAttention | None = None

@@ -45,8 +45,8 @@ class GraphTransformer(nn.Module):
         dim: size D of a token.
         depth: number of blocks.
         heads: number of heads.
-        classes: number of outputs C: classes, or numbers to regress; None returns the vectors that
-            they would be computed from, (..., D).
+        num_classes: number of outputs C: classes, or numbers to regress; None returns the vectors
+            that they would be computed from, (..., D).
         level: outputs for each "graph"; "node"; "edge", an edge or another pair of nodes; or
             "link": one score for each pair of nodes, see `LinkHead`, and no `classes`.
         relations: number of relations of links.
@@ -80,7 +80,7 @@ class GraphTransformer(nn.Module):
     Example::
 
         model = GraphTransformer(
-            dim=64, depth=4, heads=4, classes=2, node_types=7, edge_types=4, max_hops=8
+            dim=64, depth=4, heads=4, num_classes=2, node_types=7, edge_types=4, max_hops=8
         )
         logits = model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
     """
@@ -91,7 +91,7 @@ class GraphTransformer(nn.Module):
         depth: int,
         heads: int,
         *,
-        classes: int | None,
+        num_classes: int | None,
         level: Level = "graph",
         relations: int = 1,
         node_types: int | None = None,
@@ -115,7 +115,7 @@ class GraphTransformer(nn.Module):
         check_whole(dim=dim, heads=heads, relations=relations)
         check_whole(0, virtual_nodes=virtual_nodes)
         check_whole(
-            classes=classes,
+            num_classes=num_classes,
             node_types=node_types,
             node_features=node_features,
             edge_types=edge_types,
@@ -124,7 +124,7 @@ class GraphTransformer(nn.Module):
             expander_degree=expander_degree,
             or_none=True,
         )
-        _check_outputs(level, classes, relations, pooling, virtual_nodes)
+        _check_outputs(level, num_classes, relations, pooling, virtual_nodes)
         self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
         self.embedding = NodeEmbedding(
             dim,
@@ -176,11 +176,11 @@ class GraphTransformer(nn.Module):
         if level == "link":
             self.head = LinkHead(dim, relations)
         elif level == "edge":
-            if classes is None:
+            if num_classes is None:
                 raise ValueError("level='edge' needs classes: a pair of nodes has no vector")
-            self.head = EdgeHead(dim, classes, edge_dim=edge_dim)
-        elif classes is not None:
-            self.head = nn.Linear(dim, classes)
+            self.head = EdgeHead(dim, num_classes, edge_dim=edge_dim)
+        elif num_classes is not None:
+            self.head = nn.Linear(dim, num_classes)
 
     def space(
         self,
@@ -284,7 +284,7 @@ class GraphTransformer(nn.Module):
         batch: Tensor | None = None,
         num_graphs: int | None = None,
         *,
-        mask: Tensor | None = None,
+        node_mask: Tensor | None = None,
         edge_label_index: Tensor | None = None,
         edge_label_type: Tensor | None = None,
         **encodings: Any,
@@ -298,7 +298,7 @@ class GraphTransformer(nn.Module):
             batch: (N,) non-decreasing integers, the graph of each node; None for one graph.
             num_graphs: G, needed where the last graphs may have no nodes. The mean, sum and maximum
                 of a graph without nodes are zeros.
-            mask: (N,) bool, the nodes that outputs are asked for, at level "node"; None: all.
+            node_mask: (N,) bool, the nodes that outputs are asked for, at level "node"; None: all.
             edge_label_index: (2, B), the pairs of nodes that outputs are asked for, at level
                 "edge", where None asks for those of all edges; at level "link" (2, ...).
             edge_label_type: their relations, integers that broadcast to (...), at level "link".
@@ -318,11 +318,14 @@ class GraphTransformer(nn.Module):
             return output
         nodes = tokens if space.special is None else tokens[~space.special]
         if self.level == "node":
-            if mask is not None and (mask.shape != x.shape[:1] or mask.dtype != torch.bool):
+            if node_mask is not None and (
+                node_mask.shape != x.shape[:1] or node_mask.dtype != torch.bool
+            ):
                 raise ValueError(
-                    f"mask must be bool ({len(x)},), got {mask.dtype} {tuple(mask.shape)}"
+                    f"node_mask must be bool ({len(x)},), got {node_mask.dtype} "
+                    f"{tuple(node_mask.shape)}"
                 )
-            output = self.head(nodes if mask is None else nodes[mask])
+            output = self.head(nodes if node_mask is None else nodes[node_mask])
             return output
         if edge_label_index is not None:
             check_pairs(edge_label_index, len(x))
@@ -357,7 +360,7 @@ class GraphTransformer(nn.Module):
 
 
 def _check_outputs(
-    level: str, classes: int | None, relations: int, pooling: str, virtual_nodes: int
+    level: str, num_classes: int | None, relations: int, pooling: str, virtual_nodes: int
 ) -> None:
     for name, value, known in (("level", level, Level), ("pooling", pooling, Pooling)):
         names = known.__args__  # type: ignore[attr-defined]
@@ -369,7 +372,7 @@ def _check_outputs(
             f"pooling={pooling!r} with virtual_nodes={virtual_nodes}: "
             + ("at least 1 is needed" if virtual_nodes == 0 else "there is no negative number")
         )
-    if level == "link" and classes is not None:
-        raise ValueError(f"level='link' gives one score per pair; got classes={classes}")
+    if level == "link" and num_classes is not None:
+        raise ValueError(f"level='link' gives one score per pair; got classes={num_classes}")
     if level != "link" and relations != 1:
         raise ValueError(f"relations={relations} are of links, but level={level!r}")

@@ -22,7 +22,7 @@ class TextDecoder(Pretrained):
     Texts come packed, end to end in one row, or padded on either side; the outputs are the same.
 
     Args:
-        vocabulary: number of token ids.
+        vocab_size: number of token ids.
         dim: size D of a token.
         depth: number of blocks.
         heads: number of query heads.
@@ -54,7 +54,7 @@ class TextDecoder(Pretrained):
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         depth: int,
         heads: int,
@@ -79,7 +79,7 @@ class TextDecoder(Pretrained):
             decoder["mask"] = [None if reach is None else Neighborhood(reach) for reach in windows]
         check_options(self, decoder, cross="a TextDecoder has no context: see Seq2SeqTransformer")
         self.embedding = TokenEmbedding(
-            vocabulary,
+            vocab_size,
             dim,
             positions=added,
             max_length=max_length,
@@ -88,7 +88,7 @@ class TextDecoder(Pretrained):
         )
         decoder = {**options, **decoder}
         self.decoder = Decoder(dim, depth, heads, **decoder)
-        self.head = TokenScores(vocabulary, dim, tied=tied, bias=scores_bias)
+        self.head = TokenScores(vocab_size, dim, tied=tied, projection_bias=scores_bias)
 
     @property
     def max_length(self) -> int | None:

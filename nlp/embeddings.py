@@ -47,12 +47,12 @@ class TokenEmbedding(nn.Module):
     """A learned vector per id, and optionally one per position and one per type of token.
 
     Args:
-        vocabulary: number of ids.
+        vocab_size: number of ids.
         dim: size D of a token.
         positions: "learned" (BERT), "sinusoidal" (Vaswani et al., 2017), or None where attention
             itself knows about positions.
         max_length: number of learned positions.
-        types: number of token types, such as BERT's 2 for the texts of a pair; 0 for none.
+        num_token_types: such as BERT's 2, for the texts of a pair; 0 for none.
         embedding_dim: size E of these vectors where a linear layer then makes D of it
             (Lan et al., ALBERT, 2020); `dim` by default.
         scale: factor on an id's vector; √E by default with sinusoidal positions, as in the paper,
@@ -64,12 +64,12 @@ class TokenEmbedding(nn.Module):
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         *,
         positions: Added | None = None,
         max_length: int = 512,
-        types: int = 0,
+        num_token_types: int = 0,
         embedding_dim: int | None = None,
         scale: float | None = None,
         norm: Norm | None = None,
@@ -77,11 +77,11 @@ class TokenEmbedding(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_whole(vocabulary=vocabulary, dim=dim, max_length=max_length)
+        check_whole(vocab_size=vocab_size, dim=dim, max_length=max_length)
         check_whole(embedding_dim=embedding_dim, or_none=True)
-        check_whole(0, types=types)
+        check_whole(0, num_token_types=num_token_types)
         size = dim if embedding_dim is None else embedding_dim
-        self.table = nn.Embedding(vocabulary, size)
+        self.table = nn.Embedding(vocab_size, size)
         # Rows of length about 1, so that positions, drawn smaller, do not drown the words
         nn.init.normal_(self.table.weight, std=size**-0.5)
         self.positions: LearnedPosition | Sinusoidal | None = None
@@ -93,7 +93,7 @@ class TokenEmbedding(nn.Module):
             choice("positions", positions, (*get_args(Added), None))
         self.max_length = max_length if positions == "learned" else None
         self.scale = scale or (size**0.5 if positions == "sinusoidal" else 1.0)
-        self.types = nn.Embedding(types, size) if types else None
+        self.types = nn.Embedding(num_token_types, size) if num_token_types else None
         if self.types is not None:
             nn.init.normal_(self.types.weight, std=0.02)
         self.norm = nn.Identity() if norm is None else make_norm(norm, size, eps)
@@ -152,7 +152,7 @@ class Transform(nn.Module):
         out: size of the result; `dim` by default.
         norm: "layer", "layer-no-bias", "rms", or None.
         eps: of the normalisation.
-        bias: whether the linear layer has one.
+        projection_bias: whether the linear layer has a bias.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class Transform(nn.Module):
         out: int | None = None,
         norm: Norm | None = None,
         eps: float = 1e-6,
-        bias: bool = True,
+        projection_bias: bool = True,
     ) -> None:
         super().__init__()
         choice("activation", activation, tuple(_FUNCTIONS))
         self.activation = activation
         out = dim if out is None else out
-        self.linear = nn.Linear(dim, out, bias=bias)
+        self.linear = nn.Linear(dim, out, bias=projection_bias)
         self.norm = nn.Identity() if norm is None else make_norm(norm, out, eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,28 +193,28 @@ class TokenScores(nn.Module):
     """The scores (logits) of all ids, from the table of the embedding or one of its own.
 
     Args:
-        vocabulary: number of ids.
+        vocab_size: number of ids.
         dim: size of a row of the table.
         tied: use the embedding's table (Press & Wolf, 2017).
-        bias: learn a score for each id.
+        projection_bias: learn a score for each id.
         scale: factor on tokens; T5 (2020) has 1/√D where it is tied.
     """
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         *,
         tied: bool = True,
-        bias: bool = False,
+        projection_bias: bool = False,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.weight = None if tied else nn.Parameter(torch.empty(vocabulary, dim))
+        self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, dim))
         if self.weight is not None:
             nn.init.normal_(self.weight, std=dim**-0.5)
-        self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if projection_bias else None
 
     def forward(self, tokens: Tensor, table: Tensor) -> Tensor:
         """(..., D) to (..., V); `table` (V, D) is the embedding's."""

@@ -35,7 +35,7 @@ class TokenEncoderOptions(EncoderOptions, total=False):
     positions: Positions | None
     max_length: int
     windowed: bool
-    types: int
+    num_token_types: int
     embedding_dim: int | None
     embedding_scale: float | None
     embedding_norm: bool
@@ -50,7 +50,7 @@ class TokenEncoder(Pretrained):
     and `MaskedLanguageModel` add what they say about them.
 
     Args:
-        vocabulary: number of token ids.
+        vocab_size: number of token ids.
         dim: size D of a token.
         depth: number of blocks.
         heads: number of heads.
@@ -61,7 +61,7 @@ class TokenEncoder(Pretrained):
         max_length: number of "learned" positions.
         windowed: read a text that is longer than the learned positions in windows of `max_length`
             tokens that do not see each other, instead of raising ValueError.
-        types: number of token types (BERT: 2), 0 for none.
+        num_token_types: number of token types (BERT: 2), 0 for none.
         embedding_dim: size of a row of the embedding's table, see `TokenEmbedding`.
         embedding_scale: factor on embedded ids, see `TokenEmbedding`.
         embedding_norm: normalise embedded tokens, as BERT does.
@@ -78,7 +78,7 @@ class TokenEncoder(Pretrained):
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         depth: int,
         heads: int,
@@ -86,7 +86,7 @@ class TokenEncoder(Pretrained):
         positions: Positions | None = "rotary",
         max_length: int = 512,
         windowed: bool = False,
-        types: int = 0,
+        num_token_types: int = 0,
         embedding_dim: int | None = None,
         embedding_scale: float | None = None,
         embedding_norm: bool = False,
@@ -101,17 +101,17 @@ class TokenEncoder(Pretrained):
                 "windowed=True reads texts that are longer than learned positions, but "
                 f"positions={positions!r} end nowhere"
             )
-        norm_layer, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
+        norm, eps = encoder.get("norm", "layer"), encoder.get("eps", 1e-6)
         self.windowed = windowed
         self.embedding = TokenEmbedding(
-            vocabulary,
+            vocab_size,
             dim,
             positions=added,
             max_length=max_length,
-            types=types,
+            num_token_types=num_token_types,
             embedding_dim=embedding_dim,
             scale=embedding_scale,
-            norm=norm_layer if embedding_norm else None,
+            norm=norm if embedding_norm else None,
             eps=eps,
             dropout=embedding_dropout,
         )
@@ -171,8 +171,8 @@ class TextEncoder(TokenEncoder):
     """A bidirectional transformer over texts, with one output per text (Devlin et al., BERT, 2019).
 
     Args:
-        vocabulary, dim, depth, heads: as in `TokenEncoder`.
-        classes: number of outputs per text; None returns the pooled text itself, (B, D).
+        vocab_size, dim, depth, heads: as in `TokenEncoder`.
+        num_classes: number of outputs per text; None returns the pooled text itself, (B, D).
         pooling: "mean" or "max" over tokens, "first" token, or "attention", a learned query.
         pooler: "tanh" (BERT), "gelu" or "relu": a linear layer and this function after pooling;
             by default there is none.
@@ -183,7 +183,7 @@ class TextEncoder(TokenEncoder):
 
     Example::
 
-        model = TextEncoder(4096, dim=128, depth=4, heads=4, classes=3)
+        model = TextEncoder(4096, dim=128, depth=4, heads=4, num_classes=3)
         model(ids, lengths)                    # (T,) packed, lengths (B,) -> (B, 3)
         model(padded, lengths)                 # (B, L) padded on the right -> the same
         model(padded, lengths, side="left")    # padded on the left
@@ -191,23 +191,23 @@ class TextEncoder(TokenEncoder):
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         depth: int,
         heads: int,
         *,
-        classes: int | None,
+        num_classes: int | None,
         pooling: Pooling = "mean",
         pooler: Literal["tanh", "gelu", "relu"] | None = None,
         **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
-        super().__init__(vocabulary, dim, depth, heads, **tokens)
-        check_whole(classes=classes, or_none=True)
+        super().__init__(vocab_size, dim, depth, heads, **tokens)
+        check_whole(num_classes=num_classes, or_none=True)
         choice("pooling", pooling, get_args(Pooling))
         self.pooling = pooling
         self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
-        self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
+        self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
 
     def forward(
         self,
@@ -284,7 +284,7 @@ class MaskedLanguageModel(TokenEncoder):
     The scores come from the table of the embedding.
 
     Args:
-        vocabulary, dim, depth, heads: as in `TokenEncoder`.
+        vocab_size, dim, depth, heads: as in `TokenEncoder`.
         transform: "gelu", "gelu-tanh" or "relu": a linear layer, this function and a normalisation
             in front of the scores.
         transform_bias: whether that linear layer has one.
@@ -299,7 +299,7 @@ class MaskedLanguageModel(TokenEncoder):
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         depth: int,
         heads: int,
@@ -308,17 +308,17 @@ class MaskedLanguageModel(TokenEncoder):
         transform_bias: bool = True,
         **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
-        super().__init__(vocabulary, dim, depth, heads, **tokens)
+        super().__init__(vocab_size, dim, depth, heads, **tokens)
         size = self.embedding.table.embedding_dim
         self.transform = Transform(
             dim,
             transform,
             out=size,
-            norm=tokens.get("norm_layer", "layer"),
+            norm=tokens.get("norm", "layer"),
             eps=tokens.get("eps", 1e-6),
-            bias=transform_bias,
+            projection_bias=transform_bias,
         )
-        self.head = TokenScores(vocabulary, size, bias=True)
+        self.head = TokenScores(vocab_size, size, projection_bias=True)
 
     def scores(self, tokens: Tensor) -> Tensor:
         """The scores of all ids, (..., V), for encoded tokens (..., D)."""

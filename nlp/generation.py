@@ -173,15 +173,15 @@ class _Past:
         if self.cache is not None:
             self.cache.reorder(index)
 
-    def seen(self, vocabulary: int) -> Tensor:
+    def seen(self, vocab_size: int) -> Tensor:
         """(B, V) bool: the ids that each text holds, padding aside."""
         ids = torch.cat([self.ids, self.new], 1)
         if self.lengths is not None:
             places = torch.arange(self.ids.shape[1], 0, -1, device=ids.device)
             padding = places > self.lengths[:, None]
-            ids = torch.cat([self.ids.masked_fill(padding, vocabulary), self.new], 1)
-        seen = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device)
-        return seen.scatter(1, ids, True)[:, :vocabulary]
+            ids = torch.cat([self.ids.masked_fill(padding, vocab_size), self.new], 1)
+        seen = torch.zeros(len(ids), vocab_size + 1, dtype=torch.bool, device=ids.device)
+        return seen.scatter(1, ids, True)[:, :vocab_size]
 
 
 def _left_padded(ids: Tensor, lengths: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:

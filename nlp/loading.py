@@ -39,7 +39,7 @@ class Pretrained(nn.Module):
     """A model that can be made from the weights of a published one."""
 
     @classmethod
-    def from_state_dict(
+    def from_pretrained(
         cls,
         weights: Mapping[str, Any] | str | Path,
         *,
@@ -67,7 +67,7 @@ class Pretrained(nn.Module):
 
         Example::
 
-            model = TextEncoder.from_state_dict("all-MiniLM-L6-v2", classes=3)
+            model = TextEncoder.from_pretrained("all-MiniLM-L6-v2", num_classes=3)
         """
         from nlp.pretrained import build  # which imports the models
 

@@ -23,7 +23,7 @@ class Seq2SeqTransformer(Pretrained):
     row, or padded; the outputs are the same.
 
     Args:
-        vocabulary: number of token ids.
+        vocab_size: number of token ids.
         dim: size D of a token.
         depth: number of blocks of the encoder, and of the decoder unless `decoder_depth` is given.
         heads: number of heads.
@@ -52,7 +52,7 @@ class Seq2SeqTransformer(Pretrained):
 
     def __init__(
         self,
-        vocabulary: int,
+        vocab_size: int,
         dim: int,
         depth: int,
         heads: int,
@@ -76,7 +76,7 @@ class Seq2SeqTransformer(Pretrained):
         added, options = attention_positions(positions, heads, bidirectional=True)
         _, causal_options = attention_positions(positions, heads, bidirectional=False)
         self.embedding = TokenEmbedding(
-            vocabulary,
+            vocab_size,
             dim,
             positions=added,
             max_length=max_length,
@@ -88,7 +88,7 @@ class Seq2SeqTransformer(Pretrained):
         self.encoder = Encoder(dim, depth, heads, **of_encoder)
         decoder_depth = depth if decoder_depth is None else decoder_depth
         self.decoder = Decoder(dim, decoder_depth, heads, cross=True, **of_decoder)
-        self.head = TokenScores(vocabulary, dim, tied=tied, scale=scores_scale)
+        self.head = TokenScores(vocab_size, dim, tied=tied, scale=scores_scale)
 
     @property
     def max_length(self) -> int | None:

@@ -110,7 +110,7 @@ class Tokenizer:
     def train(
         cls,
         texts: Iterable[str],
-        vocabulary: int,
+        vocab_size: int,
         *,
         kind: Literal["bpe", "wordpiece"] = "bpe",
         min_count: int = 2,
@@ -119,7 +119,7 @@ class Tokenizer:
 
         Args:
             texts: what to learn from: training texts alone.
-            vocabulary: number of tokens, at most; at least the bytes and special tokens, 260, or
+            vocab_size: number of tokens, at most; at least the bytes and special tokens, 260, or
                 516 for WordPiece.
             kind: "bpe", byte-pair encoding (Sennrich et al., 2016; on bytes as GPT-2, 2019), or
                 "wordpiece" (Schuster & Nakajima, 2012; as BERT, 2019, but on bytes).
@@ -127,16 +127,16 @@ class Tokenizer:
 
         Raises:
             TypeError: a single string where texts are expected.
-            ValueError: `vocabulary` is too small, or an unknown `kind`.
+            ValueError: `vocab_size` is too small, or an unknown `kind`.
         """
         if isinstance(texts, str):
             raise TypeError(f"texts must be several str, got {texts!r:.80}")
         if kind not in SMALLEST:
             raise ValueError(f"kind must be 'bpe' or 'wordpiece', got {kind!r}")
-        if vocabulary < SMALLEST[kind]:
+        if vocab_size < SMALLEST[kind]:
             raise ValueError(
-                f"vocabulary must be at least {SMALLEST[kind]} for {kind!r}, the bytes and "
-                f"{', '.join(SPECIAL)}; got {vocabulary}"
+                f"vocab_size must be at least {SMALLEST[kind]} for {kind!r}, the bytes and "
+                f"{', '.join(SPECIAL)}; got {vocab_size}"
             )
         package = _package()
         model, trainer, later = package.models.BPE(), package.trainers.BpeTrainer, []
@@ -148,7 +148,7 @@ class Tokenizer:
         learner = package.Tokenizer(model)
         _read_bytes(package, learner, kind, LONGEST_WORD if later else LONGEST_LEARNT)
         settings = trainer(
-            vocab_size=vocabulary,
+            vocab_size=vocab_size,
             min_frequency=min_count,
             special_tokens=[*SPECIAL, *later],
             initial_alphabet=sorted(_BYTE),

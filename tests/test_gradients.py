@@ -38,7 +38,7 @@ def graphs(kind: str = "types") -> Batches:
 
 
 def of_graph(**options: Any) -> tuple[nn.Module, Batches]:
-    blocks = {"dim": 16, "depth": 2, "heads": 4, "node_types": 7, "edge_types": 4, "classes": 3}
+    blocks = {"dim": 16, "depth": 2, "heads": 4, "node_types": 7, "edge_types": 4, "num_classes": 3}
     return GraphTransformer(**{**blocks, **options}), graphs()
 
 
@@ -56,12 +56,19 @@ IMAGES: Batches = {
 
 
 def of_images(cls: Any = VisionTransformer, **options: Any) -> tuple[nn.Module, Batches]:
-    blocks = {"dim": 16, "depth": 2, "heads": 2, "patch": 4, "classes": 3, "image_size": 16}
+    blocks = {
+        "dim": 16,
+        "depth": 2,
+        "heads": 2,
+        "patch_size": 4,
+        "num_classes": 3,
+        "image_size": 16,
+    }
     return cls(**{**blocks, **options}), IMAGES
 
 
 def of_texts(cls: Any, **options: Any) -> tuple[nn.Module, Batches]:
-    return cls(**{"vocabulary": 20, "dim": 16, "depth": 2, "heads": 2, **options}), TEXTS
+    return cls(**{"vocab_size": 20, "dim": 16, "depth": 2, "heads": 2, **options}), TEXTS
 
 
 MADE: dict[str, Callable[[], tuple[nn.Module, Batches]]] = {
@@ -84,13 +91,16 @@ MADE: dict[str, Callable[[], tuple[nn.Module, Batches]]] = {
     "ViT": lambda: of_images(),
     "ViT, mean": lambda: of_images(pooling="mean", layer_scale=0.1, drop_path=0.9),
     "ViT, map": lambda: of_images(pooling="map", registers=2, positions="rotary"),
-    "Swin": lambda: (SwinTransformer(8, (2, 2), (1, 2), window=2, patch=4, classes=3), IMAGES),
+    "Swin": lambda: (
+        SwinTransformer(8, (2, 2), (1, 2), window=2, patch_size=4, num_classes=3),
+        IMAGES,
+    ),
     "Swin v2": lambda: (
-        SwinTransformer(8, (2, 2), (1, 2), window=2, patch=4, classes=3, version=2), IMAGES
+        SwinTransformer(8, (2, 2), (1, 2), window=2, patch_size=4, num_classes=3, version=2), IMAGES
     ),
     "neighborhoods": lambda: of_images(NeighborhoodTransformer, radius=1),
-    "text": lambda: of_texts(TextEncoder, classes=3, types=2, embedding_dim=8, pooler="tanh"),
-    "text, T5": lambda: of_texts(TextEncoder, classes=3, positions="t5", pooling="attention"),
+    "text": lambda: of_texts(TextEncoder, num_classes=3, types=2, embedding_dim=8, pooler="tanh"),
+    "text, T5": lambda: of_texts(TextEncoder, num_classes=3, positions="t5", pooling="attention"),
     "masked": lambda: of_texts(MaskedLanguageModel, positions="learned"),
     "decoder": lambda: of_texts(TextDecoder, tied=False, window=2, kv_heads=1, scores_bias=True),
 }  # fmt: skip
@@ -114,7 +124,7 @@ def test_every_parameter_of_a_model_learns_from_every_batch(name: str) -> None:
 def test_of_two_texts_and_of_hidden_patches() -> None:
     texts = Seq2SeqTransformer(20, 16, 2, 2, positions="t5")
     assert not unlearned(texts, texts(IDS, LENGTHS, IDS, LENGTHS))
-    vit = VisionTransformer(16, 2, 2, patch=4, classes=None, image_size=16, pooling="mean")
+    vit = VisionTransformer(16, 2, 2, patch_size=4, num_classes=None, image_size=16, pooling="mean")
     images = MaskedAutoencoder(vit, dim=8, depth=1, heads=2)
     assert not unlearned(images, images.loss(IMAGES["several"][0], images(*IMAGES["several"])))
 

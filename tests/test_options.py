@@ -31,8 +31,8 @@ from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncode
 from vision import NeighborhoodTransformer, SwinTransformer, VisionTransformer
 from vision.swin import SwinStage
 
-VIT: dict[str, Any] = {"patch": 4, "classes": 2, "image_size": 8}
-GRAPHS: dict[str, Any] = {"classes": 2, "node_features": 3}
+VIT: dict[str, Any] = {"patch_size": 4, "num_classes": 2, "image_size": 8}
+GRAPHS: dict[str, Any] = {"num_classes": 2, "node_features": 3}
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "Encoder": partial(Encoder, 8, 1, 2),
     "Decoder": partial(Decoder, 8, 1, 2),
@@ -40,14 +40,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "AttentionPool": partial(AttentionPool, 8, 2),
     "VisionTransformer": partial(VisionTransformer, 8, 1, 2, **VIT),
     "NeighborhoodTransformer": partial(NeighborhoodTransformer, 8, 1, 2, radius=1, **VIT),
-    "SwinTransformer": partial(SwinTransformer, 8, (1,), (2,), window=2, classes=2),
+    "SwinTransformer": partial(SwinTransformer, 8, (1,), (2,), window=2, num_classes=2),
     "SwinStage": partial(SwinStage, 8, 1, 2, window=2),
     "GraphTransformer": partial(GraphTransformer, 8, 1, 2, **GRAPHS),
     "GraphTransformer+local": partial(
         GraphTransformer, 8, 1, 2, local=Edges(), edge_types=2, max_hops=2, **GRAPHS
     ),
     "SelfAttention+local": partial(SelfAttention, 8, 2, local=Edges()),
-    "TextEncoder": partial(TextEncoder, 20, 8, 1, 2, classes=2),
+    "TextEncoder": partial(TextEncoder, 20, 8, 1, 2, num_classes=2),
     "MaskedLanguageModel": partial(MaskedLanguageModel, 20, 8, 1, 2),
     "TextDecoder": partial(TextDecoder, 20, 8, 1, 2),
     "Seq2SeqTransformer": partial(Seq2SeqTransformer, 20, 8, 1, 2),
@@ -65,7 +65,7 @@ OPTIONS = sorted(
     - {"self", "dim", "depth", "heads", "arguments", "options", "block", "attention"}
 )  # fmt: skip
 VALUES: dict[str, Any] = {
-    "mask": Neighborhood(1), "bias": ALiBi(2), "head_dim": 4, "norm": "post", "eps": 1e-5,
+    "mask": Neighborhood(1), "bias": ALiBi(2), "head_dim": 4, "norm_order": "post", "eps": 1e-5,
     "activation": "relu", "version": 1, "qk_norm": True,
 }  # fmt: skip
 
@@ -147,14 +147,14 @@ SIZES = {
 GIVEN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "VisionTransformer": (VisionTransformer, {"dim": 8, "depth": 1, "heads": 2, **VIT}),
     "SwinTransformer": (
-        SwinTransformer, {"dim": 8, "depths": (1,), "heads": (2,), "window": 2, "classes": 2}
+        SwinTransformer, {"dim": 8, "depths": (1,), "heads": (2,), "window": 2, "num_classes": 2}
     ),
     "GraphTransformer": (GraphTransformer, {"dim": 8, "depth": 1, "heads": 2, **GRAPHS}),
     "TextEncoder": (
-        TextEncoder, {"vocabulary": 9, "dim": 8, "depth": 1, "heads": 2, "classes": 2}
+        TextEncoder, {"vocab_size": 9, "dim": 8, "depth": 1, "heads": 2, "num_classes": 2}
     ),
-    "TextDecoder": (TextDecoder, {"vocabulary": 9, "dim": 8, "depth": 1, "heads": 2}),
-    "Seq2SeqTransformer": (Seq2SeqTransformer, {"vocabulary": 9, "dim": 8, "depth": 1, "heads": 2}),
+    "TextDecoder": (TextDecoder, {"vocab_size": 9, "dim": 8, "depth": 1, "heads": 2}),
+    "Seq2SeqTransformer": (Seq2SeqTransformer, {"vocab_size": 9, "dim": 8, "depth": 1, "heads": 2}),
 }  # fmt: skip
 
 

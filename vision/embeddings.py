@@ -20,7 +20,7 @@ class PatchEmbedding(nn.Module):
     images is cut into patches first, which one matrix product then embeds, whatever their sizes.
 
     Args:
-        patch: height and width of a patch in pixels, or one number for both.
+        patch_size: height and width of a patch in pixels, or one number for both.
         dim: size D of a token.
         channels: number of channels C of an image.
         stride: rows and columns of pixels from a patch to the next, or one number for both; that
@@ -28,7 +28,7 @@ class PatchEmbedding(nn.Module):
         stem: channels of 3×3 convolutions before, each of which halves the image and is followed
             by batch normalisation and ReLU (Xiao et al., Early Convolutions, 2021); the patch is
             then cut from their output. In training, images are normalised with those of their size.
-        bias: whether a vector is added to each token.
+        projection_bias: whether a vector is added to each token.
 
     Raises:
         ValueError: arguments that do not fit each other; the message names them.
@@ -36,34 +36,36 @@ class PatchEmbedding(nn.Module):
 
     def __init__(
         self,
-        patch: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
         dim: int,
         *,
         channels: int = 3,
         stride: int | tuple[int, int] | None = None,
         stem: Sequence[int] = (),
-        bias: bool = True,
+        projection_bias: bool = True,
     ) -> None:
         super().__init__()
-        self.patch = pair("patch", patch)
-        self.stride = self.patch if stride is None else pair("stride", stride)
-        if any(step > size for step, size in zip(self.stride, self.patch, strict=True)):
-            raise ValueError(f"stride={self.stride} leaves out pixels between patches={self.patch}")
+        self.patch_size = pair("patch_size", patch_size)
+        self.stride = self.patch_size if stride is None else pair("stride", stride)
+        if any(step > size for step, size in zip(self.stride, self.patch_size, strict=True)):
+            raise ValueError(
+                f"stride={self.stride} leaves out pixels between patches={self.patch_size}"
+            )
         check_whole(dim=dim, channels=channels)
         self.channels = channels
         shrink = 2 ** len(stem)
-        if any(n % shrink for n in (*self.patch, *self.stride)):
+        if any(n % shrink for n in (*self.patch_size, *self.stride)):
             raise ValueError(
-                f"a stem of {len(stem)} convolutions makes {shrink}×{shrink} pixels one, so patch="
-                f"{self.patch} and stride={self.stride} must be multiples of {shrink}"
+                f"a stem of {len(stem)} convolutions makes {shrink}×{shrink} pixels one, so patch_size="
+                f"{self.patch_size} and stride={self.stride} must be multiples of {shrink}"
             )
         self.stem = _stem(channels, stem) if stem else None
         self.project = nn.Conv2d(
             stem[-1] if stem else channels,
             dim,
-            kernel_size=[n // shrink for n in self.patch],  # type: ignore[arg-type]
+            kernel_size=[n // shrink for n in self.patch_size],  # type: ignore[arg-type]
             stride=[n // shrink for n in self.stride],  # type: ignore[arg-type]
-            bias=bias,
+            bias=projection_bias,
         )
         # Tokens of about the size of the pixels, whatever the patch, so that positions added to
         # them drown nothing (as torchvision does)
@@ -99,7 +101,7 @@ class PatchEmbedding(nn.Module):
                 self._check(one, f"(C, H, W) in a list with C = channels={self.channels}", 3)
             sizes = [self.grid_size(one.shape[-2:]) for one in image]
             space = Grid.packed(sizes, special=special, device=image[0].device)
-            whole = self.stem is None and self.stride == self.patch
+            whole = self.stem is None and self.stride == self.patch_size
             return self._product(image) if whole else self._by_size(image), space
         self._check(image, f"(B, C, H, W) with C = channels={self.channels}", 4)
         size = self.grid_size(image.shape[-2:])  # a convolution would silently cut the rest off
@@ -111,12 +113,12 @@ class PatchEmbedding(nn.Module):
         Raises:
             ValueError: patches do not cover it.
         """
-        (height, width), (h, w), (down, right) = image_size, self.patch, self.stride
+        (height, width), (h, w), (down, right) = image_size, self.patch_size, self.stride
         over = height < h or width < w or (height - h) % down or (width - w) % right
         if over:
-            wanted = f"that are multiples of patch={h}×{w}"
-            if self.stride != self.patch:
-                wanted = f"of patch={h}×{w} and multiples of stride={down}×{right} more"
+            wanted = f"that are multiples of patch_size={h}×{w}"
+            if self.stride != self.patch_size:
+                wanted = f"of patch_size={h}×{w} and multiples of stride={down}×{right} more"
             raise ValueError(f"image must have a height and width {wanted}, got {height}×{width}")
         return (height - h) // down + 1, (width - w) // right + 1
 
@@ -136,7 +138,7 @@ class PatchEmbedding(nn.Module):
 
     def _product(self, images: Sequence[Tensor]) -> Tensor:
         """The patches of all images, (T, C·h·w), times one matrix."""
-        h, w = self.patch
+        h, w = self.patch_size
         rows = [
             image.unflatten(1, (-1, h)).unflatten(3, (-1, w)).permute(1, 3, 0, 2, 4).flatten(0, 1)
             for image in images

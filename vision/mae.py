@@ -38,8 +38,8 @@ class MaskedAutoencoder(nn.Module):
     `attention_core.training.finetune`.
 
     Args:
-        vit: the transformer to pretrain, of any positions, masks and biases, with classes=None and
-            pooling "class" or "mean". A class token passes through the decoder, too.
+        vit: the transformer to pretrain, of any positions, masks and biases, with num_classes=None
+            and pooling "class" or "mean". A class token passes through the decoder, too.
         dim: size D of the decoder's tokens, a multiple of 4.
         depth: number of the decoder's blocks.
         heads: number of the decoder's heads.
@@ -51,7 +51,7 @@ class MaskedAutoencoder(nn.Module):
 
     Example::
 
-        vit = VisionTransformer(384, 12, 6, patch=16, classes=None, image_size=224)
+        vit = VisionTransformer(384, 12, 6, patch_size=16, num_classes=None, image_size=224)
         mae = MaskedAutoencoder(vit, dim=192, depth=4, heads=3)
         loss = mae.loss(images, mae(images))
     """
@@ -76,10 +76,10 @@ class MaskedAutoencoder(nn.Module):
         ]
         if idle:
             raise ValueError(
-                f"vit must have no {', '.join(idle)}, which nothing would train: give classes=None "
-                "and pooling='class' or 'mean'"
+                f"vit must have no {', '.join(idle)}, which nothing would train: give "
+                "num_classes=None and pooling='class' or 'mean'"
             )
-        if vit.embedding.stem is not None or vit.embedding.stride != vit.embedding.patch:
+        if vit.embedding.stem is not None or vit.embedding.stride != vit.embedding.patch_size:
             raise ValueError(
                 "vit must cut images into patches that share no pixels: with a stem or a smaller "
                 "stride visible ones would show the hidden ones"
@@ -91,7 +91,7 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.positions = Sinusoidal(dim, axes=2)
         self.decoder = Encoder(dim, depth, heads)
-        self.pixels = nn.Linear(dim, vit.embedding.channels * math.prod(vit.embedding.patch))
+        self.pixels = nn.Linear(dim, vit.embedding.channels * math.prod(vit.embedding.patch_size))
 
     def forward(
         self, image: Tensor | Sequence[Tensor], *, noise: Tensor | None = None
@@ -137,13 +137,13 @@ class MaskedAutoencoder(nn.Module):
         """The pixels of images by patch: (B, N, P), or (T, P) of a list; P runs over (h, w, C)."""
         if not isinstance(image, Tensor):
             return torch.cat([self.patches(one[None])[0] for one in image])
-        h, w = self.vit.embedding.patch
+        h, w = self.vit.embedding.patch_size
         grid = image.unflatten(3, (-1, w)).unflatten(2, (-1, h))  # (B, C, rows, h, columns, w)
         return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def assemble(self, patches: Tensor, image_size: tuple[int, int]) -> Tensor:
         """The images (B, C, H, W), H and W as `image_size` says, whose patches are (B, N, P)."""
-        h, w = self.vit.embedding.patch
+        h, w = self.vit.embedding.patch_size
         rows, columns = self.vit.embedding.grid_size(image_size)
         grid = patches.unflatten(2, (h, w, -1)).unflatten(1, (rows, columns))
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

@@ -39,8 +39,8 @@ class VisionTransformer(nn.Module):
         dim: size D of a token.
         depth: number of blocks.
         heads: number of heads.
-        patch: height and width of a patch in pixels, or one number for both.
-        classes: number of outputs per image; None returns the pooled image itself, (B, D).
+        patch_size: height and width of a patch in pixels, or one number for both.
+        num_classes: number of outputs per image; None returns the pooled image itself, (B, D).
         channels: number of channels of an image.
         image_size: height and width, or one number for both, for which "learned" positions have a
             vector per patch; for an image of another size they are resampled.
@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
 
     Example::
 
-        model = VisionTransformer(384, 12, 6, patch=16, classes=1000, image_size=224)
+        model = VisionTransformer(384, 12, 6, patch_size=16, num_classes=1000, image_size=224)
         logits = model(torch.rand(8, 3, 224, 224))
     """
 
@@ -78,8 +78,8 @@ class VisionTransformer(nn.Module):
         depth: int,
         heads: int,
         *,
-        patch: int | tuple[int, int],
-        classes: int | None,
+        patch_size: int | tuple[int, int],
+        num_classes: int | None,
         channels: int = 3,
         image_size: int | tuple[int, int] | None = None,
         positions: Positions | nn.Module | None = "learned",
@@ -102,14 +102,16 @@ class VisionTransformer(nn.Module):
             class_token = pooling == "class"
         if pooling == "class" and not class_token:
             raise ValueError("pooling='class' reads the class token, but class_token=False")
-        check_whole(classes=classes, or_none=True)
+        check_whole(num_classes=num_classes, or_none=True)
         check_whole(0, registers=registers)
         if not 0 <= patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), got {patch_dropout}")
         self.pooling, self.patch_dropout = pooling, patch_dropout
-        own = dict.fromkeys(("patch", "dim", "channels"), "it is an argument beside embedding=")
+        own = dict.fromkeys(
+            ("patch_size", "dim", "channels"), "it is an argument beside embedding="
+        )
         check_options(self, embedding or {}, **own)
-        self.embedding = PatchEmbedding(patch, dim, channels=channels, **(embedding or {}))
+        self.embedding = PatchEmbedding(patch_size, dim, channels=channels, **(embedding or {}))
         self.class_token = learned_tokens(int(class_token), dim, std=0.02)
         self.registers = learned_tokens(registers, dim, std=0.02)
         self.positions: nn.Module | None = None
@@ -133,7 +135,7 @@ class VisionTransformer(nn.Module):
             )
 
         def norm(wanted: bool) -> nn.Module:
-            kind, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
+            kind, eps = encoder.get("norm", "layer"), encoder.get("eps", 1e-6)
             return make_norm(kind, dim, eps) if wanted else nn.Identity()
 
         self.embedding_norm = norm(embedding_norm)
@@ -151,7 +153,7 @@ class VisionTransformer(nn.Module):
                 eps=encoder.get("eps", 1e-6),
             )
         self.pool_norm = norm(pool_norm)
-        self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
+        self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Self:
@@ -163,7 +165,7 @@ class VisionTransformer(nn.Module):
 
         Example::
 
-            VisionTransformer.preset("small", patch=16, classes=1000, image_size=224)
+            VisionTransformer.preset("small", patch_size=16, num_classes=1000, image_size=224)
 
         Raises:
             ValueError: there is no such preset.
@@ -171,7 +173,7 @@ class VisionTransformer(nn.Module):
         return cls(**{**preset(name), **options})
 
     @classmethod
-    def from_state_dict(
+    def from_pretrained(
         cls,
         weights: Mapping[str, Any] | str | Path,
         *,
@@ -197,7 +199,7 @@ class VisionTransformer(nn.Module):
 
         Example::
 
-            model = VisionTransformer.from_state_dict("dinov2_vits14.pth", image_size=224)
+            model = VisionTransformer.from_pretrained("dinov2_vits14.pth", image_size=224)
         """
         from vision.pretrained import build  # which imports this module
 

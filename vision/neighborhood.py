@@ -27,8 +27,8 @@ class NeighborhoodTransformer(VisionTransformer):
 
     Example::
 
-        NeighborhoodTransformer(384, 12, 6, radius=3, dilation=[1, 2], patch=8, classes=1000,
-                                image_size=224)
+        NeighborhoodTransformer(384, 12, 6, radius=3, dilation=[1, 2], patch_size=8,
+                                num_classes=1000, image_size=224)
     """
 
     def __init__(

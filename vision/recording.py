@@ -51,7 +51,8 @@ def one_by_one(model: Model, image: Images) -> list[Tensor]:
         raise ValueError("model must be in eval mode, so that all it does is seen: model.eval()")
     if shares_blocks(model):
         raise ValueError(
-            "model has blocks that serve several layers (groups=), whose weights are not told apart"
+            "model has blocks that serve several layers (num_groups=), whose weights are not told "
+            "apart"
         )
     if isinstance(image, Tensor) and image.ndim != 4:
         raise ValueError(f"image must be (B, C, H, W), got {tuple(image.shape)}")

@@ -106,7 +106,11 @@ class SwinStage(Encoder):
         else:
             extent = (size[0] - 1, size[1] - 1)
             bias = [ContinuousBias(heads, extent) for _ in range(depth)]
-            second: BlockOptions = {"norm": "res-post", "qk_norm": "cosine", "key_bias": False}
+            second: BlockOptions = {
+                "norm_order": "res-post",
+                "qk_norm": "cosine",
+                "key_bias": False,
+            }
             block = {**second, **block}
         super().__init__(
             dim,
@@ -136,8 +140,8 @@ class SwinTransformer(nn.Module):
         depths: number of blocks of each stage.
         heads: number of heads of each stage.
         window: height and width of a window in tokens, or one number for both.
-        patch: height and width of a patch in pixels, or one number for both.
-        classes: number of outputs per image; None returns the pooled image itself.
+        patch_size: height and width of a patch in pixels, or one number for both.
+        num_classes: number of outputs per image; None returns the pooled image itself.
         channels: number of channels of an image.
         version: 1 or 2; see `SwinStage`.
         drop_path: chance that a sample skips a sublayer of the last block in training; it grows
@@ -150,7 +154,7 @@ class SwinTransformer(nn.Module):
 
     Example::
 
-        model = SwinTransformer(96, (2, 2, 6, 2), (3, 6, 12, 24), window=7, classes=1000)
+        model = SwinTransformer(96, (2, 2, 6, 2), (3, 6, 12, 24), window=7, num_classes=1000)
         logits = model(torch.rand(8, 3, 224, 224))
         maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
     """
@@ -162,8 +166,8 @@ class SwinTransformer(nn.Module):
         heads: Sequence[int],
         *,
         window: int | tuple[int, int],
-        patch: int | tuple[int, int] = 4,
-        classes: int | None,
+        patch_size: int | tuple[int, int] = 4,
+        num_classes: int | None,
         channels: int = 3,
         version: Literal[1, 2] = 1,
         drop_path: float = 0.0,
@@ -172,7 +176,7 @@ class SwinTransformer(nn.Module):
         super().__init__()
         check_options(self, block, merging="all stages but the last have it", **_ITS_OWN)
         eps = block.setdefault("eps", _EPS)
-        check_whole(classes=classes, or_none=True)
+        check_whole(num_classes=num_classes, or_none=True)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
         if not depths or len(depths) != len(heads):
@@ -180,7 +184,7 @@ class SwinTransformer(nn.Module):
                 f"depths and heads must have a number for each stage, got {list(depths)} and "
                 f"{list(heads)}"
             )
-        self.embedding = PatchEmbedding(patch, dim, channels=channels)
+        self.embedding = PatchEmbedding(patch_size, dim, channels=channels)
         self.embedding_norm = make_norm("layer", dim, eps)
         last = max(sum(depths) - 1, 1)
         rates = [drop_path * number / last for number in range(sum(depths))]
@@ -199,7 +203,7 @@ class SwinTransformer(nn.Module):
         )
         width = dim * 2 ** (len(depths) - 1)
         self.norm = make_norm("layer", width, eps)
-        self.head = nn.Identity() if classes is None else nn.Linear(width, classes)
+        self.head = nn.Identity() if num_classes is None else nn.Linear(width, num_classes)
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Self:
@@ -212,7 +216,7 @@ class SwinTransformer(nn.Module):
 
         Example::
 
-            SwinTransformer.preset("tiny", version=2, classes=1000)
+            SwinTransformer.preset("tiny", version=2, num_classes=1000)
 
         Raises:
             ValueError: there is no such preset.
@@ -223,7 +227,7 @@ class SwinTransformer(nn.Module):
         return cls(**{"window": window, **SWIN_PRESETS[name], **options})
 
     @classmethod
-    def from_state_dict(cls, weights: Mapping[str, Any] | str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, weights: Mapping[str, Any] | str | Path, **options: Any) -> Self:
         """The model that weights of torchvision's Swin transformers are for, with these weights.
 
         Args:

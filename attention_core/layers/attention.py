@@ -72,7 +72,7 @@ class MultiheadAttention(RecordedAttention):
         gate: multiply the output of each head by a learned sigmoid of its token (Qiu et al., 2025).
         sink: learn a logit per head that takes weight and gives nothing (gpt-oss, 2025).
         softcap: limit scores to ± this (Gemma 2, 2024).
-        dropout: chance that an attention weight is dropped in training.
+        attention_dropout: chance that an attention weight is dropped in training.
         projection_bias: whether the linear layers have a bias.
         key_bias: whether that of the keys has one, too. Without rotary positions or a norm of the
             keys it changes nothing; Swin v2, EVA and DINOv3 leave it out.
@@ -95,7 +95,7 @@ class MultiheadAttention(RecordedAttention):
         gate: bool = False,
         sink: bool = False,
         softcap: float | None = None,
-        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         projection_bias: bool = True,
         key_bias: bool = True,
     ) -> None:
@@ -122,14 +122,14 @@ class MultiheadAttention(RecordedAttention):
             raise ValueError(f"qk_norm must be 'layer', 'rms', 'cosine' or a bool, got {qk_norm!r}")
         if qk_norm == "cosine" and scale is not None:
             raise ValueError(f"qk_norm='cosine' learns its scale; got scale={scale}, too")
-        check_chance(dropout=dropout)
+        check_chance(attention_dropout=attention_dropout)
         check_kind(Rotary, rotary=rotary)
         check_kind(Bias, bias=bias)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rotary, self.bias = rotary, bias
         self.score = make_score(score, heads, head_dim, edge=edge_dim is not None)
         self.scale = 1.0 if qk_norm == "cosine" else scale
-        self.softcap, self.dropout = softcap, dropout
+        self.softcap, self.attention_dropout = softcap, attention_dropout
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         self.query = nn.Linear(dim, inner, bias=projection_bias)
         context_dim = dim if context_dim is None else context_dim
@@ -265,7 +265,7 @@ class MultiheadAttention(RecordedAttention):
             sink=self.sink,
             edge_key=edge_key,
             edge_value=edge_value,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.attention_dropout if self.training else 0.0,
             plan=plan,
         )
         out = out.transpose(1, 2).flatten(2)

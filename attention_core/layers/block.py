@@ -24,8 +24,8 @@ class BlockOptions(AttentionOptions, total=False):
 
     edge_dim: int | None
     score: Score | ScoreName | None
-    norm: NormOrder
-    norm_layer: Norm
+    norm_order: NormOrder
+    norm: Norm
     eps: float
     layer_scale: float | None
     hidden: int | None
@@ -44,8 +44,8 @@ class Block(nn.Module):
         heads: number of query heads.
         cross: attend to a context, too.
         context_dim: size of a context token; `dim` by default.
-        norm: "pre", "post" or "res-post"; where the normalisation stands, see `Residual`.
-        norm_layer: "layer", "layer-no-bias" or "rms".
+        norm_order: "pre", "post" or "res-post"; where the normalisation stands, see `Residual`.
+        norm: "layer", "layer-no-bias" or "rms".
         eps: of the normalisation.
         layer_scale: start of LayerScale's factors, or None for no scale.
         hidden, activation: of the feed-forward network.
@@ -67,8 +67,8 @@ class Block(nn.Module):
         *,
         cross: bool = False,
         context_dim: int | None = None,
-        norm: NormOrder = "pre",
-        norm_layer: Norm = "layer",
+        norm_order: NormOrder = "pre",
+        norm: Norm = "layer",
         eps: float = 1e-6,
         layer_scale: float | None = None,
         hidden: int | None = None,
@@ -89,8 +89,8 @@ class Block(nn.Module):
         def residual() -> Residual:
             return Residual(
                 dim,
-                order=norm,
-                norm=norm_layer,
+                norm_order=norm_order,
+                norm=norm,
                 eps=eps,
                 layer_scale=layer_scale,
                 dropout=dropout,
@@ -100,7 +100,7 @@ class Block(nn.Module):
         self.attention = attention_type(
             dim,
             heads,
-            dropout=attention_dropout,
+            attention_dropout=attention_dropout,
             rotary=rotary,
             score=score,
             edge_dim=edge_dim,
@@ -110,7 +110,11 @@ class Block(nn.Module):
         self.cross_attention: MultiheadAttention | None = None
         if cross:
             self.cross_attention = MultiheadAttention(
-                dim, heads, context_dim=context_dim, dropout=attention_dropout, **attention
+                dim,
+                heads,
+                context_dim=context_dim,
+                attention_dropout=attention_dropout,
+                **attention,
             )
             self.cross_attention_residual = residual()
         self.feed_forward = FeedForward(
@@ -118,8 +122,8 @@ class Block(nn.Module):
             hidden,
             activation=activation,
             dropout=dropout,
-            bias=attention.get("projection_bias", True),
-            norm=norm_layer if feed_forward_norm else None,
+            projection_bias=attention.get("projection_bias", True),
+            norm=norm if feed_forward_norm else None,
             eps=eps,
         )
         self.feed_forward_residual = residual()

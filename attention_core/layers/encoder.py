@@ -26,7 +26,7 @@ class EncoderOptions(BlockOptions, total=False):
     mask: Mask | Listing[Mask | None] | None
     bias: Bias | Listing[Bias] | None
     rotary: Rotary | Listing[Rotary | None] | None
-    groups: int | None
+    num_groups: int | None
     drop_path: float | Listing[float]
     final_norm: bool | None
 
@@ -44,11 +44,12 @@ class Encoder(nn.Module):
             take in turn; with `depth` entries each layer has its own (Swin).
         rotary: rotary positions: one for all layers, or a list of them (or None) that the layers
             take in turn, as masks: ModernBERT's local layers have a base of their own.
-        groups: how many different blocks there are, where they are shared: each serves
-            depth / groups layers on end (Lan et al., ALBERT, 2020, has 1).
+        num_groups: how many different blocks there are, where they are shared: each serves
+            depth / num_groups layers on end (Lan et al., ALBERT, 2020, has 1).
         drop_path: chance that a sample skips a sublayer of the last block; it grows linearly from
             0 at the first. Or a list with the chance of each block.
-        final_norm: normalise the output; by default unless `norm` is "post", which has done so.
+        final_norm: normalise the output; by default unless `norm_order` is "post", which has done
+            so.
         block: options of `Block` and `MultiheadAttention`, alike for every layer.
     """
 
@@ -64,7 +65,7 @@ class Encoder(nn.Module):
         mask: Mask | Listing[Mask | None] | None = None,
         bias: Bias | Listing[Bias] | None = None,
         rotary: Rotary | Listing[Rotary | None] | None = None,
-        groups: int | None = None,
+        num_groups: int | None = None,
         drop_path: float | Listing[float] = 0.0,
         final_norm: bool | None = None,
         **block: Unpack[BlockOptions],
@@ -73,16 +74,16 @@ class Encoder(nn.Module):
         reason = "a Decoder has a context"
         check_options(self, block, cross=reason, context_dim=reason)
         check_whole(depth=depth)
-        check_whole(groups=groups, or_none=True)
+        check_whole(num_groups=num_groups, or_none=True)
         if isinstance(drop_path, Listing):
             rates = list(drop_path)
         else:
             rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         if len(rates) != depth:
             raise ValueError(f"drop_path lists {len(rates)} entries for {depth} layers")
-        groups = depth if groups is None else groups
+        groups = depth if num_groups is None else num_groups
         if groups < 1 or depth % groups:
-            raise ValueError(f"depth={depth} must be a multiple of groups={groups}")
+            raise ValueError(f"depth={depth} must be a multiple of num_groups={groups}")
         rotaries = list(rotary) if isinstance(rotary, Listing) else [rotary]
         if not 0 < len(rotaries) <= groups:
             raise ValueError(f"rotary lists {len(rotaries)} entries for {groups} different layers")
@@ -102,8 +103,8 @@ class Encoder(nn.Module):
         self.masks = [_both(self._always, masks[layer % len(masks)]) for layer in range(depth)]
         self.biases: Listing[Bias] = nn.ModuleList(biases)  # type: ignore[assignment]
         if final_norm is None:
-            final_norm = block.get("norm", "pre") != "post"
-        norm = make_norm(block.get("norm_layer", "layer"), dim, block.get("eps", 1e-6))
+            final_norm = block.get("norm_order", "pre") != "post"
+        norm = make_norm(block.get("norm", "layer"), dim, block.get("eps", 1e-6))
         self.norm = norm if final_norm else nn.Identity()
 
     def _block(self, dim: int, heads: int, **options: Any) -> Block:

@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
         activation: "gelu", "gelu-tanh", "quick-gelu" (x · σ(1.702 x), OpenAI's CLIP), "relu", or
             gated "swiglu", "geglu", "geglu-tanh" (T5 v1.1).
         dropout: after the activation.
-        bias: whether the linear layers have one.
+        projection_bias: whether the linear layers have a bias.
         norm: "layer" or "rms" normalises what the activation gives (sub-LN, Wang et al., Magneto,
             2022; EVA-02); by default nothing does.
         eps: of this normalisation.
@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
         *,
         activation: Activation = "gelu",
         dropout: float = 0.0,
-        bias: bool = True,
+        projection_bias: bool = True,
         norm: Norm | None = None,
         eps: float = 1e-6,
     ) -> None:
@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
             "geglu-tanh": partial(F.gelu, approximate="tanh"),
         }
         check_chance(dropout=dropout)
-        check_flag(bias=bias)
+        check_flag(projection_bias=projection_bias)
         if not isinstance(activation, str) or activation not in functions:
             raise ValueError(
                 f"activation must be one of {', '.join(functions)}, got {activation!r}"
@@ -65,10 +65,10 @@ class FeedForward(nn.Module):
             check_whole(dim=dim)
             hidden = 8 * max(round(dim / 3), 1) if self.gated else 4 * dim
         check_whole(dim=dim, hidden=hidden)
-        self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=bias)
+        self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=projection_bias)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps)
-        self.down = nn.Linear(hidden, dim, bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=projection_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

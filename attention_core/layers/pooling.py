@@ -91,13 +91,13 @@ class AttentionPool(nn.Module):
 Pooling = Literal["mean", "sum", "max", "special", "class"]
 
 
-def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
+def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
     """One vector for each sample: (B, L, D), or (T, D) packed, to (samples, D).
 
     Args:
         x: tokens.
         space: where they sit; padding has no part.
-        how: "mean", "sum" or "max" over the tokens that sit somewhere; "special" for the mean of
+        pooling: "mean", "sum" or "max" over the tokens that sit somewhere; "special" for the mean of
             the special ones; or "class" for the first of these, whatever others (registers) there
             are. A sample without such tokens gives 0.
     """
@@ -113,50 +113,51 @@ def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
     check_kind(Space, space=space, or_none=False)
     if x.shape[-2] != space.length:
         raise ValueError(f"x is {tuple(x.shape)}, but its space is {space.describe()}")
-    if not isinstance(how, str) or how not in get_args(Pooling):
-        raise ValueError(f"how must be one of {', '.join(get_args(Pooling))}, got {how!r}")
+    if not isinstance(pooling, str) or pooling not in get_args(Pooling):
+        known = ", ".join(get_args(Pooling))
+        raise ValueError(f"pooling must be one of {known}, got {pooling!r}")
     space = space.to(x.device)
-    of_special = how in ("special", "class")
+    of_special = pooling in ("special", "class")
     if of_special and space.special is None:
         raise ValueError(f"{space.describe()} has no special tokens to pool")
     if space.size is not None and space.length:  # one sample a row, special tokens in front
         first = space.num_special
-        last = 1 if how == "class" else first
+        last = 1 if pooling == "class" else first
         tokens = x[..., :last, :] if of_special else x[..., first:, :]
         tokens = tokens.reshape(-1, tokens.shape[-2], x.shape[-1])
         if tokens.shape[1]:
-            if how == "max":
+            if pooling == "max":
                 return tokens.amax(1)
-            return tokens.sum(1) if how == "sum" else tokens.mean(1)
+            return tokens.sum(1) if pooling == "sum" else tokens.mean(1)
     sample, counted = _samples(x, space)
     if space.special is not None:
         counted = counted & (space.special if of_special else ~space.special)
-    if how == "class":
+    if pooling == "class":
         counted = counted & (space.special_rank == 0)
     if space.segments is None:  # one sample a row: nothing has to be gathered
-        return _pool_rows(x if x.ndim == 3 else x[None], counted[..., None], how)
+        return _pool_rows(x if x.ndim == 3 else x[None], counted[..., None], pooling)
     rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
     rows = rows.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
     pooled = rows.new_zeros(len(sample) * space.num_segments, x.shape[-1])
-    if how == "max":
+    if pooling == "max":
         index = index[:, None].expand_as(rows)
         return pooled.scatter_reduce(0, index, rows, "amax", include_self=False).to(x.dtype)
     pooled = pooled.index_add(0, index, rows)
-    if how != "sum":
+    if pooling != "sum":
         pooled = pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None]
     return pooled.to(x.dtype)
 
 
-def _pool_rows(x: Tensor, counted: Tensor, how: str) -> Tensor:
+def _pool_rows(x: Tensor, counted: Tensor, pooling: str) -> Tensor:
     """`pool` of (B, L, D) over the tokens that `counted` (B, L, 1) says."""
-    if how == "max":
+    if pooling == "max":
         if not x.shape[1]:
             return x.sum(1)
         most = x.masked_fill(~counted, -torch.inf).amax(1)
         return most.masked_fill(~counted.any(1), 0)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
     total = wide.masked_fill(~counted, 0).sum(1)
-    return (total if how == "sum" else total / counted.sum(1).clamp(min=1)).to(x.dtype)
+    return (total if pooling == "sum" else total / counted.sum(1).clamp(min=1)).to(x.dtype)
 
 
 def _samples(x: Tensor, space: Space) -> tuple[Tensor, Tensor]:

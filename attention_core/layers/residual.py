@@ -26,7 +26,7 @@ class Residual(nn.Module):
 
     Args:
         dim: size of a token.
-        order: "pre" is x + f(norm(x)) (Xiong et al., 2020), "post" is norm(x + f(x)) (2017),
+        norm_order: "pre" is x + f(norm(x)) (Xiong et al., 2020), "post" is norm(x + f(x)) (2017),
             "res-post" is x + norm(f(x)) (Liu et al., Swin v2, 2022).
         norm: "layer" (Ba et al., 2016), "layer-no-bias" (as ModernBERT, 2024) or "rms" (Zhang &
             Sennrich, 2019).
@@ -40,7 +40,7 @@ class Residual(nn.Module):
         self,
         dim: int,
         *,
-        order: NormOrder = "pre",
+        norm_order: NormOrder = "pre",
         norm: Norm = "layer",
         eps: float = 1e-6,
         layer_scale: float | None = None,
@@ -48,26 +48,26 @@ class Residual(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if order not in ("pre", "post", "res-post"):
-            raise ValueError(f"norm must be 'pre', 'post' or 'res-post', got {order!r}")
+        if norm_order not in ("pre", "post", "res-post"):
+            raise ValueError(f"norm_order must be 'pre', 'post' or 'res-post', got {norm_order!r}")
         check_chance(drop_path=drop_path, dropout=dropout)
         check_number(layer_scale=layer_scale, or_none=True)
-        self.order, self.drop_path = order, drop_path
+        self.norm_order, self.drop_path = norm_order, drop_path
         self.norm = make_norm(norm, dim, eps)
         self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], space: Space) -> Tensor:
         """x, (B, L, D) or (T, D), after one residual step through `f`."""
-        branch = f(self.norm(x) if self.order == "pre" else x)
-        if self.order == "res-post":
+        branch = f(self.norm(x) if self.norm_order == "pre" else x)
+        if self.norm_order == "res-post":
             branch = self.norm(branch)
         if self.scale is not None:
             branch = branch * self.scale
         branch = self.dropout(branch)
         if self.training and self.drop_path:
             branch = drop_path(branch, self.drop_path, space)
-        return self.norm(x + branch) if self.order == "post" else x + branch
+        return self.norm(x + branch) if self.norm_order == "post" else x + branch
 
 
 def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
@@ -89,7 +89,7 @@ def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
     check_number(least=0, eps=eps)
     if norm not in get_args(Norm):
         known = ", ".join(map(repr, get_args(Norm)))
-        raise ValueError(f"norm_layer must be one of {known}; got {norm!r}")
+        raise ValueError(f"norm must be one of {known}; got {norm!r}")
     if norm == "rms":
         return RMSNorm(dim, eps=eps)
     return LayerNorm(dim, eps=eps, bias=norm == "layer")

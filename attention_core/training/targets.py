@@ -112,10 +112,10 @@ KINDS = {
                 "attention_core.biases.RelativeTable.hops",
                 "attention_core.biases.RelativeTable.swin",
                 "attention_core.biases.RelativeTable.t5",
-                "nlp.loading.Pretrained.from_state_dict",
-                "vision.models.VisionTransformer.from_state_dict",
+                "nlp.loading.Pretrained.from_pretrained",
+                "vision.models.VisionTransformer.from_pretrained",
                 "vision.models.VisionTransformer.preset",
-                "vision.swin.SwinTransformer.from_state_dict",
+                "vision.swin.SwinTransformer.from_pretrained",
                 "vision.swin.SwinTransformer.preset",
             }
         ),

@@ -63,11 +63,11 @@ class Words(DataModule):
 
 
 class SpectrogramEncoder(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, classes: int, **encoder: Any) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Any) -> None:
         super().__init__()
         self.embedding = nn.Linear(PATCH**2, dim)
         self.encoder = Encoder(dim, depth, heads, **encoder)
-        self.pool, self.head = AttentionPool(dim, heads), nn.Linear(dim, classes)
+        self.pool, self.head = AttentionPool(dim, heads), nn.Linear(dim, num_classes)
 
     def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
         space = Grid.packed(grids.tolist(), device=patches.device)

@@ -55,11 +55,11 @@ class Clouds(DataModule):
 
 
 class CloudEncoder(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, classes: int, **encoder: Any) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Any) -> None:
         super().__init__()
         self.embedding = nn.Sequential(nn.Linear(3, dim), nn.GELU(), nn.Linear(dim, dim))
         self.encoder = Encoder(dim, depth, heads, **encoder)
-        self.head = nn.Linear(dim, classes)
+        self.head = nn.Linear(dim, num_classes)
 
     def forward(self, points: Tensor) -> Tensor:
         space = Points(points)

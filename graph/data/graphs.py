@@ -54,7 +54,7 @@ def pack(samples: Sequence[Sample]) -> dict[str, Any]:
         if name.endswith("_index"):
             shifted = [value + start for value, start in zip(values, starts, strict=True)]
             packed[name] = torch.cat(shifted, dim=1)
-        elif name == "target" and "mask" not in samples[0]:
+        elif name == "target" and "node_mask" not in samples[0]:
             packed[name] = torch.stack(values)
         else:
             packed[name] = torch.cat(values)
@@ -80,7 +80,7 @@ def unpack(batch: dict[str, Any]) -> list[Sample]:
         if name.endswith("_index"):
             parts = value.split(edges.tolist(), dim=1)
             parts = [part - start for part, start in zip(parts, starts, strict=True)]
-        elif name == "target" and "mask" not in batch:
+        elif name == "target" and "node_mask" not in batch:
             parts = value.unbind()
         elif name.startswith("edge_"):
             parts = value.split(edges.tolist())

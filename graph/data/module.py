@@ -153,7 +153,7 @@ class GraphData(DataModule):
         """Fills the three data sets with one and the same graph, whose `target` (n,) counts at the
         nodes of a mask: each (n,) bool."""
         (graph,) = self.prepare_all([graph], type(self).__name__)
-        self.fill(*([{**graph, "mask": mask}] for mask in (train, val, test)))
+        self.fill(*([{**graph, "node_mask": mask}] for mask in (train, val, test)))
 
 
 def transformed(sample: Sample, transforms: Sequence[Transform]) -> Sample:

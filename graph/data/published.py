@@ -214,4 +214,4 @@ def _of_graph(sample: Sample) -> Sample:
 
 
 def _all_nodes(sample: Sample) -> Sample:
-    return {**sample, "mask": torch.ones(len(sample["x"]), dtype=torch.bool)}
+    return {**sample, "node_mask": torch.ones(len(sample["x"]), dtype=torch.bool)}

@@ -59,7 +59,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
             the other edges into the node: "mean", "add", "min", "max" or "mul".
         residual: add a projection of the node itself; or "gated", between which and the attention
             a learned gate of both chooses (β of UniMP).
-        dropout: chance that an attention weight is dropped in training.
+        attention_dropout: chance that an attention weight is dropped in training.
         negative_slope: of the LeakyReLU of additive scores.
         projection_bias: whether queries, keys and values have a bias.
         output_bias: whether the output has one; it is the residual's where there is a residual.
@@ -84,7 +84,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
         self_loops: bool = False,
         fill_value: float | Tensor | str = "mean",
         residual: bool | Literal["gated"] = False,
-        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         negative_slope: float = 0.2,
         projection_bias: bool = True,
         output_bias: bool = True,
@@ -107,7 +107,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
             raise ValueError(f"score must be 'dot', 'additive' or 'additive_v2', got {score!r}")
         if residual not in (False, True, "gated"):
             raise ValueError(f"residual must be a bool or 'gated', got {residual!r}")
-        check_chance(dropout=dropout)
+        check_chance(attention_dropout=attention_dropout)
         if isinstance(fill_value, str) and fill_value not in REDUCTIONS:
             raise ValueError(
                 f"fill_value must be a number, a tensor or one of {', '.join(REDUCTIONS)}; got "
@@ -122,7 +122,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
             )
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.concat, self.self_loops, self.fill_value = concat, self_loops, fill_value
-        self.dropout, self.bias = dropout, bias
+        self.attention_dropout, self.bias = attention_dropout, bias
         self.edge_values = score == "dot" if edge_values is None else edge_values
         inner, kv_inner = heads * head_dim, kv_heads * head_dim
         width = inner if concat else head_dim
@@ -243,7 +243,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
             score=self.score,
             edge_key=edge_key,
             edge_value=edge_value,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.attention_dropout if self.training else 0.0,
             weights=bool(return_attention_weights) or self.watched,
             plan=plan(
                 Graph.over(edges),

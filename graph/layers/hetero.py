@@ -38,7 +38,7 @@ class HeteroGraphAttention(RecordedAttention):
         edge_dim: size F of the features of edges, or that of each type that has any; -1 for that of
             the first input. A linear layer by type, without bias, makes of them what is added to
             keys and values.
-        dropout: chance that an attention weight is dropped in training.
+        attention_dropout: chance that an attention weight is dropped in training.
 
     Raises:
         ValueError: arguments that contradict each other; the message names them.
@@ -52,7 +52,7 @@ class HeteroGraphAttention(RecordedAttention):
         metadata: tuple[Sequence[str], Sequence[EdgeType]],
         *,
         edge_dim: int | Mapping[EdgeType, int] | None = None,
-        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.node_types = list(metadata[0])
@@ -60,14 +60,14 @@ class HeteroGraphAttention(RecordedAttention):
         check_whole(out_dim=out_dim, heads=heads)
         if out_dim % heads:
             raise ValueError(f"out_dim={out_dim} must be a multiple of heads={heads}")
-        check_chance(dropout=dropout)
+        check_chance(attention_dropout=attention_dropout)
         dims = dict.fromkeys(self.node_types, dim) if isinstance(dim, int) else dict(dim)
         if isinstance(edge_dim, int):
             edge_dim = dict.fromkeys(self.edge_types, edge_dim)
         self.edge_dims = dict(edge_dim or {})
         self._check(dims)
         self.dims, self.heads, self.head_dim = dims, heads, out_dim // heads
-        self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.targets = [t for t in self.node_types if t in {edge[-1] for edge in self.edge_types}]
         self.sources = [t for t in self.node_types if t in {edge[0] for edge in self.edge_types}]
         of_targets, of_sources = (
@@ -164,7 +164,7 @@ class HeteroGraphAttention(RecordedAttention):
             v,
             edge_key=edge_key,
             edge_value=edge_key,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.attention_dropout if self.training else 0.0,
             weights=bool(return_attention_weights),
             plan=plan(
                 Graph.over(edges),

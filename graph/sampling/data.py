@@ -115,7 +115,7 @@ class SampledNodes(Sampled):
     def arguments(self, sampled: Any) -> dict[str, Any]:
         store = self._store(sampled)
         mask = torch.arange(len(store.n_id)) < store.batch_size
-        return {**super().arguments(sampled), "mask": mask, "target": store.y}
+        return {**super().arguments(sampled), "node_mask": mask, "target": store.y}
 
     def _store(self, data: Any) -> Any:
         return data if self.node_type is None else data[self.node_type]
@@ -219,7 +219,7 @@ class Clusters(Sampled):
 
     def arguments(self, sampled: Any) -> dict[str, Any]:
         mask = sampled[f"{sampled.stage}_mask"]
-        return {**super().arguments(sampled), "mask": mask, "target": sampled.y}
+        return {**super().arguments(sampled), "node_mask": mask, "target": sampled.y}
 
 
 class _Drawn(Dataset[Any]):

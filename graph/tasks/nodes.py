@@ -25,7 +25,7 @@ class NodeTask(GraphTask):
     """
 
     def samples(self, batch: dict[str, Any]) -> int:
-        return int(batch["mask"].sum()) if "mask" in batch else len(batch["target"])
+        return int(batch["node_mask"].sum()) if "node_mask" in batch else len(batch["target"])
 
     def loss(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         # The mean over no node would be NaN, and remain so once weighed by 0
@@ -54,7 +54,7 @@ class NodeClassification(NodeTask, ClassificationTask):
         edge_index, target = batch["edge_index"], _asked(batch)["target"]
         degree = torch.bincount(edge_index[1], minlength=len(batch["x"]))
         nodes = torch.arange(len(degree), device=degree.device)
-        nodes = nodes[batch["mask"]] if "mask" in batch else nodes
+        nodes = nodes[batch["node_mask"]] if "node_mask" in batch else nodes
         return [
             Shown(
                 around(edge_index, nodes[row]),
@@ -73,6 +73,6 @@ class NodeRegression(NodeTask, RegressionTask):
 
 def _asked(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with the targets of the nodes in question alone."""
-    if "mask" not in batch:
+    if "node_mask" not in batch:
         return batch
-    return {**batch, "target": batch["target"][batch["mask"]]}
+    return {**batch, "target": batch["target"][batch["node_mask"]]}

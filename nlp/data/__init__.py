@@ -1,6 +1,6 @@
 """Text data sets: labelled texts, texts to model the language of, and pairs to translate.
 
-    data = BBCTopics(vocabulary=8192, batch_size=16, tokens=16384)
+    data = BBCTopics(vocab_size=8192, batch_size=16, tokens=16384)
 
 Batches are packed by default, and hold about as many `tokens` as is said, or `batch_size` texts.
 What a model is asked about a text is its label, or an objective: `NextToken`, `Masking`.

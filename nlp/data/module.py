@@ -40,7 +40,7 @@ class TokenData(DataModule):
     counts the characters of a text, and by default is 100,000.
 
     Args:
-        vocabulary: number of token ids, at most.
+        vocab_size: number of token ids, at most.
         tokenizer: the kind to learn, "bpe" or "wordpiece"; or a file or folder to load it from,
             see `Tokenizer.load`; ``package:NAME/PATH`` is one inside an installed package.
         tokens: a batch has about so many tokens. None: it has `batch_size` texts.
@@ -60,7 +60,7 @@ class TokenData(DataModule):
     def __init__(
         self,
         *,
-        vocabulary: int,
+        vocab_size: int,
         tokenizer: str = "bpe",
         tokens: int | None = None,
         padded: bool = False,
@@ -71,7 +71,7 @@ class TokenData(DataModule):
         for name, value, least in (("limit", limit, 10), ("tokens", tokens, 1)):
             if value is not None and value < least:
                 raise UsageError(f"data.{name} must be at least {least}, or null, got {value}.")
-        self.vocabulary, self.limit, self.padded, self.budget = vocabulary, limit, padded, tokens
+        self.vocab_size, self.limit, self.padded, self.budget = vocab_size, limit, padded, tokens
         self._kind = tokenizer
 
     @classmethod
@@ -129,7 +129,7 @@ class TokenData(DataModule):
         `texts`.
 
         Raises:
-            UsageError: there is no such tokenizer, or it has more tokens than `vocabulary`.
+            UsageError: there is no such tokenizer, or it has more tokens than `vocab_size`.
         """
         path = self._tokenizer_file()
         if path is not None and path.is_file():
@@ -137,15 +137,15 @@ class TokenData(DataModule):
             return
         try:
             if self._kind in KINDS:
-                self.tokenizer = Tokenizer.train(texts, self.vocabulary, kind=self._kind)  # type: ignore[arg-type]
+                self.tokenizer = Tokenizer.train(texts, self.vocab_size, kind=self._kind)  # type: ignore[arg-type]
             else:
                 self.tokenizer = Tokenizer.load(located(self._kind))
         except (ValueError, FileNotFoundError) as error:
-            raise UsageError(f"data.tokenizer, data.vocabulary: {error}") from error
-        if len(self.tokenizer) > self.vocabulary:
+            raise UsageError(f"data.tokenizer, data.vocab_size: {error}") from error
+        if len(self.tokenizer) > self.vocab_size:
             raise UsageError(
-                f"data.vocabulary: the tokenizer {self._kind!r} has {len(self.tokenizer)} tokens, "
-                f"more than {self.vocabulary}."
+                f"data.vocab_size: the tokenizer {self._kind!r} has {len(self.tokenizer)} tokens, "
+                f"more than {self.vocab_size}."
             )
         if path is not None:
             with replace_file(path, "w") as file:

@@ -86,7 +86,7 @@ def load_pretrained(
 
     The model's configuration must be the one that they were trained with: shapes are checked, but
     what has none, such as `eps`, `activation`, rotary positions or the number of heads, cannot be.
-    ``TextEncoder.from_state_dict`` and that of the other models choose it.
+    ``TextEncoder.from_pretrained`` and that of the other models choose it.
 
     Args:
         model: a `TextEncoder`, `MaskedLanguageModel`, `TextDecoder` or `Seq2SeqTransformer`.
@@ -120,7 +120,7 @@ def build(
     config: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Model:
-    """The model that published weights are for, with them; see `TextEncoder.from_state_dict`."""
+    """The model that published weights are for, with them; see `TextEncoder.from_pretrained`."""
     theirs = read(weights)
     config = read_config(weights) if config is None else config
     source = _recognised(theirs, source, config)
@@ -130,10 +130,10 @@ def build(
     found = one.settings(prepared, config, heads)
     found = _of_type(model_type, one, prepared, found, config)
     if issubclass(model_type, TextEncoder):
-        exact = not {"classes", "pooling"} & options.keys()
+        exact = not {"num_classes", "pooling"} & options.keys()
         found.update(read_pooling(weights, exact=exact))
     model = model_type(**{**found, **options})
-    _load(model, theirs, source, head="classes" not in options)
+    _load(model, theirs, source, head="num_classes" not in options)
     return model
 
 
@@ -163,7 +163,7 @@ def _of_type(
         return {**found, "transform": found["activation"], **transform}
     if issubclass(model_type, TextEncoder):
         classes = [w for name, w in weights.items() if _is(one, "classifier", name)]
-        found["classes"] = len(classes[0]) if classes else None
+        found["num_classes"] = len(classes[0]) if classes else None
         if one.has(weights, "pooler"):
             return {**found, "pooling": "first", "pooler": pooler}
         first = one is not MODERNBERT or config.get("classifier_pooling", "cls") == "cls"

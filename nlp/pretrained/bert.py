@@ -57,12 +57,12 @@ def _settings(
     weights: Weights, config: Config, *, eps: float, size: int, activation_key: str = "hidden_act"
 ) -> dict[str, Any]:
     found = {
-        "vocabulary": len(tensor(weights, WORDS)),
+        "vocab_size": len(tensor(weights, WORDS)),
         "positions": "learned",
         "max_length": len(tensor(weights, POSITIONS)),
-        "types": len(weights[TYPES]) if TYPES in weights else 0,
+        "num_token_types": len(weights[TYPES]) if TYPES in weights else 0,
         "embedding_norm": True,
-        "norm": "post",
+        "norm_order": "post",
         "hidden": size,
         "activation": activation(config, activation_key, "gelu"),
         "eps": config.get("layer_norm_eps") or eps,
@@ -226,7 +226,7 @@ def _albert(weights: Weights, config: Config, heads: int | None) -> dict[str, An
         "dim": up.shape[1],
         "embedding_dim": tensor(weights, WORDS).shape[1],
         "depth": config["num_hidden_layers"],
-        "groups": depth(weights, "encoder.albert_layer_groups."),
+        "num_groups": depth(weights, "encoder.albert_layer_groups."),
         "heads": number_of_heads(up.shape[1], heads, config, "num_attention_heads", 64),
         "pooler": "tanh",
         "transform": activation({"hidden_act": "gelu_new", **config}, "hidden_act", "gelu_new"),

@@ -20,7 +20,7 @@ def _from_gpt2(weights: Weights) -> tuple[Weights, dict[str, str]]:
 def _gpt2(weights: Weights, config: Config, heads: int | None) -> dict[str, Any]:
     words = tensor(weights, "wte.weight")
     return {
-        "vocabulary": len(words),
+        "vocab_size": len(words),
         "dim": words.shape[1],
         "depth": depth(weights, "h."),
         "heads": number_of_heads(words.shape[1], heads, config, "n_head", 64),
@@ -71,7 +71,7 @@ def _llama(weights: Weights, config: Config, heads: int | None) -> dict[str, Any
     head_dim = len(tensor(weights, "layers.0.self_attn.q_proj.weight")) // count
     window = config.get("sliding_window")
     return {
-        "vocabulary": len(words),
+        "vocab_size": len(words),
         "dim": words.shape[1],
         "depth": depth(weights, "layers."),
         "heads": count,
@@ -83,7 +83,7 @@ def _llama(weights: Weights, config: Config, heads: int | None) -> dict[str, Any
         "rotary": rotary(config, head_dim),
         "hidden": len(tensor(weights, "layers.0.mlp.gate_proj.weight")),
         "activation": activation(config, "hidden_act", "silu", family.GATED),
-        "norm_layer": "rms",
+        "norm": "rms",
         "eps": config.get("rms_norm_eps") or 1e-6,
         "projection_bias": "layers.0.self_attn.o_proj.bias" in weights,
     }

@@ -31,7 +31,7 @@ def _settings(weights: Weights, config: Config, heads: int | None) -> dict[str, 
     }
     local = Neighborhood((config.get("local_attention") or 128) // 2)
     return {
-        "vocabulary": len(words),
+        "vocab_size": len(words),
         "dim": words.shape[1],
         "depth": layers,
         "heads": count,
@@ -40,7 +40,7 @@ def _settings(weights: Weights, config: Config, heads: int | None) -> dict[str, 
         "rotary": [rotaries[kind] for kind in kinds],
         "hidden": tensor(weights, "layers.0.mlp.Wi.weight").shape[0] // 2,
         "activation": activation(config, "hidden_activation", "gelu", family.GATED),
-        "norm_layer": "layer" if "final_norm.bias" in weights else "layer-no-bias",
+        "norm": "layer" if "final_norm.bias" in weights else "layer-no-bias",
         "projection_bias": "layers.0.attn.Wo.bias" in weights,
         "eps": config.get("norm_eps") or 1e-5,
         "embedding_norm": True,

@@ -59,7 +59,7 @@ def _settings(weights: Weights, config: Config, heads: int | None) -> dict[str, 
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", tied))
     scaled = scaled and config.get("model_type") != "mt5"  # which scales nothing, tied or not
     return {
-        "vocabulary": len(words),
+        "vocab_size": len(words),
         "dim": words.shape[1],
         "depth": depth(weights, "encoder.block."),
         "decoder_depth": depth(weights, "decoder.block."),
@@ -69,7 +69,7 @@ def _settings(weights: Weights, config: Config, heads: int | None) -> dict[str, 
         "positions": "t5",
         "hidden": len(tensor(weights, f"{name}_0.weight" if gated else f"{name}.weight")),
         "activation": activation({"feed_forward_proj": kind}, "feed_forward_proj", kind, known),
-        "norm_layer": "rms",
+        "norm": "rms",
         "eps": config.get("layer_norm_epsilon") or 1e-6,
         "projection_bias": False,
         "scores_scale": words.shape[1] ** -0.5 if scaled else 1.0,

@@ -26,7 +26,7 @@ DIM, HEADS = 16, 4
 @pytest.mark.parametrize(("depth", "groups"), [(4, 1), (4, 2)])
 def test_shared_blocks_are_blocks_with_equal_weights(depth: int, groups: int) -> None:
     torch.manual_seed(0)
-    shared, apart = (Encoder(DIM, depth, HEADS, groups=n).double() for n in (groups, None))
+    shared, apart = (Encoder(DIM, depth, HEADS, num_groups=n).double() for n in (groups, None))
     state = shared.state_dict()
     each = depth // groups
     for layer, block in enumerate(apart.blocks):
@@ -39,12 +39,12 @@ def test_shared_blocks_are_blocks_with_equal_weights(depth: int, groups: int) ->
     assert len(shared.blocks) == groups
     inner = shared.intermediates(x, layers=[0, -1])
     torch.testing.assert_close(inner, apart.intermediates(x, layers=[0, -1]))
-    with pytest.raises(ValueError, match="depth=4 must be a multiple of groups=3"):
-        Encoder(DIM, 4, HEADS, groups=3)
+    with pytest.raises(ValueError, match="depth=4 must be a multiple of num_groups=3"):
+        Encoder(DIM, 4, HEADS, num_groups=3)
 
 
 def test_a_decoder_of_shared_blocks_has_a_cache_for_each_layer() -> None:
-    decoder = Decoder(DIM, 3, HEADS, groups=1, rotary=Rotary()).double()
+    decoder = Decoder(DIM, 3, HEADS, num_groups=1, rotary=Rotary()).double()
     x = torch.randn(2, 6, DIM, dtype=torch.float64)
     cache = KVCache()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_layers_take_rotary_positions_in_turn() -> None:
     encoder.blocks[1].attention.rotary = far
     assert (encoder(x) - before).abs().max() > 1e-6
     with pytest.raises(ValueError, match="rotary lists 3 entries for 2 different layers"):
-        Encoder(DIM, 4, HEADS, rotary=[far, near, far], groups=2)
+        Encoder(DIM, 4, HEADS, rotary=[far, near, far], num_groups=2)
 
 
 def test_scale_of_scores() -> None:
@@ -84,7 +84,7 @@ def test_gated_tanh_gelu_and_a_norm_without_bias() -> None:
     network, x = FeedForward(DIM, 24, activation="geglu-tanh"), torch.randn(3, DIM)
     gate, up = network.up(x).chunk(2, -1)
     torch.testing.assert_close(network(x), network.down(F.gelu(gate, approximate="tanh") * up))
-    encoder = Encoder(DIM, 1, HEADS, norm_layer="layer-no-bias", eps=1e-3)
+    encoder = Encoder(DIM, 1, HEADS, norm="layer-no-bias", eps=1e-3)
     assert isinstance(encoder.norm, nn.LayerNorm)
     assert encoder.norm.bias is None and encoder.norm.eps == 1e-3
 

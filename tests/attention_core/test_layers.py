@@ -120,7 +120,7 @@ class TestMultiheadAttention:
     @pytest.mark.parametrize("backend", ["reference", "dense", "edges"])
     def test_dropout_is_off_in_eval(self, backend: str) -> None:
         """Rule 12."""
-        layer = MultiheadAttention(DIM, HEADS, dropout=0.5)
+        layer = MultiheadAttention(DIM, HEADS, attention_dropout=0.5)
         x = torch.randn(2, 9, DIM)
         without = MultiheadAttention(DIM, HEADS)
         without.load_state_dict(layer.state_dict())
@@ -162,7 +162,7 @@ class TestFeedForward:
 
     def test_a_norm_before_the_last_matrix_is_eva02s(self) -> None:
         norm = partial(nn.LayerNorm, eps=1e-3)
-        theirs, x = SwiGLU(DIM, 24, norm_layer=norm), torch.randn(3, DIM)
+        theirs, x = SwiGLU(DIM, 24, norm=norm), torch.randn(3, DIM)
         ours = FeedForward(DIM, 24, activation="swiglu", norm="layer", eps=1e-3)
         nn.init.normal_(theirs.norm.weight)
         gate, up = theirs.fc1_g, theirs.fc1_x
@@ -171,7 +171,7 @@ class TestFeedForward:
         ours.norm.load_state_dict(theirs.norm.state_dict())
         ours.down.load_state_dict(theirs.fc2.state_dict())
         torch.testing.assert_close(ours(x), theirs(x))
-        block = Block(DIM, HEADS, norm_layer="rms", eps=1e-4, feed_forward_norm=True)
+        block = Block(DIM, HEADS, norm="rms", eps=1e-4, feed_forward_norm=True)
         assert isinstance(block.feed_forward.norm, nn.RMSNorm)
         assert block.feed_forward.norm.eps == 1e-4
 
@@ -217,7 +217,7 @@ def test_block_equals_torchs_encoder_layer(norm: str) -> None:
 
 
 def test_layer_scale_starts_near_the_identity() -> None:
-    block = Block(DIM, HEADS, layer_scale=1e-6, norm_layer="rms")
+    block = Block(DIM, HEADS, layer_scale=1e-6, norm="rms")
     x = torch.randn(2, 5, DIM)
     torch.testing.assert_close(block(x), x, atol=1e-4, rtol=0)
     assert not torch.equal(block(x), x)
@@ -376,7 +376,7 @@ class TestPooling:
     def test_attention_pool_with_a_network_is_siglips(self, activation: str) -> None:
         act = partial(nn.GELU, approximate="tanh" if activation == "gelu-tanh" else "none")
         norm = partial(nn.LayerNorm, eps=1e-5)
-        theirs = AttentionPoolLatent(DIM, num_heads=HEADS, norm_layer=norm, act_layer=act)
+        theirs = AttentionPoolLatent(DIM, num_heads=HEADS, norm=norm, act_layer=act)
         ours = AttentionPool(DIM, HEADS, hidden=4 * DIM, activation=activation, eps=1e-5)  # type: ignore[arg-type]
         for parameter in theirs.parameters():
             nn.init.normal_(parameter, std=0.5)

@@ -46,7 +46,7 @@ def test_dropout_is_off_in_eval(case: str, backend: str, dtype: str) -> None:
     space, mask = CASES[case]
     torch.manual_seed(0)
     options: dict[str, Any] = {"kv_heads": 2, "bias": RelativeTable.hops(4, 2), "sink": True}
-    dropping = MultiheadAttention(16, 4, dropout=0.5, **options)
+    dropping = MultiheadAttention(16, 4, attention_dropout=0.5, **options)
     plain = MultiheadAttention(16, 4, **options)
     plain.load_state_dict(dropping.state_dict())
     x = torch.randn(2, 6, 16)

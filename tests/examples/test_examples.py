@@ -88,7 +88,7 @@ def test_a_word_is_heard_alike_alone_and_among_others(example: Callable[[str], A
     words = audio.Words(samples=0, batch_size=4, classes=["ai", "uoi", "iaea"])
     samples = [words.say(target) for target in range(3)]
     assert len({len(sample["patches"]) for sample in samples}) == 3, "of any length"
-    model = audio.SpectrogramEncoder(16, 2, 2, classes=3).eval()
+    model = audio.SpectrogramEncoder(16, 2, 2, num_classes=3).eval()
     batch = words.collate(samples)
     together = model(batch["patches"], batch["grids"])
     for sample, output in zip(samples, together, strict=True):
@@ -130,6 +130,6 @@ def test_points_are_spread_evenly_over_the_surface(
 
 
 def test_a_cloud_of_any_order_is_the_same_solid(example: Callable[[str], Any]) -> None:
-    model = example("point_clouds").CloudEncoder(16, 2, 2, classes=3).eval()
+    model = example("point_clouds").CloudEncoder(16, 2, 2, num_classes=3).eval()
     cloud = torch.randn(1, 30, 3)
     torch.testing.assert_close(model(cloud), model(cloud[:, torch.randperm(30)]))

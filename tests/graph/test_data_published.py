@@ -78,8 +78,11 @@ def test_planetoid_keeps_its_nodes_to_train_with(tmp_path: Path) -> None:
     )
     graph = Planetoid(str(tmp_path), "Cora")[0]
     for sample, mask in ((first, graph.train_mask), (second, graph.val_mask)):
-        assert torch.equal(sample["mask"], mask)
-    assert torch.equal(third["mask"], graph.test_mask) and int(third["mask"].sum()) == 1000 - 970
+        assert torch.equal(sample["node_mask"], mask)
+    assert (
+        torch.equal(third["node_mask"], graph.test_mask)
+        and int(third["node_mask"].sum()) == 1000 - 970
+    )
     assert torch.equal(first["target"], graph.y) and torch.equal(first["x"], graph.x)
 
 
@@ -99,8 +102,8 @@ def test_a_fold_chooses_one_of_several_masks(tmp_path: Path) -> None:
     for fold in (None, 3):
         data = PyGDataset("WebKB", str(tmp_path), options=options, batch_size=1, fold=fold)
         (train,), _, (test,) = parts(data)
-        assert torch.equal(train["mask"], theirs.train_mask[:, fold or 0])
-        assert torch.equal(test["mask"], theirs.test_mask[:, fold or 0])
+        assert torch.equal(train["node_mask"], theirs.train_mask[:, fold or 0])
+        assert torch.equal(test["node_mask"], theirs.test_mask[:, fold or 0])
     with pytest.raises(UsageError, match="data.fold: WebKB has 10 splits, got 10"):
         PyGDataset("WebKB", str(tmp_path), options=options, batch_size=1, fold=10, folds=12).setup()
 

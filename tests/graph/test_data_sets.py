@@ -108,7 +108,7 @@ def test_each_digit_is_joined_to_its_nearest() -> None:
     # Ties among the nearest can be broken either way
     assert len(both ^ set(map(tuple, train["edge_index"].T.tolist()))) < 10
     assert is_undirected(train["edge_index"]) and train["target"].tolist() == labels.tolist()
-    masks = torch.stack([train["mask"], val["mask"], test["mask"]])
+    masks = torch.stack([train["node_mask"], val["node_mask"], test["node_mask"]])
     assert bool((masks.sum(0) == 1).all())
     for mask in masks[:2]:
         assert train["target"][mask].bincount().tolist() == [10] * 10
@@ -118,8 +118,10 @@ def test_the_labels_of_digits_follow_the_seed() -> None:
     (first,), *_ = parts(DigitsKNN(batch_size=1, labels_per_class=3, seed=1))
     (same,), *_ = parts(DigitsKNN(batch_size=1, labels_per_class=3, seed=1))
     (other,), *_ = parts(DigitsKNN(batch_size=1, labels_per_class=3, seed=2))
-    assert torch.equal(first["mask"], same["mask"]) and int(first["mask"].sum()) == 30
-    assert not torch.equal(first["mask"], other["mask"])
+    assert (
+        torch.equal(first["node_mask"], same["node_mask"]) and int(first["node_mask"].sum()) == 30
+    )
+    assert not torch.equal(first["node_mask"], other["node_mask"])
     for wrong in ({"neighbors": 0}, {"labels_per_class": 81}, {"fold": 0}):
         with pytest.raises(UsageError, match=f"data.{next(iter(wrong))}"):
             DigitsKNN(batch_size=1, **wrong)  # type: ignore[arg-type]
@@ -131,9 +133,9 @@ def test_the_karate_club() -> None:
     assert networkx.utils.graphs_equal(
         networkx.Graph(graph.edges), networkx.Graph(networkx.karate_club_graph().edges)
     )
-    masks = torch.stack([train["mask"], val["mask"], test["mask"]])
+    masks = torch.stack([train["node_mask"], val["node_mask"], test["node_mask"]])
     assert bool((masks.sum(0) == 1).all())
-    assert train["target"][train["mask"]].sort().values.tolist() == [0, 1, 2, 3]
+    assert train["target"][train["node_mask"]].sort().values.tolist() == [0, 1, 2, 3]
 
 
 def test_encodings_are_computed_once_and_signs_drawn_anew() -> None:

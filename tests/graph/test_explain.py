@@ -76,7 +76,7 @@ def test_attributions_sum_to_what_all_edges_add(
     torch.manual_seed(0)
     x, edge_index = random_graph(30, 70)
     model = GraphTransformer(
-        16, 3, 4, classes=3, node_types=4, mask=Edges(), level="node", kv_heads=2
+        16, 3, 4, num_classes=3, node_types=4, mask=Edges(), level="node", kv_heads=2
     ).eval()
     plain = model.encoder.forward
     monkeypatch.setattr(
@@ -96,7 +96,7 @@ def test_a_batch_of_graphs_is_explained_graph_by_graph() -> None:
     torch.manual_seed(0)
     graphs = [random_graph(n, 3 * n) for n in (7, 12)]
     model = GraphTransformer(
-        16, 2, 2, classes=2, node_types=4, max_hops=3, virtual_nodes=1, pooling="attention"
+        16, 2, 2, num_classes=2, node_types=4, max_hops=3, virtual_nodes=1, pooling="attention"
     ).eval()
     apart = [explain_prediction(model, *graph) for graph in graphs]
     (x, edges), (other, others) = graphs
@@ -111,7 +111,7 @@ def test_expander_edges_of_a_model_are_none_of_the_input() -> None:
     torch.manual_seed(0)
     x, edge_index = random_graph(20, 40)
     model = GraphTransformer(
-        16, 2, 2, classes=2, node_types=4, mask=Edges(), expander_degree=4
+        16, 2, 2, num_classes=2, node_types=4, mask=Edges(), expander_degree=4
     ).eval()
     found = explain_prediction(model, x, edge_index)
     order = torch.randperm(edge_index.shape[1])
@@ -131,7 +131,9 @@ def with_neighbours_of_type_3() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def trained() -> GraphTransformer:
     torch.manual_seed(0)
-    model = GraphTransformer(16, 1, 2, classes=2, node_types=4, level="node", mask=Neighborhood(1))
+    model = GraphTransformer(
+        16, 1, 2, num_classes=2, node_types=4, level="node", mask=Neighborhood(1)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(80):
         x, edge_index, label = with_neighbours_of_type_3()
@@ -192,7 +194,7 @@ def molecule(has_link: bool) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.slow
 def test_a_planted_edge_is_found_through_several_layers() -> None:
     torch.manual_seed(0)
-    model = GraphTransformer(32, 2, 2, classes=2, node_types=3, mask=Neighborhood(1))
+    model = GraphTransformer(32, 2, 2, num_classes=2, node_types=3, mask=Neighborhood(1))
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     for _ in range(250):
         label = torch.randint(2, (50,))
@@ -263,7 +265,7 @@ class Probabilities(nn.Module):
 def test_all_forms_of_output_are_explained_alike(form: str) -> None:
     torch.manual_seed(0)
     x, edge_index = random_graph(12, 30)
-    model = GraphTransformer(16, 2, 2, classes=2, node_types=4, mask=Edges()).eval()
+    model = GraphTransformer(16, 2, 2, num_classes=2, node_types=4, mask=Edges()).eval()
     expected = explain_prediction(model, x, edge_index)
     mode = "binary" if form.startswith("binary") else "multiclass"
     explainer = Explainer(
@@ -285,7 +287,7 @@ def test_all_forms_of_output_are_explained_alike(form: str) -> None:
 def test_pygs_explainer_regression() -> None:
     torch.manual_seed(0)
     x, edge_index = random_graph(12, 30)
-    model = GraphTransformer(16, 2, 2, classes=1, node_types=4, mask=Edges()).eval()
+    model = GraphTransformer(16, 2, 2, num_classes=1, node_types=4, mask=Edges()).eval()
     explainer = Explainer(
         model,
         EdgeAttribution(steps=4),
@@ -329,14 +331,14 @@ def test_log_odds_are_those_of_the_softmax() -> None:
 )
 def test_what_cannot_be_explained(options: dict[str, object], words: str) -> None:
     x, edge_index = random_graph(6, 12)
-    model = GraphTransformer(8, 1, 2, classes=2, node_types=4).eval()
+    model = GraphTransformer(8, 1, 2, num_classes=2, node_types=4).eval()
     with pytest.raises(ValueError, match=words):
         explain_prediction(model, x, edge_index, **options)  # type: ignore[arg-type]
 
 
 def test_models_that_cannot_be_explained() -> None:
     x, edge_index = random_graph(6, 12)
-    model = GraphTransformer(8, 1, 2, classes=2, node_types=4)
+    model = GraphTransformer(8, 1, 2, num_classes=2, node_types=4)
     with pytest.raises(ValueError, match="eval mode"):
         explain_prediction(model, x, edge_index)
     with pytest.raises(TypeError, match="of a graph with one type of nodes, got dict and Tensor"):

@@ -143,7 +143,7 @@ def inputs(graphs: int, nodes: int) -> dict[str, Any]:
 def test_all_figures_of_a_model(options: dict[str, Any], named: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"dim": 12, "depth": 2, "heads": 2, **options}
-    model = GraphTransformer(classes=2, node_types=3, **sizes).eval()
+    model = GraphTransformer(num_classes=2, node_types=3, **sizes).eval()
     shown = [Shown(torch.arange(8), "first", True, torch.tensor([2])), Shown(torch.tensor([9]), "")]
     batch = inputs(2, 8)
     names = (["C", "N", "O"] * 5 + ["C"], ["double"] * 32) if named else ((), ())
@@ -157,7 +157,7 @@ def test_all_figures_of_a_model(options: dict[str, Any], named: bool, tmp_path: 
 
 def test_of_a_large_graph_a_part_is_drawn() -> None:
     torch.manual_seed(0)
-    model = GraphTransformer(8, 1, 2, classes=2, node_types=3, mask=Edges()).eval()
+    model = GraphTransformer(8, 1, 2, num_classes=2, node_types=3, mask=Edges()).eval()
     one = Shown(torch.arange(300), "", marked=torch.tensor([150]))
     figures = attention_figures(model, inputs(1, 300), [one])
     dots = [part for part in figures["attention"].axes[0].collections if isinstance(part, Dots)]
@@ -165,7 +165,7 @@ def test_of_a_large_graph_a_part_is_drawn() -> None:
 
 
 def test_figures_of_nothing() -> None:
-    model = GraphTransformer(8, 1, 2, classes=2, node_types=3).eval()
+    model = GraphTransformer(8, 1, 2, num_classes=2, node_types=3).eval()
     with pytest.raises(ValueError, match="shown must hold at least one graph"):
         attention_figures(model, inputs(1, 4), [])
     with pytest.raises(ValueError, match="1 layers of nodes, there is no layer 1"):

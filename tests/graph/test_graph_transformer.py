@@ -43,7 +43,7 @@ def build(mask: Any = None, pooling: Any = "mean", **options: Any) -> GraphTrans
         "dim": 16,
         "depth": 2,
         "heads": 4,
-        "classes": 3,
+        "num_classes": 3,
         "node_types": 7,
         "edge_types": 4,
         "max_degree": 4,
@@ -133,7 +133,7 @@ def test_isolated_nodes_and_graphs_without_edges(mask: str, pooling: str) -> Non
 
 
 def test_a_graph_without_nodes_pools_to_zeros() -> None:
-    model = build(classes=None)
+    model = build(num_classes=None)
     one = molecule(5, seed=11)
     batch = torch.ones(5, dtype=torch.long)  # graph 0 and graph 2 have no nodes
     pooled = model(one["x"], one["edge_index"], one["edge_attr"], batch, num_graphs=3)

@@ -147,7 +147,7 @@ def test_weights_by_input_edge(score: str) -> None:
 
 
 def test_weights_are_from_before_dropout() -> None:
-    layer = GraphAttention(DIM, HEADS, dropout=0.5)
+    layer = GraphAttention(DIM, HEADS, attention_dropout=0.5)
     x, edge_index, _ = drawn()
     torch.manual_seed(0)
     out, (given, weights) = layer(x, edge_index, return_attention_weights=True)

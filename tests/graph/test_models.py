@@ -35,7 +35,7 @@ def model_of(name: str, **options: Any) -> GraphTransformer:
         "Graphormer": [PathBias(4, 2, types=4)],
         "GRIT": [RandomWalkBias(4, 5, hidden=8)],
     }
-    given = {**BLOCKS, **PRESETS[name], "biases": biases.get(name, []), "classes": 3, **options}
+    given = {**BLOCKS, **PRESETS[name], "biases": biases.get(name, []), "num_classes": 3, **options}
     model = GraphTransformer(**given).double().eval()
     for parameter in model.parameters():  # some are drawn small; here they shall matter
         if parameter.ndim > 1:
@@ -74,7 +74,7 @@ def renumbered(sample: Sample, order: Tensor) -> Sample:
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "Exphormer"])
 def test_renumbering_nodes_renumbers_outputs(name: str, level: str) -> None:
     """Not Exphormer's: its random edges go by number."""
-    model = model_of(name, level=level, classes=None if level == "link" else 3)
+    model = model_of(name, level=level, num_classes=None if level == "link" else 3)
     one = known(11, 5)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
     other = renumbered(one, order)
@@ -176,7 +176,7 @@ def test_encodings_may_be_stored_with_the_graph(name: str) -> None:
 
 
 def test_places_in_the_spectrum_are_coordinates() -> None:
-    model = GraphTransformer(**BLOCKS, classes=3, biases=[SpectralBias(4, 2)])
+    model = GraphTransformer(**BLOCKS, num_classes=3, biases=[SpectralBias(4, 2)])
     (spectral_bias,) = (part for part in model.modules() if isinstance(part, SpectralBias))
     nn.init.normal_(spectral_bias.weight)
     sample = molecule(8, 3)
@@ -210,7 +210,7 @@ def test_edges_that_are_added_can_be_told_from_those_given() -> None:
     options: dict[str, Any] = {"mask": Edges(), "expander_degree": 4, "node_types": 7}
 
     def attr(given: Tensor | None, **kinds: Any) -> Tensor:
-        model = GraphTransformer(8, 1, 2, classes=2, **kinds, **options)
+        model = GraphTransformer(8, 1, 2, num_classes=2, **kinds, **options)
         found = model.space(edge_index, 12, given).edge_attr
         assert found is not None and len(found) == count + new
         (bias,) = (part for part in model.modules() if isinstance(part, EdgeBias))

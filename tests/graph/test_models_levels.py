@@ -16,7 +16,7 @@ from tests.graph.test_graph_transformer import molecule
 
 def build(**options: Any) -> GraphTransformer:
     torch.manual_seed(0)
-    given: dict[str, Any] = {"classes": 3, "node_types": 7, "edge_types": 4, **options}
+    given: dict[str, Any] = {"num_classes": 3, "node_types": 7, "edge_types": 4, **options}
     return GraphTransformer(16, 2, 4, **given).double().eval()
 
 
@@ -33,10 +33,10 @@ def test_nodes() -> None:
         model = build(level="node", virtual_nodes=virtual_nodes)
         outputs = model(**batch)
         assert outputs.shape == (13, 3)
-        torch.testing.assert_close(model(**batch, mask=mask), outputs[mask])
+        torch.testing.assert_close(model(**batch, node_mask=mask), outputs[mask])
         alone = inputs((8, 2))
         torch.testing.assert_close(model(**alone), outputs[5:])
-    assert build(level="node", classes=None)(**batch).shape == (13, 16)
+    assert build(level="node", num_classes=None)(**batch).shape == (13, 16)
 
 
 def test_seeds_of_a_sampled_batch_are_as_in_the_whole_graph() -> None:
@@ -106,7 +106,7 @@ def test_one_node_against_many_is_scored_as_pair_by_pair(
 
 def test_links_of_a_model() -> None:
     batch = inputs((6, 1))
-    model = build(level="link", classes=None, relations=3, virtual_nodes=1)
+    model = build(level="link", num_classes=None, relations=3, virtual_nodes=1)
     pairs, kind = torch.tensor([[0, 3], [5, 1]]), torch.tensor([2, 0])
     scores = model(**batch, edge_label_index=pairs, edge_label_type=kind)
     assert scores.shape == (2,)
@@ -125,10 +125,13 @@ def test_links_of_a_model() -> None:
             {"level": "hyperedge"},
             "level must be 'graph', 'node', 'edge' or 'link', got 'hyperedge'",
         ),
-        ({"level": "link"}, "level='link' gives one score per pair; got classes=3"),
-        ({"level": "link", "classes": None, "relations": 0}, "relations must be at least 1, got 0"),
+        ({"level": "link"}, "level='link' gives one score per pair; got num_classes=3"),
+        (
+            {"level": "link", "num_classes": None, "relations": 0},
+            "relations must be at least 1, got 0",
+        ),
         ({"level": "node", "relations": 2}, "relations=2 are of links, but level='node'"),
-        ({"level": "edge", "classes": None}, "level='edge' needs classes"),
+        ({"level": "edge", "num_classes": None}, "level='edge' needs classes"),
         ({"edge_types": None, "edge_dim": 4}, "edge_dim=4 needs edge_types or edge_features"),
         ({"score": "cosine"}, "score must be .* got 'cosine'"),
         ({"walk_steps": 0}, "walk_steps must be at least 1"),
@@ -148,7 +151,7 @@ PAIRS = torch.tensor([[0], [1]])
 @pytest.mark.parametrize(
     ("level", "change", "error", "words"),
     [
-        ("node", {"mask": torch.ones(4).bool()}, ValueError, r"mask must be bool \(5,\)"),
+        ("node", {"node_mask": torch.ones(4).bool()}, ValueError, r"node_mask must be bool \(5,\)"),
         ("node", {"mask": torch.ones(5)}, ValueError, r"mask must be bool \(5,\), got torch.float"),
         (
             "edge",
@@ -188,7 +191,7 @@ PAIRS = torch.tensor([[0], [1]])
 def test_bad_input_is_named(
     level: Any, change: dict[str, Tensor], error: type[Exception], words: str
 ) -> None:
-    options = {"classes": None, "relations": 2} if level == "link" else {}
+    options = {"num_classes": None, "relations": 2} if level == "link" else {}
     model = build(level=level, walk_steps=3, **options)
     given = inputs((5, 1))
     given = {key: value[:, :8] if key == "edge_index" else value for key, value in given.items()}
@@ -211,4 +214,4 @@ def test_edge_features_that_are_not_numbers() -> None:
 def test_a_batch_of_graphs_without_nodes() -> None:
     none = torch.empty(0).long()
     batch = {"x": none, "edge_index": none.expand(2, 0), "edge_attr": none, "batch": none}
-    assert (build(classes=None)(**batch, num_graphs=2) == torch.zeros(2, 16)).all()
+    assert (build(num_classes=None)(**batch, num_graphs=2) == torch.zeros(2, 16)).all()

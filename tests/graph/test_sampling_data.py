@@ -53,19 +53,19 @@ def test_a_batch_of_nodes(domain: Any) -> None:
     seen = []
     for batch in epoch(made.train_dataloader(), 0):
         assert set(batch) == {"x", "edge_index", "mask", "target"}
-        seen += batch["x"][batch["mask"]].tolist()
-        assert len(batch["x"]) == len(batch["mask"]) == len(batch["target"])
-        first = int(batch["mask"].sum())
-        assert bool(batch["mask"][:first].all())
+        seen += batch["x"][batch["node_mask"]].tolist()
+        assert len(batch["x"]) == len(batch["node_mask"]) == len(batch["target"])
+        first = int(batch["node_mask"].sum())
+        assert bool(batch["node_mask"][:first].all())
         assert int(torch.bincount(batch["edge_index"][1]).max()) <= 4
     assert sorted(seen) == sorted(data.x[data.train_mask].tolist())
     batches = epoch(made.val_dataloader(), 0)
-    target = torch.cat([b["target"][b["mask"]] for b in batches])
+    target = torch.cat([b["target"][b["node_mask"]] for b in batches])
     assert torch.equal(target, data.y[data.val_mask])
     # With all neighbors the model computes for a seed what it does in the whole graph
     model = domain.SAGE(3)
     whole = model(data.x, data.edge_index, data.val_mask)
-    sampled = torch.cat([model(b["x"], b["edge_index"], b["mask"]) for b in batches])
+    sampled = torch.cat([model(b["x"], b["edge_index"], b["node_mask"]) for b in batches])
     torch.testing.assert_close(sampled, whole, atol=1e-5, rtol=1e-5)
 
 
@@ -88,9 +88,9 @@ def test_a_batch_of_clusters(domain: Any) -> None:
     data, made = domain.communities(), module(domain, "Parts")
     batches = epoch(made.train_dataloader(), 0)
     assert len(batches) == 3
-    seeds = torch.cat([batch["x"][batch["mask"]] for batch in batches])
+    seeds = torch.cat([batch["x"][batch["node_mask"]] for batch in batches])
     assert sorted(seeds.tolist()) == sorted(data.x[data.train_mask].tolist())
-    tested = sum(int(batch["mask"].sum()) for batch in epoch(made.test_dataloader(), 0))
+    tested = sum(int(batch["node_mask"].sum()) for batch in epoch(made.test_dataloader(), 0))
     assert tested == int(data.test_mask.sum())
 
 
@@ -142,8 +142,8 @@ def test_typed_nodes() -> None:
     made = Shop(num_neighbors=[2], node_type="item", batch_size=4, sampling={"replace": True})
     made.setup()
     batch = next(iter(made.val_dataloader()))
-    assert batch["target"][batch["mask"]].tolist() == [1, 4, 7, 10]
-    assert len(batch["mask"]) == len(batch["x_dict"]["item"])
+    assert batch["target"][batch["node_mask"]].tolist() == [1, 4, 7, 10]
+    assert len(batch["node_mask"]) == len(batch["x_dict"]["item"])
     assert set(batch) == {"x_dict", "edge_index_dict", "edge_attr_dict", "mask", "target"}
     assert len(batch["edge_index_dict"]) == 4
 

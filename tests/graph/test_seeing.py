@@ -28,7 +28,7 @@ class Near(Bias):
 
 def model(**options: object) -> GraphTransformer:
     torch.manual_seed(0)
-    return GraphTransformer(8, 2, 2, classes=2, node_types=3, **options).eval()  # type: ignore[arg-type]
+    return GraphTransformer(8, 2, 2, num_classes=2, node_types=3, **options).eval()  # type: ignore[arg-type]
 
 
 def even_shares(most: int) -> Tensor:

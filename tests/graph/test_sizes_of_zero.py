@@ -57,7 +57,7 @@ def test_no_nodes_of_any_type() -> None:
 def test_models_of_no_graphs(level: Any, options: dict[str, Any]) -> None:
     of_links = level == "link"
     model = GraphTransformer(
-        16, 2, 2, classes=None if of_links else 3, level=level, node_types=2, **options
+        16, 2, 2, num_classes=None if of_links else 3, level=level, node_types=2, **options
     )
     asked = {"edge_label_index": NONE} if of_links else {}
     wanted = (0,) if of_links else (0, 3)
@@ -100,7 +100,7 @@ SIZES = ["dim", "heads", "depth", "classes", "node_types", "edge_types", "edge_d
 @pytest.mark.parametrize("name", [*SIZES, "expander_degree", "head_dim", "hidden", "kv_heads"])
 @pytest.mark.parametrize("size", [0, -2])
 def test_models_have_no_size_of_zero(name: str, size: int) -> None:
-    usual = {"dim": 8, "depth": 1, "heads": 2, "classes": 2, "node_types": 3, "edge_types": 2}
+    usual = {"dim": 8, "depth": 1, "heads": 2, "num_classes": 2, "node_types": 3, "edge_types": 2}
     with pytest.raises(ValueError, match=f"{name} must be at least 1(, or None)?, got {size}"):
         GraphTransformer(**{**usual, name: size})
 
@@ -109,7 +109,7 @@ def test_models_have_no_size_of_zero(name: str, size: int) -> None:
 def test_features_have_a_size(kind: str) -> None:
     usual = {"node_types": 3} if kind == "edge" else {}
     with pytest.raises(ValueError, match=f"{kind}_features must be at least 1, or None, got 0"):
-        GraphTransformer(8, 1, 2, classes=2, **usual, **{f"{kind}_features": 0})
+        GraphTransformer(8, 1, 2, num_classes=2, **usual, **{f"{kind}_features": 0})
 
 
 def test_a_size_is_told_by_no_nodes() -> None:

@@ -46,9 +46,9 @@ def trained(task: Task, data: DataModule, epochs: int) -> dict[str, float]:
     return dict(results)
 
 
-def transformer(level: Any, classes: int | None = 3, **options: Any) -> GraphTransformer:
+def transformer(level: Any, num_classes: int | None = 3, **options: Any) -> GraphTransformer:
     torch.manual_seed(0)
-    given: dict[str, Any] = {"mask": Edges(), "level": level, "classes": classes, **options}
+    given: dict[str, Any] = {"mask": Edges(), "level": level, "classes": num_classes, **options}
     return GraphTransformer(16, 1, 2, **given)
 
 
@@ -105,7 +105,7 @@ def test_nodes_in_sampled_batches_clusters_and_one_graph(
 
 
 def test_numbers_of_nodes() -> None:
-    task = NodeRegression(transformer("node", classes=1, node_features=4), optimizer=ADAM)
+    task = NodeRegression(transformer("node", num_classes=1, node_features=4), optimizer=ADAM)
     mask = torch.tensor([True, False, True])
     batch: dict[str, Any] = {"mask": mask, "target": torch.tensor([1.0, 2, 3])}
     loss = task.loss(torch.tensor([[0.0], [1]]), batch)
@@ -124,7 +124,7 @@ class FloatLinks(Links):
 @pytest.mark.parametrize("kind", [Links, FloatLinks])
 def test_pairs_that_are_links_or_not(kind: Any) -> None:
     data = kind(num_neighbors=[8], batch_size=64, negatives=1.0, classes=["no link", "link"])
-    model = transformer("edge", classes=2, node_features=4)
+    model = transformer("edge", num_classes=2, node_features=4)
     task = EdgeClassification(model, classes=data.classes, optimizer=ADAM)
     results = trained(task, data, epochs=1)
     assert 0 < results["test/accuracy"] <= 1 and torch.isfinite(torch.tensor(results["test/loss"]))
@@ -156,7 +156,7 @@ class Signs(GraphData):
 
 def test_edges_have_a_direction() -> None:
     data = Signs(batch_size=8, classes=["up", "down"])
-    model = transformer("edge", classes=2, node_types=8)
+    model = transformer("edge", num_classes=2, node_types=8)
     task = EdgeClassification(model, classes=data.classes, optimizer=ADAM)
     assert trained(task, data, epochs=15)["test/accuracy"] > 0.95
 
@@ -178,7 +178,7 @@ class Sizes(GraphData):
 
 
 def test_numbers_of_graphs() -> None:
-    model = transformer("graph", classes=2, node_types=7, pooling="sum")
+    model = transformer("graph", num_classes=2, node_types=7, pooling="sum")
     task = GraphRegression(model, optimizer=ADAM)
     data = Sizes(batch_size=16)
     assert trained(task, data, epochs=40)["test/r2"] > 0.5

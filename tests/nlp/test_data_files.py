@@ -25,7 +25,7 @@ from nlp.data.pairs import distinct_pairs, read_pairs
 from nlp.tokenizer import Tokenizer
 
 pytest.importorskip("tokenizers")
-SETTINGS: dict[str, Any] = {"vocabulary": 300, "batch_size": 4}
+SETTINGS: dict[str, Any] = {"vocab_size": 300, "batch_size": 4}
 WORDS = [f"number {n} of many texts, each another one: {n * n}" for n in range(60)]
 
 
@@ -222,7 +222,7 @@ def test_pairs_of_one_source_go_into_one_part() -> None:
 @needs("polib")
 @pytest.mark.parametrize("language", ["de", "fr", "es"])
 def test_catalogs_of_a_package(language: str) -> None:
-    data = MessageCatalogs(language=language, **{**SETTINGS, "vocabulary": 600})
+    data = MessageCatalogs(language=language, **{**SETTINGS, "vocab_size": 600})
     data.setup()
     pairs = {pair.source: pair.target for part in data.texts.values() for pair in part}
     assert len(pairs) > 800
@@ -336,12 +336,12 @@ def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
     data.setup()
     assert data.tokenizer.to_json() == Tokenizer.load(file).to_json()
     for wrong, message in (
-        ({"tokenizer": str(file), "vocabulary": 280}, "has 290 tokens, more than 280"),
+        ({"tokenizer": str(file), "vocab_size": 280}, "has 290 tokens, more than 280"),
         ({"tokenizer": str(tmp_path / "none")}, "data.tokenizer.*there is no tokenizer file"),
-        ({"vocabulary": 10}, "vocabulary must be at least 260"),
+        ({"vocab_size": 10}, "vocabulary must be at least 260"),
     ):
         with pytest.raises(UsageError, match=message):
             TextFiles(**{**settings, **wrong}).load()
-    data = TextFiles(**{**settings, "tokenizer": "wordpiece", "vocabulary": 600})
+    data = TextFiles(**{**settings, "tokenizer": "wordpiece", "vocab_size": 600})
     data.setup()
     assert data.tokenizer.decode(data.tokenizer.encode([WORDS[3]])[0]) == WORDS[3]

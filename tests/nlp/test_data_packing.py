@@ -40,7 +40,7 @@ def case(name: str, tokenizer: Tokenizer) -> tuple[Any, Task]:
     ids = tokenizer.encode(TEXTS)
     v = len(tokenizer)
     if name == "labels":
-        model: nn.Module = TextEncoder(v, **SMALL, classes=3)
+        model: nn.Module = TextEncoder(v, **SMALL, num_classes=3)
         task: Task = TextClassification(model, classes=["a", "b", "c"], **settings())
         return Texts(ids, [n % 3 for n in range(len(ids))]), task
     if name == "translation":

@@ -47,7 +47,7 @@ def test_gpt2(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
     theirs.save_pretrained(folder)
     tokenizer.save(folder / "tokenizer.json")
     given = ["task=causal_language_modelling", "data=text_files", *STILL, "data.lines=true"]
-    given += [f"data.root={tmp_path / 'texts.txt'}", "data.vocabulary=300"]
+    given += [f"data.root={tmp_path / 'texts.txt'}", "data.vocab_size=300"]
     given += [f"data.tokenizer={folder}", f"model.weights={folder}"]
     train(compose(*given, "model=pretrained_text_decoder", config_dir=None), tmp_path / "run")
     _, task = load_trained(tmp_path / "run")
@@ -74,7 +74,7 @@ def test_t5(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
     pairs = zip(texts[:40], texts[40:], strict=True)
     (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
     given = ["task=translation", "data=pair_file", f"data.root={tmp_path / 'pairs.tsv'}", *STILL]
-    given += ["data.vocabulary=20", f"data.tokenizer={folder}", f"model.weights={folder}"]
+    given += ["data.vocab_size=20", f"data.tokenizer={folder}", f"model.weights={folder}"]
     given += ["model=pretrained_seq2seq", "task.generation.max_tokens=5"]
     train(compose(*given, config_dir=None), tmp_path / "run")
 

@@ -195,7 +195,7 @@ def translating() -> tuple[Any, str, Callable[[], list[Any]]]:
 def embedding() -> tuple[Any, str, Callable[[], list[Any]]]:
     pytest.importorskip("tokenizers")
     tokenizer = Tokenizer.train(["a"], 300)
-    model = TextEncoder(300, 16, 1, 2, classes=2, dropout=0.9)
+    model = TextEncoder(300, 16, 1, 2, num_classes=2, dropout=0.9)
     return model, "encode", lambda: model.embed(["abc", "d"], tokenizer).tolist()
 
 

@@ -13,7 +13,7 @@ from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
 
 pytest.importorskip("tokenizers")
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2", "trainer.max_epochs=1"]
-SHORT = ["model.positions=learned", "+model.max_length=128", "data.vocabulary=400"]
+SHORT = ["model.positions=learned", "+model.max_length=128", "data.vocab_size=400"]
 WORDS = [f"number {n} of many texts, each another one: {n * n}" for n in range(60)]
 WRITTEN = {
     "nlp/sentiment": "probability_neutral",

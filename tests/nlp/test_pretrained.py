@@ -121,7 +121,7 @@ def test_tokens_and_scores_of_an_encoder(family: str, side: str) -> None:
     more = positions_of(family, side)
     value = 1 if family == "roberta" else 0
     theirs = random(getattr(hf, f"{name}Model"), config)
-    ours = TextEncoder.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     output = theirs_padded(theirs, ids, side, value, **more)
     assert_alike(ours.encode, output.last_hidden_state, ids, side)
     if "pooler_output" in output and side == "right":  # on the left, theirs pools padding
@@ -129,11 +129,11 @@ def test_tokens_and_scores_of_an_encoder(family: str, side: str) -> None:
             pooled = ours(ids, LENGTHS)
         torch.testing.assert_close(pooled, output.pooler_output, atol=1e-5, rtol=1e-5)
     theirs = random(getattr(hf, f"{name}ForMaskedLM"), config)
-    masked = MaskedLanguageModel.from_state_dict(theirs.state_dict(), config=config.to_dict())
+    masked = MaskedLanguageModel.from_pretrained(theirs.state_dict(), config=config.to_dict())
     logits = theirs_padded(theirs, ids, side, value, **more).logits
     assert_alike(masked.eval(), logits, ids, side)
     # The same tokens from weights with a head of another use, and from those without one
-    again = TextEncoder.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    again = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     with torch.no_grad():
         torch.testing.assert_close(again.encode(ids, LENGTHS), masked.encode(ids, LENGTHS))
     report = load_pretrained(again, theirs.state_dict(), head=False)
@@ -147,12 +147,12 @@ def test_a_fine_tuned_classifier(family: str) -> None:
     config, ids = make(), texts()
     config.num_labels = 5
     theirs = random(getattr(hf, f"{name}ForSequenceClassification"), config)
-    ours = TextEncoder.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     wanted = theirs_padded(theirs, ids, "right", 1 if family == "roberta" else 0).logits
     assert wanted.shape == (4, 5)
     with torch.no_grad():
         torch.testing.assert_close(ours(ids, LENGTHS), wanted, atol=1e-5, rtol=1e-5)
-    other = TextEncoder.from_state_dict(theirs.state_dict(), config=config.to_dict(), classes=2)
+    other = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict(), num_classes=2)
     assert other(ids, LENGTHS).shape == (4, 2)
 
 
@@ -165,7 +165,7 @@ def test_token_types_and_old_names() -> None:
         ): value
         for name, value in theirs.state_dict().items()
     }
-    ours = TextEncoder.from_state_dict(old, heads=4).eval()
+    ours = TextEncoder.from_pretrained(old, heads=4).eval()
     wanted = theirs_padded(theirs, ids, "right", 0, token_type_ids=pad(types, LENGTHS))
     with torch.no_grad():
         got = ours.encode(ids, LENGTHS, types=types)
@@ -175,7 +175,7 @@ def test_token_types_and_old_names() -> None:
 
 def test_roberta_s_first_positions_are_dropped() -> None:
     theirs = random(hf.RobertaModel, roberta()).state_dict()
-    ours = TextEncoder.from_state_dict(theirs, heads=4)
+    ours = TextEncoder.from_pretrained(theirs, heads=4)
     report = load_pretrained(ours, theirs)
     assert list(report.dropped) == ["embeddings.position_embeddings.weight[:2]"]
     assert ours.embedding.max_length == 30
@@ -183,7 +183,9 @@ def test_roberta_s_first_positions_are_dropped() -> None:
 
 def test_what_does_not_fit_is_named_and_nothing_is_loaded() -> None:
     theirs = random(hf.BertModel, bert()).state_dict()
-    ours = TextEncoder(V, 16, 3, 4, classes=None, positions="learned", norm="post", types=2)
+    ours = TextEncoder(
+        V, 16, 3, 4, num_classes=None, positions="learned", norm_order="post", num_token_types=2
+    )
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     with pytest.raises(UsageError) as error:
         load_pretrained(ours, theirs)
@@ -198,35 +200,35 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded() -> None:
 
 def test_the_pooling_of_a_sentence_encoder(tmp_path: Path) -> None:
     random(hf.BertModel, bert()).save_pretrained(tmp_path)
-    assert TextEncoder.from_state_dict(tmp_path).pooling == "first"
+    assert TextEncoder.from_pretrained(tmp_path).pooling == "first"
     (tmp_path / "1_Pooling").mkdir()
     settings = tmp_path / "1_Pooling" / "config.json"
     for name, pooling in (("cls_token", "first"), ("mean_tokens", "mean"), ("max_tokens", "max")):
         settings.write_text(json.dumps({f"pooling_mode_{name}": True}))
-        ours = TextEncoder.from_state_dict(tmp_path)
+        ours = TextEncoder.from_pretrained(tmp_path)
         assert ours.pooling == pooling and isinstance(ours.pooler, nn.Identity)
     settings.write_text('{"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}')
     with pytest.raises(UsageError, match="pooled tokens are joined of mean and max"):
-        TextEncoder.from_state_dict(tmp_path)
+        TextEncoder.from_pretrained(tmp_path)
     settings.write_text('{"pooling_mode": "mean"}')
     (tmp_path / "2_Dense").mkdir()
     with pytest.raises(UsageError, match="pooled tokens go through 2_Dense"):
-        TextEncoder.from_state_dict(tmp_path)
-    assert TextEncoder.from_state_dict(tmp_path, classes=2).pooling == "mean"
-    assert TextEncoder.from_state_dict(tmp_path, pooling="max").pooling == "max"
+        TextEncoder.from_pretrained(tmp_path)
+    assert TextEncoder.from_pretrained(tmp_path, num_classes=2).pooling == "mean"
+    assert TextEncoder.from_pretrained(tmp_path, pooling="max").pooling == "max"
     settings.write_text('{"pooling_mode_lasttoken": true}')
     with pytest.raises(UsageError, match="their pooling is none of cls, mean, max"):
-        TextEncoder.from_state_dict(tmp_path)
+        TextEncoder.from_pretrained(tmp_path)
 
 
 def test_unknown_weights_and_sources() -> None:
     with pytest.raises(UsageError, match="they are of none of modernbert, .*; the first are a"):
-        TextEncoder.from_state_dict({"a": torch.ones(1)})
+        TextEncoder.from_pretrained({"a": torch.ones(1)})
     with pytest.raises(UsageError, match="source must be one of .*, got 'berd'"):
-        TextEncoder.from_state_dict({"a": torch.ones(1)}, source="berd")
-    own = TextEncoder(V, 16, 1, 2, classes=2).state_dict()
+        TextEncoder.from_pretrained({"a": torch.ones(1)}, source="berd")
+    own = TextEncoder(V, 16, 1, 2, num_classes=2).state_dict()
     with pytest.raises(UsageError, match="of none of .* are for its load_state_dict"):
-        TextEncoder.from_state_dict(own)
+        TextEncoder.from_pretrained(own)
     with pytest.raises(TypeError, match="model must be one of TextEncoder, .*; got Linear"):
         load_pretrained(nn.Linear(1, 1), random(hf.BertModel, bert()).state_dict())
 
@@ -237,7 +239,7 @@ def test_an_encoder_s_weights_are_for_no_decoder() -> None:
         with pytest.raises(
             UsageError, match=f"of 'bert', for TextEncoder .*not for {model.__name__}"
         ):
-            model.from_state_dict(theirs, heads=4)
+            model.from_pretrained(theirs, heads=4)
 
 
 def test_every_family_is_recognised_by_its_names() -> None:
@@ -251,6 +253,6 @@ def test_modernbert_s_classifier_is_refused_and_may_be_left_out() -> None:
     config = modernbert()
     theirs = random(hf.ModernBertForSequenceClassification, config).state_dict()
     with pytest.raises(UsageError, match="normalises what it reads"):
-        TextEncoder.from_state_dict(theirs, config=config.to_dict())
-    ours = TextEncoder.from_state_dict(theirs, config=config.to_dict(), classes=3)
+        TextEncoder.from_pretrained(theirs, config=config.to_dict())
+    ours = TextEncoder.from_pretrained(theirs, config=config.to_dict(), num_classes=3)
     assert ours(texts(), LENGTHS).shape == (4, 3)

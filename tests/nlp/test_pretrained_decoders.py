@@ -57,7 +57,7 @@ def test_gpt2(side: str) -> None:
     theirs, ids = random(hf.GPT2LMHeadModel, gpt2()), texts()
     state = theirs.state_dict()
     state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
-    ours = TextDecoder.from_state_dict(state, heads=4).eval()
+    ours = TextDecoder.from_pretrained(state, heads=4).eval()
     wanted = theirs_padded(theirs, ids, side, 0, position_ids=places(side)).logits
     assert_alike(ours, wanted, ids, side)
     dropped = load_pretrained(ours, state).dropped
@@ -70,7 +70,7 @@ def test_gpt2(side: str) -> None:
 def test_llama(scaling: str, tied: bool, side: str) -> None:
     config, ids = llama(ROPES[scaling], tie_word_embeddings=tied), texts()
     theirs = random(hf.LlamaForCausalLM, config)
-    ours = TextDecoder.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = TextDecoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     wanted = theirs_padded(theirs, ids, side, 0, position_ids=places(side)).logits
     assert_alike(ours, wanted, ids, side)
     assert (ours.head.weight is None) == tied
@@ -80,14 +80,14 @@ def test_a_head_of_another_size_than_the_model_gives_and_old_names_of_rope() -> 
     config, ids = llama({"rope_theta": 500.0}, head_dim=6), texts()
     theirs = random(hf.LlamaForCausalLM, config)
     old = {"num_attention_heads": 4, "rope_theta": 500.0, "rope_scaling": None}
-    ours = TextDecoder.from_state_dict(theirs.state_dict(), config=old).eval()
+    ours = TextDecoder.from_pretrained(theirs.state_dict(), config=old).eval()
     assert_alike(ours, theirs_padded(theirs, ids, "right", 0).logits, ids, "right")
 
 
 def test_mistral_s_window() -> None:
     config = hf.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=5, head_dim=4)
     theirs, ids = random(hf.MistralForCausalLM, config), texts()
-    ours = TextDecoder.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = TextDecoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     assert_alike(ours, theirs_padded(theirs, ids, "right", 0).logits, ids, "right")
 
 
@@ -108,7 +108,7 @@ def test_t5(kind: str) -> None:
     theirs, ids = random(hf.T5ForConditionalGeneration, config, 0.05), texts()
     if not tied:  # transformers 5 makes them tied, and unties them where a file has both
         theirs.lm_head.weight = torch.nn.Parameter(torch.randn(V, 16) * 0.3)
-    ours = Seq2SeqTransformer.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = Seq2SeqTransformer.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     target_lengths = torch.tensor([4, 12, 1, 7])
     target = texts()[: int(target_lengths.sum())]
     for side in ("right", "left"):
@@ -136,7 +136,7 @@ def test_t5(kind: str) -> None:
 def test_mt5_scales_no_scores_though_they_are_tied() -> None:
     config = hf.MT5Config(vocab_size=V, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4)
     theirs, ids = random(hf.MT5ForConditionalGeneration, config, 0.05), texts()[None, :9]
-    ours = Seq2SeqTransformer.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = Seq2SeqTransformer.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     with torch.no_grad():
         wanted = theirs(input_ids=ids, decoder_input_ids=ids).logits
         torch.testing.assert_close(ours(ids, None, ids), wanted, atol=1e-5, rtol=1e-5)
@@ -147,24 +147,24 @@ def test_a_model_that_only_has_the_names_of_a_known_one_is_refused() -> None:
     config = hf.GraniteConfig(**SMALL, num_key_value_heads=2, residual_multiplier=0.5)
     theirs = random(hf.GraniteForCausalLM, config).state_dict()
     with pytest.raises(UsageError, match="model_type 'granite' is none of .*give source="):
-        TextDecoder.from_state_dict(theirs, config=config.to_dict())
-    TextDecoder.from_state_dict(theirs, config=config.to_dict(), source="llama")
+        TextDecoder.from_pretrained(theirs, config=config.to_dict())
+    TextDecoder.from_pretrained(theirs, config=config.to_dict(), source="llama")
 
 
 def test_a_file_without_the_scores_that_its_configuration_promises() -> None:
     theirs = random(hf.LlamaModel, llama(ROPES["default"], tie_word_embeddings=False))
     state, config = theirs.state_dict(), theirs.config.to_dict()
     with pytest.raises(UsageError, match=r"1 missing: head.weight \(60, 16\)"):
-        TextDecoder.from_state_dict(state, config=config)
-    assert TextDecoder.from_state_dict(state, config=config, tied=True).head.weight is None
+        TextDecoder.from_pretrained(state, config=config)
+    assert TextDecoder.from_pretrained(state, config=config, tied=True).head.weight is None
 
 
 def test_what_shapes_do_not_tell_is_asked_for() -> None:
     theirs = random(hf.LlamaForCausalLM, llama({"rope_theta": 1e4})).state_dict()
     with pytest.raises(UsageError, match="num_attention_heads cannot be told from shapes"):
-        TextDecoder.from_state_dict(theirs)
+        TextDecoder.from_pretrained(theirs)
     dynamic = {"num_attention_heads": 4, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
     with pytest.raises(UsageError, match="rope_type must be default, linear, llama3 or yarn, got"):
-        TextDecoder.from_state_dict(theirs, config=dynamic)
+        TextDecoder.from_pretrained(theirs, config=dynamic)
     with pytest.raises(UsageError, match="lm_head.weight is to be the same as embed_tokens.weight"):
-        TextDecoder.from_state_dict(theirs, config={"num_attention_heads": 4}, tied=True)
+        TextDecoder.from_pretrained(theirs, config={"num_attention_heads": 4}, tied=True)

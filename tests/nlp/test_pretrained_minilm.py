@@ -25,7 +25,7 @@ def folder() -> Path:
 def test_embeddings_of_100_texts(folder: Path) -> None:
     """What sentence-transformers computes: the mean of BERT's tokens, of length 1."""
     texts = [row.text for row in read_tweets()[:98]] + ["", "Zoë   naïve 🤗 [SEP]"]
-    ours = TextEncoder.from_state_dict(folder)
+    ours = TextEncoder.from_pretrained(folder)
     assert ours.pooling == "mean"
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     embedded = ours.embed(texts, tokenizer)
@@ -46,7 +46,7 @@ def test_embeddings_of_100_texts(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_report_of_what_is_dropped(folder: Path) -> None:
-    ours = TextEncoder.from_state_dict(folder, classes=3)
+    ours = TextEncoder.from_pretrained(folder, num_classes=3)
     report = load_pretrained(ours, folder / "model.safetensors", head=False)
     reasons = set(report.dropped.values())
     assert reasons == {"positions follow from places", "the model has no pooler"}

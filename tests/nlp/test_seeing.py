@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
 def build(kind: Any = TextEncoder, **options: Any) -> Any:
     torch.manual_seed(0)
     if kind is TextEncoder:
-        options = {"classes": 2, **options}
+        options = {"num_classes": 2, **options}
     model = kind(V, 16, 2, 4, **options).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,7 +88,7 @@ def test_an_alignment_by_hand() -> None:
 
 def test_bert_s_layers_and_heads() -> None:
     theirs = random(hf.BertModel, hf.BertConfig(**SMALL))
-    ours = TextEncoder.from_state_dict(theirs.state_dict(), heads=4).eval()
+    ours = TextEncoder.from_pretrained(theirs.state_dict(), heads=4).eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS]), output_attentions=True).attentions
     seen = attention_maps(ours, TOKENIZER, TEXT)
@@ -100,7 +100,7 @@ def test_bert_s_layers_and_heads() -> None:
 def test_albert_s_shared_block_is_seen_in_its_last_layer() -> None:
     config = hf.AlbertConfig(**SMALL, embedding_size=8)
     theirs = random(hf.AlbertModel, config)
-    ours = TextEncoder.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS]), output_attentions=True).attentions
     seen = attention_maps(ours, TOKENIZER, TEXT)
@@ -113,7 +113,7 @@ def test_albert_s_shared_block_is_seen_in_its_last_layer() -> None:
 def test_gpt2_s_layers() -> None:
     config = hf.GPT2Config(vocab_size=V, n_positions=64, n_embd=16, n_layer=2, n_head=4)
     theirs = random(hf.GPT2LMHeadModel, config)
-    ours = TextDecoder.from_state_dict(theirs.state_dict(), heads=4).eval()
+    ours = TextDecoder.from_pretrained(theirs.state_dict(), heads=4).eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS]), output_attentions=True).attentions
     seen = attention_maps(ours, TOKENIZER, TEXT)
@@ -125,7 +125,7 @@ def test_t5_s_encoder_and_alignment() -> None:
         vocab_size=V, d_model=16, d_kv=6, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=4
     )
     theirs = random(hf.T5ForConditionalGeneration, config, 0.05)
-    ours = Seq2SeqTransformer.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = Seq2SeqTransformer.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     (written,) = TOKENIZER.encode(["thanks! late"], special=False)
     with torch.no_grad():
         output = theirs(

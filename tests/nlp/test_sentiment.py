@@ -22,7 +22,7 @@ def test_one_epoch_ends_with_figures_and_evaluates_the_same(
     config = compose(
         "experiment=nlp/sentiment_tiny",
         "data.limit=200",
-        "data.vocabulary=400",
+        "data.vocab_size=400",
         "trainer.max_epochs=1",
         "trainer.limit_train_batches=1",
         config_dir=None,

@@ -48,7 +48,9 @@ def test_packed_padded_and_alone_are_the_same(positions: Any) -> None:
 def test_it_is_torch_s_transformer_but_for_embeddings() -> None:
     """The same weights in `nn.Transformer`, which is the paper's with norms where we put them."""
     torch.manual_seed(0)
-    ours = Seq2SeqTransformer(50, 16, 2, 4, norm="post", activation="relu", hidden=32, eps=1e-5)
+    ours = Seq2SeqTransformer(
+        50, 16, 2, 4, norm_order="post", activation="relu", hidden=32, eps=1e-5
+    )
     ours = ours.double().eval()
     theirs = torch.nn.Transformer(16, 4, 2, 2, 32, 0.0, batch_first=True, dtype=torch.float64)
     theirs.encoder.norm = theirs.decoder.norm = None  # type: ignore[assignment]

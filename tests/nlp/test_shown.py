@@ -36,7 +36,7 @@ def bound(task: Any) -> Any:
 
 def build(kind: Any, model: Any, **options: Any) -> Any:
     torch.manual_seed(0)
-    settings = {"classes": 3} if kind is TextClassification else {}
+    settings = {"num_classes": 3} if kind is TextClassification else {}
     task_settings = {"classes": ["a", "b", "c"]} if settings else {}
     of_model = model(V, 16, 2, 4, **settings, **options) if isinstance(model, type) else model
     return bound(kind(of_model, optimizer=torch.optim.AdamW, **task_settings))
@@ -144,7 +144,7 @@ def test_a_translation_is_shown_within_the_positions() -> None:
 
 
 def test_shared_blocks_are_drawn_too() -> None:
-    task = build(TextClassification, TextEncoder, groups=1)
+    task = build(TextClassification, TextEncoder, num_groups=1)
     for one in shown(task, labelled(False)):
         assert one.attention.layers == [1]
     model, ids = task.model, torch.tensor(IDS[0])

@@ -49,7 +49,7 @@ def test_a_language_model_is_trained_and_completes(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    few = ["data.limit=40", "data.vocabulary=400", "task.generation.max_tokens=5"]
+    few = ["data.limit=40", "data.vocab_size=400", "task.generation.max_tokens=5"]
     results = train(compose("experiment=nlp/bbc_gpt", *SMALL, *few, config_dir=None), run)
     assert evaluate(run) == results
     assert drawn(run) == ATTENTION
@@ -73,7 +73,7 @@ def test_a_masked_language_model_is_trained_and_embeds(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    few = ["data.limit=80", "data.vocabulary=400", "data.objective.spans=true"]
+    few = ["data.limit=80", "data.vocab_size=400", "data.objective.spans=true"]
     results = train(compose("experiment=nlp/tweets_masked", *SMALL, *few, config_dir=None), run)
     assert evaluate(run) == results
     assert drawn(run) == ATTENTION
@@ -85,7 +85,7 @@ def test_a_masked_language_model_is_trained_and_embeds(
     assert not torch.allclose(embedded[0], embedded[2])
     # What was learned is where a classifier can start from
     begin = [f"init.run={run}", "init.new=[head]", f"data.tokenizer={run}/tokenizer.json"]
-    rest = ["data.limit=80", "data.vocabulary=400"]
+    rest = ["data.limit=80", "data.vocab_size=400"]
     tuned = compose("experiment=nlp/sentiment", *SMALL, *rest, *begin, config_dir=None)
     assert "test/accuracy" in train(tuned, tmp_path / "tuned")
     assert drawn(tmp_path / "tuned") == {*ATTENTION, "attention_words.png", "confusion.png"}
@@ -98,7 +98,7 @@ def test_a_translator_is_trained_scored_and_translates(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    few = ["data.limit=60", "data.vocabulary=400", "task.generation.max_tokens=6"]
+    few = ["data.limit=60", "data.vocab_size=400", "task.generation.max_tokens=6"]
     few += ["trainer.check_val_every_n_epoch=1"]
     results = train(compose("experiment=nlp/translate_de", *SMALL, *few, config_dir=None), run)
     assert evaluate(run) == results
@@ -146,7 +146,7 @@ def test_a_text_longer_than_the_positions_is_refused_before_training(
     compose: Compose,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    few = ["data.limit=40", "data.vocabulary=400", "model.positions=learned", *SMALL]
+    few = ["data.limit=40", "data.vocab_size=400", "model.positions=learned", *SMALL]
     for experiment in ("nlp/bbc_gpt", "nlp/bbc_topics"):
         short = ["+model.max_length=100", *few]
         with pytest.raises(UsageError, match="longest text has .* but the model has 100 positions"):
@@ -166,7 +166,7 @@ def test_whole_files_and_odd_ones_are_classified(
     tmp_path: Path,
 ) -> None:
     run, folder = tmp_path / "run", tmp_path / "in"
-    few = ["data.limit=40", "data.vocabulary=400"]
+    few = ["data.limit=40", "data.vocab_size=400"]
     train(compose("experiment=nlp/bbc_topics", *SMALL, *few, config_dir=None), run)
     folder.mkdir()
     (folder / "article.txt").write_text("A title\n\nTwo paragraphs.\n\nOf text.\n")
@@ -186,7 +186,7 @@ def test_two_processes_take_the_steps_of_one_with_their_tokens(
     tmp_path: Path,
 ) -> None:
     """Batches of other numbers of texts, and of tokens, count by these, not by batch."""
-    still = ["model.dropout=0", "model.embedding_dropout=0", "data.limit=60", "data.vocabulary=400"]
+    still = ["model.dropout=0", "model.embedding_dropout=0", "data.limit=60", "data.vocab_size=400"]
     plain = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "optimizer.lr=0.1"]
     same = [f"experiment={experiment}", *SMALL, *still, *plain, "trainer.log_every_n_steps=1"]
     train(compose(*same, "data.tokens=8000", config_dir=None), tmp_path / "one")
@@ -212,7 +212,7 @@ def test_a_killed_run_on_packed_and_masked_texts_resumes_exactly(
     from attention_core.training import resume
     from attention_core.training.callbacks import StepLog
 
-    few = ["data.limit=300", "data.vocabulary=400", "checkpoint.every_steps=2"]
+    few = ["data.limit=300", "data.vocab_size=400", "checkpoint.every_steps=2"]
     more = ["trainer.accumulate_grad_batches=2", "data.workers=1", "trainer.max_epochs=2"]
     config = compose("experiment=nlp/tweets_masked", *SMALL, *few, *more, config_dir=None)
     train(config, tmp_path / "whole")

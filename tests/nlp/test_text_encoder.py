@@ -17,7 +17,7 @@ LENGTHS = [5, 1, 12, 7]
 
 def build(**options: Any) -> TextEncoder:
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "classes": 3}
+    settings: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "num_classes": 3}
     return TextEncoder(50, **{**settings, **options}).double().eval()
 
 
@@ -143,7 +143,7 @@ def test_longer_texts_are_read_in_windows_where_asked(pooling: Any, side: Any) -
 def test_types_of_tokens() -> None:
     ids, lengths = packed()
     types = (torch.arange(len(ids)) % 3 == 0).long()
-    model = build(types=2)
+    model = build(num_token_types=2)
     together = model(ids, lengths, types=types)
     padded = model(pad(ids, lengths), lengths, types=pad(types, lengths, 1))
     torch.testing.assert_close(padded, together)
@@ -174,9 +174,14 @@ def test_scores_of_masked_tokens_are_the_same_packed_and_padded(positions: Any) 
 
 
 def test_a_masked_language_model_shares_its_encoder_with_a_text_encoder() -> None:
-    options: dict[str, Any] = {"types": 2, "embedding_dim": 6, "groups": 1, "norm": "post"}
+    options: dict[str, Any] = {
+        "num_token_types": 2,
+        "embedding_dim": 6,
+        "num_groups": 1,
+        "norm_order": "post",
+    }
     named = MaskedLanguageModel(50, 16, 3, 4, transform="gelu-tanh", **options)
-    encoder = TextEncoder(50, 16, 3, 4, classes=None, pooling="first", pooler="tanh", **options)
+    encoder = TextEncoder(50, 16, 3, 4, num_classes=None, pooling="first", pooler="tanh", **options)
     left_out = encoder.load_state_dict(named.state_dict(), strict=False)
     assert set(left_out.missing_keys) == {"pooler.linear.weight", "pooler.linear.bias"}
     assert {key.split(".")[0] for key in left_out.unexpected_keys} == {"head", "transform"}
@@ -193,7 +198,7 @@ def test_options_of_modernbert() -> None:
         mask=[None, Neighborhood(4), Neighborhood(4)],
         rotary=[far, near, near],
         positions=None,
-        norm_layer="layer-no-bias",
+        norm="layer-no-bias",
         projection_bias=False,
         activation="geglu",
         embedding_norm=True,
@@ -221,7 +226,7 @@ def test_unknown_choices_list_the_known_ones() -> None:
 def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
     texts = ["the cat sat", "", "a dog"]
     tokenizer = Tokenizer.train(texts, 300)
-    model = TextEncoder(300, 16, 1, 4, classes=3, pooling=pooling)
+    model = TextEncoder(300, 16, 1, 4, num_classes=3, pooling=pooling)
     vectors = model.embed(texts, tokenizer, batch=2)
     assert vectors.shape == (3, 16)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
@@ -229,6 +234,6 @@ def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
     assert model.embed([], tokenizer).shape == (0, 16)
     with pytest.raises(ValueError, match="batch must be at least 1, got -2"):
         model.embed(texts, tokenizer, batch=-2)
-    short = TextEncoder(300, 16, 1, 4, classes=3, positions="learned", max_length=4)
+    short = TextEncoder(300, 16, 1, 4, num_classes=3, positions="learned", max_length=4)
     with pytest.raises(ValueError, match=r"texts\[1\] has 11 tokens, but .* positions for 4"):
         short.embed(["", 10 * "!"], tokenizer)

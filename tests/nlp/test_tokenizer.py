@@ -25,12 +25,12 @@ TEXTS = ["the plane is late again", "the plane was on time, thanks!", "late, lat
 
 @pytest.fixture(scope="module", params=["bpe", "wordpiece"])
 def either(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer.train(TEXTS, vocabulary=600, kind=request.param)
+    return Tokenizer.train(TEXTS, vocab_size=600, kind=request.param)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(TEXTS, vocabulary=320)
+    return Tokenizer.train(TEXTS, vocab_size=320)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_round_trip_of_anything(text: str, kind: Any) -> None:
 
 @cache
 def _small(kind: Any) -> Tokenizer:
-    return Tokenizer.train(TEXTS, vocabulary=530, kind=kind)
+    return Tokenizer.train(TEXTS, vocab_size=530, kind=kind)
 
 
 def test_an_empty_text_is_its_start_token(tokenizer: Tokenizer) -> None:
@@ -80,8 +80,8 @@ def test_a_lone_surrogate_is_no_text_and_becomes_a_question_mark(tokenizer: Toke
 
 
 def test_a_lone_surrogate_does_not_stop_training() -> None:
-    tokenizer = Tokenizer.train(["ab\ud800"] * 4, vocabulary=300)
-    assert tokenizer.to_json() == Tokenizer.train(["ab?"] * 4, vocabulary=300).to_json()
+    tokenizer = Tokenizer.train(["ab\ud800"] * 4, vocab_size=300)
+    assert tokenizer.to_json() == Tokenizer.train(["ab?"] * 4, vocab_size=300).to_json()
 
 
 def test_texts_may_be_any_iterable(tokenizer: Tokenizer) -> None:
@@ -97,7 +97,7 @@ def test_merges_are_learned_and_bytes_remain(tokenizer: Tokenizer) -> None:
 
 
 def test_word_pieces_are_learned_and_bytes_remain() -> None:
-    tokenizer = Tokenizer.train(TEXTS, vocabulary=600, kind="wordpiece")
+    tokenizer = Tokenizer.train(TEXTS, vocab_size=600, kind="wordpiece")
     assert len(tokenizer) <= 600
     ids = tokenizer.encode([" late 漢"])[0]
     assert tokenizer.pieces(ids) == ["<s>", "·late", "·", "⟨e6⟩", "⟨bc⟩", "⟨a2⟩"]
@@ -123,7 +123,7 @@ def test_learning_cuts_words_that_take_its_square_and_reading_does_not() -> None
 
 
 def test_an_id_of_no_token_is_shown_as_its_number() -> None:
-    tokenizer = Tokenizer.train(TEXTS, vocabulary=600)
+    tokenizer = Tokenizer.train(TEXTS, vocab_size=600)
     beyond = len(tokenizer) + 5  # as a model may write that has more ids
     assert tokenizer.pieces([beyond]) == [f"#{beyond}"]
     assert tokenizer.spell([beyond]) == [b""] and tokenizer.decode([beyond]) == ""
@@ -131,8 +131,8 @@ def test_an_id_of_no_token_is_shown_as_its_number() -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_training_is_deterministic_and_a_file_brings_it_back(kind: Any, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.train(TEXTS, vocabulary=600, kind=kind)
-    assert Tokenizer.train(TEXTS, vocabulary=600, kind=kind).to_json() == tokenizer.to_json()
+    tokenizer = Tokenizer.train(TEXTS, vocab_size=600, kind=kind)
+    assert Tokenizer.train(TEXTS, vocab_size=600, kind=kind).to_json() == tokenizer.to_json()
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     odd = [*TEXTS, "😡 <s> <pad> ž"]
@@ -145,7 +145,7 @@ def test_training_is_deterministic_and_a_file_brings_it_back(kind: Any, tmp_path
 
 
 def test_no_text_at_all_leaves_the_bytes() -> None:
-    tokenizer = Tokenizer.train([], vocabulary=1000)
+    tokenizer = Tokenizer.train([], vocab_size=1000)
     assert len(tokenizer) == SMALLEST["bpe"]
     assert tokenizer.decode(tokenizer.encode(["é!"])[0]) == "é!"
 
@@ -156,7 +156,7 @@ def test_a_file_may_leave_ids_out(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)
     assert len(tokenizer) == 8 and tokenizer.encode(["late"]) == [[7]]
-    learned = json.loads(Tokenizer.train(TEXTS, vocabulary=300).to_json())
+    learned = json.loads(Tokenizer.train(TEXTS, vocab_size=300).to_json())
     last = max(learned["model"]["vocab"].items(), key=lambda item: item[1])[0]
     learned["model"]["vocab"][last] += 5
     (tmp_path / "tokenizer.json").write_text(json.dumps(learned))
@@ -176,15 +176,15 @@ def test_t5_begins_its_targets_with_the_padding(tmp_path: Path) -> None:
 
 def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="vocabulary must be at least 260"):
-        Tokenizer.train(TEXTS, vocabulary=100)
+        Tokenizer.train(TEXTS, vocab_size=100)
     with pytest.raises(ValueError, match="vocabulary must be at least 516 for 'wordpiece'"):
-        Tokenizer.train(TEXTS, vocabulary=300, kind="wordpiece")
+        Tokenizer.train(TEXTS, vocab_size=300, kind="wordpiece")
     with pytest.raises(ValueError, match="kind must be 'bpe' or 'wordpiece', got 'unigram'"):
-        Tokenizer.train(TEXTS, vocabulary=300, kind="unigram")  # type: ignore[arg-type]
+        Tokenizer.train(TEXTS, vocab_size=300, kind="unigram")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no tokenizer file"):
         Tokenizer.load(tmp_path / "none.json")
     with pytest.raises(TypeError, match="texts must be several str, got 'one text'"):
-        Tokenizer.train("one text", vocabulary=300)
+        Tokenizer.train("one text", vocab_size=300)
     with pytest.raises(TypeError, match="texts must be a list of str, got 'one text'"):
         tokenizer.encode("one text")
 
@@ -192,4 +192,4 @@ def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> N
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"'tokenizers'.*attention-core\[text\]"):
-        Tokenizer.train(TEXTS, vocabulary=300)
+        Tokenizer.train(TEXTS, vocab_size=300)

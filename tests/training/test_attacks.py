@@ -194,7 +194,7 @@ def nested_loggers(folder: Path, canary: Path) -> Any:
 
 
 def pretrained(weights: str) -> Callable[[Path, Path], Any]:
-    return target("nlp.TextEncoder.from_state_dict", weights=weights)
+    return target("nlp.TextEncoder.from_pretrained", weights=weights)
 
 
 def metric(name: str, /, **arguments: Any) -> Callable[[Path, Path], Any]:
@@ -293,11 +293,11 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         "torchvision.datasets.MNIST' is refused",
     ),
     "a reader of pickles": (
-        at("data", target("nlp.data.HubTexts", name="pandas", batch_size=2, vocabulary=300)),
+        at("data", target("nlp.data.HubTexts", name="pandas", batch_size=2, vocab_size=300)),
         "data.name: 'pandas' is refused",
     ),
     "a reader that imports": (
-        at("data", target("nlp.data.HubTexts", name="iceberg", batch_size=2, vocabulary=300)),
+        at("data", target("nlp.data.HubTexts", name="iceberg", batch_size=2, vocab_size=300)),
         "data.name: 'iceberg' is refused",
     ),
     "code of a data set": (
@@ -307,7 +307,7 @@ ATTACKS: dict[str, tuple[Change, str]] = {
                 "nlp.data.HubTexts",
                 name="a/b",
                 batch_size=2,
-                vocabulary=300,
+                vocab_size=300,
                 options={"trust_remote_code": True},
             ),
         ),
@@ -513,7 +513,7 @@ ATTACKS: dict[str, tuple[Change, str]] = {
                 language="de",
                 package="evil.sub",
                 batch_size=2,
-                vocabulary=300,
+                vocab_size=300,
             ),
         ),
         "no catalog of 'de'|polib",

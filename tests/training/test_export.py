@@ -172,9 +172,9 @@ def test_a_program_that_gives_nan_differs(run: Make) -> None:
 class Branches(nn.Module):
     """What no fixed program computes: it asks for a value."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(2, classes)
+        self.layer = nn.Linear(2, num_classes)
 
     def forward(self, points: Tensor) -> Tensor:
         return self.layer(points) if points.sum() > 0 else self.layer(-points)
@@ -183,7 +183,7 @@ class Branches(nn.Module):
 def test_a_model_that_cannot_be_traced_says_why_and_what_works(run: Make) -> None:
     folder = run(
         "experiment=toy",
-        model={"_target_": f"{__name__}.Branches", "classes": 2},
+        model={"_target_": f"{__name__}.Branches", "num_classes": 2},
         allow=["toy_domain", __name__.split(".")[0]],
     )
     with pytest.raises(UsageError, match=r"Branches cannot be written.*guard.*safetensors"):
@@ -260,7 +260,7 @@ def test_images(overrides: list[str], format: str, run: Make) -> None:
 def test_texts_of_any_length(overrides: list[str], format: str, run: Make) -> None:
     for package in ("tokenizers", *export.PACKAGES[format]):
         pytest.importorskip(package)
-    small = ["data.limit=200", "data.vocabulary=300"]
+    small = ["data.limit=200", "data.vocab_size=300"]
     folder = run("experiment=nlp/sentiment_tiny", *small, *overrides)
     export.export(folder, format, None)
     model = load_model(folder)

@@ -68,7 +68,7 @@ def test_a_model_without_parameters_is_refused() -> None:
 def test_layer_wise_rates_are_those_of_timm() -> None:
     same = {"depth": 3, "num_heads": 2, "num_classes": 10, "embed_dim": 16, "class_token": True}
     theirs = timm.models.VisionTransformer(img_size=8, patch_size=2, **same)
-    ours = VisionTransformer(16, 3, 2, patch=2, classes=10, image_size=8)
+    ours = VisionTransformer(16, 3, 2, patch_size=2, num_classes=10, image_size=8)
     names_of_theirs = {
         "class_token": "cls_token",
         "positions": "pos_embed",
@@ -131,7 +131,9 @@ def test_a_tied_weight_has_the_layer_of_its_first_place() -> None:
 
 
 def test_each_group_starts_from_its_share_of_the_rate() -> None:
-    groups = decay_groups(VisionTransformer(8, 2, 2, patch=2, classes=2, image_size=4), 0.0, 0.5)
+    groups = decay_groups(
+        VisionTransformer(8, 2, 2, patch_size=2, num_classes=2, image_size=4), 0.0, 0.5
+    )
     optimizer = torch.optim.AdamW(groups, lr=0.8)
     scale_rates(optimizer)
     schedule = warmup_cosine(optimizer, total_steps=3, warmup=0)

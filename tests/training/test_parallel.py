@@ -31,7 +31,14 @@ SHORT = ("trainer.max_epochs=3", "checkpoint.every_steps=2", "data.batch_size=8"
 def vit() -> VisionTransformer:
     torch.manual_seed(0)
     return VisionTransformer(
-        dim=16, depth=2, heads=2, patch=2, channels=1, image_size=8, classes=10, dropout=0.2
+        dim=16,
+        depth=2,
+        heads=2,
+        patch_size=2,
+        channels=1,
+        image_size=8,
+        num_classes=10,
+        dropout=0.2,
     )
 
 
@@ -51,10 +58,12 @@ def learned_biases(name: str) -> tuple[nn.Module, Callable[[nn.Module], Any]]:
         return Seq2SeqTransformer(20, 8, 2, 2, positions="t5"), lambda m: m(ids, None, ids)
     if name.startswith("swin"):
         version = 2 if name == "swin2" else 1
-        swin = SwinTransformer(8, (2, 2), (1, 2), window=2, patch=2, classes=3, version=version)
+        swin = SwinTransformer(
+            8, (2, 2), (1, 2), window=2, patch_size=2, num_classes=3, version=version
+        )
         return swin, lambda m: m(image)
     options = {"local": Edges()} if name == "gps" else {"max_hops": 3}
-    graphs = GraphTransformer(8, 2, 2, classes=2, node_features=3, edge_types=2, **options)
+    graphs = GraphTransformer(8, 2, 2, num_classes=2, node_features=3, edge_types=2, **options)
     return graphs, lambda m: m(x, edge_index, types)
 
 
@@ -164,7 +173,7 @@ def test_two_killed_processes_resume_exactly(trainer: str, more: list[str], tmp_
 @pytest.mark.slow
 def test_a_failed_job_of_two_processes_stops_no_other(tmp_path: Path) -> None:
     ran = attn(
-        *["train", "sweep=grid", "experiment=toy", "model.classes=5,2", "trainer=ddp"],
+        *["train", "sweep=grid", "experiment=toy", "model.num_classes=5,2", "trainer=ddp"],
         *["trainer.max_epochs=1", *TWO, *HERE],
         cwd=tmp_path,
     )

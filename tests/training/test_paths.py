@@ -10,10 +10,10 @@ from attention_core.training import DataModule
 from attention_core.training.run import prepare
 from tests.training.conftest import Compose
 
-TEXTS = {"_target_": "nlp.data.LabelledFile", "vocabulary": 300, "batch_size": 2}
+TEXTS = {"_target_": "nlp.data.LabelledFile", "vocab_size": 300, "batch_size": 2}
 HUB = {**TEXTS, "_target_": "nlp.data.HubTexts"}
 IMAGES = {"_target_": "vision.data.ImageFolder", "size": 8, "batch_size": 2}
-MODEL = {"_target_": "nlp.TextEncoder.from_state_dict", "classes": 2}
+MODEL = {"_target_": "nlp.TextEncoder.from_pretrained", "num_classes": 2}
 
 #: What is in the configuration, and what of it becomes a whole path, below the current folder.
 CASES: list[tuple[str, dict[str, Any], dict[str, str]]] = [

@@ -137,7 +137,7 @@ def test_killed_process_resumes_exactly(workers: int, compose: Compose, tmp_path
     [
         ("vision/digits", ["data.workers=2", "data.batch_size=32"]),
         ("graph/mutag", ["trainer.accumulate_grad_batches=2"]),
-        ("nlp/sentiment_tiny", ["data.limit=1000", "data.vocabulary=512"]),
+        ("nlp/sentiment_tiny", ["data.limit=1000", "data.vocab_size=512"]),
     ],
 )
 def test_every_domain_resumes_exactly(experiment: str, more: list[str], tmp_path: Path) -> None:

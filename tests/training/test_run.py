@@ -129,7 +129,7 @@ def test_weight_decay_reaches_the_optimizer_in_groups(compose: Compose, tmp_path
 
 
 def test_the_task_names_a_model_of_the_wrong_width(compose: Compose, tmp_path: Path) -> None:
-    config = compose("experiment=toy", "model.classes=5")
+    config = compose("experiment=toy", "model.num_classes=5")
     with pytest.raises(UsageError, match=r"logits of shape \(B, 2\) expected.*got \(16, 5\)"):
         train(config, tmp_path / "run")
 

@@ -101,7 +101,7 @@ def test_images_of_different_sizes_are_a_list_that_the_model_packs(tmp_path: Pat
     shapes = {tuple(image.shape) for image in batch["image"]}
     assert len(batch["image"]) == len(batch["target"]) == 4
     assert len(shapes) > 1 and all(h % 8 == w % 8 == 0 and max(h, w) <= 24 for _, h, w in shapes)
-    model = VisionTransformer(16, 1, 2, patch=8, classes=3, positions="rotary").eval()
+    model = VisionTransformer(16, 1, 2, patch_size=8, num_classes=3, positions="rotary").eval()
     with torch.no_grad():
         together = model(batch["image"])
         alone = torch.cat([model(image[None]) for image in batch["image"]])

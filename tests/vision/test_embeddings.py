@@ -13,7 +13,7 @@ from vision import PatchEmbedding, drop_patches
 
 
 def by_hand(embedding: PatchEmbedding, image: Tensor) -> Tensor:
-    (h, w), channels = embedding.patch, image.shape[1]
+    (h, w), channels = embedding.patch_size, image.shape[1]
     patches = image.unfold(2, h, h).unfold(3, w, w)  # (B, C, rows, columns, h, w)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(len(image), -1, channels * h * w)
     return patches @ embedding.project.weight.flatten(1).T + embedding.project.bias
@@ -24,12 +24,12 @@ def by_hand(embedding: PatchEmbedding, image: Tensor) -> Tensor:
     ("patch", "size"), [(2, (8, 8)), ((2, 3), (4, 9)), ((4, 1), (8, 5)), (7, (7, 14))]
 )
 def test_a_token_is_its_patch_times_a_matrix(
-    patch: int | tuple[int, int], size: tuple[int, int], channels: int
+    patch_size: int | tuple[int, int], size: tuple[int, int], channels: int
 ) -> None:
-    embedding = PatchEmbedding(patch, 16, channels=channels).double()
+    embedding = PatchEmbedding(patch_size, 16, channels=channels).double()
     image = torch.randn(3, channels, *size, dtype=torch.float64)
     tokens, grid = embedding(image)
-    h, w = embedding.patch
+    h, w = embedding.patch_size
     assert grid.size == (size[0] // h, size[1] // w)
     torch.testing.assert_close(tokens, by_hand(embedding, image))
 
@@ -64,8 +64,8 @@ def test_a_list_is_packed_in_one_row() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 3, 8, 9), r"image .* multiples of patch=2×4, got 8×9"),
-        ((2, 3, 7, 8), r"image .* multiples of patch=2×4, got 7×8"),
+        ((2, 3, 8, 9), r"image .* multiples of patch_size=2×4, got 8×9"),
+        ((2, 3, 7, 8), r"image .* multiples of patch_size=2×4, got 7×8"),
         ((2, 1, 8, 8), r"image must be \(B, C, H, W\) with C = channels=3, got \(2, 1, 8, 8\)"),
         ((3, 8, 8), r"image must be \(B, C, H, W\) .* got \(3, 8, 8\)"),
         ((2, 3, 0, 8), r"image .* got 0×8"),
@@ -110,10 +110,10 @@ def test_a_patch_is_one_or_two_positive_numbers(patch: object) -> None:
 
 @pytest.mark.parametrize(("patch", "stride"), [(4, 2), ((4, 3), (2, 3)), (5, 3)])
 def test_overlapping_patches_are_cut_at_the_stride(
-    patch: int | tuple[int, int], stride: int | tuple[int, int]
+    patch_size: int | tuple[int, int], stride: int | tuple[int, int]
 ) -> None:
-    embedding = PatchEmbedding(patch, 8, channels=2, stride=stride).double()
-    (h, w), (down, right) = embedding.patch, embedding.stride
+    embedding = PatchEmbedding(patch_size, 8, channels=2, stride=stride).double()
+    (h, w), (down, right) = embedding.patch_size, embedding.stride
     image = torch.randn(2, 2, h + 3 * down, w + 2 * right, dtype=torch.float64)
     columns = F.unfold(image, (h, w), stride=(down, right))
     expected = columns.mT @ embedding.project.weight.flatten(1).T + embedding.project.bias
@@ -167,7 +167,7 @@ def test_a_list_needs_one_matrix_product() -> None:
 
 
 def test_without_a_bias() -> None:
-    embedding = PatchEmbedding(2, 8, channels=1, bias=False)
+    embedding = PatchEmbedding(2, 8, channels=1, projection_bias=False)
     assert embedding.project.bias is None
     image = torch.randn(2, 1, 4, 6)
     torch.testing.assert_close(embedding(list(image))[0], embedding(image)[0].flatten(0, 1))
@@ -189,7 +189,9 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str
 
 
 def test_an_image_that_overlapping_patches_do_not_cover_is_named() -> None:
-    with pytest.raises(ValueError, match=r"of patch=4×4 and multiples of stride=2×2 more, got 7×8"):
+    with pytest.raises(
+        ValueError, match=r"of patch_size=4×4 and multiples of stride=2×2 more, got 7×8"
+    ):
         PatchEmbedding(4, 8, stride=2)(torch.zeros(1, 3, 7, 8))
 
 

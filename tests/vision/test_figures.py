@@ -33,8 +33,8 @@ def vit(pooling: Any = "class", channels: int = 1) -> VisionTransformer:
         dim=16,
         depth=2,
         heads=2,
-        patch=(2, 4),
-        classes=3,
+        patch_size=(2, 4),
+        num_classes=3,
         channels=channels,
         positions="rotary",
         pooling=pooling,
@@ -43,7 +43,12 @@ def vit(pooling: Any = "class", channels: int = 1) -> VisionTransformer:
 
 def swin(channels: int = 1) -> SwinTransformer:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"window": 2, "patch": (2, 4), "classes": 3, "channels": channels}
+    options: dict[str, Any] = {
+        "window": 2,
+        "patch_size": (2, 4),
+        "num_classes": 3,
+        "channels": channels,
+    }
     return SwinTransformer(8, (1, 1), (1, 2), **options).eval()
 
 

@@ -30,7 +30,7 @@ def test_they_train_a_real_step(tmp_path: Path, experiment: str) -> None:
     [
         ["model.version=2"],
         ["model.window=[2, 4]", "model.depths=[1, 3]"],
-        ["model.patch=2", "model.window=2"],
+        ["model.patch_size=2", "model.window=2"],
     ],
 )
 def test_swin_is_configured_from_the_command_line(tmp_path: Path, overrides: list[str]) -> None:

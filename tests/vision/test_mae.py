@@ -16,9 +16,9 @@ def vit(**options: object) -> VisionTransformer:
         "depth": 2,
         "heads": 4,
         "hidden": 64,
-        "patch": 4,
+        "patch_size": 4,
         "image_size": 16,
-        "classes": None,
+        "num_classes": None,
     }
     return VisionTransformer(**{**defaults, **options})  # type: ignore[arg-type]
 
@@ -102,7 +102,7 @@ def test_it_equals_the_one_of_transformers(normalize: bool) -> None:
 
 KINDS: list[dict[str, object]] = [
     {"positions": "learned"},
-    {"positions": "sinusoidal", "pooling": "mean", "patch": (4, 2)},
+    {"positions": "sinusoidal", "pooling": "mean", "patch_size": (4, 2)},
     {"positions": "rotary", "mask": Neighborhood(1), "registers": 2},
 ]
 
@@ -168,7 +168,7 @@ def test_every_parameter_learns() -> None:
     ("options", "message"),
     [
         ({"mask_ratio": 1.0}, "mask_ratio must be a share between 0 and 1, got 1.0"),
-        ({"classes": 3}, "vit must have no head, which nothing would train"),
+        ({"num_classes": 3}, "vit must have no head, which nothing would train"),
         ({"pooling": "attention"}, "vit must have no pool,"),
         ({"embedding": {"stride": 2}}, "patches that share no pixels"),
         ({"embedding": {"stem": [8]}}, "patches that share no pixels"),

@@ -19,7 +19,7 @@ def seed() -> None:
 
 
 def vit(**changes: Any) -> VisionTransformer:
-    settings: dict[str, Any] = {"patch": 2, "classes": 5, "channels": 1, "image_size": 12}
+    settings: dict[str, Any] = {"patch_size": 2, "num_classes": 5, "channels": 1, "image_size": 12}
     return VisionTransformer(32, heads=2, **{"depth": 3, **settings, **changes}).eval()
 
 
@@ -120,7 +120,7 @@ def test_a_gradient_goes_through() -> None:
 
 
 def test_blocks_that_serve_several_layers() -> None:
-    model, image = vit(depth=4, groups=2), torch.randn(2, 1, 12, 12)
+    model, image = vit(depth=4, num_groups=2), torch.randn(2, 1, 12, 12)
     torch.testing.assert_close(TokenMerging(model, 0)(image), model(image))
     tokens, whole, _ = TokenMerging(model, [1, 2, 3, 4]).encode(image)
     assert tokens.shape[1] == whole.length - 10

@@ -38,8 +38,8 @@ def vit(**changes: Any) -> VisionTransformer:
         "dim": 32,
         "depth": 2,
         "heads": 2,
-        "patch": 2,
-        "classes": 5,
+        "patch_size": 2,
+        "num_classes": 5,
         "channels": 1,
         "image_size": 8,
     }
@@ -163,7 +163,7 @@ def test_equal_images_in_a_list_equal_a_batch() -> None:
 
 
 def test_without_classes_the_pooled_image_comes_out() -> None:
-    model = vit(classes=None, pooling="mean", positions="rotary")
+    model = vit(num_classes=None, pooling="mean", positions="rotary")
     tokens, grid = model.embed(torch.randn(2, 1, 4, 4))
     torch.testing.assert_close(model.classify(tokens, grid), tokens.mean(1))
 
@@ -185,7 +185,7 @@ def test_autocast_keeps_the_shape_and_is_close() -> None:
         ({"patch_dropout": 1.0}, r"patch_dropout must be in \[0, 1\), got 1.0"),
         ({"positions": "alibi"}, r"positions must be 'learned', .* got 'alibi'"),
         ({"image_size": None}, r"positions='learned' needs image_size"),
-        ({"image_size": 9}, r"multiples of patch=2×2, got 9×9"),
+        ({"image_size": 9}, r"multiples of patch_size=2×2, got 9×9"),
         ({"image_size": [8]}, r"image_size must be .* got \[8\]"),
         ({"heads": 3}, r"dim=32 must be a multiple of heads=3"),
         ({"channels": 0}, r"channels must be at least 1, got 0"),
@@ -205,7 +205,7 @@ def test_a_rotary_of_ones_own() -> None:
 
 
 def test_the_class_token_alone_is_pooled_and_registers_are_not() -> None:
-    model = vit(registers=2, classes=None)
+    model = vit(registers=2, num_classes=None)
     tokens, grid = model.embed(torch.randn(3, 1, 8, 8))
     assert grid.num_special == model.num_special == 3
     torch.testing.assert_close(model.classify(tokens, grid), tokens[:, 0])
@@ -215,7 +215,7 @@ def test_the_class_token_alone_is_pooled_and_registers_are_not() -> None:
     kept = torch.tensor([1, 0, 9])  # the class token stays one, wherever it goes
     torch.testing.assert_close(model.classify(tokens[:, kept], grid.keep(kept)), tokens[:, 0])
     for pooling in ("mean", "attention", "map"):  # they read neither
-        model = vit(registers=2, class_token=True, pooling=pooling, classes=None)
+        model = vit(registers=2, class_token=True, pooling=pooling, num_classes=None)
         tokens, grid = model.embed(torch.randn(3, 1, 8, 8))
         other = tokens.clone()
         other[:, :3] = 9.0
@@ -223,7 +223,7 @@ def test_the_class_token_alone_is_pooled_and_registers_are_not() -> None:
 
 
 def test_a_norm_after_pooling_stands_for_that_of_all_tokens() -> None:
-    model = vit(pool_norm=True, pooling="mean", classes=None)
+    model = vit(pool_norm=True, pooling="mean", num_classes=None)
     assert isinstance(model.encoder.norm, torch.nn.Identity)
     tokens, grid = model.embed(torch.randn(2, 1, 8, 8))
     expected = torch.nn.functional.layer_norm(tokens.mean(1), (32,), eps=1e-6)
@@ -247,7 +247,7 @@ def test_patches_drop_in_training_alone(packed: bool) -> None:
 
 
 def test_maps_of_layers_are_the_tokens_in_their_places() -> None:
-    model = vit(depth=3, registers=2, norm="pre")
+    model = vit(depth=3, registers=2, norm_order="pre")
     images = [torch.randn(1, 8, 8), torch.randn(1, 4, 6)]
     tokens, grid = model.embed(images[0][None])
     expected = model.encoder(tokens, grid)[:, 3:].mT.reshape(1, 32, 4, 4)
@@ -284,7 +284,7 @@ def test_maps_of_layers_are_the_tokens_in_their_places() -> None:
 )
 def test_neighborhoods(options: dict[str, Any], reach: list[tuple[int, int, int]]) -> None:
     model = NeighborhoodTransformer(
-        32, 2, 2, patch=2, classes=5, channels=1, image_size=8, registers=1, **options
+        32, 2, 2, patch_size=2, num_classes=5, channels=1, image_size=8, registers=1, **options
     )
     with record_attention(model.eval()) as maps, torch.no_grad():
         model(torch.randn(1, 1, 8, 8))
@@ -297,7 +297,7 @@ def test_neighborhoods(options: dict[str, Any], reach: list[tuple[int, int, int]
 
 
 def test_no_radius_is_all_patches() -> None:
-    settings: dict[str, Any] = {"patch": 2, "classes": 5, "image_size": 8}
+    settings: dict[str, Any] = {"patch_size": 2, "num_classes": 5, "image_size": 8}
     assert NeighborhoodTransformer(32, 2, 2, radius=None, **settings).encoder.masks == [None, None]
 
 
@@ -310,7 +310,7 @@ def test_neighborhoods_that_do_not_fit_are_named() -> None:
         ({"radius": 1, "dilation": 0}, "step must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            NeighborhoodTransformer(32, 2, 2, patch=2, classes=5, image_size=8, **options)
+            NeighborhoodTransformer(32, 2, 2, patch_size=2, num_classes=5, image_size=8, **options)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -326,7 +326,7 @@ def test_presets_have_the_published_numbers_of_parameters(name: str) -> None:
         "gigantic": "vit_gigantic_patch14_224",
         "so400m": "vit_so400m_patch14_siglip_224",
     }[name]
-    options: dict[str, Any] = {"patch": int(theirs.split("patch")[1][:2]), "classes": 1000}
+    options: dict[str, Any] = {"patch_size": int(theirs.split("patch")[1][:2]), "num_classes": 1000}
     if name == "so400m":
         options["pooling"] = "map"
     with torch.device("meta"):
@@ -337,14 +337,16 @@ def test_presets_have_the_published_numbers_of_parameters(name: str) -> None:
 
 
 def test_a_preset_takes_further_options() -> None:
-    model = VisionTransformer.preset("tiny", patch=16, classes=2, depth=1, positions="rotary")
+    model = VisionTransformer.preset(
+        "tiny", patch_size=16, num_classes=2, depth=1, positions="rotary"
+    )
     assert len(model.encoder.blocks) == 1 and model.class_token.shape == (1, 192)
     local = NeighborhoodTransformer.preset(
-        "tiny", patch=16, classes=2, depth=1, positions=None, radius=1
+        "tiny", patch_size=16, num_classes=2, depth=1, positions=None, radius=1
     )
     assert isinstance(local, NeighborhoodTransformer)
     with pytest.raises(ValueError, match="tiny, small, .* got 'medium'"):
-        VisionTransformer.preset("medium", patch=16, classes=2)
+        VisionTransformer.preset("medium", patch_size=16, num_classes=2)
 
 
 @pytest.mark.parametrize("size", [(56, 56), (42, 84)])
@@ -357,7 +359,7 @@ def test_maps_are_timms(size: tuple[int, int]) -> None:
         img_size=56,
         dynamic_img_size=True,
     ).eval()
-    ours = VisionTransformer.from_state_dict(theirs.state_dict(), heads=2).eval()
+    ours = VisionTransformer.from_pretrained(theirs.state_dict(), heads=2).eval()
     image = torch.randn(2, 3, *size)
     for norm in (True, False):
         expected = theirs.forward_intermediates(

@@ -66,7 +66,7 @@ def assert_parity(
 def test_torchvision_vit() -> None:
     model = torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=5)
     theirs = randomised(model)
-    assert_parity(VisionTransformer.from_state_dict(theirs.state_dict(), heads=2), theirs, [NATIVE])
+    assert_parity(VisionTransformer.from_pretrained(theirs.state_dict(), heads=2), theirs, [NATIVE])
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -82,16 +82,16 @@ def test_torchvision_swin(version: int) -> None:
         **(second if version == 2 else {}),
     )
     theirs = randomised(model)
-    ours = SwinTransformer.from_state_dict(theirs.state_dict())
+    ours = SwinTransformer.from_pretrained(theirs.state_dict())
     assert_parity(ours, theirs, [(64, 64), (72, 40)])
     report = load_pretrained(ours, theirs.state_dict())
     buffers = {name for name in theirs.state_dict() if ".relative_" in name}
     buffers -= {name for name in buffers if name.endswith("bias_table")}
     assert buffers <= report.dropped.keys()
-    with pytest.raises(ValueError, match=r"SwinTransformer\.from_state_dict does"):
-        VisionTransformer.from_state_dict(theirs.state_dict())
-    with pytest.raises(ValueError, match=r"VisionTransformer\.from_state_dict does"):
-        SwinTransformer.from_state_dict(timm_model("vit_small_patch16_224").state_dict())
+    with pytest.raises(ValueError, match=r"SwinTransformer\.from_pretrained does"):
+        VisionTransformer.from_pretrained(theirs.state_dict())
+    with pytest.raises(ValueError, match=r"VisionTransformer\.from_pretrained does"):
+        SwinTransformer.from_pretrained(timm_model("vit_small_patch16_224").state_dict())
 
 
 # -------------------------------------------------------------------------------------------- timm
@@ -130,7 +130,7 @@ TIMM = {
 def test_timm(case: str) -> None:
     name, options, settings = TIMM[case]
     theirs = timm_model(name, **options)
-    ours = VisionTransformer.from_state_dict(theirs.state_dict(), heads=2, **settings)
+    ours = VisionTransformer.from_pretrained(theirs.state_dict(), heads=2, **settings)
     assert_parity(ours, theirs, SIZES)
 
 
@@ -141,7 +141,7 @@ TO_TIMM = [case for case in TIMM if "EVA" not in case and "DINOv3" not in case]
 def test_back_to_timm(case: str) -> None:
     name, options, settings = TIMM[case]
     theirs = timm_model(name, **options)
-    ours = VisionTransformer.from_state_dict(theirs.state_dict(), heads=2, **settings)
+    ours = VisionTransformer.from_pretrained(theirs.state_dict(), heads=2, **settings)
     back = to_timm(ours)
     if "places" in case:
         options = {**options, "no_embed_class": True}  # these places are now in the tokens
@@ -159,15 +159,15 @@ def test_back_to_timm(case: str) -> None:
         ({"positions": "sinusoidal"}, "fixed positions"),
         ({"pooling": "attention"}, "pooling by attention without"),
         ({"kv_heads": 1}, "grouped keys"),
-        ({"norm": "res-post"}, "norm after a block"),
+        ({"norm_order": "res-post"}, "norm after a block"),
         ({"scale": 1.0}, "scale"),
-        ({"depth": 2, "groups": 1}, "blocks that serve several layers"),
+        ({"depth": 2, "num_groups": 1}, "blocks that serve several layers"),
         ({"gate": True}, r"no place here: encoder\.blocks\.0\.attention\.gate\.weight"),
         ({"embedding": {"stem": [4]}}, r"embedding\.stem"),
     ],
 )
 def test_what_timm_has_not_is_refused(options: dict[str, Any], message: str) -> None:
-    settings = {"depth": 1, "patch": 8, "classes": 5, "image_size": 32, **options}
+    settings = {"depth": 1, "patch_size": 8, "num_classes": 5, "image_size": 32, **options}
     ours = VisionTransformer(32, heads=2, **settings)
     with pytest.raises(ValueError, match=message):
         to_timm(ours)
@@ -180,14 +180,14 @@ def test_what_timm_has_not_is_refused(options: dict[str, Any], message: str) -> 
 def test_transformers_vit(act: str) -> None:
     config = transformers.ViTConfig(**HF, hidden_act=act)
     model = randomised(transformers.ViTForImageClassification(config))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), config=config.to_dict())
+    ours = VisionTransformer.from_pretrained(model.state_dict(), config=config.to_dict())
     assert ours.encoder.norm.eps == 1e-12
     assert_parity(ours, lambda image: model(image).logits, [NATIVE])
 
 
 def test_transformers_vit_without_head() -> None:
     model = randomised(transformers.ViTModel(transformers.ViTConfig(**HF)))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), heads=2)
+    ours = VisionTransformer.from_pretrained(model.state_dict(), heads=2)
     assert ours.encoder.norm.eps == 1e-12
     assert_parity(ours, lambda image: model(image).last_hidden_state[:, 0], [NATIVE])
     report = load_pretrained(ours, model.state_dict())
@@ -198,7 +198,7 @@ def test_transformers_vit_without_head() -> None:
 def test_transformers_clip() -> None:
     settings = transformers.CLIPVisionConfig(**HF, projection_dim=16)
     model = randomised(transformers.CLIPVisionModelWithProjection(settings))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), config=settings.to_dict())
+    ours = VisionTransformer.from_pretrained(model.state_dict(), config=settings.to_dict())
     assert_parity(ours, lambda image: model(image).image_embeds, [NATIVE])
 
 
@@ -207,7 +207,7 @@ def test_transformers_clip_with_its_text_tower() -> None:
     config = transformers.CLIPConfig(text_config=text, vision_config=HF, projection_dim=16)
     model = randomised(transformers.CLIPModel(config))
     theirs = model.state_dict()
-    ours = VisionTransformer.from_state_dict(theirs, config=config.to_dict())
+    ours = VisionTransformer.from_pretrained(theirs, config=config.to_dict())
     assert_parity(ours, lambda x: model.get_image_features(x).pooler_output, [NATIVE])
     report = load_pretrained(ours, theirs)
     towers = ("text_model.", "text_projection.", "logit_scale")
@@ -216,14 +216,14 @@ def test_transformers_clip_with_its_text_tower() -> None:
 
 def test_transformers_siglip() -> None:
     model = randomised(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**HF)))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), heads=2)
+    ours = VisionTransformer.from_pretrained(model.state_dict(), heads=2)
     assert_parity(ours, lambda image: model(image).pooler_output, [NATIVE])
 
 
 def test_transformers_siglip_classifier() -> None:
     config = transformers.SiglipConfig(vision_config=HF)
     model = randomised(transformers.SiglipForImageClassification(config))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), config=config.to_dict())
+    ours = VisionTransformer.from_pretrained(model.state_dict(), config=config.to_dict())
     assert_parity(ours, lambda image: model(image).logits, [NATIVE])
 
 
@@ -231,7 +231,7 @@ def test_transformers_siglip_classifier() -> None:
 def test_transformers_dinov3(gated: bool) -> None:
     config = transformers.DINOv3ViTConfig(**HF, num_register_tokens=2, use_gated_mlp=gated)
     model = randomised(transformers.DINOv3ViTModel(config))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), config=config.to_dict())
+    ours = VisionTransformer.from_pretrained(model.state_dict(), config=config.to_dict())
     assert_parity(ours, lambda image: model(image).pooler_output, SIZES)
 
 
@@ -242,7 +242,7 @@ def test_transformers_dinov2(gated: bool) -> None:
         **sizes, num_register_tokens=2, use_swiglu_ffn=gated
     )
     model = randomised(transformers.Dinov2WithRegistersModel(config))
-    ours = VisionTransformer.from_state_dict(model.state_dict(), config=config.to_dict())
+    ours = VisionTransformer.from_pretrained(model.state_dict(), config=config.to_dict())
     assert_parity(ours, lambda image: model(image).pooler_output, [NATIVE])
 
 
@@ -253,14 +253,14 @@ def test_transformers_dinov2(gated: bool) -> None:
 def test_torchvision_vit_b_16() -> None:
     theirs = torchvision.models.vit_b_16().eval()
     nn.init.normal_(theirs.heads.head.weight, std=0.02)  # torchvision starts it at zero
-    assert_parity(VisionTransformer.from_state_dict(theirs.state_dict()), theirs, [(224, 224)])
+    assert_parity(VisionTransformer.from_pretrained(theirs.state_dict()), theirs, [(224, 224)])
 
 
 @pytest.mark.slow
 def test_timm_vit_small_patch16_224() -> None:
     theirs = timm.create_model("vit_small_patch16_224", dynamic_img_size=True).eval()
     nn.init.normal_(theirs.head.weight, std=0.05)
-    ours = VisionTransformer.from_state_dict(theirs.state_dict())
+    ours = VisionTransformer.from_pretrained(theirs.state_dict())
     assert_parity(ours, theirs, [(224, 224), (256, 192)])
 
 
@@ -269,5 +269,5 @@ def test_timm_vit_small_patch16_224() -> None:
 def test_torchvision_swin_t(name: str) -> None:
     theirs = getattr(torchvision.models, name)().eval()
     nn.init.normal_(theirs.head.weight, std=0.05)
-    ours = SwinTransformer.from_state_dict(theirs.state_dict())
+    ours = SwinTransformer.from_pretrained(theirs.state_dict())
     assert_parity(ours, theirs, [(224, 224), (256, 256), (384, 384)])

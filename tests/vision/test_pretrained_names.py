@@ -56,7 +56,7 @@ def test_dinov2_by_its_authors_names(registers: int, giant: bool) -> None:
         table = torch.cat([torch.randn(1, 1, 32), authors["pos_embed"]], 1)
         authors["pos_embed"] = table
     theirs.load_state_dict(vision_transformer.checkpoint_filter_fn(dict(authors), theirs))
-    ours = VisionTransformer.from_state_dict(authors, heads=2)
+    ours = VisionTransformer.from_pretrained(authors, heads=2)
     assert_parity(ours, theirs, SIZES)
     report = load_pretrained(ours, authors)
     assert report.source == "dinov2"
@@ -93,7 +93,7 @@ def test_dinov3_by_its_authors_names(gated: bool) -> None:
     authors["rope_embed.periods"] = 100 ** (torch.arange(4) / 4)
     converted = eva.checkpoint_filter_fn(dict(authors), theirs)
     theirs.load_state_dict(converted)
-    ours = VisionTransformer.from_state_dict(authors)  # heads come from the periods
+    ours = VisionTransformer.from_pretrained(authors)  # heads come from the periods
     assert ours.encoder.blocks[0].attention.heads == 2
     assert_parity(ours, theirs, SIZES)
     dropped = load_pretrained(ours, authors).dropped
@@ -108,8 +108,8 @@ def test_dinov3_by_its_authors_names(gated: bool) -> None:
 def test_dinov3_takes_the_periods_of_the_file() -> None:
     theirs = timm_model("vit_small_patch16_dinov3", num_classes=0).state_dict()
     authors = renamed(theirs, ("^reg_token", "storage_tokens"))
-    own = VisionTransformer.from_state_dict(authors, heads=2)
-    other = VisionTransformer.from_state_dict(
+    own = VisionTransformer.from_pretrained(authors, heads=2)
+    other = VisionTransformer.from_pretrained(
         {**authors, "rope_embed.periods": 7 ** (torch.arange(4) / 4)}
     )
     image = torch.randn(1, 3, 32, 32)
@@ -141,13 +141,13 @@ def test_clip_by_openai_s_names() -> None:
     text = {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(8)}
     openai |= {**text, "input_resolution": torch.tensor(32)}
     theirs.load_state_dict(vision_transformer.checkpoint_filter_fn(dict(openai), theirs))
-    ours = VisionTransformer.from_state_dict(openai, heads=2)
+    ours = VisionTransformer.from_pretrained(openai, heads=2)
     assert_parity(ours, theirs, SIZES)
     assert load_pretrained(ours, openai).dropped.keys() == {*text, "input_resolution"}
     # open_clip keeps the names, but not the activation
     del openai["input_resolution"]
     with pytest.raises(ValueError, match=r"Give activation='quick-gelu'.*or config="):
-        VisionTransformer.from_state_dict(openai, heads=2)
+        VisionTransformer.from_pretrained(openai, heads=2)
 
 
 def test_old_files_of_torchvision() -> None:
@@ -156,7 +156,7 @@ def test_old_files_of_torchvision() -> None:
         theirs.state_dict(), (r"mlp\.0\.", "mlp.linear_1."), (r"mlp\.3\.", "mlp.linear_2.")
     )
     theirs.load_state_dict(old)  # torchvision's own conversion
-    assert_parity(VisionTransformer.from_state_dict(old, heads=2), theirs, [NATIVE])
+    assert_parity(VisionTransformer.from_pretrained(old, heads=2), theirs, [NATIVE])
 
 
 def test_old_files_of_transformers(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_old_files_of_transformers(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
     theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
-    ours = VisionTransformer.from_state_dict(tmp_path / "model.safetensors", heads=2)
+    ours = VisionTransformer.from_pretrained(tmp_path / "model.safetensors", heads=2)
     assert_parity(ours, lambda image: theirs(image).logits, [NATIVE])
 
 
@@ -204,7 +204,7 @@ def test_published_models_are_recognised(name: str, source: str) -> None:
         theirs = timm.create_model(name)
         activation = {"activation": "gelu"} if source == "clip" else {}
         weights = dict(theirs.state_dict())
-        ours = VisionTransformer.from_state_dict(weights, **activation)
+        ours = VisionTransformer.from_pretrained(weights, **activation)
     block = ours.encoder.blocks[0]
     assert load_pretrained(ours, weights).source == source
     assert block.attention.heads == theirs.blocks[0].attn.num_heads
@@ -219,7 +219,7 @@ def test_published_models_are_recognised(name: str, source: str) -> None:
 def test_heads_of_torchvision_s_huge_model() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.vit_h_14()
-        ours = VisionTransformer.from_state_dict(theirs.state_dict())
+        ours = VisionTransformer.from_pretrained(theirs.state_dict())
     assert ours.encoder.blocks[0].attention.heads == 16
 
 
@@ -241,24 +241,24 @@ def test_other_models_by_like_names_are_refused(name: str) -> None:
     with torch.device("meta"):
         weights = timm.create_model(name).state_dict()
         with pytest.raises(ValueError, match="have no place here|they are of none"):
-            VisionTransformer.from_state_dict(weights)
+            VisionTransformer.from_pretrained(weights)
 
 
 def test_options_replace_what_is_found(tmp_path: Path) -> None:
     theirs = timm_model("vit_small_patch16_224")
     torch.save({"state_dict": theirs.state_dict(), "epoch": 1}, tmp_path / "vit.pth")
     image = torch.randn(1, 3, 32, 32)
-    ours = VisionTransformer.from_state_dict(tmp_path / "vit.pth", heads=2, classes=7)
+    ours = VisionTransformer.from_pretrained(tmp_path / "vit.pth", heads=2, num_classes=7)
     assert ours(image).shape == (1, 7)
     torch.testing.assert_close(
         ours.features(image)[0],
         theirs.get_intermediate_layers(image, 1, reshape=True, norm=True)[0],
     )
-    wide = NeighborhoodTransformer.from_state_dict(
+    wide = NeighborhoodTransformer.from_pretrained(
         tmp_path / "vit.pth", source="timm", heads=2, radius=4
     )
     assert_parity(wide.eval(), theirs, [NATIVE])  # the radius reaches everything
-    local = NeighborhoodTransformer.from_state_dict(tmp_path / "vit.pth", heads=2, radius=1)
+    local = NeighborhoodTransformer.from_pretrained(tmp_path / "vit.pth", heads=2, radius=1)
     assert not torch.allclose(local.eval()(image), theirs(image), atol=1e-3)
 
 
@@ -266,14 +266,14 @@ def test_options_replace_what_is_found(tmp_path: Path) -> None:
 
 
 def ours_like(**options: Any) -> VisionTransformer:
-    settings = {"patch": 8, "classes": 5, "image_size": 32, **options}
+    settings = {"patch_size": 8, "num_classes": 5, "image_size": 32, **options}
     return VisionTransformer(32, 2, 2, **settings).eval()
 
 
 @pytest.mark.parametrize("size", [(48, 48), (24, 40)])
 def test_positions_come_to_the_size_of_the_model(size: tuple[int, int]) -> None:
     theirs = timm_model("vit_small_patch16_224")
-    built = VisionTransformer.from_state_dict(theirs.state_dict(), heads=2, image_size=size)
+    built = VisionTransformer.from_pretrained(theirs.state_dict(), heads=2, image_size=size)
     loaded = ours_like(image_size=size)
     load_pretrained(loaded, theirs.state_dict())
     for ours in (built, loaded):
@@ -285,8 +285,8 @@ def test_positions_of_a_rectangle() -> None:
     theirs = timm_model("vit_small_patch16_224", img_size=(24, 48), dynamic_img_size=False)
     weights = theirs.state_dict()
     with pytest.raises(ValueError, match=r"19 positions are those of no square image"):
-        VisionTransformer.from_state_dict(weights, heads=2)
-    built = VisionTransformer.from_state_dict(weights, heads=2, image_size=(24, 48))
+        VisionTransformer.from_pretrained(weights, heads=2)
+    built = VisionTransformer.from_pretrained(weights, heads=2, image_size=(24, 48))
     loaded = ours_like(image_size=(24, 48))
     load_pretrained(loaded, weights)
     for ours in (built, loaded):
@@ -308,7 +308,7 @@ def test_a_place_of_the_class_token_or_none(name: str, class_position: bool) -> 
 
 def test_a_head_of_other_classes() -> None:
     theirs = timm_model("vit_small_patch16_224")
-    ours = ours_like(classes=3)
+    ours = ours_like(num_classes=3)
     own = ours.head.weight.clone()
     with pytest.raises(ValueError, match=r"head\.weight is \(5, 32\), the model's \(3, 32\)"):
         load_pretrained(ours, theirs.state_dict())
@@ -344,7 +344,7 @@ def test_what_does_not_fit_is_named(change: dict[str, Tensor | None], message: s
     theirs = timm_model("vit_small_patch16_224").state_dict()
     weights = {k: v for k, v in {**theirs, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        VisionTransformer.from_state_dict(weights, heads=2)
+        VisionTransformer.from_pretrained(weights, heads=2)
     ours = ours_like()
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     with pytest.raises(ValueError, match="no place here|missing|another shape"):
@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_named(change: dict[str, Tensor | None], message: s
 def test_options_that_weights_of_swin_leave_nothing_to_say_are_refused(options: Any) -> None:
     theirs = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 4], [4, 4])
     with pytest.raises(ValueError, match="heads, config: the weights of a Swin transformer say"):
-        SwinTransformer.from_state_dict(theirs.state_dict(), **options)
+        SwinTransformer.from_pretrained(theirs.state_dict(), **options)
 
 
 def test_unknown_sources() -> None:
@@ -373,9 +373,9 @@ def test_unknown_sources() -> None:
     with pytest.raises(ValueError, match=r"have no place here"):
         load_pretrained(ours, theirs, "torchvision")
     with pytest.raises(ValueError, match=r"dim=32, the number of heads cannot be told.*heads="):
-        VisionTransformer.from_state_dict(theirs)
+        VisionTransformer.from_pretrained(theirs)
     with pytest.raises(ValueError, match=r"hidden_act must be one of gelu,.*got 'mish'"):
-        VisionTransformer.from_state_dict(theirs, heads=2, config={"hidden_act": "mish"})
+        VisionTransformer.from_pretrained(theirs, heads=2, config={"hidden_act": "mish"})
 
 
 def test_files(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def vit(kind: type[VisionTransformer] = VisionTransformer, **options: Any) -> VisionTransformer:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"positions": "sinusoidal", **options}
-    return kind(16, DEPTH, HEADS, patch=PATCH, classes=3, channels=1, **settings).eval()
+    return kind(16, DEPTH, HEADS, patch=PATCH, num_classes=3, channels=1, **settings).eval()
 
 
 def images(count: int = 2, rows: int = ROWS, columns: int = COLUMNS) -> Tensor:
@@ -141,7 +141,7 @@ def test_maps_are_the_weights_that_transformers_returns(name: str) -> None:
     )
     torch.manual_seed(0)
     theirs = getattr(transformers, f"{name}Model")(config).eval()
-    ours = VisionTransformer.from_state_dict(theirs.state_dict(), config=config.to_dict()).eval()
+    ours = VisionTransformer.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     image = torch.randn(2, 3, 16, 16 if name == "ViT" else 24)
     with torch.no_grad():
         weights = theirs(image, output_attentions=True).attentions
@@ -293,7 +293,7 @@ def test_distance_knows_overlapping_patches_and_lists() -> None:
 def swin(**options: Any) -> SwinTransformer:
     torch.manual_seed(0)
     return SwinTransformer(
-        8, (2, 1), (2, 4), window=2, patch=PATCH, classes=3, channels=1, **options
+        8, (2, 1), (2, 4), window=2, patch_size=PATCH, num_classes=3, channels=1, **options
     ).eval()
 
 
@@ -332,7 +332,9 @@ def test_distances_of_a_local_model_are_those_of_its_whole_table(special: int) -
 
 
 def test_distances_of_windows_do_not_need_a_table_of_all_pairs() -> None:
-    model = SwinTransformer(8, (2,), (4,), window=2, patch=1, classes=None, channels=1).eval()
+    model = SwinTransformer(
+        8, (2,), (4,), window=2, patch_size=1, num_classes=None, channels=1
+    ).eval()
     with Allocated() as made:
         mean_attention_distance(model, torch.rand(1, 1, 64, 64))
     table = 4 * 64**4  # numbers, of four heads
@@ -383,7 +385,10 @@ class Dropping(VisionTransformer):
         (lambda: attention_maps(vit(), images()[0]), r"must be \(B, C, H, W\), got \(1, 8, 15\)"),
         (lambda: mean_attention_distance(vit(), images(0)), "at least one image"),
         (lambda: attention_maps(vit(), images(), query=3), "must be 'class', 'mean' or .* got 3"),  # type: ignore[arg-type]
-        (lambda: attention_rollout(vit(groups=1), images()), "blocks that serve several layers"),
+        (
+            lambda: attention_rollout(vit(num_groups=1), images()),
+            "blocks that serve several layers",
+        ),
         (lambda: attention_rollout(vit(), images(), residual=1.5), "residual .* got 1.5"),
         (lambda: attention_rollout(vit(), images(), discard=1.0), "discard .* got 1.0"),
         (lambda: attention_rollout(vit(), images(), heads="sum"), "heads .* got 'sum'"),  # type: ignore[arg-type]

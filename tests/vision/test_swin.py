@@ -52,7 +52,7 @@ def peer(version: Version, window: tuple[int, int]) -> nn.Module:
 
 
 def small(version: Version = 1, **changes: Any) -> SwinTransformer:
-    settings: dict[str, Any] = {"window": (7, 7), "classes": 5, "version": version}
+    settings: dict[str, Any] = {"window": (7, 7), "num_classes": 5, "version": version}
     return SwinTransformer(24, [2, 3], [2, 4], **{**settings, **changes})
 
 
@@ -119,7 +119,7 @@ FULL: dict[str, tuple[Version, Callable[[], nn.Module]]] = {
 def test_full_models_are_torchvisions_at_every_size(name: str) -> None:
     version, make = FULL[name]
     reference = make().eval()
-    model = SwinTransformer.preset("tiny", version=version, classes=1000)
+    model = SwinTransformer.preset("tiny", version=version, num_classes=1000)
     with_weights_of(reference, model).eval()
     for size in ((224, 224), (256, 256), (384, 384), (160, 288)):
         image = torch.randn(1, 3, *size)
@@ -133,7 +133,7 @@ def test_presets_have_torchvisions_parameters(name: str) -> None:
     version = 2 if "v2" in name else 1
     with torch.device("meta"):
         reference = getattr(torchvision.models, name)()
-        model = SwinTransformer.preset(size, version=version, classes=1000)
+        model = SwinTransformer.preset(size, version=version, num_classes=1000)
         mapped = swin_from_torchvision(reference.state_dict())
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     assert shapes == {key: tensor.shape for key, tensor in mapped.items()}
@@ -210,7 +210,7 @@ def test_features_are_the_maps_of_the_stages(version: Version) -> None:
     for one, end in zip(maps, (2, 4), strict=True):
         expected = features[:end](image).movedim(-1, 1)
         torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-4)
-    pooled = small(version, classes=None)
+    pooled = small(version, num_classes=None)
     pooled.load_state_dict(model.state_dict(), strict=False)
     last = maps[-1].movedim(1, -1)
     torch.testing.assert_close(pooled(image), model.norm(last).mean((1, 2)), atol=1e-5, rtol=1e-4)
@@ -305,7 +305,10 @@ def test_patch_merging_is_torchvisions() -> None:
         ({"window": (4, 4, 4)}, r"window must be .* got \(4, 4, 4\)"),
         ({"channels": 0}, r"channels must be at least 1, got 0"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),
-        ({"norm": "sandwich"}, r"norm must be 'pre', 'post' or 'res-post', got 'sandwich'"),
+        (
+            {"norm_order": "sandwich"},
+            r"norm_order must be 'pre', 'post' or 'res-post', got 'sandwich'",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
@@ -315,18 +318,18 @@ def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], message: s
 
 def test_stages_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"for each stage, got \[2, 2\] and \[2\]"):
-        SwinTransformer(24, [2, 2], [2], window=7, classes=5)
+        SwinTransformer(24, [2, 2], [2], window=7, num_classes=5)
     with pytest.raises(ValueError, match=r"dim=48 must be a multiple of heads=5"):
-        SwinTransformer(24, [2, 2], [2, 5], window=7, classes=5)
+        SwinTransformer(24, [2, 2], [2, 5], window=7, num_classes=5)
     with pytest.raises(ValueError, match=r"drop_path lists 1 entries for 2 layers"):
         SwinStage(24, 2, 2, window=4, drop_path=[0.1])
     with pytest.raises(ValueError, match=r"one of tiny, small, base, large; got 'swin_t'"):
-        SwinTransformer.preset("swin_t", classes=5)
+        SwinTransformer.preset("swin_t", num_classes=5)
 
 
 def test_images_that_do_not_fit_are_named() -> None:
     model = small()
-    with pytest.raises(ValueError, match=r"multiples of patch=4×4, got 30×32"):
+    with pytest.raises(ValueError, match=r"multiples of patch_size=4×4, got 30×32"):
         model(torch.zeros(1, 3, 30, 32))
     with pytest.raises(ValueError, match=r"channels=3, got \(1, 1, 32, 32\)"):
         model(torch.zeros(1, 1, 32, 32))

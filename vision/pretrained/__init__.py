@@ -74,7 +74,7 @@ def load_pretrained(
 
     The model's configuration must be the one that they were trained with: shapes are checked, but
     what has none, such as `eps`, `activation`, rotary positions or the number of heads, cannot be.
-    `VisionTransformer.from_state_dict` chooses it. Learned positions are resampled to the
+    `VisionTransformer.from_pretrained` chooses it. Learned positions are resampled to the
     model's image size.
 
     Args:
@@ -90,7 +90,7 @@ def load_pretrained(
 
     Example::
 
-        model = VisionTransformer.preset("small", patch=16, classes=10, image_size=96)
+        model = VisionTransformer.preset("small", patch_size=16, num_classes=10, image_size=96)
         print(load_pretrained(model, "vit_small_patch16_224.safetensors", head=False))
     """
     theirs = without_prefix(read_weights(weights), "module.")
@@ -109,7 +109,7 @@ def build(
     **options: Any,
 ) -> Model:
     """The model that weights of another library are for, with them; see
-    `VisionTransformer.from_state_dict`.
+    `VisionTransformer.from_pretrained`.
     """
     theirs = without_prefix(read_weights(weights), "module.")
     source = _recognised(theirs, source)
@@ -132,9 +132,9 @@ def build(
             image_size=options.get("image_size"),
             activation=options.get("activation"),
         )
-        known = grid(found.get("image_size"), found["patch"])
+        known = grid(found.get("image_size"), found["patch_size"])
     model = model_type(**{**found, **options})
-    head = "classes" not in options
+    head = "num_classes" not in options
     _load(model, theirs, ours, dropped, source, head=head, known=known)
     return model
 
@@ -142,8 +142,8 @@ def build(
 def _check_type(given: type[nn.Module], wanted: type[nn.Module]) -> None:
     if not issubclass(given, wanted):
         raise UsageError(
-            f"weights: they are a {wanted.__name__}'s; {given.__name__}.from_state_dict cannot "
-            f"make one of them, {wanted.__name__}.from_state_dict does."
+            f"weights: they are a {wanted.__name__}'s; {given.__name__}.from_pretrained cannot "
+            f"make one of them, {wanted.__name__}.from_pretrained does."
         )
 
 

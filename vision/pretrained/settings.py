@@ -59,9 +59,9 @@ def settings(
         "heads": heads
         or config.get("num_attention_heads")
         or _heads(source, theirs, ours, dim, depth),
-        "patch": patch,
+        "patch_size": patch,
         "channels": channels,
-        "classes": len(ours["head.weight"]) if "head.weight" in ours else None,
+        "num_classes": len(ours["head.weight"]) if "head.weight" in ours else None,
         "hidden": down.shape[1],
         "class_token": bool(class_token),
         "registers": len(ours.get(names.REGISTERS, ())),
@@ -134,12 +134,12 @@ def table_size(
     )
 
 
-def grid(image_size: Any, patch: tuple[int, int]) -> tuple[int, int] | None:
+def grid(image_size: Any, patch_size: tuple[int, int]) -> tuple[int, int] | None:
     """Rows and columns of patches in an image of (height, width), or of one number for both."""
     if image_size is None:
         return None
     both = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    return both[0] // patch[0], both[1] // patch[1]
+    return both[0] // patch_size[0], both[1] // patch_size[1]
 
 
 def _weight(ours: Weights, module: str) -> Tensor:
@@ -224,8 +224,8 @@ def swin_settings(theirs: Mapping[str, Tensor], *, window: Any = None) -> dict[s
         "depths": [blocks[stage] for stage in sorted(blocks)],
         "heads": heads,
         "window": window,
-        "patch": (project.shape[2], project.shape[3]),
+        "patch_size": (project.shape[2], project.shape[3]),
         "channels": project.shape[1],
-        "classes": len(theirs["head.weight"]) if "head.weight" in theirs else None,
+        "num_classes": len(theirs["head.weight"]) if "head.weight" in theirs else None,
         "version": 2 if second else 1,
     }

@@ -64,7 +64,7 @@ def to_timm(model: VisionTransformer) -> Weights:
     """The weights of `model` by the names of timm's `VisionTransformer`, which loads them strictly.
 
     timm's model must be made with what has no weights: `num_heads`, `global_pool`, the `eps` of
-    `norm_layer`, `act_layer`. Where there are registers, the vector for the place of the class
+    `norm`, `act_layer`. Where there are registers, the vector for the place of the class
     token becomes a part of the token, and timm's model takes `no_embed_class=True`. Where theirs
     was made with `qkv_bias=False`, ours has biases that may have been trained, and theirs takes
     them with `qkv_bias=True`.
@@ -103,5 +103,5 @@ def _unknown_to_timm(model: VisionTransformer) -> dict[str, bool]:
         ),
         "norm after a block": block.attention_residual.order != "pre",
         "pooling by attention without a feed-forward network": model.pooling == "attention",
-        "overlapping patches": model.embedding.stride != model.embedding.patch,
+        "overlapping patches": model.embedding.stride != model.embedding.patch_size,
     }

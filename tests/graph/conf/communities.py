@@ -61,10 +61,10 @@ class Links(SampledLinks):
 class SAGE(nn.Module):
     """Scores for the nodes of `mask`, or for pairs of nodes."""
 
-    def __init__(self, classes: int, dim: int = 16) -> None:
+    def __init__(self, num_classes: int, dim: int = 16) -> None:
         super().__init__()
         self.convs = nn.ModuleList([SAGEConv(4, dim), SAGEConv(dim, dim)])
-        self.head = nn.Linear(dim, classes)
+        self.head = nn.Linear(dim, num_classes)
 
     def forward(
         self,

@@ -57,10 +57,10 @@ class Points(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class MLP(nn.Module):
-    def __init__(self, dim: int, classes: int, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(2, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, classes)
+            nn.Linear(2, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, num_classes)
         )
 
     def forward(self, points: Tensor) -> Tensor:
