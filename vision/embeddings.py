@@ -56,8 +56,9 @@ class PatchEmbedding(nn.Module):
         shrink = 2 ** len(stem)
         if any(n % shrink for n in (*self.patch_size, *self.stride)):
             raise ValueError(
-                f"a stem of {len(stem)} convolutions makes {shrink}×{shrink} pixels one, so patch_size="
-                f"{self.patch_size} and stride={self.stride} must be multiples of {shrink}"
+                f"a stem of {len(stem)} convolutions makes {shrink}×{shrink} pixels one, so "
+                f"patch_size={self.patch_size} and stride={self.stride} must be multiples of "
+                f"{shrink}"
             )
         self.stem = _stem(channels, stem) if stem else None
         self.project = nn.Conv2d(

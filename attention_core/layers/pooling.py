@@ -97,9 +97,9 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
     Args:
         x: tokens.
         space: where they sit; padding has no part.
-        pooling: "mean", "sum" or "max" over the tokens that sit somewhere; "special" for the mean of
-            the special ones; or "class" for the first of these, whatever others (registers) there
-            are. A sample without such tokens gives 0.
+        pooling: "mean", "sum" or "max" over the tokens that sit somewhere; "special" for the mean
+            of the special ones; or "class" for the first of these, whatever others (registers)
+            there are. A sample without such tokens gives 0.
     """
     if (
         not isinstance(x, Tensor)
