@@ -16,6 +16,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import Any
 
 from attention_core.training import own
 from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.training.escape import shell_word
 from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, is_within, reason
 
 
@@ -196,9 +198,21 @@ def _find(parts: list[str], where: str, target: str) -> Any:
     for name in parts[consumed:]:
         if not hasattr(found, name):
             near = did_you_mean(name, (n for n in dir(found) if not n.startswith("_")))
-            raise UsageError(f"{where}: {target!r} does not exist.{near}")
+            raise UsageError(f"{where}: {target!r} does not exist.{near}{_elsewhere(parts[0])}")
         found = getattr(found, name)
     return found
+
+
+def _elsewhere(root: str) -> str:
+    """What to say where a folder was imported that has no more than the name of a package."""
+    module = sys.modules[root]
+    place = "" if getattr(module, "__file__", None) else own.needed_config_dir([root])
+    if not place:
+        return ""
+    return (
+        f" The folder {root!r} of the current one was found, which has no __init__.py. To import "
+        f"the module in it: --config-dir {shell_word(place)}"
+    )
 
 
 def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int]:
