@@ -69,7 +69,7 @@ def write_card(
         figures=_links(folder, "*.png"),
         pages=_links(folder, "*.html"),
         allow=allow,
-        config_dir=needed_config_dir(allow) if allow else "",
+        config_dir=needed_config_dir(allow),
         trust=trusting(allow),
         run=from_here(folder.path),
         predicts=type(data).inputs is not DataModule.inputs,

@@ -23,7 +23,15 @@ from attention_core.training.errors import UsageError, did_you_mean, reading
 from attention_core.training.escape import for_terminal, shell_word
 from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
-from attention_core.training.overrides import exact, parsed, quoted, read_overrides, shell_override
+from attention_core.training.overrides import (
+    exact,
+    is_sweep,
+    parsed,
+    quoted,
+    read_overrides,
+    shell_override,
+    texts,
+)
 from attention_core.training.own import serve, served
 
 if TYPE_CHECKING:
@@ -166,7 +174,7 @@ def run_hydra(
     argv = sys.argv
     folder, failed = None, 0
     try:
-        plain = [each for each in overrides if not _is_sweep(each)]
+        plain = [each for each in overrides if not is_sweep(each)]
         composed = _compose(plain, roots)
         check_calls(composed)
         HydraConfig.instance().set_config(composed)
@@ -255,11 +263,6 @@ def _sweep_folder(composed: "DictConfig", *, swept: bool, multirun: bool) -> Pat
     return Path(hydra.sweep.dir).absolute()
 
 
-def _is_sweep(override: str) -> bool:
-    read = parsed(override)
-    return read is not None and read.is_sweep_override()
-
-
 def _quiet_sweepers() -> None:
     # What failed is said in our own words, and a table tells the scores
     import logging
@@ -280,20 +283,12 @@ def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
             continue
         group = read.key_or_group
         known = options(group, roots) if re.fullmatch(r"[\w/]+", group) else []
-        for choice in _texts(read.value()) if known else []:
+        for choice in texts(read.value()) if known else []:
             if choice not in known and "${" not in choice:
                 raise UsageError(
                     f"{group}: there is no {choice!r}.{did_you_mean(choice, known)}"
                     f" There are {', '.join(known)}."
                 )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts in the value of an override, in its lists and in what it sweeps over."""
-    if isinstance(value, str):
-        yield value
-    for element in value if isinstance(value, list) else getattr(value, "list", ()):
-        yield from _texts(getattr(element, "text", element))
 
 
 def explain(error: Exception, overrides: Mapping[str, str], roots: list[Path]) -> UsageError:

@@ -24,7 +24,6 @@ from typing import Any
 
 from attention_core.training import own
 from attention_core.training.errors import UsageError, did_you_mean
-from attention_core.training.escape import shell_word
 from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, is_within, reason
 
 
@@ -205,13 +204,12 @@ def _find(parts: list[str], where: str, target: str) -> Any:
 
 def _elsewhere(root: str) -> str:
     """What to say where a folder was imported that has no more than the name of a package."""
-    module = sys.modules[root]
-    place = "" if getattr(module, "__file__", None) else own.needed_config_dir([root])
-    if not place:
+    folder = "" if getattr(sys.modules[root], "__file__", None) else own.hiding([root])
+    if not folder:
         return ""
     return (
-        f" The folder {root!r} of the current one was found, which has no __init__.py. To import "
-        f"the module in it: --config-dir {shell_word(place)}"
+        f" The folder {folder!r} was imported, which has no __init__.py. To import the module in "
+        f"it: --config-dir {folder}"
     )
 
 

@@ -7,8 +7,8 @@ meaning. What means nothing there is taken as the text that it is, such as `don'
 """
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import shell_word
@@ -43,6 +43,20 @@ def parsed(override: str) -> "Override | None":
         return OverridesParser.create().parse_override(override)
     except (HydraException, ValueError, RecursionError):  # a number of 5,000 digits, [[[[[[...
         return None
+
+
+def is_sweep(override: str) -> bool:
+    """Whether it gives several values, or a range to draw them from."""
+    read = parsed(override)
+    return read is not None and read.is_sweep_override()
+
+
+def texts(value: Any) -> Iterator[str]:
+    """The texts in the value of an override, in its lists and in what it sweeps over."""
+    if isinstance(value, str):
+        yield value
+    for element in value if isinstance(value, list) else getattr(value, "list", ()):
+        yield from texts(getattr(element, "text", element))
 
 
 def quoted(value: str) -> str:
@@ -108,12 +122,12 @@ def _structure(value: str) -> str:
 def _can_be_set(read: "Override") -> bool:
     """Whether interpolations in it are in OmegaConf's grammar."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import GrammarParseError
+    from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
     try:
         OmegaConf.create({"value": None if read.is_sweep_override() else read.value()})
-    except GrammarParseError:
-        return False
+    except OmegaConfBaseException as error:
+        return not isinstance(error, GrammarParseError)
     return True
 
 

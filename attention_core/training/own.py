@@ -113,24 +113,29 @@ def lies_unserved(name: str) -> bool:
     return root not in _finder.names and PathFinder.find_spec(root, _finder.places) is not None
 
 
-def needed_config_dir(names: Iterable[str]) -> str:
+def needed_config_dir(names: Sequence[str]) -> str:
     """The `--config-dir` with which a command that is given in the current folder finds the
     packages `names`: "" where it needs none, UNKNOWN where only the user can tell.
 
     Nothing is imported, and nothing but the user's words and the current folder is asked.
     """
     given = served()[:-1]  # the last is the current folder
-    if given:
+    if given and names:
         return from_here(given[0])
     specs = {root: _spec(root) for root in dict.fromkeys(n.partition(".")[0] for n in names)}
     missing = [root for root, spec in specs.items() if not _is_module(spec)]
-    for root in missing:
-        # `attn new-domain tides` writes tides/tides.py, before which the folder would be found, as
-        # a package without __init__.py
-        inside = [str(Path.cwd() / root)]
-        if all(_is_module(PathFinder.find_spec(name, inside)) for name in missing):
-            return root
-    return UNKNOWN if None in specs.values() else ""
+    return hiding(missing) or (UNKNOWN if None in specs.values() else "")
+
+
+def hiding(names: Sequence[str]) -> str:
+    """The folder of the current one that has the modules `names` in it, and the name of one of
+    them, or "". As `attn new-domain tides` writes tides/tides.py: before the module the folder is
+    found, as a package without __init__.py."""
+    for folder in names:
+        inside = [str(Path.cwd() / folder)]
+        if all(_is_module(PathFinder.find_spec(name, inside)) for name in names):
+            return folder
+    return ""
 
 
 def _spec(root: str) -> ModuleSpec | None:

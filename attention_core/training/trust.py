@@ -24,7 +24,7 @@ def trusting(names: Iterable[str]) -> str:
     """The end of a command that trusts the packages `names`, and finds them from where it is given:
     in the current folder."""
     names = list(names)
-    place = needed_config_dir(names) if names else ""
+    place = needed_config_dir(names)
     allowed = allowed_by([Path(place)]) if place else []
     rest = [name for name in names if not is_within(name, allowed)]
     words = [shell_word(f"allow=[{','.join(rest)}]")] if rest else []

@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from attention_core.training import UsageError
-from attention_core.training.overrides import exact, parsed, read_overrides, shell_override
+from attention_core.training.overrides import exact, parsed, read_overrides, shell_override, texts
 from tests.training.conftest import CONF, Compose
 
 # What a shell can hand over: no NUL, and surrogates for bytes that are no UTF-8
@@ -45,14 +45,6 @@ def attempt(read: Callable[[], Any]) -> tuple[bool, Any]:
         return False, error
 
 
-def texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for element in value:
-            yield from texts(element)
-
-
 @FEW
 @given(text=TEXTS)
 @example(text="")
@@ -63,6 +55,7 @@ def texts(value: Any) -> Iterator[str]:
 @example(text="ä${a}")
 @example(text="${a")
 @example(text="'${a'")
+@example(text="{null:1}")
 @example(text="choice(ä,b")
 @example(text="Berlin (1)")
 def test_any_text_arrives_is_hydras_or_is_refused_with_what_arrives(text: str) -> None:
