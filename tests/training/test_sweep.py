@@ -65,6 +65,7 @@ def test_grid_runs_every_combination_and_ranks_by_validation(
     assert order == [row["folder"] for row in rows]
 
 
+@pytest.mark.slow
 def test_texts_of_any_characters_reach_the_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
