@@ -44,8 +44,12 @@ COMPILED = {
     *["vision/digits", "vision/digits_swin", "vision/digits_neighborhood", "graph/mutag"],
     *["graph/umls", "nlp/sentiment_tiny", "nlp/bbc_gpt_tiny", "nlp/translate_de_tiny"],
 }
-#: Small in text, images and graphs.
-COMPILED_ALONE = {"cpu": "graph/digits_knn", "ddp": "nlp/bbc_gpt_tiny", "fsdp2": "vision/mnist5k"}
+#: By trainer; small texts, images and graphs.
+COMPILED_ALONE = {
+    "cpu": {"graph/digits_knn", "nlp/bbc_gpt_tiny"},
+    "ddp": {"vision/mnist5k_100"},
+    "fsdp2": {"vision/mnist5k"},
+}
 TRAINERS: dict[str, dict[str, Any]] = {
     "cpu": {},
     "ddp": {"devices": 2, "strategy": "ddp", "deterministic": "warn"},
@@ -57,9 +61,9 @@ TRAINERS: dict[str, dict[str, Any]] = {
 }
 #: What may be asked of a trainer.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "compiled": {"compile": True},
     "recomputed": {"activation_checkpointing": True},
     "narrow": {"precision": "bf16-mixed"},
-    "compiled": {"compile": True},
 }
 
 
@@ -68,21 +72,18 @@ def asked(name: str) -> list[tuple[str, tuple[str, ...]]]:
 
     With each trainer it runs with nothing asked and with all. One option alone goes round: each
     experiment has it with one trainer, each trainer with a third of the experiments. Only what
-    takes longest, a block that is compiled and not recomputed, has one experiment a trainer.
+    takes longest, a block that is compiled and not recomputed, has one or two experiments a
+    trainer.
     """
     found: list[tuple[str, tuple[str, ...]]] = []
     for place, trainer in enumerate(TRAINERS):
         turn = (EXPERIMENTS.index(name) + place) % len(TRAINERS)
-        alone = [["compiled"], ["recomputed"], ["narrow"]][turn]
-        if name in ALONE:
-            alone = list(OPTIONS)
-        compiled = name in COMPILED or "compiled" in alone
-        found += [
-            (trainer, ()),
-            (trainer, tuple(o for o in OPTIONS if o != "compiled" or compiled)),
-        ]
-        found += [(trainer, (option,)) for option in alone if option != "compiled"]
-        if COMPILED_ALONE[trainer] == name:
+        here = list(OPTIONS) if name in ALONE else [list(OPTIONS)[turn]]
+        compiled = name in COMPILED or "compiled" in here
+        found.append((trainer, ()))
+        found.append((trainer, tuple(o for o in OPTIONS if o != "compiled" or compiled)))
+        found += [(trainer, (option,)) for option in here if option != "compiled"]
+        if name in COMPILED_ALONE[trainer]:
             found.append((trainer, ("compiled",)))
         if name in ALONE:
             break
