@@ -38,8 +38,8 @@ EXPERIMENTS = [
 SMALL = {"limit": 200, "batch_size": 4, "tokens": 256}
 #: A single graph is one batch, which two processes cannot share: an error says so.
 ALONE = {"graph/digits_knn"}
-#: One experiment for each kind of block, or of what a block is given: compiled by every trainer,
-#: the others by one.
+#: One experiment for each kind of block, or of what a block is given: compiled with every trainer,
+#: the others with one process.
 COMPILED = {
     *["vision/digits", "vision/digits_swin", "vision/digits_neighborhood", "graph/mutag"],
     *["graph/umls", "nlp/sentiment_tiny", "nlp/bbc_gpt_tiny", "nlp/translate_de_tiny"],
@@ -79,7 +79,7 @@ def asked(name: str) -> list[tuple[str, tuple[str, ...]]]:
     for place, trainer in enumerate(TRAINERS):
         turn = (EXPERIMENTS.index(name) + place) % len(TRAINERS)
         here = list(OPTIONS) if name in ALONE else [list(OPTIONS)[turn]]
-        compiled = name in COMPILED or "compiled" in here
+        compiled = name in COMPILED or trainer == "cpu"
         found.append((trainer, ()))
         found.append((trainer, tuple(o for o in OPTIONS if o != "compiled" or compiled)))
         found += [(trainer, (option,)) for option in here if option != "compiled"]
