@@ -49,10 +49,14 @@ class Bias(nn.Module):
         """What of the tokens decides the score; None if unknown. (Being special always may.)"""
         return None
 
+    def tensors(self) -> list[Tensor]:
+        """What the scores are made of and may need a gradient."""
+        return list(self.parameters())
+
     @property
     def learned(self) -> bool:
         """Whether it has anything that needs a gradient."""
-        return any(parameter.requires_grad for parameter in self.parameters())
+        return any(tensor.requires_grad for tensor in self.tensors())
 
     def forward(self, pairs: Pairs) -> Tensor:
         """The score of every pair, in float32 or better.
@@ -97,9 +101,8 @@ class _Sum(Bias):
     def traits(self, space: Space) -> Traits | None:
         return Traits.joined(*(term.traits(space) for term in self.terms))
 
-    @property
-    def learned(self) -> bool:
-        return any(term.learned for term in self.terms)
+    def tensors(self) -> list[Tensor]:
+        return [tensor for term in self.terms for tensor in term.tensors()]
 
 
 def as_bias(bias: Bias | Tensor | None) -> Bias | None:
@@ -478,9 +481,8 @@ class DenseBias(Bias):
         check_pairwise(tensor, "bias")
         self.tensor = tensor
 
-    @property
-    def learned(self) -> bool:
-        return self.tensor.requires_grad
+    def tensors(self) -> list[Tensor]:
+        return [self.tensor]
 
     def forward(self, pairs: Pairs) -> Tensor:
         return take_pairwise(self.tensor, pairs, "bias")

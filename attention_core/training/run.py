@@ -373,7 +373,8 @@ def _test(parts: Parts, folder: RunFolder, best_epoch: int | None) -> dict[str, 
 def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> None:
     curves = learning_curves(read_metrics(folder.metrics), title=experiment, best_epoch=best_epoch)
     save_figure(curves, folder.figures / "learning_curves.png")
-    task = parts.task.eval()
+    # What came from the data is float32, whatever trainer.precision has made of the weights
+    task = parts.task.float().eval()
     batch = next(iter(parts.data.test_dataloader()))
     batch = parts.data.transfer_batch_to_device(batch, task.device, 0)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, looking
-from attention_core.backends.derivatives import refuse_transforms
+from attention_core.backends.derivatives import refuse_transforms, untouched
 from attention_core.biases import Bias
 from attention_core.lasting import lasting
 from attention_core.spaces import Graph, Pairs
@@ -263,6 +263,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             prepared.covers,
             prepared.parts,
         )
+        if bias is not None and not blocks:
+            output = untouched(output, *bias.tensors())
         weights = None
         if options.weights:
             explicit = plan.once("explicit", lambda: reference.prepare(job))
