@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from attention_core.annotated import checked
 from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole
 from attention_core.masks.dense import check_pairwise, take_pairwise
@@ -163,6 +164,7 @@ class ALiBi(Bias):
     infinitely far, so it forbids them.
     """
 
+    @checked
     def __init__(self, heads: int) -> None:
         super().__init__()
         check_whole(heads=heads)
@@ -204,6 +206,7 @@ class RelativeTable(Bias):
             (Bao et al., BEiT, 2022); otherwise their scores are 0.
     """
 
+    @checked
     def __init__(
         self, heads: int, buckets: int, bucket: Callable[[Pairs], Tensor], *, special: bool = False
     ) -> None:
@@ -239,6 +242,7 @@ class RelativeTable(Bias):
         return f"heads={self.heads}, buckets={len(self.table)}"
 
     @classmethod
+    @checked
     def t5(
         cls,
         heads: int,
@@ -259,6 +263,7 @@ class RelativeTable(Bias):
         return cls(heads, buckets, bucketing, special=special)
 
     @classmethod
+    @checked
     def swin(
         cls, heads: int, window: int | tuple[int, ...], *, special: bool = False
     ) -> RelativeTable:
@@ -277,6 +282,7 @@ class RelativeTable(Bias):
         return cls(heads, buckets, _OffsetBucket(sizes), special=special)
 
     @classmethod
+    @checked
     def hops(cls, heads: int, max_hops: int, *, special: bool = False) -> RelativeTable:
         """A row for each distance up to `max_hops`, one beyond, and one for "unreachable".
 
@@ -354,6 +360,7 @@ class ContinuousBias(Bias):
         hidden: width of the hidden layer.
     """
 
+    @checked
     def __init__(self, heads: int, extent: tuple[float, ...], hidden: int = 512) -> None:
         super().__init__()
         check_whole(heads=heads, hidden=hidden)
@@ -416,6 +423,7 @@ class EdgeBias(Bias):
             of the other kind or size, or with a type that there is not.
     """
 
+    @checked
     def __init__(
         self, heads: int, *, types: int | None = None, features: int | None = None
     ) -> None:
@@ -471,6 +479,7 @@ class DenseBias(Bias):
             gradient; given as `nn.Parameter` it is a parameter of this module.
     """
 
+    @checked
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
         if not tensor.is_floating_point():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.annotated import checked
 from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
@@ -175,6 +176,7 @@ class Plan:
 
 
 @lasting
+@checked
 def plan(
     space: Space | tuple[Space, Space],
     mask: Mask | Tensor | None = None,

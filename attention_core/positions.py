@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from attention_core.annotated import checked
 from attention_core.checks import check_number, check_whole
 from attention_core.rotary_scaling import RotaryScaling
 from attention_core.spaces import Space
@@ -114,6 +115,7 @@ class Rotary(nn.Module):
             `NTKScaling`, `YaRN` or `Llama3Scaling`.
     """
 
+    @checked
     def __init__(
         self,
         axes: int = 1,
@@ -187,6 +189,7 @@ class Rotary(nn.Module):
             )
         return extent
 
+    @checked
     def forward(self, x: Tensor, space: Space) -> Tensor:
         """Rotate x (B, H, L, D) to where its tokens sit."""
         angle = self.angles(space.to(x.device), x.shape[-1])
@@ -210,6 +213,7 @@ class Sinusoidal(nn.Module):
         reverse: the last axis first: columns before rows, as MAE and big_vision have them.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -226,6 +230,7 @@ class Sinusoidal(nn.Module):
         self.dim, self.axes, self.base = dim, axes, base
         self.layout, self.reverse = layout, reverse
 
+    @checked
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D) in float32; special tokens have zeros."""
         places = _coordinates(space, self.axes)
@@ -254,6 +259,7 @@ class LearnedPosition(nn.Module):
         special: number of special tokens in a sample, which have vectors of their own.
     """
 
+    @checked
     def __init__(self, size: int | tuple[int, ...], dim: int, *, special: int = 0) -> None:
         super().__init__()
         self.size = tuple(size) if isinstance(size, tuple | list) else (size,)
@@ -265,6 +271,7 @@ class LearnedPosition(nn.Module):
         self.table = nn.Parameter(torch.empty(special + math.prod(self.size), dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
+    @checked
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 
 
@@ -49,6 +50,7 @@ class Additive(Score):
         edge: learn c, for attention with `edge_key`.
     """
 
+    @checked
     def __init__(
         self, heads: int, head_dim: int, negative_slope: float = 0.2, *, edge: bool = False
     ) -> None:
@@ -100,6 +102,7 @@ class AdditiveV2(Score):
         negative_slope: of the LeakyReLU.
     """
 
+    @checked
     def __init__(self, heads: int, head_dim: int, negative_slope: float = 0.2) -> None:
         super().__init__()
         check_whole(heads=heads, head_dim=head_dim)

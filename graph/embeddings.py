@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings import (
     CentralityEmbedding,
@@ -34,6 +35,7 @@ class NodeEmbedding(nn.Module):
         ValueError: not exactly one of `types` and `features` is given, or a number is less than 1.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -63,6 +65,7 @@ class NodeEmbedding(nn.Module):
         self.walks = None if walk_steps is None else nn.Linear(walk_steps, dim)
         self.eigenvectors = None if eigenvectors is None else SignInvariant(eigenvectors, dim)
 
+    @checked
     def forward(
         self,
         x: Tensor,
@@ -119,6 +122,7 @@ class EdgeEmbedding(nn.Module):
         ValueError: both `types` and `features` are given.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -140,6 +144,7 @@ class EdgeEmbedding(nn.Module):
         #: What it gives, as arguments of `EdgeBias`.
         self.gives: dict[str, int] = {**kinds, **numbers} if dim is None else {"features": dim}
 
+    @checked
     def forward(self, edge_attr: Tensor | None, edge_index: Tensor, added: int = 0) -> Tensor:
         """What is known of E edges and of so many behind them.
 

@@ -14,6 +14,7 @@ from torch_geometric.explain.algorithm import ExplainerAlgorithm
 from torch_geometric.explain.config import MaskType, ModelMode, ModelReturnType
 
 from attention_core import Graph
+from attention_core.annotated import checked
 from attention_core.layers.recorded import around
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
@@ -22,6 +23,7 @@ from attention_core.weights import PairWeights
 Mode = Literal["classification", "regression"]
 
 
+@checked
 def explain_prediction(
     model: nn.Module,
     x: Tensor,
@@ -110,6 +112,7 @@ class EdgeAttribution(ExplainerAlgorithm):
         explainer(x, edge_index).edge_mask  # (E,)
     """
 
+    @checked
     def __init__(self, steps: int = 16) -> None:
         super().__init__()
         self.steps = steps

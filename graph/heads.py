@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
+
 _CHUNK = 1 << 24  # numbers of pairs' tokens multiplied at a time, 64 MiB
 
 
@@ -18,12 +20,14 @@ class EdgeHead(nn.Module):
         edge_dim: size of an edge's token, where it has one.
     """
 
+    @checked
     def __init__(self, dim: int, outputs: int, *, edge_dim: int | None = None) -> None:
         super().__init__()
         self.edge_dim = edge_dim
         self.hidden = nn.Linear(2 * dim + (edge_dim or 0), dim)
         self.out = nn.Linear(dim, outputs)
 
+    @checked
     def forward(self, tokens: Tensor, pairs: Tensor, edges: Tensor | None = None) -> Tensor:
         """(B, C) for pairs (2, B) of the N nodes with tokens (N, D), and edges (B, edge_dim)."""
         source, target = pairs
@@ -44,6 +48,7 @@ class LinkHead(nn.Module):
         relations: number of relations R.
     """
 
+    @checked
     def __init__(self, dim: int, relations: int = 1) -> None:
         super().__init__()
         if relations < 1:
@@ -56,6 +61,7 @@ class LinkHead(nn.Module):
         with torch.no_grad():
             self.relation.mul_(dim**-0.5)
 
+    @checked
     def forward(self, tokens: Tensor, pairs: Tensor, relation: Tensor | None = None) -> Tensor:
         """Scores (...) of pairs (2, ...) of the N nodes with tokens (N, D).
 
@@ -109,6 +115,7 @@ class LinkHead(nn.Module):
         return scores.gather(1, torch.where(here, pairs[1], pairs[0]))
 
 
+@checked
 def check_pairs(pairs: Tensor, nodes: int) -> None:
     """Raises ValueError where `edge_label_index` does not hold pairs (2, ...) of so many nodes."""
     if pairs.ndim < 2 or len(pairs) != 2 or pairs.is_floating_point():

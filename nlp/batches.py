@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core import Sequence
+from attention_core.annotated import checked
 
 Side = Literal["right", "left"]
 
 
+@checked
 def token_space(ids: Tensor, lengths: Tensor | None = None, side: Side = "right") -> Sequence:
     """Where the tokens of `ids` sit.
 
@@ -70,6 +72,7 @@ def first_tokens(tokens: Tensor, lengths: Tensor | None = None, side: Side = "ri
     return tokens[torch.arange(len(lengths), device=tokens.device), tokens.shape[1] - lengths]
 
 
+@checked
 def pad(
     packed: Tensor,
     lengths: Tensor,
@@ -89,6 +92,7 @@ def pad(
     return padded
 
 
+@checked
 def unpad(padded: Tensor, lengths: Tensor, side: Side = "right") -> Tensor:
     """Padded ids (B, L), or tokens (B, L, ...), as packed ones (T, ...)."""
     valid = Sequence.padded(lengths, padded.shape[1], side=side, device=padded.device).valid

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from attention_core import Decoder, KVCache, Mask, Neighborhood
+from attention_core.annotated import checked
 from attention_core.checks import check_options
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
@@ -54,6 +55,7 @@ class TextDecoder(Pretrained):
         model.generate(padded, lengths, max_tokens=50, temperature=0.8, top_p=0.95)
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -100,10 +102,12 @@ class TextDecoder(Pretrained):
         """The longest text that there are positions for; None for any."""
         return self.embedding.max_length
 
+    @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """A cache for `encode` that holds what the model's masks reach, see `Decoder.new_cache`."""
         return self.decoder.new_cache(max_length)
 
+    @checked
     def encode(
         self,
         ids: Tensor,
@@ -143,6 +147,7 @@ class TextDecoder(Pretrained):
         scores: Tensor = self.head(tokens, self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,

@@ -11,6 +11,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.layers.residual import Norm, make_norm
 
@@ -61,6 +62,7 @@ class TokenEmbedding(nn.Module):
         dropout: on the sum.
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -99,6 +101,7 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Identity() if embedding_dim is None else nn.Linear(size, dim)
 
+    @checked
     def forward(self, ids: Tensor, space: Sequence, types: Tensor | None = None) -> Tensor:
         """Ids (T,) or (B, L) where `space` has them, to tokens (T, D) or (B, L, D).
 
@@ -154,6 +157,7 @@ class Transform(nn.Module):
         bias: whether the linear layer has one.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -199,6 +203,7 @@ class TokenScores(nn.Module):
         scale: factor on tokens; T5 (2020) has 1/√D where it is tied.
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,

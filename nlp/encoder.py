@@ -12,6 +12,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
@@ -63,6 +64,7 @@ class TokenEncoder(Pretrained):
             "learned" ones.
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -107,6 +109,7 @@ class TokenEncoder(Pretrained):
         if not first_norm:
             self.encoder.blocks[0].attention_residual.norm = nn.Identity()
 
+    @checked
     def encode(
         self,
         ids: Tensor,
@@ -176,6 +179,7 @@ class TextEncoder(TokenEncoder):
         model(padded, lengths, side="left")    # padded on the left
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -196,6 +200,7 @@ class TextEncoder(TokenEncoder):
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
         self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -213,6 +218,7 @@ class TextEncoder(TokenEncoder):
         return output
 
     @torch.no_grad()
+    @checked
     def embed(
         self, texts: Iterable[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
     ) -> Tensor:
@@ -284,6 +290,7 @@ class MaskedLanguageModel(TokenEncoder):
         model(ids, lengths, at=masked)     # of the masked tokens alone: (M, 4096)
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -312,6 +319,7 @@ class MaskedLanguageModel(TokenEncoder):
         scores: Tensor = self.head(self.transform(tokens), self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import KVCache
+from attention_core.annotated import checked
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, pad, token_space, unpad
 from nlp.beams import BeamSearch
@@ -41,6 +42,7 @@ class Generative(Protocol):
 
 
 @torch.no_grad()
+@checked
 def generate(
     model: Generative,
     ids: Tensor,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attention_core import Decoder, Encoder, KVCache, Sequence
+from attention_core.annotated import checked
 from attention_core.checks import check_options
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
@@ -49,6 +50,7 @@ class Seq2SeqTransformer(Pretrained):
         model.generate(ids, lengths, start=1, stop=2, beams=4)  # a list of ids for each source
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -97,12 +99,14 @@ class Seq2SeqTransformer(Pretrained):
         """The longest text that there are positions for; None for any."""
         return self.embedding.max_length
 
+    @checked
     def encode(self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right") -> Tensor:
         """The encoded source, (T, D) or (B, L, D); arguments as in `TextEncoder.encode`."""
         space = token_space(ids, lengths, side)
         encoded: Tensor = self.encoder(self.embedding(ids, space), space)
         return encoded
 
+    @checked
     def decode(
         self,
         ids: Tensor,
@@ -135,6 +139,7 @@ class Seq2SeqTransformer(Pretrained):
         scores: Tensor = self.head(tokens, self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -175,6 +180,7 @@ class Seq2SeqTransformer(Pretrained):
         context = self.encoder(self.embedding(ids, where), where)
         return self.scores(self.decode(target_ids, space, context, where))
 
+    @checked
     def generate(
         self,
         ids: Tensor,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from attention_core.annotated import checked
 from attention_core.training.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Tokenizer:
         UsageError: the package `tokenizers` is not installed; names the extra that installs it.
     """
 
+    @checked
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
         # A text must not be able to write a special token
@@ -107,6 +109,7 @@ class Tokenizer:
         return self._role("mask")
 
     @classmethod
+    @checked
     def train(
         cls,
         texts: Iterable[str],
@@ -201,6 +204,7 @@ class Tokenizer:
         """The number of ids, 0 to this: how many a model needs."""
         return self._length
 
+    @checked
     def encode(self, texts: Iterable[str], *, special: bool = True) -> list[list[int]]:
         """The ids of each text.
 
@@ -220,6 +224,7 @@ class Tokenizer:
         )
         return [encoding.ids for encoding in encodings]
 
+    @checked
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
@@ -237,12 +242,14 @@ class Tokenizer:
             )
         return [len(spelled) for spelled in self.spell(range(len(self)))]
 
+    @checked
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as a reader wants to see it: a leading space as "·", part of a character as
         its byte in hexadecimal, and an id that stands for no token, of which a model may have some
         to spare, as its number."""
         return [self._piece(token) for token in ids]
 
+    @checked
     def spell(self, ids: Sequence[int]) -> list[bytes]:
         """The text that each token stands for, in UTF-8, with the space in front of a word; special
         tokens and ids of no token stand for none. A token may hold a part of a character."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_core import Grid
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 
 
@@ -34,6 +35,7 @@ class PatchEmbedding(nn.Module):
         ValueError: arguments that do not fit each other; the message names them.
     """
 
+    @checked
     def __init__(
         self,
         patch: int | tuple[int, int],
@@ -165,6 +167,7 @@ def _stem(channels: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@checked
 def drop_patches(tokens: Tensor, space: Grid, share: float) -> tuple[Tensor, Grid]:
     """Drop a share of each image's patches at random; what stays keeps its order and its place.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Encoder, Sinusoidal
+from attention_core.annotated import checked
 from vision.embeddings import choose_patches
 from vision.models import VisionTransformer
 
@@ -56,6 +57,7 @@ class MaskedAutoencoder(nn.Module):
         loss = mae.loss(images, mae(images))
     """
 
+    @checked
     def __init__(
         self,
         vit: VisionTransformer,
@@ -93,6 +95,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Encoder(dim, depth, heads)
         self.pixels = nn.Linear(dim, vit.embedding.channels * math.prod(vit.embedding.patch))
 
+    @checked
     def forward(
         self, image: Tensor | Sequence[Tensor], *, noise: Tensor | None = None
     ) -> Reconstruction:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, DenseBias, Grid, Mask
+from attention_core.annotated import checked
 from attention_core.layers import Block
 from attention_core.layers.residual import unit
 from vision.models import VisionTransformer
@@ -35,6 +36,7 @@ class TokenMerging(nn.Module):
         logits = faster(images)
     """
 
+    @checked
     def __init__(self, model: VisionTransformer, count: int | Sequence[int]) -> None:
         super().__init__()
         depth = len(model.encoder.masks)

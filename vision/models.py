@@ -19,6 +19,7 @@ from attention_core import (
     Sinusoidal,
     pool,
 )
+from attention_core.annotated import checked
 from attention_core.checks import check_options, check_whole
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
@@ -75,6 +76,7 @@ class VisionTransformer(nn.Module):
         logits = model(torch.rand(8, 3, 224, 224))
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -251,6 +253,7 @@ class VisionTransformer(nn.Module):
             tokens, space = drop_patches(tokens, space, self.patch_dropout)
         return self.classify(self.encoder(tokens, space), space)
 
+    @checked
     def features(
         self,
         image: Tensor | Sequence[Tensor],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attention_core import Dilated, Mask, Neighborhood
+from attention_core.annotated import checked
 from vision.models import VisionTransformer
 
 
@@ -31,6 +32,7 @@ class NeighborhoodTransformer(VisionTransformer):
                                 image_size=224)
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

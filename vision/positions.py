@@ -11,6 +11,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import Grid, LearnedPosition, Rotary
+from attention_core.annotated import checked
 from attention_core.positions import Layout
 from attention_core.spaces import Space
 
@@ -28,9 +29,11 @@ class ResampledPosition(LearnedPosition):
             registers, get zeros.
     """
 
+    @checked
     def __init__(self, size: tuple[int, int], dim: int, *, special: int = 0) -> None:
         super().__init__(size, dim, special=int(special))
 
+    @checked
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D).
 
@@ -95,6 +98,7 @@ class CenteredRotary(Rotary):
         ValueError: shift is negative, or a factor is below 1.
     """
 
+    @checked
     def __init__(
         self,
         axes: int = 2,

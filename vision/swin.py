@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Block, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from attention_core.annotated import checked
 from attention_core.checks import check_options, check_whole
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
@@ -85,6 +86,7 @@ class SwinStage(Encoder):
 
     block_type = _SwinBlock
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -154,6 +156,7 @@ class SwinTransformer(nn.Module):
         maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

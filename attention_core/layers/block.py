@@ -9,6 +9,7 @@ from typing import (
 
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
 from attention_core.checks import check_flag, check_kind, check_tokens
@@ -43,6 +44,7 @@ class Block(nn.Module):
     #: What self-attention is made of.
     attention_type: type[MultiheadAttention] = MultiheadAttention
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -10,6 +10,7 @@ from typing import (
 
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
 from attention_core.checks import check_kind, check_tokens, check_whole
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
     #: What the stack is made of.
     block_type: type[Block] = Block
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -120,6 +122,7 @@ class Encoder(nn.Module):
         space = self._space(x, space)
         return self._run(x, (space, space), mask, backend)
 
+    @checked
     def intermediates(
         self,
         x: Tensor,
@@ -217,6 +220,7 @@ class Decoder(Encoder):
         """How far back a token attends at most: the farthest that the mask of any layer reaches."""
         return max(mask.span for mask in self.masks if mask is not None)
 
+    @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """A cache that holds what the masks of all layers reach, and no more.
 

@@ -11,6 +11,7 @@ from typing import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_flag, check_tokens, check_whole
 from attention_core.layers.residual import Norm, make_norm
 
@@ -32,6 +33,7 @@ class FeedForward(nn.Module):
         eps: of this normalisation.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -11,6 +11,7 @@ from typing import (
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.checks import check_kind, check_tokens, check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
@@ -33,6 +34,7 @@ class AttentionPool(nn.Module):
         attention: options of `MultiheadAttention`.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -91,6 +93,7 @@ class AttentionPool(nn.Module):
 Pooling = Literal["mean", "sum", "max", "special", "class"]
 
 
+@checked
 def pool(x: Tensor, space: Space, how: Pooling = "mean") -> Tensor:
     """One vector for each sample: (B, L, D), or (T, D) packed, to (samples, D).
 

@@ -11,6 +11,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 
 Spaces = tuple[Space, Space]
@@ -102,6 +103,7 @@ class Mask:
         return f"{type(self).__name__}()"
 
     @staticmethod
+    @checked
     def from_torch_mha(
         attn_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,

@@ -14,6 +14,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.lasting import kept, lasting
 
@@ -50,6 +51,7 @@ class Space:
     }
 
     @lasting
+    @checked
     def __init__(
         self,
         length: int,
@@ -140,6 +142,7 @@ class Space:
         return new
 
     @lasting
+    @checked
     def keep(self, index: Tensor) -> Self:
         """Keep the tokens at `index`; their coordinates, segments and validity follow.
 
@@ -174,6 +177,7 @@ class Space:
         return new
 
     @lasting
+    @checked
     def append(self, other: Space) -> Self:
         """The tokens of this space followed by those of `other`, as a cache of keys holds them."""
         if type(other) is not type(self):

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
@@ -49,6 +50,7 @@ class Grid(Space):
 
     @classmethod
     @lasting
+    @checked
     def packed(
         cls,
         sizes: Iterable[tuple[int, ...]],
@@ -74,6 +76,7 @@ class Grid(Space):
 
     @classmethod
     @lasting
+    @checked
     def padded(
         cls,
         sizes: Iterable[tuple[int, ...]],

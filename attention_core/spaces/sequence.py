@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
@@ -33,6 +34,7 @@ class Sequence(Space):
     ordered = True
 
     @lasting
+    @checked
     def __init__(
         self,
         length: int,
@@ -62,6 +64,7 @@ class Sequence(Space):
 
     @classmethod
     @lasting
+    @checked
     def padded(
         cls,
         lengths: Iterable[int] | Tensor,
@@ -98,6 +101,7 @@ class Sequence(Space):
 
     @classmethod
     @lasting
+    @checked
     def packed(
         cls,
         lengths: Iterable[int] | Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Graph
+from attention_core.annotated import checked
 from attention_core.biases import by_head
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
@@ -23,6 +24,7 @@ class PairBias(Bias):
         hidden: width of a hidden layer; None makes the score linear in the features.
     """
 
+    @checked
     def __init__(self, heads: int, name: str, features: int, *, hidden: int | None = None) -> None:
         super().__init__()
         self.heads, self.name, self.features = heads, name, features
@@ -98,6 +100,7 @@ class RandomWalkBias(PairBias):
         hidden: as in `PairBias`.
     """
 
+    @checked
     def __init__(self, heads: int, steps: int, *, hidden: int | None = None) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
@@ -122,6 +125,7 @@ class PathBias(PairBias):
         features: number of edge features F, for `edge_attr` of floats (E, F).
     """
 
+    @checked
     def __init__(
         self,
         heads: int,
@@ -185,6 +189,7 @@ class SpectralBias(Bias):
         axes: number of coordinates.
     """
 
+    @checked
     def __init__(self, heads: int, axes: int) -> None:
         super().__init__()
         if axes < 1:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 
 
+@checked
 def degrees(edges: EdgeList) -> Tensor:
     """(N, 2) in-degree and out-degree of each node, integers."""
     ends = (edges.target, edges.source)
@@ -23,6 +25,7 @@ class CentralityEmbedding(nn.Module):
         max_degree: the largest degree with a vector of its own, which larger ones share.
     """
 
+    @checked
     def __init__(self, dim: int, max_degree: int) -> None:
         super().__init__()
         if max_degree < 1:
@@ -33,6 +36,7 @@ class CentralityEmbedding(nn.Module):
         for table in (self.incoming, self.outgoing):
             nn.init.normal_(table.weight, std=dim**-0.5)
 
+    @checked
     def forward(self, degree: Tensor) -> Tensor:
         """(N, D) from `degrees`, (N, 2).
 

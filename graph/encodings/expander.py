@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 
 
+@checked
 def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
     """Edges of a random regular graph on the nodes of each graph (Shirzad et al., Exphormer, 2023).
 

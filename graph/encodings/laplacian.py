@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 
 Normalization = Literal["sym", "rw", "none"]
@@ -22,6 +23,7 @@ _DENSE = 1000
 _CHUNK = 1 << 24  # entries of matrices decomposed together, 128 MiB
 
 
+@checked
 def laplacian_eigenvectors(
     edges: EdgeList, k: int, *, normalization: Normalization = "sym"
 ) -> tuple[Tensor, Tensor]:
@@ -77,6 +79,7 @@ def laplacian_eigenvectors(
     return vectors, values
 
 
+@checked
 def spectral_coordinates(
     edges: EdgeList, k: int, *, normalization: Normalization = "sym"
 ) -> Tensor:
@@ -100,6 +103,7 @@ def spectral_coordinates(
     return vectors * torch.bincount(component)[component, None].sqrt()
 
 
+@checked
 def flip_signs(
     vectors: Tensor, component: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # numbers gathered at a time, 64 MiB
 
 
+@checked
 def path_features(edges: EdgeList, features: Tensor, max_hops: int) -> Tensor:
     """Features of the edges on the shortest path from key to query, position by position.
 

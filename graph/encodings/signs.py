@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
+
 
 class SignInvariant(nn.Module):
     """Node encodings from eigenvectors, the same for v and -v (Lim et al., SignNet, 2023).
@@ -21,6 +23,7 @@ class SignInvariant(nn.Module):
         depth: rounds of messages in φ.
     """
 
+    @checked
     def __init__(self, k: int, dim: int, *, hidden: int = 16, depth: int = 2) -> None:
         super().__init__()
         if k < 1 or depth < 0:
@@ -33,6 +36,7 @@ class SignInvariant(nn.Module):
         )
         self.join = nn.Sequential(nn.Linear(k * hidden, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
+    @checked
     def forward(self, vectors: Tensor, values: Tensor, edge_index: Tensor) -> Tensor:
         """(N, D) from eigenvectors and eigenvalues (N, k), as `laplacian_eigenvectors` returns
         them, and edges (2, E). Columns without an eigenvector, of eigenvalue 0, have no part.

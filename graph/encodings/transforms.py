@@ -22,6 +22,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings.biases import edge_rows
 from graph.encodings.centrality import degrees
@@ -68,6 +69,7 @@ class AddDegree(BaseTransform):
 class AddLaplacian(BaseTransform):
     """`laplacian` and `laplacian_values`, (n, k) each: see `laplacian_eigenvectors`."""
 
+    @checked
     def __init__(self, k: int, *, normalization: Normalization = "sym") -> None:
         self.k, self.normalization = k, normalization
 
@@ -82,6 +84,7 @@ class AddSpectralCoordinates(BaseTransform):
     """`spectral`, (n, k), for ``Graph.from_pyg(data, coordinates="spectral")``: see
     `spectral_coordinates`."""
 
+    @checked
     def __init__(self, k: int, *, normalization: Normalization = "sym") -> None:
         self.k, self.normalization = k, normalization
 
@@ -109,6 +112,7 @@ class RandomSigns(BaseTransform):
 class AddRandomWalks(BaseTransform):
     """`rwse`, (n, steps): see `return_probabilities`."""
 
+    @checked
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
@@ -126,6 +130,7 @@ class AddRelativeWalks(BaseTransform):
             for `EdgeBias(features=...)` or edge features in keys and values.
     """
 
+    @checked
     def __init__(self, steps: int, *, of: Literal["pairs", "edges"] = "pairs") -> None:
         if of not in ("pairs", "edges"):
             raise ValueError(f"of must be 'pairs' or 'edges', got {of!r}")
@@ -149,6 +154,7 @@ class AddPaths(BaseTransform):
             features (e, F).
     """
 
+    @checked
     def __init__(self, max_hops: int, *, types: int | None = None) -> None:
         self.max_hops, self.types = max_hops, types
 
@@ -175,6 +181,7 @@ class AddExpander(BaseTransform):
         seed: of the permutations.
     """
 
+    @checked
     def __init__(self, degree: int, *, types: int | None = None, seed: int = 0) -> None:
         self.degree, self.types, self.seed = degree, types, seed
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from attention_core.annotated import checked
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
 
 
+@checked
 def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) -> Tensor:
     """The probability that a walk from `source` is at `target` after 0, 1, ..., steps - 1 steps.
 
@@ -66,6 +68,7 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
     return found.T.contiguous()
 
 
+@checked
 def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
     """RWSE: the probability that a walk is back at its node after 1, ..., `steps` steps
     (Dwivedi et al., LSPE, 2022).
@@ -81,6 +84,7 @@ def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
     return relative_walks(edges, steps + 1, nodes, nodes)[:, 1:].contiguous()
 
 
+@checked
 def walk_table(edges: EdgeList, steps: int) -> Tensor:
     """RRWP: `relative_walks` of all pairs inside each graph (Ma et al., GRIT, 2023).
 

@@ -17,6 +17,7 @@ from attention_core import (
     Score,
     plan,
 )
+from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_whole
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
@@ -68,6 +69,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
         ValueError: arguments that contradict each other; the message names them.
     """
 
+    @checked
     def __init__(
         self,
         dim: int | tuple[int, int],

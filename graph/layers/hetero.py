@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
+from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
@@ -44,6 +45,7 @@ class HeteroGraphAttention(RecordedAttention):
         ValueError: arguments that contradict each other; the message names them.
     """
 
+    @checked
     def __init__(
         self,
         dim: int | Mapping[str, int],

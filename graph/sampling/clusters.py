@@ -12,10 +12,12 @@ from torch_geometric.data import Data
 from torch_geometric.loader import NodeLoader
 from torch_geometric.sampler import NodeSamplerInput
 
+from attention_core.annotated import checked
 from graph.sampling.checks import check_edges, check_graph, check_nodes
 from graph.sampling.sampler import NeighborSampler
 
 
+@checked
 def partition(
     edge_index: Tensor,
     num_nodes: int,

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from graph.sampling.checks import check_edges, check_rows
 from graph.sampling.draw import Found, InEdges
 
 
 @torch.no_grad()
+@checked
 def layerwise(
     layers: Iterable[Callable[..., Tensor]],
     x: Tensor,
