@@ -12,6 +12,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 import torch
 from torch import Tensor
 
+from attention_core.checks import is_whole
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -61,7 +63,9 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _fits(value: Any, hint: Any) -> bool:
     if hint is float or hint is int:
-        return isinstance(value, Real) or (hint is int and hasattr(value, "__index__"))
+        return isinstance(value, Real) or (hint is int and is_whole(value))
+    if hint is Any:
+        return True
     if inspect.isclass(hint) and get_origin(hint) is None:
         return getattr(hint, "_is_protocol", False) or isinstance(value, hint)
     origin, parts = get_origin(hint), get_args(hint)

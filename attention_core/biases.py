@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Listing
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.backends.derivatives import transformed
-from attention_core.checks import check_whole
+from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.dense import check_pairwise, take_pairwise
 from attention_core.spaces import Graph, Pairs, Space, Traits
 
@@ -275,9 +276,8 @@ class RelativeTable(Bias):
             heads: number of query heads.
             window: size per axis, or one size for two axes.
         """
-        sizes = (window, window) if isinstance(window, int) else tuple(window)
-        for size in sizes:
-            check_whole(window=size)
+        sizes = tuple(window) if isinstance(window, Listing) else (window, window)
+        check_whole_each(window=sizes)
         buckets = math.prod(2 * size - 1 for size in sizes)
         return cls(heads, buckets, _OffsetBucket(sizes), special=special)
 

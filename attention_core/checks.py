@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 
 import torch
@@ -29,7 +29,7 @@ def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -
         # A size that an exported program leaves open is not looked at either
         if isinstance(value, torch.SymInt) or (or_none and value is None):
             continue
-        if isinstance(value, bool) or not _is_index(value):
+        if isinstance(value, bool) or not is_whole(value):
             error = ValueError if isinstance(value, float) else TypeError
             what = f"a whole number of at least {least}{alternative}"
             raise error(f"{name} must be {what}, got {value!r}")
@@ -37,14 +37,25 @@ def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -
             raise ValueError(f"{name} must be at least {least}{alternative}, got {value!r}")
 
 
-def _is_index(value: object) -> bool:
+def check_whole_each(least: int = 1, **arguments: Iterable[object]) -> None:
+    """`check_whole` of each number in lists, of which none may be empty."""
+    for name, values in arguments.items():
+        given = list(values)
+        if not given:
+            raise ValueError(f"{name} must have a number for each axis, got none")
+        for value in given:
+            check_whole(least, **{name: value})
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value stands for a whole number, as those of numpy and of tensors do."""
     if isinstance(value, int):
         return True
     try:  # arrays and tensors have the method, and only some of them the number
         operator.index(value)  # type: ignore[arg-type]
     except Exception:
         return False
-    return True
+    return getattr(value, "dtype", None) != torch.bool
 
 
 def check_number(
@@ -101,6 +112,18 @@ def check_kind(kind: type, *, or_none: bool = True, **arguments: object) -> None
             raise TypeError(
                 f"{name} must be of type {kind.__name__}{alternative}, got {type(value).__name__}"
             )
+
+
+def check_dense(**tensors: Tensor | None) -> None:
+    """Raise unless each tensor that is given is dense, and not on the meta device.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, x in tensors.items():
+        if x is not None and (x.is_meta or x.layout != torch.strided):
+            got = "one on the meta device" if x.is_meta else x.layout
+            raise ValueError(f"{name} must be a dense tensor with values, got {got}")
 
 
 def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens: object) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_number, check_whole
+from attention_core.checks import check_dense, check_number, check_whole
 from attention_core.rotary_scaling import RotaryScaling
 from attention_core.spaces import Space
 
@@ -137,6 +137,8 @@ class Rotary(nn.Module):
         self.axes, self.base, self.dim, self.layout = axes, base, dim, layout
         self.extent: tuple[float, ...] | None = None
         if extent is not None:
+            if not isinstance(extent, Listing):
+                check_number(above=0, extent=extent)
             self.extent = tuple(extent) if isinstance(extent, Listing) else (extent,) * axes
             if len(self.extent) != axes or any(not n > 0 for n in self.extent):
                 raise ValueError(f"extent must be positive, for each of {axes} axes; got {extent}")
@@ -192,6 +194,17 @@ class Rotary(nn.Module):
     @checked
     def forward(self, x: Tensor, space: Space) -> Tensor:
         """Rotate x (B, H, L, D) to where its tokens sit."""
+        check_dense(x=x)
+        if x.ndim < 2 or not x.is_floating_point() or x.shape[-2] != space.length:
+            raise ValueError(
+                f"x must be float (B, H, {space.length}, D), as its space is "
+                f"{space.describe()}; got {x.dtype} {tuple(x.shape)}"
+            )
+        if self.dim is None and x.shape[-1] % (2 * self.axes):
+            raise ValueError(
+                f"x must have a multiple of 2 · axes = {2 * self.axes} features, got "
+                f"{tuple(x.shape)}"
+            )
         angle = self.angles(space.to(x.device), x.shape[-1])
         return rotate(x, angle, self.layout, self.amplitude)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attention_core.annotated import checked
-from attention_core.checks import check_kind, check_tokens, check_whole
+from attention_core.checks import check_kind, check_number, check_tokens, check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
-from attention_core.layers.feed_forward import Activation, FeedForward
+from attention_core.layers.feed_forward import Activation, FeedForward, check_activation
 from attention_core.layers.residual import Residual
 from attention_core.spaces import Sequence, Space
 
@@ -48,6 +48,8 @@ class AttentionPool(nn.Module):
     ) -> None:
         super().__init__()
         check_whole(dim=dim, queries=queries)
+        check_number(least=0, eps=eps)
+        check_activation(activation)
         self.queries = nn.Parameter(torch.empty(queries, dim))
         nn.init.trunc_normal_(self.queries, std=dim**-0.5)
         self.attention = MultiheadAttention(dim, heads, **attention)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import kept, lasting
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Space:
         special: Tensor | None = None,
     ) -> None:
         check_whole(0, length=length)
+        check_dense(coordinates=coordinates, segments=segments, valid=valid, special=special)
         self.length = length
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)

@@ -138,6 +138,9 @@ class Graph(Space):
             pair_attr: names of attributes of `data` that are tables of pairs.
             coordinates: name of the attribute that holds (N, A) coordinates, if any does.
         """
+        for name in (*pair_attr, *([] if coordinates is None else [coordinates])):
+            if name not in data:
+                raise ValueError(f"pair_attr or coordinates name {name!r}, which data has not")
         segments = getattr(data, "batch", None)
         return cls(
             data.edge_index,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
@@ -46,7 +46,9 @@ class Sequence(Space):
         check_whole(0, length=length, special=special)
         if isinstance(start, Tensor) and start.is_floating_point():
             raise ValueError(f"start must hold whole numbers, got {start.dtype}")
-        if not isinstance(start, Tensor):
+        if isinstance(start, Tensor) and start.ndim == 1:
+            check_dense(start=start)
+        else:
             check_whole(-_ANYWHERE, start=start)
         if isinstance(start, Tensor) and start.ndim == 1:
             device = start.device
@@ -78,6 +80,8 @@ class Sequence(Space):
 
         Positions count from 0 at a sample's first token on either side.
         """
+        check_whole(0, special=special)
+        check_whole(0, length=length, or_none=True)
         counts = whole_lengths(lengths, device)
         if length is None or not is_exporting():  # an exported program cannot look at values
             longest = int(counts.max()) if len(counts) else 0
@@ -110,6 +114,7 @@ class Sequence(Space):
         device: torch.device | str = "cpu",
     ) -> Self:
         """Several samples in one row of tokens (T,); positions restart in each."""
+        check_whole(0, special=special)
         counts = whole_lengths(lengths, device)
         segments, within = packed(counts, special)
         new = cls(0, device=device)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch_geometric.data import Data
 
 import attention_core
@@ -131,6 +132,14 @@ def _extended(space: Space) -> Space:
     return KVCache().extend(space)
 
 
+def _dense_bias(bias: Tensor) -> DenseBias:
+    return DenseBias(bias)
+
+
+def _dense_mask(mask: Tensor) -> DenseMask:
+    return DenseMask(mask)
+
+
 def _global_tokens(position: int | tuple[int, ...]) -> GlobalTokens:
     return GlobalTokens(position)
 
@@ -166,20 +175,20 @@ CALLS: dict[str, Call] = {
     "Additive": call(Additive, heads=2, head_dim=4, negative_slope=0.2, edge=False),
     "AdditiveV2": call(AdditiveV2, heads=2, head_dim=4, negative_slope=0.2),
     "ContinuousBias": call(ContinuousBias, heads=2, extent=(1.0,), hidden=4),
-    "DenseBias": call(DenseBias, tensor=torch.zeros(3, 3)),
+    "DenseBias": call(_dense_bias, bias=torch.zeros(3, 3)),
     "EdgeBias": call(EdgeBias, heads=2, types=3),
     "RelativeTable": call(RelativeTable, heads=2, buckets=3, bucket=len, special=False),
     "RelativeTable.t5": call(RelativeTable.t5, heads=2, buckets=8, max_distance=16,
                              bidirectional=True, special=False),
     "RelativeTable.swin": call(RelativeTable.swin, heads=2, window=2, special=False),
     "RelativeTable.hops": call(RelativeTable.hops, heads=2, max_hops=2, special=False),
-    "DenseMask": call(DenseMask, tensor=torch.ones(3, 3).bool()),
+    "DenseMask": call(_dense_mask, mask=torch.ones(3, 3).bool()),
     "Dilated": call(Dilated, step=2),
     "GlobalTokens": call(_global_tokens, position=0),
     "Neighborhood": call(Neighborhood, radius=1),
     "PrefixLM": call(PrefixLM, n=1),
     "Window": call(Window, size=2, shift=0),
-    "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.zeros(3, 3),
+    "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.ones(3, 3).bool(),
                                 key_padding_mask=None, heads=2),
     "Space": call(Space, length=3, coordinates=None, segments=None, valid=None, special=None),
     "Sequence": call(Sequence, length=3, special=0, start=0),
