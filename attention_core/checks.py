@@ -114,23 +114,24 @@ def check_kind(kind: type, *, or_none: bool = True, **arguments: object) -> None
             )
 
 
-def check_dense(**tensors: Tensor | None) -> None:
-    """Raise unless each tensor that is given is dense, and not on the meta device.
+def check_dense(*, values: bool = True, **tensors: Tensor | None) -> None:
+    """Raise unless each tensor that is given is dense; and, for its `values`, not on meta.
 
     Raises:
         ValueError: naming the argument.
     """
     for name, x in tensors.items():
-        if x is not None and (x.is_meta or x.layout != torch.strided):
-            got = "one on the meta device" if x.is_meta else x.layout
-            raise ValueError(f"{name} must be a dense tensor with values, got {got}")
+        if x is not None and x.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {x.layout}")
+        if x is not None and values and x.is_meta:
+            raise ValueError(f"{name} must be a tensor with values, got one on the meta device")
 
 
 def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens: object) -> None:
     """Raise unless each argument is a dense float tensor (..., D) that `layer` can multiply.
 
     Args:
-        layer: a linear layer; what stands in its place, as in quantized models, has its own dtype.
+        layer: a linear layer, see `check_dtype`.
         shape: of the tokens, in words.
         size: D, the layer's own by default.
         tokens: by name.
@@ -139,7 +140,6 @@ def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens
         TypeError: an argument is no tensor.
         ValueError: of another size or dtype, or on the meta device while the layer is not.
     """
-    weight = getattr(layer, "weight", None)
     for name, x in tokens.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
@@ -150,8 +150,21 @@ def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens
                 f"{name} must be float {shape.replace('D', str(size))}, got "
                 f"{sparse}{x.dtype} {tuple(x.shape)}"
             )
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            continue
+        check_dtype(layer, **{name: x})
+
+
+def check_dtype(layer: nn.Module, **tensors: Tensor) -> None:
+    """Raise ValueError unless each tensor has the dtype of the layer's weights, and their device
+    where that is none without values.
+
+    Args:
+        layer: what stands in its place, as in quantized models, has its own dtype.
+        tensors: by name.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return
+    for name, x in tensors.items():
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"{name} must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}"

@@ -220,8 +220,8 @@ def plan(
     if edge_features and not all(isinstance(s, Graph) for s in spaces):
         got = " attending to ".join(s.describe() for s in dict.fromkeys(spaces))
         raise TypeError(
-            "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need a Graph's nodes, "
-            f"got {got}"
+            "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need a Graph's "
+            f"nodes, got {got}"
         )
     check_whole(0, heads=heads, batch=batch, or_none=True)
     check_whole(0, head_dim=head_dim)

@@ -58,7 +58,7 @@ def _frequencies(dim: int, axes: int, base: float, device: torch.device) -> Tens
 
 def _coordinates(space: Space, axes: int) -> Tensor:
     if space.axes != axes or space.coordinates is None:
-        raise ValueError(f"positions have {axes} axes, {space.describe()} has {space.axes}")
+        raise ValueError(f"space: positions have {axes} axes, {space.describe()} has {space.axes}")
     return space.coordinates
 
 

@@ -62,7 +62,13 @@ class Space:
         special: Tensor | None = None,
     ) -> None:
         check_whole(0, length=length)
-        check_dense(coordinates=coordinates, segments=segments, valid=valid, special=special)
+        check_dense(
+            values=False,
+            coordinates=coordinates,
+            segments=segments,
+            valid=valid,
+            special=special,
+        )
         self.length = length
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)

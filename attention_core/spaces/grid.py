@@ -128,6 +128,8 @@ class Grid(Space):
 
 
 def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    if isinstance(sizes, Tensor):
+        sizes = sizes.reshape(-1, sizes.shape[-1] if sizes.ndim else 1).tolist()
     given, sizes = sizes, ()
     for size in given:
         if not isinstance(size, Iterable) or isinstance(size, Tensor):
