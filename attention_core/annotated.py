@@ -81,7 +81,8 @@ def _fits(value: Any, hint: Any) -> bool:
         several = isinstance(value, Sequence) and not isinstance(value, str)
         return several and all(_fits(one, parts[0]) for one in value)
     if inspect.isclass(origin) and issubclass(origin, Iterable):
-        return isinstance(value, origin) and not isinstance(value, str)
+        scalar = isinstance(value, str) or (isinstance(value, Tensor) and not value.ndim)
+        return isinstance(value, origin) and not scalar
     return callable(value) if origin is Callable else True
 
 

@@ -479,9 +479,10 @@ class DenseBias(Bias):
             gradient; given as `nn.Parameter` it is a parameter of this module.
     """
 
-    @checked
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"bias must be a float tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
             raise TypeError(f"bias must be float, got {tensor.dtype}; a bool tensor is a mask")
         check_pairwise(tensor, "bias")

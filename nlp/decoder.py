@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_core import Decoder, KVCache, Mask, Neighborhood
 from attention_core.annotated import checked
-from attention_core.checks import check_options
+from attention_core.checks import check_chance, check_number, check_options, check_whole
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
@@ -75,6 +75,7 @@ class TextDecoder(Pretrained):
         **decoder: Any,
     ) -> None:
         super().__init__()
+        check_whole(depth=depth)
         added, options = attention_positions(positions, heads, bidirectional=False)
         if window is not None:
             if mask is not None:
@@ -82,8 +83,14 @@ class TextDecoder(Pretrained):
                     f"give window or mask, not both: window={window} is a mask, Neighborhood"
                 )
             windows = list(window) if isinstance(window, Listing) else [window]
-            mask = [None if reach is None else Neighborhood(reach) for reach in windows]
+            for reach in windows or [0]:
+                check_whole(0, window=reach, or_none=True)
+            if not 0 < len(windows) <= depth:
+                raise ValueError(f"window lists {len(windows)} entries for {depth} layers")
+            mask = [None if reach is None else Neighborhood(int(reach)) for reach in windows]
         check_options(self, decoder, cross="a TextDecoder has no context: see Seq2SeqTransformer")
+        check_chance(embedding_dropout=embedding_dropout)
+        check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(
             vocabulary,
             dim,

@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling, is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_chance, check_dense, check_number, check_whole
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
@@ -93,6 +93,8 @@ class TokenEncoder(Pretrained):
             )
         norm_layer, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
         self.windowed = windowed
+        check_chance(embedding_dropout=embedding_dropout)
+        check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(
             vocabulary,
             dim,
@@ -195,6 +197,7 @@ class TextEncoder(TokenEncoder):
         super().__init__(vocabulary, dim, depth, heads, **tokens)
         check_whole(classes=classes, or_none=True)
         choice("pooling", pooling, get_args(Pooling))
+        choice("pooler", pooler, ("tanh", "gelu", "relu", None))
         self.pooling = pooling
         self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
@@ -236,8 +239,7 @@ class TextEncoder(TokenEncoder):
             ValueError: a text is longer than the model's positions, unless it is `windowed`; or
                 `batch` is below 1.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+        check_whole(batch=batch)
         rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
         limit = None if self.windowed else self.embedding.max_length
         for index, row in enumerate(rows):
@@ -303,6 +305,7 @@ class MaskedLanguageModel(TokenEncoder):
         **tokens: Any,
     ) -> None:
         super().__init__(vocabulary, dim, depth, heads, **tokens)
+        choice("transform", transform, ("gelu", "gelu-tanh", "relu"))
         size = self.embedding.table.embedding_dim
         self.transform = Transform(
             dim,
@@ -335,4 +338,21 @@ class MaskedLanguageModel(TokenEncoder):
             at: (M,) places in the flattened ids: the scores (M, V) of these tokens alone.
         """
         tokens = self.encode(ids, lengths, side=side, types=types)
-        return self.scores(tokens if at is None else tokens.flatten(0, -2)[at])
+        if at is None:
+            return self.scores(tokens)
+        tokens = tokens.flatten(0, -2)
+        _check_places(at, len(tokens))
+        return self.scores(tokens[at])
+
+
+def _check_places(at: Tensor, count: int) -> None:
+    """Raise unless `at` (M,) holds places of `count` tokens; on another device than a CPU they are
+    not looked at."""
+    check_dense(at=at)
+    if at.ndim != 1 or at.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"at must hold integers (M,), got {at.dtype} {tuple(at.shape)}")
+    if is_compiling() or at.device.type != "cpu" or not at.numel():
+        return
+    low, high = int(at.min()), int(at.max())
+    if not 0 <= low <= high < count:
+        raise ValueError(f"at runs from {low} to {high}, but there are {count} ids")

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from torch import Tensor
+
 from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.training.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +63,11 @@ class Tokenizer:
 
     @checked
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        if not isinstance(backend, _package().Tokenizer):
+            raise TypeError(
+                f"backend must be a tokenizers.Tokenizer, got {type(backend).__name__}: texts are "
+                "for Tokenizer.train, files for Tokenizer.load"
+            )
         self._backend = backend
         # A text must not be able to write a special token
         backend.encode_special_tokens = True
@@ -132,10 +140,12 @@ class Tokenizer:
             TypeError: a single string where texts are expected.
             ValueError: `vocabulary` is too small, or an unknown `kind`.
         """
-        if isinstance(texts, str):
+        if isinstance(texts, str | Tensor):
             raise TypeError(f"texts must be several str, got {texts!r:.80}")
         if kind not in SMALLEST:
             raise ValueError(f"kind must be 'bpe' or 'wordpiece', got {kind!r}")
+        check_whole(vocabulary=vocabulary)
+        check_whole(0, min_count=min_count)
         if vocabulary < SMALLEST[kind]:
             raise ValueError(
                 f"vocabulary must be at least {SMALLEST[kind]} for {kind!r}, the bytes and "
@@ -157,7 +167,7 @@ class Tokenizer:
             initial_alphabet=sorted(_BYTE),
             show_progress=False,
         )
-        learner.train_from_iterator(map(_clean, texts), settings)
+        learner.train_from_iterator(map(_clean, map(_text, texts)), settings)
         backend = learner
         if kind == "wordpiece":
             # Another one, to which "##" and a byte is no special token
@@ -216,8 +226,8 @@ class Tokenizer:
         Raises:
             TypeError: a single string where a list of texts is expected, or a text that is none.
         """
-        given = list(texts)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
+        given = [] if isinstance(texts, Tensor) else list(texts)
+        if isinstance(texts, str | Tensor) or not all(isinstance(text, str) for text in given):
             raise TypeError(f"texts must be a list of str, got {texts!r:.80}")
         encodings = self._backend.encode_batch(
             [_clean(text) for text in given], add_special_tokens=special
@@ -225,9 +235,9 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     @checked
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of `ids`, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        return str(self._backend.decode(_whole(ids), skip_special_tokens=True))
 
     def byte_counts(self) -> list[int]:
         """How many bytes of text each id stands for, as `spell` writes it; special tokens stand for
@@ -243,17 +253,17 @@ class Tokenizer:
         return [len(spelled) for spelled in self.spell(range(len(self)))]
 
     @checked
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int] | Tensor) -> list[str]:
         """Each token as a reader wants to see it: a leading space as "·", part of a character as
         its byte in hexadecimal, and an id that stands for no token, of which a model may have some
         to spare, as its number."""
-        return [self._piece(token) for token in ids]
+        return [self._piece(token) for token in _whole(ids)]
 
     @checked
-    def spell(self, ids: Sequence[int]) -> list[bytes]:
+    def spell(self, ids: Sequence[int] | Tensor) -> list[bytes]:
         """The text that each token stands for, in UTF-8, with the space in front of a word; special
         tokens and ids of no token stand for none. A token may hold a part of a character."""
-        return [b"" if token in self.special else self._spelled(token) for token in ids]
+        return [b"" if token in self.special else self._spelled(token) for token in _whole(ids)]
 
     def _spelled(self, token: int) -> bytes:
         name = str(self._backend.id_to_token(token) or "")
@@ -282,6 +292,23 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "".join(f"⟨{byte:02x}⟩" for byte in spelled)
         return text.replace(" ", "·").replace("\n", "↵").replace("\r", "↵").replace("\t", "→")
+
+
+def _whole(ids: Sequence[int] | Tensor) -> list[int]:
+    if isinstance(ids, Tensor):
+        check_dense(ids=ids)
+    given = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if isinstance(given, list):
+        for one in given:
+            check_whole(0, ids=one)
+        return given
+    raise TypeError(f"ids must be several ids of tokens, got {given!r:.80}")
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"texts must be several str, got {text!r:.80} among them")
+    return text
 
 
 def _clean(text: str) -> str:

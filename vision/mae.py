@@ -134,6 +134,11 @@ class MaskedAutoencoder(nn.Module):
     def loss(self, image: Tensor | Sequence[Tensor], output: Reconstruction) -> Tensor:
         """The mean squared error over the values of the hidden patches of `image`."""
         target = self.patches(image)
+        if output.patches.shape != target.shape:
+            raise ValueError(
+                f"image has patches {tuple(target.shape)}, but output is of others, "
+                f"{tuple(output.patches.shape)}"
+            )
         if self.normalize:
             mean, deviation = moments(target)
             target = (target - mean) / deviation

@@ -138,9 +138,13 @@ class Graph(Space):
             pair_attr: names of attributes of `data` that are tables of pairs.
             coordinates: name of the attribute that holds (N, A) coordinates, if any does.
         """
-        for name in (*pair_attr, *([] if coordinates is None else [coordinates])):
-            if name not in data:
-                raise ValueError(f"pair_attr or coordinates name {name!r}, which data has not")
+        if not hasattr(data, "edge_index"):
+            raise TypeError(f"data must be a PyG Data or Batch, got {type(data).__name__}")
+        pair_attr = list(pair_attr)
+        for argument, names in (("pair_attr", pair_attr), ("coordinates", [coordinates])):
+            for name in names:
+                if name is not None and not (isinstance(name, str) and name in data):
+                    raise ValueError(f"{argument} names {name!r:.80}, which data has not")
         segments = getattr(data, "batch", None)
         return cls(
             data.edge_index,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole, check_whole_each
+from attention_core.checks import check_dense, check_whole, check_whole_each
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
@@ -129,7 +129,10 @@ class Grid(Space):
 
 def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
     if isinstance(sizes, Tensor):
-        sizes = sizes.reshape(-1, sizes.shape[-1] if sizes.ndim else 1).tolist()
+        check_dense(sizes=sizes)
+        if sizes.ndim != 2:
+            raise ValueError(f"sizes must be those of each grid, (B, A), got {tuple(sizes.shape)}")
+        sizes = sizes.tolist()
     given, sizes = sizes, ()
     for size in given:
         if not isinstance(size, Iterable) or isinstance(size, Tensor):

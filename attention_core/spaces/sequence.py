@@ -87,7 +87,9 @@ class Sequence(Space):
             longest = int(counts.max()) if len(counts) else 0
             length = longest if length is None else length
             if length < longest:
-                raise ValueError(f"length={length} is shorter than the longest sample, {longest}")
+                raise ValueError(
+                    f"length={length} is shorter than the longest sample of lengths, {longest}"
+                )
         if side not in ("left", "right"):
             raise ValueError(f"side must be 'left' or 'right', got {side!r}")
         if side == "left" and special:

@@ -149,13 +149,15 @@ CALLS: dict[str, Call] = {
         TokenEmbedding(20, 8, types=2).eval(), ids=IDS, space=Sequence(3), types=None
     ),
     "generate": call(generate, model=DECODER, ids=IDS, lengths=LENGTHS, side="right", **OPTIONS),
-    "generate, drawing": call(generate, model=DECODER, ids=IDS, **DRAWN),
+    "generate, drawing": call(generate, model=DECODER, ids=IDS, max_tokens=3, **DRAWN),
     "generate, searching": call(
         generate, model=DECODER, ids=IDS, max_tokens=3, beams=2, length_penalty=1.0
     ),
-    "TextDecoder.generate": call(DECODER.generate, ids=IDS, lengths=LENGTHS, side="right"),
+    "TextDecoder.generate": call(
+        DECODER.generate, ids=IDS, lengths=LENGTHS, side="right", max_tokens=3
+    ),
     "Seq2SeqTransformer.generate": call(
-        TRANSLATOR.generate, ids=IDS, lengths=LENGTHS, side="right", start=1
+        TRANSLATOR.generate, ids=IDS, lengths=LENGTHS, side="right", start=1, max_tokens=3
     ),
     "TextDecoder.new_cache": call(DECODER.new_cache, max_length=None),
     "pad": call(pad, packed=torch.arange(5), lengths=LENGTHS, value=0, side="right", length=None),
