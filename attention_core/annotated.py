@@ -79,7 +79,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, origin) and all(_fits(one, parts[1]) for one in value.values())
     if origin is tuple or (inspect.isclass(origin) and issubclass(origin, Sequence)):
         several = isinstance(value, Sequence) and not isinstance(value, str)
-        return several and all(_fits(one, parts[0]) for one in value)
+        if not several:
+            return False
+        fixed = origin is tuple and parts[-1] is not ...
+        each = parts if fixed else parts[:1] * len(value)  # a length is for the function to check
+        return all(map(_fits, value, each))
     if inspect.isclass(origin) and issubclass(origin, Iterable):
         scalar = isinstance(value, str) or (isinstance(value, Tensor) and not value.ndim)
         return isinstance(value, origin) and not scalar

@@ -134,8 +134,10 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is int:  # numpy's are, too
         return _is_index(value) and not isinstance(value, bool)
     if origin is tuple:
-        sized = arguments[-1:] == (...,) or (_is_list(value) and len(value) == len(arguments))
-        return sized and _is_list(value) and all(fits(one, arguments[0]) for one in value)
+        if not _is_list(value) or (arguments[-1:] != (...,) and len(value) != len(arguments)):
+            return False
+        each = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
+        return all(map(fits, value, each))
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Iterable):
         if issubclass(origin, Mapping) or not issubclass(origin, Sequence):
             return isinstance(value, origin) and not isinstance(value, str)
