@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
 from attention_core.annotated import checked
-from attention_core.checks import check_options, check_whole
+from attention_core.checks import check_dense, check_options, check_whole
 from attention_core.layers.tokens import learned_tokens
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
@@ -255,6 +255,10 @@ class GraphTransformer(nn.Module):
 
         The other arguments are those of `forward`.
         """
+        check_whole(0, num_graphs=num_graphs, or_none=True)
+        check_dense(x=x, edge_index=edge_index, batch=batch)
+        if batch is not None and (batch.is_floating_point() or batch.dtype == torch.bool):
+            raise TypeError(f"batch must hold integers, the graph of each node, got {batch.dtype}")
         if x.ndim == 0 or (batch is not None and batch.shape != x.shape[:1]):
             raise ValueError(
                 "batch must hold the graph of each node: x is "

@@ -41,6 +41,10 @@ ODD: list[Any] = [
 ]
 
 
+#: What an error may call an argument besides: x is (num_nodes, ...) for the edges between nodes.
+OTHER_NAMES = {"order": ["norm"], "x": ["num_nodes"]}
+
+
 class Call(NamedTuple):
     """A call that succeeds, and what the annotations of its arguments are."""
 
@@ -104,7 +108,9 @@ def is_named(error: Exception, name: str) -> bool:
     """Whether an error says which argument it is about."""
     if isinstance(error, BackendError):
         return True
-    return isinstance(error, TypeError | ValueError) and name in words(str(error))
+    return isinstance(error, TypeError | ValueError) and bool(
+        words(str(error)) & {name, *OTHER_NAMES.get(name, ())}
+    )
 
 
 def words(text: str) -> set[str]:

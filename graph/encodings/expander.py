@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
+
+
+def check_degree(degree: int, seed: int) -> None:
+    """Raises TypeError or ValueError where no graph of this degree can be drawn."""
+    check_whole(degree=degree)
+    check_whole(-(1 << 62), seed=seed)
+    if degree < 2 or degree % 2:
+        raise ValueError(f"degree must be even and at least 2, got {degree}")
 
 
 @checked
@@ -28,8 +37,7 @@ def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
 
     Returns: (2, E') integers, both directions of each edge.
     """
-    if degree < 2 or degree % 2:
-        raise ValueError(f"degree must be even and at least 2, got {degree}")
+    check_degree(degree, seed)
     n, device = edges.num_nodes, edges.source.device
     graph, local = edges.local
     listed = edges.target * n + edges.source

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 
 
 class SignInvariant(nn.Module):
@@ -26,8 +27,8 @@ class SignInvariant(nn.Module):
     @checked
     def __init__(self, k: int, dim: int, *, hidden: int = 16, depth: int = 2) -> None:
         super().__init__()
-        if k < 1 or depth < 0:
-            raise ValueError(f"k must be at least 1 and depth at least 0, got {k} and {depth}")
+        check_whole(k=k, dim=dim, hidden=hidden)
+        check_whole(0, depth=depth)
         self.k = k
         self.embed = nn.Linear(2, hidden)
         self.rounds = nn.ModuleList(
@@ -44,6 +45,7 @@ class SignInvariant(nn.Module):
         Raises:
             ValueError: `vectors` or `values` have another shape.
         """
+        check_dense(vectors=vectors, values=values, edge_index=edge_index)
         for name, x in (("vectors", vectors), ("values", values)):
             if x.ndim != 2 or x.shape[1] != self.k or x.shape != vectors.shape:
                 raise ValueError(f"{name} must be (N, {self.k}), got {tuple(x.shape)}")

@@ -23,12 +23,14 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings.biases import edge_rows
 from graph.encodings.centrality import degrees
-from graph.encodings.expander import expander_edges
+from graph.encodings.expander import check_degree, expander_edges
 from graph.encodings.laplacian import (
     Normalization,
+    check_normalization,
     components,
     flip_signs,
     laplacian_eigenvectors,
@@ -71,6 +73,8 @@ class AddLaplacian(BaseTransform):
 
     @checked
     def __init__(self, k: int, *, normalization: Normalization = "sym") -> None:
+        check_whole(k=k)
+        check_normalization(normalization)
         self.k, self.normalization = k, normalization
 
     def forward(self, data: Data) -> Data:
@@ -86,6 +90,8 @@ class AddSpectralCoordinates(BaseTransform):
 
     @checked
     def __init__(self, k: int, *, normalization: Normalization = "sym") -> None:
+        check_whole(k=k)
+        check_normalization(normalization)
         self.k, self.normalization = k, normalization
 
     def forward(self, data: Data) -> Data:
@@ -114,6 +120,7 @@ class AddRandomWalks(BaseTransform):
 
     @checked
     def __init__(self, steps: int) -> None:
+        check_whole(steps=steps)
         self.steps = steps
 
     def forward(self, data: Data) -> Data:
@@ -134,6 +141,7 @@ class AddRelativeWalks(BaseTransform):
     def __init__(self, steps: int, *, of: Literal["pairs", "edges"] = "pairs") -> None:
         if of not in ("pairs", "edges"):
             raise ValueError(f"of must be 'pairs' or 'edges', got {of!r}")
+        check_whole(steps=steps)
         self.steps, self.of = steps, of
 
     def forward(self, data: Data) -> Data:
@@ -156,6 +164,8 @@ class AddPaths(BaseTransform):
 
     @checked
     def __init__(self, max_hops: int, *, types: int | None = None) -> None:
+        check_whole(max_hops=max_hops)
+        check_whole(types=types, or_none=True)
         self.max_hops, self.types = max_hops, types
 
     def forward(self, data: Data) -> Data:
@@ -183,6 +193,8 @@ class AddExpander(BaseTransform):
 
     @checked
     def __init__(self, degree: int, *, types: int | None = None, seed: int = 0) -> None:
+        check_degree(degree, seed)
+        check_whole(types=types, or_none=True)
         self.degree, self.types, self.seed = degree, types, seed
 
     def forward(self, data: Data) -> Data:

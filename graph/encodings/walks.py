@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
@@ -32,8 +33,7 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
     Raises:
         ValueError: `steps` is less than 1, or a pair's nodes are of two graphs.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_whole(steps=steps)
     graph, local = edges.local
     if bool((graph[target] != graph[source]).any()):
         raise ValueError("target and source must be of one graph, pair by pair")
@@ -78,8 +78,7 @@ def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
     Raises:
         ValueError: `steps` is less than 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_whole(steps=steps)
     nodes = torch.arange(edges.num_nodes, device=edges.source.device)
     return relative_walks(edges, steps + 1, nodes, nodes)[:, 1:].contiguous()
 
@@ -96,5 +95,6 @@ def walk_table(edges: EdgeList, steps: int) -> Tensor:
     Raises:
         ValueError: the table would be too large.
     """
+    check_whole(steps=steps)
     edges.count_pairs("random walks between all pairs (those along edges alone are few)", steps)
     return relative_walks(edges, steps, *edges.all_pairs())

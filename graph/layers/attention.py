@@ -18,7 +18,7 @@ from attention_core import (
     plan,
 )
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_whole
+from attention_core.checks import check_chance, check_dense, check_dtype, check_number, check_whole
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
@@ -92,13 +92,14 @@ class GraphAttention(RecordedAttention, SeenMessages):
         output_bias: bool = True,
     ) -> None:
         super().__init__()
-        source_dim, target_dim = (dim, dim) if isinstance(dim, int) else dim
+        check_size("dim", dim)
+        source_dim, target_dim = dim if isinstance(dim, tuple | list) else (dim, dim)
         kv_heads = heads if kv_heads is None else kv_heads
         check_whole(heads=heads, kv_heads=kv_heads)
         check_whole(head_dim=head_dim, or_none=True)
         if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
-        check_size("dim", dim)
+        check_number(negative_slope=negative_slope)
         if edge_dim is not None:
             check_size("edge_dim", edge_dim)
         if head_dim is None:
@@ -110,13 +111,16 @@ class GraphAttention(RecordedAttention, SeenMessages):
         if residual not in (False, True, "gated"):
             raise ValueError(f"residual must be a bool or 'gated', got {residual!r}")
         check_chance(dropout=dropout)
+        if not isinstance(fill_value, str | Tensor):
+            check_number(fill_value=fill_value)
         if isinstance(fill_value, str) and fill_value not in REDUCTIONS:
             raise ValueError(
                 f"fill_value must be a number, a tensor or one of {', '.join(REDUCTIONS)}; got "
                 f"{fill_value!r}"
             )
         if share_weights is None:
-            share_weights = score == "additive" and isinstance(dim, int) and kv_heads == heads
+            one = not isinstance(dim, tuple | list)
+            share_weights = score == "additive" and one and kv_heads == heads
         if share_weights and (source_dim != target_dim or kv_heads != heads):
             raise ValueError(
                 "share_weights needs one dim and as many kv_heads as heads; got "
@@ -174,6 +178,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
         """Number of features of an edge; -1 while no input has told."""
         return None if self.edge is None else size_in(self.edge)
 
+    @checked
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor | None],
@@ -329,6 +334,8 @@ class GraphAttention(RecordedAttention, SeenMessages):
                     f"{name} must be float (N, {'F' if dim == -1 else dim}), got {nodes.dtype} "
                     f"{tuple(nodes.shape)}"
                 )
+            check_dense(x=nodes)
+            check_dtype(self.key, x=nodes)
         check_finite(source, "x")
         if target is not None and target is not source:
             check_finite(target, "x")
@@ -346,8 +353,10 @@ class GraphAttention(RecordedAttention, SeenMessages):
                 "edge_attr is given to a layer that makes nothing of it: build it with edge_dim="
                 ", or with a bias such as EdgeBias"
             )
-        if len(edge_attr) != count:
-            raise ValueError(f"edge_attr has {len(edge_attr)} rows for {count} edges in edge_index")
+        check_dense(edge_attr=edge_attr)
+        if edge_attr.ndim < 1 or len(edge_attr) != count:
+            rows = len(edge_attr) if edge_attr.ndim else "no"
+            raise ValueError(f"edge_attr has {rows} rows for {count} edges in edge_index")
         features = edge_attr[:, None] if edge_attr.ndim == 1 else edge_attr
         if self.edge is not None and (
             features.ndim != 2

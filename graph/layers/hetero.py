@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_whole
+from attention_core.checks import check_chance, check_dense, check_dtype, check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once
@@ -57,14 +57,22 @@ class HeteroGraphAttention(RecordedAttention):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if len(metadata) != 2 or any(len(edge) != 3 for edge in metadata[1]):
+            raise ValueError(
+                "metadata must be (types of nodes, types of edges as (source, relation, target)), "
+                f"got {metadata!r:.80}"
+            )
         self.node_types = list(metadata[0])
         self.edge_types: list[EdgeType] = [(source, by, to) for source, by, to in metadata[1]]
+        for name, size in (("dim", dim), ("edge_dim", edge_dim)):
+            if not isinstance(size, Mapping | None):
+                check_size(name, size)
         check_whole(out_dim=out_dim, heads=heads)
         if out_dim % heads:
             raise ValueError(f"out_dim={out_dim} must be a multiple of heads={heads}")
         check_chance(dropout=dropout)
-        dims = dict.fromkeys(self.node_types, dim) if isinstance(dim, int) else dict(dim)
-        if isinstance(edge_dim, int):
+        dims = dict(dim) if isinstance(dim, Mapping) else dict.fromkeys(self.node_types, dim)
+        if not isinstance(edge_dim, Mapping | None):
             edge_dim = dict.fromkeys(self.edge_types, edge_dim)
         self.edge_dims = dict(edge_dim or {})
         self._check(dims)
@@ -109,6 +117,7 @@ class HeteroGraphAttention(RecordedAttention):
         if t in self.targets and size == self.heads * self.head_dim and _name(t) not in self.share:
             self.share[_name(t)] = nn.Parameter(self.key_relation.new_ones(()))
 
+    @checked
     def forward(
         self,
         x_dict: Mapping[str, Tensor],
@@ -211,6 +220,10 @@ class HeteroGraphAttention(RecordedAttention):
                 raise ValueError(
                     f"x_dict[{t!r}] must be float (N, {'F' if size == -1 else size}), got {got}"
                 )
+            check_dense(**{f"x_dict[{t!r}]": x})
+            for layers in (self.query, self.key):
+                if _name(t) in layers:
+                    check_dtype(layers[_name(t)], **{f"x_dict[{t!r}]": x})
             check_finite(x, f"x_dict[{t!r}]")
             self._settle(t, x.shape[1])
             nodes[t] = x

@@ -13,6 +13,7 @@ from torch_geometric.loader import NodeLoader
 from torch_geometric.sampler import NodeSamplerInput
 
 from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_whole
 from graph.sampling.checks import check_edges, check_graph, check_nodes
 from graph.sampling.sampler import NeighborSampler
 
@@ -47,11 +48,13 @@ def partition(
     Raises:
         TypeError, ValueError: an argument of another shape, kind or range; the message names it.
     """
+    check_whole(0, num_nodes=num_nodes)
+    check_whole(num_parts=num_parts)
+    check_chance(imbalance=imbalance)
+    check_whole(-(1 << 62), seed=seed)
     edge_index = check_edges(edge_index, num_nodes, num_nodes)
     if not 1 <= num_parts <= num_nodes:
         raise ValueError(f"num_parts must be 1 to num_nodes={num_nodes}, got {num_parts}")
-    if not 0 <= imbalance < 1:
-        raise ValueError(f"imbalance must be at least 0 and below 1, got {imbalance}")
     generator = torch.Generator().manual_seed(seed)
     mean = num_nodes / num_parts
     low, high = max(1, int((1 - imbalance) * mean)), math.ceil((1 + imbalance) * mean)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from graph.sampling.checks import check_edges, check_rows
 from graph.sampling.draw import Found, InEdges
 
@@ -60,9 +61,8 @@ def layerwise(
     check_rows(x, len(x), "x", "node")
     edge_index = check_edges(edge_index, len(x), len(x))
     check_rows(edge_attr, edge_index.shape[1], "edge_attr", "edge")
-    for name, value in (("batch_size", batch_size), ("max_edges", max_edges)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(batch_size=batch_size)
+    check_whole(max_edges=max_edges, or_none=True)
     edges = InEdges(edge_index.cpu(), len(x), len(x))
     home, device = x.device, x.device if device is None else device
     for layer in layers:

@@ -16,20 +16,46 @@ from graph import GraphTransformer, NodeEmbedding
 from graph.embeddings import EdgeEmbedding
 from graph.encoder import SelfAttention
 from graph.encodings import (
-    CentralityEmbedding, PairBias, PathBias, RandomWalkBias, SignInvariant, SpectralBias, degrees,
-    expander_edges, flip_signs, laplacian_eigenvectors, path_features, relative_walks,
-    return_probabilities, spectral_coordinates, walk_table,
+    CentralityEmbedding,
+    PairBias,
+    PathBias,
+    RandomWalkBias,
+    SignInvariant,
+    SpectralBias,
+    degrees,
+    expander_edges,
+    flip_signs,
+    laplacian_eigenvectors,
+    path_features,
+    relative_walks,
+    return_probabilities,
+    spectral_coordinates,
+    walk_table,
 )  # fmt: skip
 from graph.encodings.transforms import (
-    AddExpander, AddLaplacian, AddPaths, AddRandomWalks, AddRelativeWalks, AddSpectralCoordinates,
+    AddExpander,
+    AddLaplacian,
+    AddPaths,
+    AddRandomWalks,
+    AddRelativeWalks,
+    AddSpectralCoordinates,
 )  # fmt: skip
 from graph.explain import EdgeAttribution, explain_prediction, log_odds
 from graph.heads import EdgeHead, LinkHead
 from graph.layers import (
-    GATConv, GATv2Conv, GraphAttention, HeteroGraphAttention, TransformerConv,
+    GATConv,
+    GATv2Conv,
+    GraphAttention,
+    HeteroGraphAttention,
+    TransformerConv,
 )  # fmt: skip
 from graph.sampling import (
-    ClusterData, ClusterLoader, LinkNeighborLoader, NeighborLoader, NeighborSampler, layerwise,
+    ClusterData,
+    ClusterLoader,
+    LinkNeighborLoader,
+    NeighborLoader,
+    NeighborSampler,
+    layerwise,
     partition,
 )  # fmt: skip
 from tests.fuzz import PLAIN, Call, call, faults, left_out
@@ -62,8 +88,8 @@ VECTORS, VALUES = laplacian_eigenvectors(EDGES, 2)
 LOADED = {"data": DATA, "num_neighbors": [2]}
 
 
-def _hetero(x: Tensor, edge_index: Tensor) -> Tensor:
-    output: Tensor = HETERO({"node": x}, {METADATA[1][0]: edge_index})["node"]
+def _hetero(x_dict: Tensor, edge_index_dict: Tensor) -> Tensor:
+    output: Tensor = HETERO({"node": x_dict}, {METADATA[1][0]: edge_index_dict})["node"]
     return output
 
 
@@ -99,9 +125,7 @@ CALLS: dict[str, Call] = {
         EdgeEmbedding(features=2, dim=4), edge_attr=ATTR, edge_index=EDGE, added=0
     ),
     "EdgeHead": call(EdgeHead, dim=4, outputs=2, edge_dim=None),
-    "EdgeHead()": call(EdgeHead(4, 2), tokens=X, pairs=EDGE, edges=None),
     "LinkHead": call(LinkHead, dim=4, relations=1),
-    "LinkHead()": call(LinkHead(4), tokens=X, pairs=EDGE, relation=None),
     "GraphAttention": call(
         GraphAttention, dim=4, heads=2, head_dim=None, score="dot", kv_heads=None, concat=True,
         share_weights=None, edge_dim=None, edge_values=None, bias=None, self_loops=False,
@@ -122,7 +146,7 @@ CALLS: dict[str, Call] = {
     "HeteroGraphAttention()": call(
         HETERO, x_dict={"node": X}, edge_index_dict={METADATA[1][0]: EDGE}, edge_attr_dict=None,
     ),
-    "HeteroGraphAttention(), of one type": call(_hetero, x=X, edge_index=EDGE),
+    "HeteroGraphAttention(), of one type": call(_hetero, x_dict=X, edge_index_dict=EDGE),
     "CentralityEmbedding": call(CentralityEmbedding, dim=4, max_degree=2),
     "CentralityEmbedding()": call(CentralityEmbedding(4, 2), degree=degrees(EDGES)),
     "SignInvariant": call(SignInvariant, k=2, dim=4, hidden=4, depth=1),
