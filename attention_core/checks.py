@@ -114,8 +114,8 @@ def check_kind(kind: type, *, or_none: bool = True, **arguments: object) -> None
             )
 
 
-def check_dense(*, values: bool = True, **tensors: Tensor | None) -> None:
-    """Raise unless each tensor that is given is dense; and, for its `values`, not on meta.
+def check_dense(*, or_meta: bool = False, **tensors: Tensor | None) -> None:
+    """Raise unless each tensor that is given is dense, and not without values on meta.
 
     Raises:
         ValueError: naming the argument.
@@ -123,8 +123,35 @@ def check_dense(*, values: bool = True, **tensors: Tensor | None) -> None:
     for name, x in tensors.items():
         if x is not None and x.layout != torch.strided:
             raise ValueError(f"{name} must be a dense tensor, got {x.layout}")
-        if x is not None and values and x.is_meta:
+        if x is not None and not or_meta and x.is_meta:
             raise ValueError(f"{name} must be a tensor with values, got one on the meta device")
+
+
+def check_index(count: int, shape: str, **tensors: Tensor) -> None:
+    """Raise unless each tensor holds integers from 0 to `count` - 1.
+
+    Only a CPU is asked for values, as another device would have to be waited for.
+
+    Args:
+        count: of what they are an index into.
+        shape: "(P,)" or "(2, E)", in words.
+        tensors: by name.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    sizes = shape.strip("()").rstrip(",").split(", ")
+    for name, x in tensors.items():
+        check_dense(**{name: x})
+        known = [int(n) for n in sizes if n.isdigit()]
+        fits = x.ndim == len(sizes) and list(x.shape[: len(known)]) == known
+        if not fits or x.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must hold integers {shape}, got {x.dtype} {tuple(x.shape)}")
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+            continue
+        low, high = int(x.min()), int(x.max())
+        if not 0 <= low <= high < count:
+            raise ValueError(f"{name} runs from {low} to {high}, but must be 0 to {count - 1}")
 
 
 def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens: object) -> None:

@@ -33,7 +33,7 @@ def token_space(
     """
     if side not in get_args(Side):
         raise ValueError(f"{of}side must be 'right' or 'left', got {side!r}")
-    check_dense(values=lengths is not None, **{f"{of}ids": ids})
+    check_dense(or_meta=lengths is None, **{f"{of}ids": ids})
     if ids.ndim not in (1, 2):
         raise ValueError(f"{of}ids must be (T,) packed or (B, L) padded, got {tuple(ids.shape)}")
     if lengths is None:

@@ -149,7 +149,7 @@ class TokenEmbedding(nn.Module):
 def _check(name: str, ids: Tensor, table: nn.Embedding) -> None:
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must be integers, of int64 or int32, got {ids.dtype}")
-    check_dense(values=not table.weight.is_meta, **{name: ids})
+    check_dense(or_meta=table.weight.is_meta, **{name: ids})
     # An exported program cannot look at values
     if is_exporting() or not ids.numel() or ids.is_meta:
         return

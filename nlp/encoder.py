@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling, is_exporting
+from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_dense, check_number, check_whole
+from attention_core.checks import check_chance, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
@@ -341,18 +341,5 @@ class MaskedLanguageModel(TokenEncoder):
         if at is None:
             return self.scores(tokens)
         tokens = tokens.flatten(0, -2)
-        _check_places(at, len(tokens))
+        check_index(len(tokens), "(M,)", at=at)
         return self.scores(tokens[at])
-
-
-def _check_places(at: Tensor, count: int) -> None:
-    """Raise unless `at` (M,) holds places of `count` tokens; on another device than a CPU they are
-    not looked at."""
-    check_dense(at=at)
-    if at.ndim != 1 or at.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"at must hold integers (M,), got {at.dtype} {tuple(at.shape)}")
-    if is_compiling() or at.device.type != "cpu" or not at.numel():
-        return
-    low, high = int(at.min()), int(at.max())
-    if not 0 <= low <= high < count:
-        raise ValueError(f"at runs from {low} to {high}, but there are {count} ids")

@@ -41,8 +41,14 @@ ODD: list[Any] = [
 ]
 
 
-#: What an error may call an argument besides: x is (num_nodes, ...) for the edges between nodes.
-OTHER_NAMES = {"order": ["norm"], "x": ["num_nodes"]}
+#: What an error may be about instead: of two arguments that do not fit each other, the other one.
+OTHER_NAMES = {
+    "order": ["norm"],
+    "x": ["num_nodes", "edge_index", "laplacian"],
+    "num_nodes": ["edge_index"],
+    "x_dict": ["edge_index_dict"],
+    "edge_label_index": ["edge_label_type"],
+}
 
 
 class Call(NamedTuple):

@@ -149,7 +149,7 @@ class PatchEmbedding(nn.Module):
             raise ValueError(f"image must be {wanted}, got {tuple(image.shape)}")
         if not image.is_floating_point():
             raise TypeError(f"image must be float, such as bytes / 255, got {image.dtype}")
-        check_dense(values=False, image=image)
+        check_dense(or_meta=True, image=image)
         check_dtype(self.project, image=image)
 
     def _convolve(self, image: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Space:
     ) -> None:
         check_whole(0, length=length)
         check_dense(
-            values=False,
+            or_meta=True,
             coordinates=coordinates,
             segments=segments,
             valid=valid,

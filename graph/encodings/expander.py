@@ -44,7 +44,7 @@ def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
     pairs = [listed.new_zeros(0)]
     # A row of numbers for the n-th node of a graph, drawn row by row, so that company and its size
     # do not matter
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(int(seed))
     largest = int(edges.sizes.max()) if n else 0
     keys = torch.rand(largest, degree // 2, generator=draw, dtype=torch.float64).to(device)
     for key in keys.T:

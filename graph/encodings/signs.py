@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import check_dense, check_index, check_whole
 
 
 class SignInvariant(nn.Module):
@@ -45,10 +45,14 @@ class SignInvariant(nn.Module):
         Raises:
             ValueError: `vectors` or `values` have another shape.
         """
-        check_dense(vectors=vectors, values=values, edge_index=edge_index)
+        check_dense(vectors=vectors, values=values)
         for name, x in (("vectors", vectors), ("values", values)):
             if x.ndim != 2 or x.shape[1] != self.k or x.shape != vectors.shape:
-                raise ValueError(f"{name} must be (N, {self.k}), got {tuple(x.shape)}")
+                raise ValueError(
+                    f"{name} must be (N, {self.k}), got vectors {tuple(vectors.shape)} and values "
+                    f"{tuple(values.shape)}"
+                )
+        check_index(len(vectors), "(2, E)", edge_index=edge_index)
         of_values = values.to(self.embed.weight)
         of_vectors = vectors.to(self.embed.weight)
         both = sum(

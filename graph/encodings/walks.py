@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_index, check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
@@ -34,6 +34,9 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
         ValueError: `steps` is less than 1, or a pair's nodes are of two graphs.
     """
     check_whole(steps=steps)
+    check_index(edges.num_nodes, "(P,)", target=target, source=source)
+    if len(target) != len(source):
+        raise ValueError(f"target and source must be pairs, got {len(target)} and {len(source)}")
     graph, local = edges.local
     if bool((graph[target] != graph[source]).any()):
         raise ValueError("target and source must be of one graph, pair by pair")

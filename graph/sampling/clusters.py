@@ -55,7 +55,7 @@ def partition(
     edge_index = check_edges(edge_index, num_nodes, num_nodes)
     if not 1 <= num_parts <= num_nodes:
         raise ValueError(f"num_parts must be 1 to num_nodes={num_nodes}, got {num_parts}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     mean = num_nodes / num_parts
     low, high = max(1, int((1 - imbalance) * mean)), math.ceil((1 + imbalance) * mean)
     graph = _Weighted.of(edge_index.cpu(), num_nodes)
@@ -144,6 +144,7 @@ class ClusterLoader(NodeLoader):
         options: those of torch's `DataLoader`; `batch_size` counts clusters.
     """
 
+    @checked
     def __init__(
         self,
         cluster_data: ClusterData,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_dense, check_whole
 from graph.sampling.checks import check_edges, check_rows
 from graph.sampling.draw import Found, InEdges
 
@@ -58,6 +58,10 @@ def layerwise(
     """
     if not isinstance(x, Tensor) or x.ndim == 0:
         raise TypeError(f"x must be a tensor (N, ...), got {x!r:.80}")
+    layers = list(layers)
+    if not all(map(callable, layers)):
+        raise TypeError(f"layers must be modules or functions, got {layers!r:.80}")
+    check_dense(x=x, edge_attr=edge_attr)
     check_rows(x, len(x), "x", "node")
     edge_index = check_edges(edge_index, len(x), len(x))
     check_rows(edge_attr, edge_index.shape[1], "edge_attr", "edge")
