@@ -77,7 +77,10 @@ def faults(call: Call, odd: Sequence[Any] = PLAIN) -> list[str]:
     found = []
     call.function(**call.arguments)  # no odd argument may be blamed for what is wrong with it
     for name in call.arguments:
-        for value in odd:
+        hint = call.hints.get(name, Any)
+        of_tensors = hint is Any or "Tensor" in str(hint)
+        others = [value for value in odd if not isinstance(value, Tensor)]
+        for value in odd if of_tensors else [*others, torch.ones(2)]:
             fault = _fault(call, name, value)
             if fault is not None:
                 came = f"{value.dtype} {(*value.shape,)}" if _is_tensor(value) else repr(value)
@@ -172,7 +175,8 @@ def left_out(module: ModuleType, calls: Iterable[str], exempt: Iterable[str] = (
         needed.add(name)
         if inspect.isclass(value):
             own = vars(value)
-            needed |= {f"{name}.{n}" for n, v in own.items() if isinstance(v, classmethod)}
+            made = (n for n, v in own.items() if isinstance(v, classmethod) and n[0] != "_")
+            needed |= {f"{name}.{n}" for n in made}
             if issubclass(value, nn.Module) and "forward" in own:
                 needed.add(f"{name}()")
     return sorted(needed - set(calls) - set(exempt))

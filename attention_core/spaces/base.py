@@ -69,6 +69,9 @@ class Space:
             valid=valid,
             special=special,
         )
+        for name, flags in (("valid", valid), ("special", special)):
+            if flags is not None and flags.dtype != torch.bool:
+                raise TypeError(f"{name} must be bool (True: {name}), got {flags.dtype}")
         self.length = length
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)
@@ -96,8 +99,6 @@ class Space:
                     f"{name} must have shape {shape}, perhaps with a batch in front; got "
                     f"{tuple(tensor.shape)}"
                 )
-            if name in ("valid", "special") and tensor.dtype != torch.bool:
-                raise TypeError(f"{name} must be bool (True: {name}), got {tensor.dtype}")
         batches = [t.shape[0] for t in self._batched()]  # no set: they may be symbols
         if any(batch != batches[0] for batch in batches):
             raise ValueError(

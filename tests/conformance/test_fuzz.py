@@ -231,7 +231,8 @@ EXEMPT = {
     # what the library makes, or is derived from
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
     **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Reach", "RecordedAttention", "RotaryScaling"]),
-    **dict.fromkeys(["Score", "Score()", "TilePairs", "TilePairs.cut", "Traits"]),
+    **dict.fromkeys(["Score", "Score()", "TilePairs", "TilePairs.cut", "Traits", "Traits.joined"]),
+    "Traits.of_place": None,
     **dict.fromkeys(["Causal", "Edges"]),  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),
