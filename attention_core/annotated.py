@@ -114,4 +114,6 @@ def _words(hint: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         return f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
-    return f"{value!r:.80}"
+    if isinstance(value, str | Real | NoneType):
+        return f"{value!r:.80}"
+    return f"{type(value).__name__} {value!r:.60}"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
-def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -> None:
+def check_whole(least: int | None = 1, *, or_none: bool = False, **arguments: object) -> None:
     """Raise unless each argument is a whole number of at least `least`.
 
     Args:
-        least: the smallest that is allowed.
+        least: the smallest that is allowed; None for any.
         or_none: whether None is, too.
         arguments: by name.
 
@@ -31,13 +31,14 @@ def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -
             continue
         if isinstance(value, bool) or not is_whole(value):
             error = ValueError if isinstance(value, float) else TypeError
-            what = f"a whole number of at least {least}{alternative}"
+            bound = "" if least is None else f" of at least {least}"
+            what = f"a whole number{bound}{alternative}"
             raise error(f"{name} must be {what}, got {value!r}")
-        if int(value) < least:  # type: ignore[call-overload]
+        if least is not None and int(value) < least:  # type: ignore[call-overload]
             raise ValueError(f"{name} must be at least {least}{alternative}, got {value!r}")
 
 
-def check_whole_each(least: int = 1, **arguments: Iterable[object]) -> None:
+def check_whole_each(least: int | None = 1, **arguments: Iterable[object]) -> None:
     """`check_whole` of each number in lists, of which none may be empty."""
     for name, values in arguments.items():
         given = list(values)

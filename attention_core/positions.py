@@ -202,8 +202,7 @@ class Rotary(nn.Module):
             )
         if self.dim is None and x.shape[-1] % (2 * self.axes):
             raise ValueError(
-                f"x must have a multiple of 2 · axes = {2 * self.axes} features, got "
-                f"{tuple(x.shape)}"
+                f"the dim of x must be a multiple of 2 · axes = {2 * self.axes}, got {x.shape[-1]}"
             )
         angle = self.angles(space.to(x.device), x.shape[-1])
         return rotate(x, angle, self.layout, self.amplitude)

@@ -191,7 +191,7 @@ def _integers(name: str, values: Tensor | int, like: Tensor) -> Tensor:
     if isinstance(values, Tensor):
         check_dense(**{name: values})
     else:
-        check_whole(-(1 << 62), **{name: values})
+        check_whole(None, **{name: values})
     values = torch.as_tensor(values, device=like.device).reshape(-1)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {values.dtype}")

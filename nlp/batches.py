@@ -52,7 +52,7 @@ def token_space(
         )
     if not is_exporting() and len(lengths) and int(lengths.max()) > ids.shape[1]:
         raise ValueError(
-            f"padded {of}ids have {ids.shape[1]} places, but {of}lengths go up to "
+            f"padded {of}ids of length={ids.shape[1]} is shorter than {of}lengths, which go up to "
             f"{int(lengths.max())}"
         )
     return Sequence.padded(lengths, ids.shape[1], side=side, device=ids.device)
@@ -108,7 +108,7 @@ def pad(
     """
     _check_lengths(lengths)
     check_dense(packed=packed)
-    check_whole(-(1 << 62), value=value)
+    check_whole(None, value=value)
     check_whole(0, length=length, or_none=True)
     if packed.ndim < 1 or len(packed) != int(lengths.sum()):
         raise ValueError(

@@ -271,9 +271,6 @@ def _check_options(
             raise TypeError(f"{name} must be an integer of {wanted}, got {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be {wanted}, got {count}")
-    check_number(repetition_penalty=repetition_penalty, length_penalty=length_penalty)
-    for name, value in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
-        check_number(or_none=name != "temperature", **{name: value})
     for name, value, right, wanted in (
         ("temperature", temperature, 0 <= temperature < inf, "at least 0, and finite"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1, or None"),
@@ -293,6 +290,9 @@ def _check_options(
     ):
         if not right:
             raise ValueError(f"{name} must be {wanted}, got {value}")
+    check_number(repetition_penalty=repetition_penalty, length_penalty=length_penalty)
+    for name, value in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
+        check_number(or_none=name != "temperature", **{name: value})
     top_k, beams = counts["top_k"], counts["beams"] or 1
     drawing = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
     given = [name for name, value in drawing.items() if value is not None]

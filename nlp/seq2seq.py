@@ -187,7 +187,7 @@ class Seq2SeqTransformer(Pretrained):
             sources, targets = len(ids), len(target_ids)
         if sources != targets:
             raise ValueError(
-                f"there are {sources} sources in ids, but {targets} targets in target_ids"
+                f"there are {sources} sources, but {targets} targets, in ids and target_ids"
             )
         context = self.encoder(self.embedding(ids, where), where)
         target = self.embedding(target_ids, space, name="target_ids")

@@ -13,8 +13,6 @@ from attention_core.masks.algebra import Mask, Spaces, tuples
 from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 from attention_core.spaces.tiles import coordinates
 
-_ANYWHERE = 1 << 62
-
 
 @dataclass(frozen=True)
 class Window(Mask):
@@ -41,7 +39,7 @@ class Window(Mask):
         tuples(self, "size", "shift")
         check_whole_each(size=self.size if isinstance(self.size, tuple) else (self.size,))
         shifts = self.shift if isinstance(self.shift, tuple) else (self.shift,)
-        check_whole_each(-_ANYWHERE, shift=shifts)
+        check_whole_each(None, shift=shifts)
 
     def allowed(self, pairs: Pairs) -> Tensor:
         _check_axes(pairs.spaces[1], size=self.size, shift=self.shift)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole, check_whole_each
+from attention_core.checks import check_dense, check_whole, check_whole_each, is_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
@@ -34,7 +34,8 @@ class Grid(Space):
 
     @lasting
     def __init__(self, *size: int, special: int = 0, device: torch.device | str = "cpu") -> None:
-        check_whole_each(0, size=size)
+        if not size or any(isinstance(n, bool) or not is_whole(n) or n < 0 for n in size):
+            raise ValueError(f"size must be the extent of each axis as whole numbers, got {size}")
         check_whole(0, special=special)
         #: The size of each sample's grid, or the one of all; it stays when tokens are dropped.
         self.sizes: tuple[tuple[int, ...], ...] = (size,)

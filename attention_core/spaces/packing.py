@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import check_dense, is_whole
 from attention_core.finite import all_finite
 
 
@@ -21,8 +21,8 @@ def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = 
         check_dense(lengths=lengths)
     else:
         lengths = list(lengths)
-        for length in lengths:
-            check_whole(0, lengths=length)
+        if not all(is_whole(length) and not isinstance(length, bool) for length in lengths):
+            raise ValueError(f"lengths must be whole numbers of at least 0, got {lengths!r:.80}")
     counts = torch.as_tensor(lengths, device=device).reshape(-1)
     if counts.numel() == 0:
         return counts.long()

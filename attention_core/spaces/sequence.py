@@ -19,8 +19,6 @@ from attention_core.spaces.packing import (
     whole_lengths,
 )
 
-_ANYWHERE = 1 << 62
-
 
 class Sequence(Space):
     """Tokens in a row. Distance is |Δ|.
@@ -49,7 +47,7 @@ class Sequence(Space):
         if isinstance(start, Tensor) and start.ndim == 1:
             check_dense(start=start)
         else:
-            check_whole(-_ANYWHERE, start=start)
+            check_whole(None, start=start)
         if isinstance(start, Tensor) and start.ndim == 1:
             device = start.device
             at = start[:, None] + torch.arange(-special, length, device=device)
@@ -88,7 +86,7 @@ class Sequence(Space):
             length = longest if length is None else length
             if length < longest:
                 raise ValueError(
-                    f"length={length} is shorter than the longest sample of lengths, {longest}"
+                    f"length={length} is shorter than the longest sample, {longest}, of lengths"
                 )
         if side not in ("left", "right"):
             raise ValueError(f"side must be 'left' or 'right', got {side!r}")

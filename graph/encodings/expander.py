@@ -13,7 +13,7 @@ from attention_core.spaces.edge_list import EdgeList
 def check_degree(degree: int, seed: int) -> None:
     """Raises TypeError or ValueError where no graph of this degree can be drawn."""
     check_whole(degree=degree)
-    check_whole(-(1 << 62), seed=seed)
+    check_whole(None, seed=seed)
     if degree < 2 or degree % 2:
         raise ValueError(f"degree must be even and at least 2, got {degree}")
 

@@ -51,7 +51,7 @@ def partition(
     check_whole(0, num_nodes=num_nodes)
     check_whole(num_parts=num_parts)
     check_chance(imbalance=imbalance)
-    check_whole(-(1 << 62), seed=seed)
+    check_whole(None, seed=seed)
     edge_index = check_edges(edge_index, num_nodes, num_nodes)
     if not 1 <= num_parts <= num_nodes:
         raise ValueError(f"num_parts must be 1 to num_nodes={num_nodes}, got {num_parts}")
