@@ -49,8 +49,8 @@ class SignInvariant(nn.Module):
         for name, x in (("vectors", vectors), ("values", values)):
             if x.ndim != 2 or x.shape[1] != self.k or x.shape != vectors.shape:
                 raise ValueError(
-                    f"{name} must be (N, {self.k}), got vectors {tuple(vectors.shape)} and values "
-                    f"{tuple(values.shape)}"
+                    f"{name} must be (N, {self.k}), got {tuple(x.shape)}; vectors and values are "
+                    f"{tuple(vectors.shape)} and {tuple(values.shape)}"
                 )
         check_index(len(vectors), "(2, E)", edge_index=edge_index)
         of_values = values.to(self.embed.weight)

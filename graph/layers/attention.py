@@ -18,7 +18,15 @@ from attention_core import (
     plan,
 )
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_dense, check_dtype, check_number, check_whole
+from attention_core.checks import (
+    check_chance,
+    check_dense,
+    check_dtype,
+    check_flag,
+    check_kind,
+    check_number,
+    check_whole,
+)
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
@@ -178,7 +186,6 @@ class GraphAttention(RecordedAttention, SeenMessages):
         """Number of features of an edge; -1 while no input has told."""
         return None if self.edge is None else size_in(self.edge)
 
-    @checked
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor | None],
@@ -213,6 +220,9 @@ class GraphAttention(RecordedAttention, SeenMessages):
             TypeError, ValueError: an input of another shape, kind or range, or one that is not
                 finite; the message names it.
         """
+        check_kind(Tensor, edge_attr=edge_attr)
+        if return_attention_weights is not None:
+            check_flag(return_attention_weights=return_attention_weights)
         two = not isinstance(x, Tensor)
         source, target = self._check_nodes(x)
         index, attr, told = read_edges(edge_index)

@@ -12,7 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_dense, check_dtype, check_whole
+from attention_core.checks import (
+    check_chance,
+    check_dense,
+    check_dtype,
+    check_flag,
+    check_kind,
+    check_whole,
+)
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once
@@ -117,7 +124,6 @@ class HeteroGraphAttention(RecordedAttention):
         if t in self.targets and size == self.heads * self.head_dim and _name(t) not in self.share:
             self.share[_name(t)] = nn.Parameter(self.key_relation.new_ones(()))
 
-    @checked
     def forward(
         self,
         x_dict: Mapping[str, Tensor],
@@ -145,6 +151,12 @@ class HeteroGraphAttention(RecordedAttention):
             TypeError, ValueError: an input of another shape, kind or range, one that is missing or
                 not finite; the message names it.
         """
+        check_kind(Mapping, or_none=False, x_dict=x_dict, edge_index_dict=edge_index_dict)
+        check_kind(Mapping, edge_attr_dict=edge_attr_dict)
+        if return_attention_weights is not None:
+            check_flag(return_attention_weights=return_attention_weights)
+        for edge, attr in (edge_attr_dict or {}).items():
+            check_kind(Tensor, or_none=False, **{f"edge_attr_dict[{edge!r}]": attr})
         x = self._nodes(x_dict)
         given = self._read(x_dict, edge_index_dict)
         # Each type of edges has sources of its own, what it makes of the nodes; of a type without
