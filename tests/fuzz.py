@@ -164,6 +164,11 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
+def cases(calls: Iterable[str], *slow: str) -> list[Any]:
+    """The names of a table as parameters of a test, some of them slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in calls]
+
+
 def left_out(module: ModuleType, calls: Iterable[str], exempt: Iterable[str] = ()) -> list[str]:
     """The public callables of a module that a table of calls lacks: "Name" for what is called or
     made, "Name()" for the forward of a layer, "Name.maker" for another way to make it."""

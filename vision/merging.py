@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, DenseBias, Grid, Mask
-from attention_core.annotated import checked
-from attention_core.checks import is_whole
+from attention_core.checks import check_kind, is_whole
 from attention_core.layers import Block
 from attention_core.layers.residual import unit
 from vision.models import VisionTransformer
@@ -37,9 +36,9 @@ class TokenMerging(nn.Module):
         logits = faster(images)
     """
 
-    @checked
     def __init__(self, model: VisionTransformer, count: int | Sequence[int]) -> None:
         super().__init__()
+        check_kind(VisionTransformer, or_none=False, model=model)
         depth = len(model.encoder.masks)
         self.model = model
         self.counts = list(count) if isinstance(count, Sequence) else [count] * depth

@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check_preset(name: object, presets: Mapping[str, object]) -> None:
     """Raise ValueError where there is no preset of this name."""
     if not isinstance(name, str) or name not in presets:
-        raise ValueError(f"name must be that of a preset, {', '.join(presets)}; got {name!r:.80}")
+        raise ValueError(f"name must be one of {', '.join(presets)}; got {name!r:.80}")
 
 
 def preset(name: str) -> dict[str, Any]:
