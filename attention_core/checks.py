@@ -45,7 +45,7 @@ def check_whole_each(least: int | None = 1, **arguments: Iterable[object]) -> No
         if not given:
             raise ValueError(f"{name} must have a number for each axis, got none")
         for value in given:
-            check_whole(least, **{name: value})
+            check_whole(least, **{name: value})  # type: ignore[arg-type]
 
 
 def is_whole(value: object) -> bool:
@@ -143,7 +143,7 @@ def check_index(count: int, shape: str, **tensors: Tensor) -> None:
     """
     sizes = shape.strip("()").rstrip(",").split(", ")
     for name, x in tensors.items():
-        check_dense(**{name: x})
+        check_dense(**{name: x})  # type: ignore[arg-type]
         known = [int(n) for n in sizes if n.isdigit()]
         fits = x.ndim == len(sizes) and list(x.shape[: len(known)]) == known
         if not fits or x.dtype not in (torch.int64, torch.int32):

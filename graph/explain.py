@@ -189,9 +189,9 @@ def log_odds(output: Tensor, target: Tensor | int) -> Tensor:
 def _integers(name: str, values: Tensor | int, like: Tensor) -> Tensor:
     """An integer or several as a tensor (M,)."""
     if isinstance(values, Tensor):
-        check_dense(**{name: values})
+        check_dense(**{name: values})  # type: ignore[arg-type]
     else:
-        check_whole(None, **{name: values})
+        check_whole(None, **{name: values})  # type: ignore[arg-type]
     values = torch.as_tensor(values, device=like.device).reshape(-1)
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {values.dtype}")

@@ -59,7 +59,7 @@ def token_space(
 
 
 def _check_lengths(lengths: Tensor, name: str = "lengths") -> None:
-    check_dense(**{name: lengths})
+    check_dense(**{name: lengths})  # type: ignore[arg-type]
     integers = not (lengths.is_floating_point() or lengths.is_complex())
     if lengths.ndim != 1 or not integers or lengths.dtype == torch.bool:
         raise ValueError(

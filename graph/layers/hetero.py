@@ -232,7 +232,7 @@ class HeteroGraphAttention(RecordedAttention):
                 raise ValueError(
                     f"x_dict[{t!r}] must be float (N, {'F' if size == -1 else size}), got {got}"
                 )
-            check_dense(**{f"x_dict[{t!r}]": x})
+            check_dense(**{f"x_dict[{t!r}]": x})  # type: ignore[arg-type]
             for layers in (self.query, self.key):
                 if _name(t) in layers:
                     check_dtype(layers[_name(t)], **{f"x_dict[{t!r}]": x})
