@@ -21,6 +21,7 @@ from attention_core import (
     Score,
     Space,
 )
+from attention_core.annotated import checked
 from attention_core.cache import LayerCache
 from attention_core.checks import check_whole
 from attention_core.planning import Plan
@@ -43,6 +44,7 @@ class SelfAttention(MultiheadAttention):
         options: of `MultiheadAttention`, of both.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -12,7 +12,8 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Mask, Sequence, pool
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
@@ -63,6 +64,7 @@ class TokenEncoder(Pretrained):
             "learned" ones.
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -91,6 +93,8 @@ class TokenEncoder(Pretrained):
             )
         norm_layer, eps = encoder.get("norm_layer", "layer"), encoder.get("eps", 1e-6)
         self.windowed = windowed
+        check_chance(embedding_dropout=embedding_dropout)
+        check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(
             vocabulary,
             dim,
@@ -107,6 +111,7 @@ class TokenEncoder(Pretrained):
         if not first_norm:
             self.encoder.blocks[0].attention_residual.norm = nn.Identity()
 
+    @checked
     def encode(
         self,
         ids: Tensor,
@@ -176,6 +181,7 @@ class TextEncoder(TokenEncoder):
         model(padded, lengths, side="left")    # padded on the left
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -191,11 +197,13 @@ class TextEncoder(TokenEncoder):
         super().__init__(vocabulary, dim, depth, heads, **tokens)
         check_whole(classes=classes, or_none=True)
         choice("pooling", pooling, get_args(Pooling))
+        choice("pooler", pooler, ("tanh", "gelu", "relu", None))
         self.pooling = pooling
         self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
         self.head = nn.Identity() if classes is None else nn.Linear(dim, classes)
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -213,6 +221,7 @@ class TextEncoder(TokenEncoder):
         return output
 
     @torch.no_grad()
+    @checked
     def embed(
         self, texts: Iterable[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
     ) -> Tensor:
@@ -230,8 +239,7 @@ class TextEncoder(TokenEncoder):
             ValueError: a text is longer than the model's positions, unless it is `windowed`; or
                 `batch` is below 1.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+        check_whole(batch=batch)
         rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
         limit = None if self.windowed else self.embedding.max_length
         for index, row in enumerate(rows):
@@ -284,6 +292,7 @@ class MaskedLanguageModel(TokenEncoder):
         model(ids, lengths, at=masked)     # of the masked tokens alone: (M, 4096)
     """
 
+    @checked
     def __init__(
         self,
         vocabulary: int,
@@ -296,6 +305,7 @@ class MaskedLanguageModel(TokenEncoder):
         **tokens: Any,
     ) -> None:
         super().__init__(vocabulary, dim, depth, heads, **tokens)
+        choice("transform", transform, ("gelu", "gelu-tanh", "relu"))
         size = self.embedding.table.embedding_dim
         self.transform = Transform(
             dim,
@@ -312,6 +322,7 @@ class MaskedLanguageModel(TokenEncoder):
         scores: Tensor = self.head(self.transform(tokens), self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -327,4 +338,8 @@ class MaskedLanguageModel(TokenEncoder):
             at: (M,) places in the flattened ids: the scores (M, V) of these tokens alone.
         """
         tokens = self.encode(ids, lengths, side=side, types=types)
-        return self.scores(tokens if at is None else tokens.flatten(0, -2)[at])
+        if at is None:
+            return self.scores(tokens)
+        tokens = tokens.flatten(0, -2)
+        check_index(len(tokens), "(M,)", at=at)
+        return self.scores(tokens[at])

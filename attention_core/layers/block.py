@@ -9,9 +9,10 @@ from typing import (
 
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
-from attention_core.checks import check_flag, check_kind, check_tokens
+from attention_core.checks import check_chance, check_flag, check_kind, check_tokens, check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
 from attention_core.layers.residual import Norm, NormOrder, Residual
@@ -43,6 +44,7 @@ class Block(nn.Module):
     #: What self-attention is made of.
     attention_type: type[MultiheadAttention] = MultiheadAttention
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -64,6 +66,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         check_flag(cross=cross, feed_forward_norm=feed_forward_norm)
+        check_whole(context_dim=context_dim, or_none=True)
+        check_chance(attention_dropout=attention_dropout)
 
         def residual() -> Residual:
             return Residual(

@@ -10,9 +10,10 @@ from typing import (
 
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
-from attention_core.checks import check_kind, check_tokens, check_whole
+from attention_core.checks import check_chance, check_flag, check_kind, check_tokens, check_whole
 from attention_core.layers.block import Block
 from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
     #: What the stack is made of.
     block_type: type[Block] = Block
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -65,11 +67,13 @@ class Encoder(nn.Module):
         super().__init__()
         check_whole(depth=depth)
         check_whole(groups=groups, or_none=True)
+        check_flag(cross=block.get("cross", False))
         if block.get("cross") and not isinstance(self, Decoder):
             raise ValueError("cross=True needs a Decoder: an Encoder gives its blocks no context")
         if isinstance(drop_path, Listing):
             rates = list(drop_path)
         else:
+            check_chance(drop_path=drop_path)
             rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         if len(rates) != depth:
             raise ValueError(f"drop_path lists {len(rates)} entries for {depth} layers")
@@ -120,6 +124,7 @@ class Encoder(nn.Module):
         space = self._space(x, space)
         return self._run(x, (space, space), mask, backend)
 
+    @checked
     def intermediates(
         self,
         x: Tensor,
@@ -142,6 +147,7 @@ class Encoder(nn.Module):
         """
         depth = len(self.masks)
         for layer in layers:
+            check_whole(-depth, layers=layer)
             if not -depth <= layer < depth:
                 raise ValueError(f"there are {depth} layers, no layer {layer}")
         space = self._space(x, space)
@@ -217,6 +223,7 @@ class Decoder(Encoder):
         """How far back a token attends at most: the farthest that the mask of any layer reaches."""
         return max(mask.span for mask in self.masks if mask is not None)
 
+    @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """A cache that holds what the masks of all layers reach, and no more.
 
@@ -224,6 +231,7 @@ class Decoder(Encoder):
             max_length: the most tokens there will be, prompt included; allocated at once where
                 the masks reach as far.
         """
+        check_whole(0, max_length=max_length, or_none=True)
         if self.span < (math.inf if max_length is None else max_length):
             return KVCache(window=max(int(self.span), 1))
         return KVCache(max_length)

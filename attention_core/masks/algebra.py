@@ -11,6 +11,8 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.spaces import Pairs, Reach, Space, TilePairs, Traits
 
 Spaces = tuple[Space, Space]
@@ -102,6 +104,7 @@ class Mask:
         return f"{type(self).__name__}()"
 
     @staticmethod
+    @checked
     def from_torch_mha(
         attn_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
@@ -116,6 +119,7 @@ class Mask:
         """
         from attention_core.masks.dense import DenseMask, check_bool
 
+        check_whole(heads=heads, or_none=True)
         masks: list[Mask] = []
         if attn_mask is not None:
             check_bool(attn_mask, "attn_mask")

@@ -33,7 +33,7 @@ class DenseMask(Mask):
 
     def __post_init__(self) -> None:
         if not isinstance(self.tensor, Tensor):
-            raise TypeError(f"DenseMask takes a bool tensor, got {type(self.tensor).__name__}")
+            raise TypeError(f"mask must be a bool tensor, got {type(self.tensor).__name__}")
         check_bool(self.tensor, "mask")
         check_pairwise(self.tensor, "mask")
 
