@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from attention_core.checks import is_whole
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: The annotation of an argument of which the function itself says more where it is wrong.
+Unchecked = Annotated[T, "by `checked`"]
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
@@ -30,6 +33,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     """
     names = tuple(inspect.signature(function).parameters)
     hints: dict[str, Any] = {}
+    #: Of what has been seen to fit, what any other value of this type does, too
+    known: set[tuple[str, type]] = set()
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,9 +44,13 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
             hints.update(_hints(function))
         for given in (zip(names, args, strict=False), kwargs.items()):
             for name, value in given:
-                if name in hints and not _fits(value, hints[name]):
+                if (name, type(value)) in known or name not in hints:
+                    continue
+                if not _fits(value, hints[name]):
                     what = " or ".join(dict.fromkeys(_words(hints[name])))
                     raise TypeError(f"{name} must be {what}, got {_short(value)}")
+                if _is_known_by_type(value, hints[name]):
+                    known.add((name, type(value)))
         return function(*args, **kwargs)
 
     return call
@@ -88,6 +97,13 @@ def _fits(value: Any, hint: Any) -> bool:
         scalar = isinstance(value, str) or (isinstance(value, Tensor) and not value.ndim)
         return isinstance(value, origin) and not scalar
     return callable(value) if origin is Callable else True
+
+
+def _is_known_by_type(value: Any, hint: Any) -> bool:
+    """Whether with this value all of its type fit: not those of a list, as its elements differ."""
+    if isinstance(value, Tensor):  # one that stands for a number differs, too
+        return Tensor in (hint, *get_args(hint))
+    return isinstance(value, str) or not isinstance(value, Iterable)
 
 
 def _words(hint: Any) -> Iterator[str]:

@@ -112,7 +112,7 @@ class NodeEmbedding(nn.Module):
                 if of.shape != (len(x), self.eigenvectors.k):
                     wanted = len(x), self.eigenvectors.k
                     raise ValueError(f"{name} must be {wanted}, got {tuple(of.shape)}")
-                check_dense(**{name: of})
+                check_dense(**{name: of})  # type: ignore[arg-type]
             tokens = tokens + self.eigenvectors(laplacian, laplacian_values, ends)
         return tokens
 
@@ -217,7 +217,7 @@ def _dtype(layer: nn.Embedding | nn.Linear) -> torch.dtype:
 def _check(x: Tensor, name: str, what: str, types: int | None, features: int | None) -> None:
     """Raises TypeError or ValueError where x is not what `{what}_types` or `{what}_features`
     announced."""
-    check_dense(**{name: x})
+    check_dense(**{name: x})  # type: ignore[arg-type]
     if types is not None:
         announced = f"{what}_types={types}"
         if x.is_floating_point() or x.dtype == torch.bool:

@@ -14,7 +14,7 @@ from torch_geometric.explain.algorithm import ExplainerAlgorithm
 from torch_geometric.explain.config import MaskType, ModelMode, ModelReturnType
 
 from attention_core import Graph
-from attention_core.annotated import checked
+from attention_core.annotated import Unchecked, checked
 from attention_core.checks import check_dense, check_whole
 from attention_core.layers.recorded import around
 from attention_core.spaces import Pairs
@@ -27,8 +27,8 @@ Mode = Literal["classification", "regression"]
 @checked
 def explain_prediction(
     model: nn.Module,
-    x: Tensor,
-    edge_index: Tensor,
+    x: Unchecked[Tensor],
+    edge_index: Unchecked[Tensor],
     *,
     target: Tensor | int | None = None,
     index: Tensor | int | None = None,

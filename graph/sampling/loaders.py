@@ -14,7 +14,7 @@ from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import BaseSampler, NegativeSampling
 from torch_geometric.sampler.base import NegativeSamplingMode
 
-from attention_core.annotated import checked
+from attention_core.annotated import Unchecked, checked
 from attention_core.checks import check_dense, check_number
 from graph.sampling.checks import (
     check_column,
@@ -57,7 +57,7 @@ class NeighborLoader(NodeLoader):
     @checked
     def __init__(
         self,
-        data: Data | HeteroData,
+        data: Unchecked[Data | HeteroData],
         num_neighbors: Any,
         input_nodes: Any = None,
         input_time: Tensor | None = None,
@@ -128,7 +128,7 @@ class LinkNeighborLoader(LinkLoader):
     @checked
     def __init__(
         self,
-        data: Data | HeteroData,
+        data: Unchecked[Data | HeteroData],
         num_neighbors: Any,
         edge_label_index: Any = None,
         edge_label: Tensor | None = None,
@@ -180,7 +180,7 @@ class LinkNeighborLoader(LinkLoader):
 
 
 def make_sampler(
-    data: Data | HeteroData,
+    data: Unchecked[Data | HeteroData],
     num_neighbors: Any,
     *,
     subgraph_type: str = "directional",
@@ -230,7 +230,7 @@ def _seeds(given: Any, count: int) -> tuple[Tensor, int]:
     return nodes, len(nodes)
 
 
-def _check_links(data: Data | HeteroData, links: Any) -> int:
+def _check_links(data: Unchecked[Data | HeteroData], links: Any) -> int:
     """How many links there are."""
     if isinstance(data, Data):
         ends = int(data.num_nodes or 0), int(data.num_nodes or 0)

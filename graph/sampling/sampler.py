@@ -18,7 +18,7 @@ from torch_geometric.sampler import (
 from torch_geometric.sampler.base import NumNeighbors, SubgraphType
 from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
-from attention_core.annotated import checked
+from attention_core.annotated import Unchecked, checked
 from graph.layers.edges import check_edge_index
 from graph.sampling.checks import (
     check_column,
@@ -67,7 +67,7 @@ class NeighborSampler(BaseSampler):
     @checked
     def __init__(
         self,
-        data: Data | HeteroData,
+        data: Unchecked[Data | HeteroData],
         num_neighbors: Any,
         subgraph_type: SubgraphType | str = "directional",
         replace: bool = False,

@@ -339,7 +339,7 @@ def test_models_that_cannot_be_explained() -> None:
     model = GraphTransformer(8, 1, 2, classes=2, node_types=4)
     with pytest.raises(ValueError, match="eval mode"):
         explain_prediction(model, x, edge_index)
-    with pytest.raises(TypeError, match="x must be a tensor, got dict"):
+    with pytest.raises(TypeError, match="of a graph with one type of nodes, got dict and Tensor"):
         explain_prediction(model.eval(), {"a": x}, edge_index)  # type: ignore[arg-type]
 
     class Alone(nn.Module):

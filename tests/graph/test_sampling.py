@@ -212,7 +212,7 @@ def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], said
 @pytest.mark.parametrize("loader", [NeighborLoader, LinkNeighborLoader])
 def test_stores_are_refused_by_name(loader: Any, data: Any) -> None:
     """PyG's loaders also take a tuple of a feature store and a graph store."""
-    said = r"data must be a Data or a HeteroData, got (tuple \(Data|None|'graph')"
+    said = r"data must be PyG's Data or HeteroData, got (\(Data, Data\): stores|NoneType|str)"
     with pytest.raises(TypeError, match=said):
         loader(data, num_neighbors=[2])
 
