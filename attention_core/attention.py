@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attention_core.backends import edges
+from attention_core.backends.derivatives import untouched
 from attention_core.biases import Bias, DenseBias, as_bias
 from attention_core.checks import check_chance, check_flag, check_kind, check_number
 from attention_core.errors import BackendError
@@ -147,6 +148,9 @@ def attend(
     else:
         result = isolated(run, plan, q, k, v, options)
     output = result.output if value_dim else result.output[..., :0]
+    if not plan.job.all_pairs:
+        learned = [*(bias.tensors() if bias else ()), *(score.parameters() if score else ())]
+        output = untouched(output, q, k, v, sink, edge_key, edge_value, *learned)
     asked: list[Any] = []
     if return_weights:
         by_pair = return_weights == "pairs"

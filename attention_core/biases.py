@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Listing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from attention_core.annotated import checked
 from attention_core.backends.derivatives import transformed
-from attention_core.checks import check_whole
+from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, Graph, Pairs, Space
 
@@ -49,10 +51,14 @@ class Bias(nn.Module):
         """What of the tokens decides the score; None if unknown. (Being special always may.)"""
         return None
 
+    def tensors(self) -> list[Tensor]:
+        """What the scores are made of and may need a gradient."""
+        return list(self.parameters())
+
     @property
     def learned(self) -> bool:
         """Whether it has anything that needs a gradient."""
-        return any(parameter.requires_grad for parameter in self.parameters())
+        return any(tensor.requires_grad for tensor in self.tensors())
 
     def forward(self, pairs: Pairs) -> Tensor:
         """The score of every pair, in float32 or better.
@@ -97,9 +103,8 @@ class _Sum(Bias):
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(*(term.block_key(space) for term in self.terms))
 
-    @property
-    def learned(self) -> bool:
-        return any(term.learned for term in self.terms)
+    def tensors(self) -> list[Tensor]:
+        return [tensor for term in self.terms for tensor in term.tensors()]
 
 
 def as_bias(bias: Bias | Tensor | None) -> Bias | None:
@@ -163,6 +168,7 @@ class ALiBi(Bias):
     infinitely far, so it forbids them.
     """
 
+    @checked
     def __init__(self, heads: int) -> None:
         super().__init__()
         check_whole(heads=heads)
@@ -204,6 +210,7 @@ class RelativeTable(Bias):
             (Bao et al., BEiT, 2022); otherwise their scores are 0.
     """
 
+    @checked
     def __init__(
         self, heads: int, buckets: int, bucket: Callable[[Pairs], Tensor], *, special: bool = False
     ) -> None:
@@ -239,6 +246,7 @@ class RelativeTable(Bias):
         return f"heads={self.heads}, buckets={len(self.table)}"
 
     @classmethod
+    @checked
     def t5(
         cls,
         heads: int,
@@ -259,6 +267,7 @@ class RelativeTable(Bias):
         return cls(heads, buckets, bucketing, special=special)
 
     @classmethod
+    @checked
     def swin(
         cls, heads: int, window: int | tuple[int, ...], *, special: bool = False
     ) -> RelativeTable:
@@ -270,13 +279,13 @@ class RelativeTable(Bias):
             heads: number of query heads.
             window: size per axis, or one size for two axes.
         """
-        sizes = (window, window) if isinstance(window, int) else tuple(window)
-        for size in sizes:
-            check_whole(window=size)
+        sizes = tuple(window) if isinstance(window, Listing) else (window, window)
+        check_whole_each(window=sizes)
         buckets = math.prod(2 * size - 1 for size in sizes)
         return cls(heads, buckets, _OffsetBucket(sizes), special=special)
 
     @classmethod
+    @checked
     def hops(cls, heads: int, max_hops: int, *, special: bool = False) -> RelativeTable:
         """A row for each distance up to `max_hops`, one beyond, and one for "unreachable".
 
@@ -354,6 +363,7 @@ class ContinuousBias(Bias):
         hidden: width of the hidden layer.
     """
 
+    @checked
     def __init__(self, heads: int, extent: tuple[float, ...], hidden: int = 512) -> None:
         super().__init__()
         check_whole(heads=heads, hidden=hidden)
@@ -416,6 +426,7 @@ class EdgeBias(Bias):
             of the other kind or size, or with a type that there is not.
     """
 
+    @checked
     def __init__(
         self, heads: int, *, types: int | None = None, features: int | None = None
     ) -> None:
@@ -473,14 +484,15 @@ class DenseBias(Bias):
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"bias must be a float tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
             raise TypeError(f"bias must be float, got {tensor.dtype}; a bool tensor is a mask")
         check_pairwise(tensor, "bias")
         self.tensor = tensor
 
-    @property
-    def learned(self) -> bool:
-        return self.tensor.requires_grad
+    def tensors(self) -> list[Tensor]:
+        return [self.tensor]
 
     def forward(self, pairs: Pairs) -> Tensor:
         return take_pairwise(self.tensor, pairs, "bias")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.spaces import Sequence, Space
 
@@ -70,6 +71,7 @@ class KVCache:
         y = decoder(next_token, cache=cache)        # (B, 1, D)
     """
 
+    @checked
     def __init__(self, max_length: int | None = None, *, window: int | None = None) -> None:
         if max_length is not None and window is not None:
             raise ValueError(
@@ -90,6 +92,7 @@ class KVCache:
     def __getitem__(self, layer: int) -> LayerCache:
         return self._layers.setdefault(layer, LayerCache(self.max_length, self.window))
 
+    @checked
     def next_space(self, length: int, device: torch.device | str = "cpu") -> Sequence:
         """The places of the next `length` tokens: each sample goes on after its last one."""
         space = self.space
@@ -104,6 +107,7 @@ class KVCache:
             places = places.masked_fill(~space.valid, -1)
         return Sequence(length, start=places.amax(-1) + 1, device=device)
 
+    @checked
     def extend(self, space: Space) -> Space:
         """Add the places of new tokens; returns those of all tokens held and new."""
         if self.window is not None and space.valid is not None and not space.valid[..., -1].all():
@@ -124,6 +128,7 @@ class KVCache:
         self.space = space
         return space
 
+    @checked
     def reorder(self, index: Tensor) -> None:
         """Make sample `index[b]` the new sample b, as beam search does. index: (B,) integers."""
         if self.space is not None and self.space.batch is not None:

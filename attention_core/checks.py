@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 
-def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -> None:
+def check_whole(least: int | None = 1, *, or_none: bool = False, **arguments: object) -> None:
     """Raise unless each argument is a whole number of at least `least`.
 
     Args:
-        least: the smallest that is allowed.
+        least: the smallest that is allowed; None for any.
         or_none: whether None is, too.
         arguments: by name.
 
@@ -29,22 +29,34 @@ def check_whole(least: int = 1, *, or_none: bool = False, **arguments: object) -
         # A size that an exported program leaves open is not looked at either
         if isinstance(value, torch.SymInt) or (or_none and value is None):
             continue
-        if isinstance(value, bool) or not _is_index(value):
+        if isinstance(value, bool) or not is_whole(value):
             error = ValueError if isinstance(value, float) else TypeError
-            what = f"a whole number of at least {least}{alternative}"
+            bound = "" if least is None else f" of at least {least}"
+            what = f"a whole number{bound}{alternative}"
             raise error(f"{name} must be {what}, got {value!r}")
-        if int(value) < least:  # type: ignore[call-overload]
+        if least is not None and int(value) < least:  # type: ignore[call-overload]
             raise ValueError(f"{name} must be at least {least}{alternative}, got {value!r}")
 
 
-def _is_index(value: object) -> bool:
+def check_whole_each(least: int | None = 1, **arguments: Iterable[object]) -> None:
+    """`check_whole` of each number in lists, of which none may be empty."""
+    for name, values in arguments.items():
+        given = list(values)
+        if not given:
+            raise ValueError(f"{name} must have a number for each axis, got none")
+        for value in given:
+            check_whole(least, **{name: value})  # type: ignore[arg-type]
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value stands for a whole number, as those of numpy and of tensors do."""
     if isinstance(value, int):
         return True
     try:  # arrays and tensors have the method, and only some of them the number
         operator.index(value)  # type: ignore[arg-type]
     except Exception:
         return False
-    return True
+    return getattr(value, "dtype", None) != torch.bool
 
 
 def check_number(
@@ -103,11 +115,51 @@ def check_kind(kind: type, *, or_none: bool = True, **arguments: object) -> None
             )
 
 
+def check_dense(*, or_meta: bool = False, **tensors: Tensor | None) -> None:
+    """Raise unless each tensor that is given is dense, and not without values on meta.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, x in tensors.items():
+        if x is not None and x.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {x.layout}")
+        if x is not None and not or_meta and x.is_meta:
+            raise ValueError(f"{name} must be a tensor with values, got one on the meta device")
+
+
+def check_index(count: int, shape: str, **tensors: Tensor) -> None:
+    """Raise unless each tensor holds integers from 0 to `count` - 1.
+
+    Only a CPU is asked for values, as another device would have to be waited for.
+
+    Args:
+        count: of what they are an index into.
+        shape: "(P,)" or "(2, E)", in words.
+        tensors: by name.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    sizes = shape.strip("()").rstrip(",").split(", ")
+    for name, x in tensors.items():
+        check_dense(**{name: x})  # type: ignore[arg-type]
+        known = [int(n) for n in sizes if n.isdigit()]
+        fits = x.ndim == len(sizes) and list(x.shape[: len(known)]) == known
+        if not fits or x.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must hold integers {shape}, got {x.dtype} {tuple(x.shape)}")
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+            continue
+        low, high = int(x.min()), int(x.max())
+        if not 0 <= low <= high < count:
+            raise ValueError(f"{name} runs from {low} to {high}, but must be 0 to {count - 1}")
+
+
 def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens: object) -> None:
     """Raise unless each argument is a dense float tensor (..., D) that `layer` can multiply.
 
     Args:
-        layer: a linear layer; what stands in its place, as in quantized models, has its own dtype.
+        layer: a linear layer, see `check_dtype`.
         shape: of the tokens, in words.
         size: D, the layer's own by default.
         tokens: by name.
@@ -116,7 +168,6 @@ def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens
         TypeError: an argument is no tensor.
         ValueError: of another size or dtype, or on the meta device while the layer is not.
     """
-    weight = getattr(layer, "weight", None)
     for name, x in tokens.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
@@ -127,8 +178,21 @@ def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens
                 f"{name} must be float {shape.replace('D', str(size))}, got "
                 f"{sparse}{x.dtype} {tuple(x.shape)}"
             )
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            continue
+        check_dtype(layer, **{name: x})
+
+
+def check_dtype(layer: nn.Module, **tensors: Tensor) -> None:
+    """Raise ValueError unless each tensor has the dtype of the layer's weights, and their device
+    where that is none without values.
+
+    Args:
+        layer: what stands in its place, as in quantized models, has its own dtype.
+        tensors: by name.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        return
+    for name, x in tensors.items():
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"{name} must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}"

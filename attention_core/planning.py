@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.annotated import checked
 from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
@@ -30,6 +31,7 @@ BACKENDS: dict[str, ModuleType] = {
 
 
 @lasting
+@checked
 def plan(
     space: Space | tuple[Space, Space],
     mask: Mask | Tensor | None = None,
@@ -73,7 +75,8 @@ def plan(
     if edge_features and not all(isinstance(s, Graph) for s in spaces):
         got = " attending to ".join(s.describe() for s in dict.fromkeys(spaces))
         raise TypeError(
-            f"edge features (edge_key=, edge_value=, edge_dim=) need a Graph's nodes, got {got}"
+            "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need a Graph's "
+            f"nodes, got {got}"
         )
     check_whole(0, heads=heads, batch=batch, or_none=True)
     check_whole(0, head_dim=head_dim)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from attention_core.checks import check_number, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_number, check_whole
 from attention_core.rotary_scaling import RotaryScaling
 from attention_core.spaces import Space
 
@@ -57,7 +58,7 @@ def _frequencies(dim: int, axes: int, base: float, device: torch.device) -> Tens
 
 def _coordinates(space: Space, axes: int) -> Tensor:
     if space.axes != axes or space.coordinates is None:
-        raise ValueError(f"positions have {axes} axes, {space.describe()} has {space.axes}")
+        raise ValueError(f"space: positions have {axes} axes, {space.describe()} has {space.axes}")
     return space.coordinates
 
 
@@ -114,6 +115,7 @@ class Rotary(nn.Module):
             `NTKScaling`, `YaRN` or `Llama3Scaling`.
     """
 
+    @checked
     def __init__(
         self,
         axes: int = 1,
@@ -135,6 +137,8 @@ class Rotary(nn.Module):
         self.axes, self.base, self.dim, self.layout = axes, base, dim, layout
         self.extent: tuple[float, ...] | None = None
         if extent is not None:
+            if not isinstance(extent, Listing):
+                check_number(above=0, extent=extent)
             self.extent = tuple(extent) if isinstance(extent, Listing) else (extent,) * axes
             if len(self.extent) != axes or any(not n > 0 for n in self.extent):
                 raise ValueError(f"extent must be positive, for each of {axes} axes; got {extent}")
@@ -187,8 +191,19 @@ class Rotary(nn.Module):
             )
         return extent
 
+    @checked
     def forward(self, x: Tensor, space: Space) -> Tensor:
         """Rotate x (B, H, L, D) to where its tokens sit."""
+        check_dense(x=x)
+        if x.ndim < 2 or not x.is_floating_point() or x.shape[-2] != space.length:
+            raise ValueError(
+                f"x must be float (B, H, {space.length}, D), as its space is "
+                f"{space.describe()}; got {x.dtype} {tuple(x.shape)}"
+            )
+        if self.dim is None and x.shape[-1] % (2 * self.axes):
+            raise ValueError(
+                f"the dim of x must be a multiple of 2 · axes = {2 * self.axes}, got {x.shape[-1]}"
+            )
         angle = self.angles(space.to(x.device), x.shape[-1])
         return rotate(x, angle, self.layout, self.amplitude)
 
@@ -210,6 +225,7 @@ class Sinusoidal(nn.Module):
         reverse: the last axis first: columns before rows, as MAE and big_vision have them.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -226,6 +242,7 @@ class Sinusoidal(nn.Module):
         self.dim, self.axes, self.base = dim, axes, base
         self.layout, self.reverse = layout, reverse
 
+    @checked
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D) in float32; special tokens have zeros."""
         places = _coordinates(space, self.axes)
@@ -254,6 +271,7 @@ class LearnedPosition(nn.Module):
         special: number of special tokens in a sample, which have vectors of their own.
     """
 
+    @checked
     def __init__(self, size: int | tuple[int, ...], dim: int, *, special: int = 0) -> None:
         super().__init__()
         self.size = tuple(size) if isinstance(size, tuple | list) else (size,)
@@ -265,6 +283,7 @@ class LearnedPosition(nn.Module):
         self.table = nn.Parameter(torch.empty(special + math.prod(self.size), dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
+    @checked
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D).
 

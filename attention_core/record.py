@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.layers.recorded import RecordedAttention, recorders
 from attention_core.spaces import Space
 from attention_core.weights import PairWeights
@@ -72,6 +73,7 @@ def record_attention(
 
 
 @contextmanager
+@checked
 def record_attention(
     model: nn.Module, layers: Sequence[int] | None = None, *, pairs: bool = False
 ) -> Iterator[AttentionMaps[Any]]:

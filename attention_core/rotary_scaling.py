@@ -13,6 +13,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_flag, check_number, check_whole
+
 
 class RotaryScaling(Protocol):
     """What `Rotary(scaling=...)` takes."""
@@ -35,7 +37,7 @@ class LinearScaling:
     amplitude: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.factor)
+        check_number(above=0, factor=self.factor)
 
     def __call__(self, frequencies: Tensor, base: float) -> Tensor:
         return frequencies / self.factor
@@ -50,7 +52,7 @@ class NTKScaling:
     amplitude: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.factor)
+        check_number(above=0, factor=self.factor)
 
     def __call__(self, frequencies: Tensor, base: float) -> Tensor:
         places = torch.arange(len(frequencies), device=frequencies.device)
@@ -79,7 +81,10 @@ class YaRN:
     whole: bool = True
 
     def __post_init__(self) -> None:
-        _check(self.factor)
+        check_whole(length=self.length)
+        check_number(above=0, factor=self.factor, fast=self.fast, slow=self.slow)
+        check_number(gain=self.gain, or_none=True)
+        check_flag(whole=self.whole)
 
     @property
     def amplitude(self) -> float:
@@ -120,7 +125,8 @@ class Llama3Scaling:
     amplitude: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.factor)
+        check_whole(length=self.length)
+        check_number(above=0, factor=self.factor, low=self.low, high=self.high)
         if not self.low < self.high:
             raise ValueError(f"low must be less than high, got low={self.low}, high={self.high}")
 
@@ -128,8 +134,3 @@ class Llama3Scaling:
         rotations = self.length * frequencies / (2 * math.pi)
         kept = ((rotations - self.low) / (self.high - self.low)).clamp(0, 1)
         return frequencies * kept + frequencies / self.factor * (1 - kept)
-
-
-def _check(factor: float) -> None:
-    if not factor > 0:
-        raise ValueError(f"factor must be positive, got {factor}")

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_number, check_whole
 
 ScoreName = Literal["dot", "additive", "additive_v2"]
 
@@ -53,11 +54,13 @@ class Additive(Score):
         edge: learn c, for attention with `edge_key`.
     """
 
+    @checked
     def __init__(
         self, heads: int, head_dim: int, negative_slope: float = 0.2, *, edge: bool = False
     ) -> None:
         super().__init__()
         check_whole(heads=heads, head_dim=head_dim)
+        check_number(negative_slope=negative_slope)
         self.query = nn.Parameter(torch.empty(heads, head_dim))
         self.key = nn.Parameter(torch.empty(heads, head_dim))
         self.edge = nn.Parameter(torch.empty(heads, head_dim)) if edge else None
@@ -104,9 +107,11 @@ class AdditiveV2(Score):
         negative_slope: of the LeakyReLU.
     """
 
+    @checked
     def __init__(self, heads: int, head_dim: int, negative_slope: float = 0.2) -> None:
         super().__init__()
         check_whole(heads=heads, head_dim=head_dim)
+        check_number(negative_slope=negative_slope)
         self.weight = nn.Parameter(torch.empty(heads, head_dim))
         self.heads, self.negative_slope = heads, negative_slope
         self.reset_parameters()

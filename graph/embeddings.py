@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings import (
     CentralityEmbedding,
@@ -34,6 +36,7 @@ class NodeEmbedding(nn.Module):
         ValueError: not exactly one of `types` and `features` is given, or a number is less than 1.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -47,22 +50,25 @@ class NodeEmbedding(nn.Module):
         super().__init__()
         if (types is None) == (features is None):
             raise ValueError(
-                "node_types (for x of integers) or node_features (for x of floats) is needed, "
-                f"one of them; got {types} and {features}"
+                "node_types (types, for x of integers) or node_features (features, for x of "
+                f"floats) is needed, one of them; got {types} and {features}"
             )
-        for name, value in (
-            ("max_degree", max_degree),
-            ("walk_steps", walk_steps),
-            ("eigenvectors", eigenvectors),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None, got {value}")
+        check_whole(dim=dim)
+        check_whole(
+            types=types,
+            features=features,
+            max_degree=max_degree,
+            walk_steps=walk_steps,
+            eigenvectors=eigenvectors,
+            or_none=True,
+        )
         self.types, self.features = types, features
         self.project = _projection(types, features, dim=dim)
         self.degree = None if max_degree is None else CentralityEmbedding(dim, max_degree)
         self.walks = None if walk_steps is None else nn.Linear(walk_steps, dim)
         self.eigenvectors = None if eigenvectors is None else SignInvariant(eigenvectors, dim)
 
+    @checked
     def forward(
         self,
         x: Tensor,
@@ -90,6 +96,8 @@ class NodeEmbedding(nn.Module):
         tokens: Tensor = self.project(x if self.types is not None else x.to(_dtype(self.project)))
         ends = torch.stack([edges.source, edges.target])
         if self.degree is not None:
+            if degree is not None and degree.shape != (len(x), 2):
+                raise ValueError(f"degree must be {(len(x), 2)}, got {tuple(degree.shape)}")
             tokens = tokens + self.degree(degrees(edges) if degree is None else degree)
         if self.walks is not None:
             steps = self.walks.in_features
@@ -100,6 +108,11 @@ class NodeEmbedding(nn.Module):
         if self.eigenvectors is not None:
             if laplacian is None or laplacian_values is None:
                 laplacian, laplacian_values = laplacian_eigenvectors(edges, self.eigenvectors.k)
+            for name, of in (("laplacian", laplacian), ("laplacian_values", laplacian_values)):
+                if of.shape != (len(x), self.eigenvectors.k):
+                    wanted = len(x), self.eigenvectors.k
+                    raise ValueError(f"{name} must be {wanted}, got {tuple(of.shape)}")
+                check_dense(**{name: of})  # type: ignore[arg-type]
             tokens = tokens + self.eigenvectors(laplacian, laplacian_values, ends)
         return tokens
 
@@ -119,6 +132,7 @@ class EdgeEmbedding(nn.Module):
         ValueError: both `types` and `features` are given.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -133,6 +147,7 @@ class EdgeEmbedding(nn.Module):
                 f"edge_attr holds types or features, not both; got edge_types={types} and "
                 f"edge_features={features}"
             )
+        check_whole(types=types, features=features, dim=dim, or_none=True)
         self.types, self.features, self.added = types, features, added
         kinds = {"types": (types or 1) + added} if features is None else {}
         numbers = {} if features is None else {"features": features + added}
@@ -140,6 +155,7 @@ class EdgeEmbedding(nn.Module):
         #: What it gives, as arguments of `EdgeBias`.
         self.gives: dict[str, int] = {**kinds, **numbers} if dim is None else {"features": dim}
 
+    @checked
     def forward(self, edge_attr: Tensor | None, edge_index: Tensor, added: int = 0) -> Tensor:
         """What is known of E edges and of so many behind them.
 
@@ -154,7 +170,10 @@ class EdgeEmbedding(nn.Module):
             TypeError, ValueError: as of `NodeEmbedding`; or `edge_attr` is missing, or not of E
                 edges.
         """
-        count = edge_index.shape[-1]
+        check_whole(0, added=added)
+        if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+            raise ValueError(f"edge_index must have shape (2, E), got {tuple(edge_index.shape)}")
+        count = edge_index.shape[1]
         if self.types is None and self.features is None:
             edge_attr = edge_index.new_zeros(count)
         elif edge_attr is None:
@@ -198,6 +217,7 @@ def _dtype(layer: nn.Embedding | nn.Linear) -> torch.dtype:
 def _check(x: Tensor, name: str, what: str, types: int | None, features: int | None) -> None:
     """Raises TypeError or ValueError where x is not what `{what}_types` or `{what}_features`
     announced."""
+    check_dense(**{name: x})  # type: ignore[arg-type]
     if types is not None:
         announced = f"{what}_types={types}"
         if x.is_floating_point() or x.dtype == torch.bool:

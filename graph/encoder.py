@@ -20,6 +20,7 @@ from attention_core import (
     Score,
     Space,
 )
+from attention_core.annotated import checked
 from attention_core.cache import LayerCache
 from attention_core.job import Plan
 from attention_core.layers import AttentionOptions, EncoderOptions
@@ -41,6 +42,7 @@ class SelfAttention(MultiheadAttention):
         bias: of the first.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

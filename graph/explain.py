@@ -14,6 +14,8 @@ from torch_geometric.explain.algorithm import ExplainerAlgorithm
 from torch_geometric.explain.config import MaskType, ModelMode, ModelReturnType
 
 from attention_core import Graph
+from attention_core.annotated import Unchecked, checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.layers.recorded import around
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
@@ -22,10 +24,11 @@ from attention_core.weights import PairWeights
 Mode = Literal["classification", "regression"]
 
 
+@checked
 def explain_prediction(
     model: nn.Module,
-    x: Tensor,
-    edge_index: Tensor,
+    x: Unchecked[Tensor],
+    edge_index: Unchecked[Tensor],
     *,
     target: Tensor | int | None = None,
     index: Tensor | int | None = None,
@@ -75,7 +78,7 @@ def explain_prediction(
     def asked(output: Tensor) -> Tensor:
         if index is None:
             return output
-        return output[torch.as_tensor(index, device=output.device).reshape(-1)]
+        return output[_rows(index, output)]
 
     if target is None and mode == "classification":
         with torch.no_grad():  # what is predicted may be another class where gates are closed
@@ -110,8 +113,10 @@ class EdgeAttribution(ExplainerAlgorithm):
         explainer(x, edge_index).edge_mask  # (E,)
     """
 
+    @checked
     def __init__(self, steps: int = 16) -> None:
         super().__init__()
+        check_whole(steps=steps)
         self.steps = steps
 
     def forward(
@@ -145,6 +150,7 @@ class EdgeAttribution(ExplainerAlgorithm):
         return config.node_mask_type is None and config.edge_mask_type == MaskType.object
 
 
+@checked
 def log_odds(output: Tensor, target: Tensor | int) -> Tensor:
     """The log-odds (M,) of a class against all others.
 
@@ -158,11 +164,14 @@ def log_odds(output: Tensor, target: Tensor | int) -> Tensor:
     Raises:
         ValueError: `target` is of another shape, or names a class that there is none of.
     """
+    check_dense(output=output)
+    if not output.is_floating_point():
+        raise TypeError(f"output must hold floats, got {output.dtype}")
     output = _by_class(output)
     count, classes = output.shape
-    target = torch.as_tensor(target, device=output.device).reshape(-1)
+    target = _integers("target", target, output)
     target = target.expand(count) if len(target) == 1 else target
-    if len(target) != count or target.is_floating_point():
+    if len(target) != count:
         raise ValueError(
             f"target must be an integer or integers ({count},), got {target.dtype} "
             f"{tuple(target.shape)}"
@@ -177,17 +186,36 @@ def log_odds(output: Tensor, target: Tensor | int) -> Tensor:
     return output.gather(1, own).squeeze(1) - others
 
 
+def _integers(name: str, values: Tensor | int, like: Tensor) -> Tensor:
+    """An integer or several as a tensor (M,)."""
+    if isinstance(values, Tensor):
+        check_dense(**{name: values})  # type: ignore[arg-type]
+    else:
+        check_whole(None, **{name: values})  # type: ignore[arg-type]
+    values = torch.as_tensor(values, device=like.device).reshape(-1)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integers, got {values.dtype}")
+    return values.long()
+
+
+def _rows(index: Tensor | int, output: Tensor) -> Tensor:
+    rows = _integers("index", index, output)
+    count = len(output)
+    if rows.numel() and not -count <= int(rows.min()) <= int(rows.max()) < count:
+        raise ValueError(f"index names rows {rows.tolist()!r:.80}, but the output has {count}")
+    return rows
+
+
 def _by_class(output: Tensor) -> Tensor:
     """Logits (M, C), of two classes also where only the second had one."""
     output = output[:, None] if output.ndim == 1 else output
     if output.ndim != 2:
-        raise ValueError(f"the output must be logits (M, C) or (M,), got {tuple(output.shape)}")
+        raise ValueError(f"output must be logits (M, C) or (M,), got {tuple(output.shape)}")
     return nn.functional.pad(output, (1, 0)) if output.shape[1] == 1 else output
 
 
 def _check(model: nn.Module, x: Any, edge_index: Any, steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_whole(steps=steps)
     if model.training:
         raise ValueError("model must be in eval mode, so that no chance takes part: model.eval()")
     if not isinstance(x, Tensor) or not isinstance(edge_index, Tensor):

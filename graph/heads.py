@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
+
 _CHUNK = 1 << 24  # numbers of pairs' tokens multiplied at a time, 64 MiB
 
 
@@ -18,12 +21,16 @@ class EdgeHead(nn.Module):
         edge_dim: size of an edge's token, where it has one.
     """
 
+    @checked
     def __init__(self, dim: int, outputs: int, *, edge_dim: int | None = None) -> None:
         super().__init__()
+        check_whole(dim=dim, outputs=outputs)
+        check_whole(edge_dim=edge_dim, or_none=True)
         self.edge_dim = edge_dim
         self.hidden = nn.Linear(2 * dim + (edge_dim or 0), dim)
         self.out = nn.Linear(dim, outputs)
 
+    @checked
     def forward(self, tokens: Tensor, pairs: Tensor, edges: Tensor | None = None) -> Tensor:
         """(B, C) for pairs (2, B) of the N nodes with tokens (N, D), and edges (B, edge_dim)."""
         source, target = pairs
@@ -44,10 +51,10 @@ class LinkHead(nn.Module):
         relations: number of relations R.
     """
 
+    @checked
     def __init__(self, dim: int, relations: int = 1) -> None:
         super().__init__()
-        if relations < 1:
-            raise ValueError(f"relations must be at least 1, got {relations}")
+        check_whole(dim=dim, relations=relations)
         self.source = nn.Linear(dim, dim)
         self.target = nn.Linear(dim, dim)
         #: (R, D), such that scores begin as a scaled dot product.
@@ -56,6 +63,7 @@ class LinkHead(nn.Module):
         with torch.no_grad():
             self.relation.mul_(dim**-0.5)
 
+    @checked
     def forward(self, tokens: Tensor, pairs: Tensor, relation: Tensor | None = None) -> Tensor:
         """Scores (...) of pairs (2, ...) of the N nodes with tokens (N, D).
 
@@ -72,7 +80,15 @@ class LinkHead(nn.Module):
                     f"edge_label_type is missing: the model was built with relations={count}"
                 )
             relation = pairs.new_zeros(())
-        elif relation.numel() and not 0 <= int(relation.min()) <= int(relation.max()) < count:
+        check_dense(edge_label_type=relation)
+        if relation.is_floating_point() or relation.dtype == torch.bool:
+            raise TypeError(f"edge_label_type must hold integers, got {relation.dtype}")
+        if not _broadcasts(relation.shape, pairs.shape[1:]):
+            raise ValueError(
+                f"edge_label_type must broadcast to {tuple(pairs.shape[1:])}, got "
+                f"{tuple(relation.shape)}"
+            )
+        if relation.numel() and not 0 <= int(relation.min()) <= int(relation.max()) < count:
             raise ValueError(
                 f"edge_label_type names relations {int(relation.min())} to {int(relation.max())}, "
                 f"but relations={count}: they are 0 to {count - 1}"
@@ -109,9 +125,19 @@ class LinkHead(nn.Module):
         return scores.gather(1, torch.where(here, pairs[1], pairs[0]))
 
 
+@checked
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, to) == to
+    except RuntimeError:
+        return False
+
+
 def check_pairs(pairs: Tensor, nodes: int) -> None:
     """Raises ValueError where `edge_label_index` does not hold pairs (2, ...) of so many nodes."""
-    if pairs.ndim < 2 or len(pairs) != 2 or pairs.is_floating_point():
+    check_dense(edge_label_index=pairs)
+    integers = not pairs.is_floating_point() and pairs.dtype != torch.bool
+    if pairs.ndim < 2 or len(pairs) != 2 or not integers:
         raise ValueError(
             f"edge_label_index must hold integers (2, ...), got {pairs.dtype} {tuple(pairs.shape)}"
         )

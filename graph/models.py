@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
-from attention_core.checks import check_options, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_options, check_whole
 from attention_core.layers import EncoderOptions
 from attention_core.layers.tokens import learned_tokens
 from attention_core.spaces.edge_list import EdgeList
@@ -85,6 +86,7 @@ class GraphTransformer(nn.Module):
         logits = model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -182,6 +184,7 @@ class GraphTransformer(nn.Module):
         elif num_classes is not None:
             self.head = nn.Linear(dim, num_classes)
 
+    @checked
     def space(
         self,
         edge_index: Tensor,
@@ -220,6 +223,7 @@ class GraphTransformer(nn.Module):
             pair_attr=pair_attr,
         )
 
+    @checked
     def encode(
         self,
         x: Tensor,
@@ -243,6 +247,10 @@ class GraphTransformer(nn.Module):
 
         The other arguments are those of `forward`.
         """
+        check_whole(0, num_graphs=num_graphs, or_none=True)
+        check_dense(x=x, edge_index=edge_index, batch=batch)
+        if batch is not None and (batch.is_floating_point() or batch.dtype == torch.bool):
+            raise TypeError(f"batch must hold integers, the graph of each node, got {batch.dtype}")
         if x.ndim == 0 or (batch is not None and batch.shape != x.shape[:1]):
             raise ValueError(
                 "batch must hold the graph of each node: x is "
@@ -276,6 +284,7 @@ class GraphTransformer(nn.Module):
         tokens = space.place(nodes, self.virtual_tokens)
         return self.encoder(tokens, space, backend=backend), space
 
+    @checked
     def forward(
         self,
         x: Tensor,

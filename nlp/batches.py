@@ -9,11 +9,16 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core import Sequence
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 
 Side = Literal["right", "left"]
 
 
-def token_space(ids: Tensor, lengths: Tensor | None = None, side: Side = "right") -> Sequence:
+@checked
+def token_space(
+    ids: Tensor, lengths: Tensor | None = None, side: Side = "right", *, of: str = ""
+) -> Sequence:
     """Where the tokens of `ids` sit.
 
     Args:
@@ -21,30 +26,48 @@ def token_space(ids: Tensor, lengths: Tensor | None = None, side: Side = "right"
         lengths: (B,) tokens of each text; without it, packed ids are one text and padded ids have
             no padding.
         side: of padded ids, where the padding is.
+        of: what an error puts in front of these names.
 
     Raises:
         ValueError: ids and lengths do not fit, or there is no such side.
     """
     if side not in get_args(Side):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+        raise ValueError(f"{of}side must be 'right' or 'left', got {side!r}")
+    check_dense(or_meta=lengths is None, **{f"{of}ids": ids})
     if ids.ndim not in (1, 2):
-        raise ValueError(f"ids must be (T,) packed or (B, L) padded, got {tuple(ids.shape)}")
+        raise ValueError(f"{of}ids must be (T,) packed or (B, L) padded, got {tuple(ids.shape)}")
     if lengths is None:
         return Sequence(ids.shape[-1], device=ids.device)
-    if lengths.ndim != 1 or lengths.is_floating_point():
-        raise ValueError(
-            f"lengths must hold an integer per text, shape (B,), got {lengths.dtype} "
-            f"{tuple(lengths.shape)}"
-        )
+    _check_lengths(lengths, f"{of}lengths")
     if ids.ndim == 1:
         if int(lengths.sum()) != len(ids):
             raise ValueError(
-                f"packed ids hold {len(ids)} tokens, but lengths sum to {int(lengths.sum())}"
+                f"packed {of}ids hold {len(ids)} tokens, but {of}lengths sum to "
+                f"{int(lengths.sum())}"
             )
         return Sequence.packed(lengths, device=ids.device)
     if lengths.shape[0] != ids.shape[0]:  # len() would fix the batch of an exported program
-        raise ValueError(f"padded ids hold {len(ids)} texts, but there are {len(lengths)} lengths")
+        raise ValueError(
+            f"padded {of}ids hold {len(ids)} texts, but there are {len(lengths)} {of}lengths"
+        )
+    if not is_exporting() and len(lengths) and int(lengths.max()) > ids.shape[1]:
+        raise ValueError(
+            f"padded {of}ids of length={ids.shape[1]} is shorter than {of}lengths, which go up to "
+            f"{int(lengths.max())}"
+        )
     return Sequence.padded(lengths, ids.shape[1], side=side, device=ids.device)
+
+
+def _check_lengths(lengths: Tensor, name: str = "lengths") -> None:
+    check_dense(**{name: lengths})  # type: ignore[arg-type]
+    integers = not (lengths.is_floating_point() or lengths.is_complex())
+    if lengths.ndim != 1 or not integers or lengths.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must hold an integer per text, shape (B,), got {lengths.dtype} "
+            f"{tuple(lengths.shape)}"
+        )
+    if not is_exporting() and lengths.numel() and int(lengths.min()) < 0:
+        raise ValueError(f"{name} must be at least 0, got {int(lengths.min())}")
 
 
 def first_tokens(tokens: Tensor, lengths: Tensor | None = None, side: Side = "right") -> Tensor:
@@ -70,6 +93,7 @@ def first_tokens(tokens: Tensor, lengths: Tensor | None = None, side: Side = "ri
     return tokens[torch.arange(len(lengths), device=tokens.device), tokens.shape[1] - lengths]
 
 
+@checked
 def pad(
     packed: Tensor,
     lengths: Tensor,
@@ -82,6 +106,15 @@ def pad(
 
     L is that of the longest text, or `length`.
     """
+    _check_lengths(lengths)
+    check_dense(packed=packed)
+    check_whole(None, value=value)
+    check_whole(0, length=length, or_none=True)
+    if packed.ndim < 1 or len(packed) != int(lengths.sum()):
+        raise ValueError(
+            f"packed must have a row for each of {int(lengths.sum())} tokens of lengths, got "
+            f"{tuple(packed.shape)}"
+        )
     longest = int(lengths.max()) if length is None and len(lengths) else length or 0
     valid = Sequence.padded(lengths, longest, side=side, device=packed.device).valid
     padded = packed.new_full((len(lengths), longest, *packed.shape[1:]), value)
@@ -89,8 +122,17 @@ def pad(
     return padded
 
 
+@checked
 def unpad(padded: Tensor, lengths: Tensor, side: Side = "right") -> Tensor:
     """Padded ids (B, L), or tokens (B, L, ...), as packed ones (T, ...)."""
+    _check_lengths(lengths)
+    check_dense(padded=padded)
+    longest = int(lengths.max()) if len(lengths) else 0
+    if padded.ndim < 2 or len(padded) != len(lengths) or longest > padded.shape[1]:
+        raise ValueError(
+            f"padded must be ({len(lengths)}, {longest} or more, ...), as lengths say, got "
+            f"{tuple(padded.shape)}"
+        )
     valid = Sequence.padded(lengths, padded.shape[1], side=side, device=padded.device).valid
     packed: Tensor = padded[valid]
     return packed

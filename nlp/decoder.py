@@ -8,7 +8,8 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from attention_core import Decoder, KVCache, Neighborhood
-from attention_core.checks import check_options
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_number, check_options, check_whole
 from attention_core.layers import EncoderOptions
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
@@ -52,6 +53,7 @@ class TextDecoder(Pretrained):
         model.generate(padded, lengths, max_tokens=50, temperature=0.8, top_p=0.95)
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -69,6 +71,7 @@ class TextDecoder(Pretrained):
         **decoder: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
+        check_whole(depth=depth)
         added, options = attention_positions(positions, heads, bidirectional=False)
         if window is not None:
             if decoder.get("mask") is not None:
@@ -76,8 +79,16 @@ class TextDecoder(Pretrained):
                     f"give window or mask, not both: window={window} is a mask, Neighborhood"
                 )
             windows = list(window) if isinstance(window, Listing) else [window]
-            decoder["mask"] = [None if reach is None else Neighborhood(reach) for reach in windows]
+            for reach in windows or [0]:
+                check_whole(0, window=reach, or_none=True)
+            if not 0 < len(windows) <= depth:
+                raise ValueError(f"window lists {len(windows)} entries for {depth} layers")
+            decoder["mask"] = [
+                None if reach is None else Neighborhood(int(reach)) for reach in windows
+            ]
         check_options(self, decoder, cross="a TextDecoder has no context: see Seq2SeqTransformer")
+        check_chance(embedding_dropout=embedding_dropout)
+        check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(
             vocab_size,
             dim,
@@ -95,10 +106,12 @@ class TextDecoder(Pretrained):
         """The longest text that there are positions for; None for any."""
         return self.embedding.max_length
 
+    @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """A cache for `encode` that holds what the model's masks reach, see `Decoder.new_cache`."""
         return self.decoder.new_cache(max_length)
 
+    @checked
     def encode(
         self,
         ids: Tensor,
@@ -138,6 +151,7 @@ class TextDecoder(Pretrained):
         scores: Tensor = self.head(tokens, self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,

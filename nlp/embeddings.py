@@ -11,7 +11,8 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_dense, check_number, check_whole
 from attention_core.layers import EncoderOptions
 from attention_core.layers.residual import Norm, make_norm
 
@@ -62,6 +63,7 @@ class TokenEmbedding(nn.Module):
         dropout: on the sum.
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -79,8 +81,11 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         check_whole(vocab_size=vocab_size, dim=dim, max_length=max_length)
         check_whole(embedding_dim=embedding_dim, or_none=True)
+        check_number(above=0, scale=scale, or_none=True)
+        check_number(least=0, eps=eps)
+        check_chance(dropout=dropout)
         check_whole(0, num_token_types=num_token_types)
-        size = dim if embedding_dim is None else embedding_dim
+        size = int(dim if embedding_dim is None else embedding_dim)
         self.table = nn.Embedding(vocab_size, size)
         # Rows of length about 1, so that positions, drawn smaller, do not drown the words
         nn.init.normal_(self.table.weight, std=size**-0.5)
@@ -96,24 +101,32 @@ class TokenEmbedding(nn.Module):
         self.types = nn.Embedding(num_token_types, size) if num_token_types else None
         if self.types is not None:
             nn.init.normal_(self.types.weight, std=0.02)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, size, eps)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, size, eps, "norm")
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Identity() if embedding_dim is None else nn.Linear(size, dim)
 
-    def forward(self, ids: Tensor, space: Sequence, types: Tensor | None = None) -> Tensor:
+    @checked
+    def forward(
+        self, ids: Tensor, space: Sequence, types: Tensor | None = None, *, name: str = "ids"
+    ) -> Tensor:
         """Ids (T,) or (B, L) where `space` has them, to tokens (T, D) or (B, L, D).
 
         Args:
             ids: token ids.
             space: where they sit.
             types: in the shape of ids, the type of each token; 0 by default.
+            name: what an error calls the ids.
 
         Raises:
             TypeError: ids that are no integers.
             ValueError: an id outside the vocabulary, a type that there is not, or a place beyond
                 the learned positions.
         """
-        _check("ids", ids, self.table)
+        _check(name, ids, self.table)
+        if ids.ndim < 1 or ids.shape[-1] != space.length:
+            raise ValueError(
+                f"{name} are {tuple(ids.shape)}, but their space is {space.describe()}"
+            )
         tokens: Tensor = self.table(ids)
         if self.scale != 1:
             tokens = tokens * self.scale
@@ -122,6 +135,11 @@ class TokenEmbedding(nn.Module):
         if self.types is not None:
             types = torch.zeros_like(ids) if types is None else types
             _check("types", types, self.types)
+            if types.shape != ids.shape:
+                raise ValueError(
+                    f"types must have the shape of {name}, {tuple(ids.shape)}, got "
+                    f"{tuple(types.shape)}"
+                )
             tokens = tokens + self.types(types)
         elif types is not None:
             raise ValueError("types were given, but the model was made without token types")
@@ -130,13 +148,15 @@ class TokenEmbedding(nn.Module):
 
 
 def _check(name: str, ids: Tensor, table: nn.Embedding) -> None:
-    if ids.is_floating_point():
-        raise TypeError(f"{name} must be integers, got {ids.dtype}")
-    if is_exporting() or not ids.numel():  # an exported program cannot look at values
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be integers, of int64 or int32, got {ids.dtype}")
+    check_dense(or_meta=table.weight.is_meta, **{name: ids})
+    # An exported program cannot look at values
+    if is_exporting() or not ids.numel() or ids.is_meta:
         return
     low, high, count = int(ids.min()), int(ids.max()), table.num_embeddings
     if not 0 <= low <= high < count:
-        what = "the vocabulary has" if name == "ids" else "the number of token types is"
+        what = "the number of token types is" if name == "types" else "the vocabulary has"
         raise ValueError(
             f"{name} run from {low} to {high}, but {what} {count}: {name} are 0 to {count - 1}"
         )
@@ -155,6 +175,7 @@ class Transform(nn.Module):
         projection_bias: whether the linear layer has a bias.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -200,6 +221,7 @@ class TokenScores(nn.Module):
         scale: factor on tokens; T5 (2020) has 1/√D where it is tied.
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,

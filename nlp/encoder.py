@@ -11,7 +11,8 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import AttentionPool, Encoder, Sequence, pool
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
 from attention_core.layers import EncoderOptions
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
@@ -76,6 +77,7 @@ class TokenEncoder(Pretrained):
             "learned" ones.
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -103,6 +105,8 @@ class TokenEncoder(Pretrained):
             )
         norm, eps = encoder.get("norm", "layer"), encoder.get("eps", 1e-6)
         self.windowed = windowed
+        check_chance(embedding_dropout=embedding_dropout)
+        check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(
             vocab_size,
             dim,
@@ -120,6 +124,7 @@ class TokenEncoder(Pretrained):
         if not first_norm:
             self.encoder.blocks[0].attention_residual.norm = nn.Identity()
 
+    @checked
     def encode(
         self,
         ids: Tensor,
@@ -189,6 +194,7 @@ class TextEncoder(TokenEncoder):
         model(padded, lengths, side="left")    # padded on the left
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -204,11 +210,13 @@ class TextEncoder(TokenEncoder):
         super().__init__(vocab_size, dim, depth, heads, **tokens)
         check_whole(num_classes=num_classes, or_none=True)
         choice("pooling", pooling, get_args(Pooling))
+        choice("pooler", pooler, ("tanh", "gelu", "relu", None))
         self.pooling = pooling
         self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
         self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -226,6 +234,7 @@ class TextEncoder(TokenEncoder):
         return output
 
     @torch.no_grad()
+    @checked
     def embed(
         self, texts: Iterable[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
     ) -> Tensor:
@@ -243,8 +252,7 @@ class TextEncoder(TokenEncoder):
             ValueError: a text is longer than the model's positions, unless it is `windowed`; or
                 `batch` is below 1.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+        check_whole(batch=batch)
         rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
         limit = None if self.windowed else self.embedding.max_length
         for index, row in enumerate(rows):
@@ -297,6 +305,7 @@ class MaskedLanguageModel(TokenEncoder):
         model(ids, lengths, at=masked)     # of the masked tokens alone: (M, 4096)
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -309,6 +318,7 @@ class MaskedLanguageModel(TokenEncoder):
         **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
         super().__init__(vocab_size, dim, depth, heads, **tokens)
+        choice("transform", transform, ("gelu", "gelu-tanh", "relu"))
         size = self.embedding.table.embedding_dim
         self.transform = Transform(
             dim,
@@ -325,6 +335,7 @@ class MaskedLanguageModel(TokenEncoder):
         scores: Tensor = self.head(self.transform(tokens), self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -340,4 +351,8 @@ class MaskedLanguageModel(TokenEncoder):
             at: (M,) places in the flattened ids: the scores (M, V) of these tokens alone.
         """
         tokens = self.encode(ids, lengths, side=side, types=types)
-        return self.scores(tokens if at is None else tokens.flatten(0, -2)[at])
+        if at is None:
+            return self.scores(tokens)
+        tokens = tokens.flatten(0, -2)
+        check_index(len(tokens), "(M,)", at=at)
+        return self.scores(tokens[at])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import KVCache
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_number
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, pad, token_space, unpad
 from nlp.beams import BeamSearch
@@ -41,6 +43,7 @@ class Generative(Protocol):
 
 
 @torch.no_grad()
+@checked
 def generate(
     model: Generative,
     ids: Tensor,
@@ -92,6 +95,7 @@ def generate(
             tokens than there are positions for, a stop token that there is none of, or scores of
             the model that are NaN or infinite.
     """
+    _check_model(model)
     stops = _ids(stop)
     counts = {"max_tokens": max_tokens, "top_k": top_k, "beams": beams}
     _check_options(counts, temperature, top_p, min_p, repetition_penalty, length_penalty)
@@ -184,15 +188,27 @@ class _Past:
         return seen.scatter(1, ids, True)[:, :vocab_size]
 
 
+def _check_model(model: object) -> None:
+    wanted = ("max_length", "modules", "new_cache", "next_scores")
+    lacks = [name for name in wanted if not hasattr(model, name)]
+    if lacks:
+        raise TypeError(
+            f"model must be a TextDecoder, or have its {', '.join(wanted)}; got "
+            f"{type(model).__name__} without {', '.join(lacks)}"
+        )
+
+
 def _left_padded(ids: Tensor, lengths: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:
     """Prompts (B, L) that end in the last column, and their lengths; None where all are as long."""
     if lengths is not None and not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor, got {type(lengths).__name__}")
+    check_dense(ids=ids)
     token_space(ids, lengths, side)  # checks the shapes
     shortest = ids.shape[-1] if lengths is None else int(lengths.min()) if len(lengths) else 1
     if shortest < 1:
         raise ValueError(
-            "every prompt needs at least one token, such as the tokenizer's start token"
+            "every prompt needs at least one token, such as the tokenizer's start token: ids are "
+            f"{tuple(ids.shape)}, lengths {None if lengths is None else lengths.tolist()}"
         )
     if lengths is None:
         return (ids if ids.ndim == 2 else ids[None]), None
@@ -218,7 +234,7 @@ def _ids(stop: Any) -> list[int]:
         if any(isinstance(one, bool) for one in given):
             raise TypeError
         ids = [index(one) for one in given]
-    except TypeError:
+    except Exception:  # as of tensors of floats, or without values
         raise TypeError(
             f"stop must be the id of a token, or several ids, got {stop!r:.80}"
         ) from None
@@ -274,6 +290,9 @@ def _check_options(
     ):
         if not right:
             raise ValueError(f"{name} must be {wanted}, got {value}")
+    check_number(repetition_penalty=repetition_penalty, length_penalty=length_penalty)
+    for name, value in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
+        check_number(or_none=name != "temperature", **{name: value})
     top_k, beams = counts["top_k"], counts["beams"] or 1
     drawing = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
     given = [name for name, value in drawing.items() if value is not None]

@@ -8,7 +8,14 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from attention_core import Decoder, Encoder, KVCache, Sequence
-from attention_core.checks import check_options
+from attention_core.annotated import checked
+from attention_core.checks import (
+    check_chance,
+    check_dense,
+    check_number,
+    check_options,
+    check_whole,
+)
 from attention_core.layers import EncoderOptions
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
@@ -50,6 +57,7 @@ class Seq2SeqTransformer(Pretrained):
         model.generate(ids, lengths, start=1, stop=2, beams=4)  # a list of ids for each source
     """
 
+    @checked
     def __init__(
         self,
         vocab_size: int,
@@ -73,8 +81,12 @@ class Seq2SeqTransformer(Pretrained):
             cross="its decoder alone attends to a context, the encoded source",
             context_dim="its decoder attends to what its encoder gives, of size dim",
         )
+        check_whole(decoder_depth=decoder_depth, or_none=True)
+        check_number(scores_scale=scores_scale)
         added, options = attention_positions(positions, heads, bidirectional=True)
         _, causal_options = attention_positions(positions, heads, bidirectional=False)
+        check_chance(embedding_dropout=embedding_dropout)
+        check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(
             vocab_size,
             dim,
@@ -95,12 +107,14 @@ class Seq2SeqTransformer(Pretrained):
         """The longest text that there are positions for; None for any."""
         return self.embedding.max_length
 
+    @checked
     def encode(self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right") -> Tensor:
         """The encoded source, (T, D) or (B, L, D); arguments as in `TextEncoder.encode`."""
         space = token_space(ids, lengths, side)
         encoded: Tensor = self.encoder(self.embedding(ids, space), space)
         return encoded
 
+    @checked
     def decode(
         self,
         ids: Tensor,
@@ -133,6 +147,7 @@ class Seq2SeqTransformer(Pretrained):
         scores: Tensor = self.head(tokens, self.embedding.table.weight)
         return scores
 
+    @checked
     def forward(
         self,
         ids: Tensor,
@@ -162,17 +177,21 @@ class Seq2SeqTransformer(Pretrained):
                 "ids and target_ids must both be packed (T,) or both padded (B, L), got "
                 f"{tuple(ids.shape)} and {tuple(target_ids.shape)}"
             )
-        space = token_space(target_ids, target_lengths, target_side)
+        space = token_space(target_ids, target_lengths, target_side, of="target_")
         where = token_space(ids, lengths, side)
         if ids.ndim == 1:
             sources, targets = where.num_segments, space.num_segments
         else:
             sources, targets = len(ids), len(target_ids)
         if sources != targets:
-            raise ValueError(f"there are {sources} sources, but {targets} targets")
+            raise ValueError(
+                f"there are {sources} sources, but {targets} targets, in ids and target_ids"
+            )
         context = self.encoder(self.embedding(ids, where), where)
-        return self.scores(self.decode(target_ids, space, context, where))
+        target = self.embedding(target_ids, space, name="target_ids")
+        return self.scores(self.decoder(target, space, context=context, context_space=where))
 
+    @checked
     def generate(
         self,
         ids: Tensor,
@@ -189,6 +208,13 @@ class Seq2SeqTransformer(Pretrained):
             start: the token that targets begin with.
             options: those of `nlp.generate`.
         """
+        check_whole(0, start=start)
+        if start >= self.embedding.table.num_embeddings:
+            raise ValueError(
+                f"start={start}: there is no such token; the model has "
+                f"{self.embedding.table.num_embeddings}"
+            )
+        check_dense(ids=ids)
         target = _Target(self, ids, lengths, side)
         starts = ids.new_full((target.sources, 1), start)
         return generate(target, starts, **options)

@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from torch import Tensor
+
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.training.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +61,13 @@ class Tokenizer:
         UsageError: the package `tokenizers` is not installed; names the extra that installs it.
     """
 
+    @checked
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        if not isinstance(backend, _package().Tokenizer):
+            raise TypeError(
+                f"backend must be a tokenizers.Tokenizer, got {type(backend).__name__}: texts are "
+                "for Tokenizer.train, files for Tokenizer.load"
+            )
         self._backend = backend
         # A text must not be able to write a special token
         backend.encode_special_tokens = True
@@ -107,6 +117,7 @@ class Tokenizer:
         return self._role("mask")
 
     @classmethod
+    @checked
     def train(
         cls,
         texts: Iterable[str],
@@ -129,10 +140,12 @@ class Tokenizer:
             TypeError: a single string where texts are expected.
             ValueError: `vocab_size` is too small, or an unknown `kind`.
         """
-        if isinstance(texts, str):
+        if isinstance(texts, str | Tensor):
             raise TypeError(f"texts must be several str, got {texts!r:.80}")
         if kind not in SMALLEST:
             raise ValueError(f"kind must be 'bpe' or 'wordpiece', got {kind!r}")
+        check_whole(vocab_size=vocab_size)
+        check_whole(0, min_count=min_count)
         if vocab_size < SMALLEST[kind]:
             raise ValueError(
                 f"vocab_size must be at least {SMALLEST[kind]} for {kind!r}, the bytes and "
@@ -154,7 +167,7 @@ class Tokenizer:
             initial_alphabet=sorted(_BYTE),
             show_progress=False,
         )
-        learner.train_from_iterator(map(_clean, texts), settings)
+        learner.train_from_iterator(map(_clean, map(_text, texts)), settings)
         backend = learner
         if kind == "wordpiece":
             # Another one, to which "##" and a byte is no special token
@@ -201,6 +214,7 @@ class Tokenizer:
         """The number of ids, 0 to this: how many a model needs."""
         return self._length
 
+    @checked
     def encode(self, texts: Iterable[str], *, special: bool = True) -> list[list[int]]:
         """The ids of each text.
 
@@ -212,17 +226,18 @@ class Tokenizer:
         Raises:
             TypeError: a single string where a list of texts is expected, or a text that is none.
         """
-        given = list(texts)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
+        given = [] if isinstance(texts, Tensor) else list(texts)
+        if isinstance(texts, str | Tensor) or not all(isinstance(text, str) for text in given):
             raise TypeError(f"texts must be a list of str, got {texts!r:.80}")
         encodings = self._backend.encode_batch(
             [_clean(text) for text in given], add_special_tokens=special
         )
         return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    @checked
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of `ids`, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        return str(self._backend.decode(_whole(ids), skip_special_tokens=True))
 
     def byte_counts(self) -> list[int]:
         """How many bytes of text each id stands for, as `spell` writes it; special tokens stand for
@@ -237,16 +252,18 @@ class Tokenizer:
             )
         return [len(spelled) for spelled in self.spell(range(len(self)))]
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    @checked
+    def pieces(self, ids: Sequence[int] | Tensor) -> list[str]:
         """Each token as a reader wants to see it: a leading space as "·", part of a character as
         its byte in hexadecimal, and an id that stands for no token, of which a model may have some
         to spare, as its number."""
-        return [self._piece(token) for token in ids]
+        return [self._piece(token) for token in _whole(ids)]
 
-    def spell(self, ids: Sequence[int]) -> list[bytes]:
+    @checked
+    def spell(self, ids: Sequence[int] | Tensor) -> list[bytes]:
         """The text that each token stands for, in UTF-8, with the space in front of a word; special
         tokens and ids of no token stand for none. A token may hold a part of a character."""
-        return [b"" if token in self.special else self._spelled(token) for token in ids]
+        return [b"" if token in self.special else self._spelled(token) for token in _whole(ids)]
 
     def _spelled(self, token: int) -> bytes:
         name = str(self._backend.id_to_token(token) or "")
@@ -275,6 +292,23 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "".join(f"⟨{byte:02x}⟩" for byte in spelled)
         return text.replace(" ", "·").replace("\n", "↵").replace("\r", "↵").replace("\t", "→")
+
+
+def _whole(ids: Sequence[int] | Tensor) -> list[int]:
+    if isinstance(ids, Tensor):
+        check_dense(ids=ids)
+    given = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if isinstance(given, list):
+        for one in given:
+            check_whole(0, ids=one)
+        return given
+    raise TypeError(f"ids must be several ids of tokens, got {given!r:.80}")
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"texts must be several str, got {text!r:.80} among them")
+    return text
 
 
 def _clean(text: str) -> str:

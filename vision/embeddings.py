@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_core import Grid
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import (
+    check_chance,
+    check_dense,
+    check_dtype,
+    check_whole,
+    is_whole,
+)
 
 
 class PatchEmbedding(nn.Module):
@@ -34,6 +41,7 @@ class PatchEmbedding(nn.Module):
         ValueError: arguments that do not fit each other; the message names them.
     """
 
+    @checked
     def __init__(
         self,
         patch_size: int | tuple[int, int],
@@ -52,6 +60,8 @@ class PatchEmbedding(nn.Module):
                 f"stride={self.stride} leaves out pixels between patches={self.patch_size}"
             )
         check_whole(dim=dim, channels=channels)
+        for width in stem:
+            check_whole(stem=width)
         self.channels = channels
         shrink = 2 ** len(stem)
         if any(n % shrink for n in (*self.patch_size, *self.stride)):
@@ -90,22 +100,13 @@ class PatchEmbedding(nn.Module):
             TypeError: an image is no tensor, or not float.
             ValueError: an image has another shape; the message names it.
         """
+        self.check(image)
         if not isinstance(image, Tensor):
-            if not isinstance(image, Sequence) or isinstance(image, str):
-                raise TypeError(
-                    "image must be a tensor (B, C, H, W) or a list of tensors (C, H, W), got "
-                    f"{type(image).__name__}"
-                )
-            if len(image) == 0:
-                raise ValueError("image must hold at least one image, got an empty list")
-            for one in image:
-                self._check(one, f"(C, H, W) in a list with C = channels={self.channels}", 3)
-            sizes = [self.grid_size(one.shape[-2:]) for one in image]
+            sizes = [self.check_size(*one.shape[-2:]) for one in image]
             space = Grid.packed(sizes, special=special, device=image[0].device)
             whole = self.stem is None and self.stride == self.patch_size
             return self._product(image) if whole else self._by_size(image), space
-        self._check(image, f"(B, C, H, W) with C = channels={self.channels}", 4)
-        size = self.grid_size(image.shape[-2:])  # a convolution would silently cut the rest off
+        size = self.check_size(*image.shape[-2:])  # a convolution would silently cut the rest off
         return self._convolve(image), Grid(*size, special=special, device=image.device)
 
     def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
@@ -114,14 +115,35 @@ class PatchEmbedding(nn.Module):
         Raises:
             ValueError: patches do not cover it.
         """
-        (height, width), (h, w), (down, right) = image_size, self.patch_size, self.stride
+        return self.check_size(*pair("image_size", image_size))
+
+    def check_size(self, height: int, width: int) -> tuple[int, int]:
+        """`grid_size` of an image that is there: its sizes are no arguments."""
+        (h, w), (down, right) = self.patch_size, self.stride
         over = height < h or width < w or (height - h) % down or (width - w) % right
         if over:
             wanted = f"that are multiples of patch_size={h}×{w}"
             if self.stride != self.patch_size:
                 wanted = f"of patch_size={h}×{w} and multiples of stride={down}×{right} more"
-            raise ValueError(f"image must have a height and width {wanted}, got {height}×{width}")
+            raise ValueError(
+                f"image must have a height and width {wanted}, got {height}×{width} for image_size"
+            )
         return (height - h) // down + 1, (width - w) // right + 1
+
+    def check(self, image: Tensor | Sequence[Tensor]) -> None:
+        """Raise TypeError or ValueError where it is no images (B, C, H, W), nor a list of some."""
+        if isinstance(image, Tensor):
+            self._check(image, f"(B, C, H, W) with C = channels={self.channels}", 4)
+            return
+        if not isinstance(image, Sequence) or isinstance(image, str):
+            raise TypeError(
+                "image must be a tensor (B, C, H, W) or a list of tensors (C, H, W), got "
+                f"{type(image).__name__}"
+            )
+        if len(image) == 0:
+            raise ValueError("image must hold at least one image, got an empty list")
+        for one in image:
+            self._check(one, f"(C, H, W) in a list with C = channels={self.channels}", 3)
 
     def _check(self, image: Tensor, wanted: str, dims: int) -> None:
         if not isinstance(image, Tensor):
@@ -130,6 +152,8 @@ class PatchEmbedding(nn.Module):
             raise ValueError(f"image must be {wanted}, got {tuple(image.shape)}")
         if not image.is_floating_point():
             raise TypeError(f"image must be float, such as bytes / 255, got {image.dtype}")
+        check_dense(or_meta=True, image=image)
+        check_dtype(self.project, image=image)
 
     def _convolve(self, image: Tensor) -> Tensor:
         if self.stem is not None:
@@ -168,6 +192,7 @@ def _stem(channels: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@checked
 def drop_patches(tokens: Tensor, space: Grid, share: float) -> tuple[Tensor, Grid]:
     """Drop a share of each image's patches at random; what stays keeps its order and its place.
 
@@ -201,8 +226,13 @@ def choose_patches(
     Raises:
         ValueError: as there; or the lots are not as many as the patches.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be in [0, 1), got {share}")
+    check_chance(share=share)
+    check_dense(tokens=tokens)
+    if tokens.ndim not in (2, 3) or tokens.shape[-2] != space.length:
+        raise ValueError(
+            f"tokens must be (B, L, D), or (T, D) packed, of {space.describe()}; got "
+            f"{tuple(tokens.shape)}, another length than that of the space"
+        )
     if space.batch is not None:
         raise ValueError(f"patches are dropped of whole or packed grids, not of {space.describe()}")
     special, device = space.num_special, tokens.device
@@ -210,7 +240,9 @@ def choose_patches(
     if lots is None:
         lots = torch.rand(shape, device=device)
     elif lots.shape != shape:
-        raise ValueError(f"a number for each patch must be {shape}, got {tuple(lots.shape)}")
+        raise ValueError(
+            f"noise must be {shape}, a number for each patch of image, got {tuple(lots.shape)}"
+        )
 
     def count(patches: int) -> int:
         # Rounded first: 10 · (1 − 0.8) is 1.9999999999999996
@@ -241,6 +273,6 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
         ValueError: it is neither, or not positive.
     """
     both = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(both) != 2 or any(not isinstance(n, int) or n < 1 for n in both):
+    if len(both) != 2 or any(isinstance(n, bool) or not is_whole(n) or n < 1 for n in both):
         raise ValueError(f"{name} must be a positive whole number, or (height, width); got {value}")
     return both[0], both[1]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Encoder, Sinusoidal
+from attention_core.annotated import checked
+from attention_core.checks import check_number, check_whole
 from vision.embeddings import choose_patches
 from vision.models import VisionTransformer
 
@@ -56,6 +58,7 @@ class MaskedAutoencoder(nn.Module):
         loss = mae.loss(images, mae(images))
     """
 
+    @checked
     def __init__(
         self,
         vit: VisionTransformer,
@@ -67,6 +70,8 @@ class MaskedAutoencoder(nn.Module):
         normalize: bool = True,
     ) -> None:
         super().__init__()
+        check_whole(dim=dim, depth=depth, heads=heads)
+        check_number(mask_ratio=mask_ratio)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must be a share between 0 and 1, got {mask_ratio}")
         idle = [
@@ -93,6 +98,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Encoder(dim, depth, heads)
         self.pixels = nn.Linear(dim, vit.embedding.channels * math.prod(vit.embedding.patch_size))
 
+    @checked
     def forward(
         self, image: Tensor | Sequence[Tensor], *, noise: Tensor | None = None
     ) -> Reconstruction:
@@ -124,9 +130,15 @@ class MaskedAutoencoder(nn.Module):
             decoded, hidden = decoded.index_select(-2, patch), hidden.index_select(-1, patch)
         return Reconstruction(self.pixels(decoded), hidden)
 
+    @checked
     def loss(self, image: Tensor | Sequence[Tensor], output: Reconstruction) -> Tensor:
         """The mean squared error over the values of the hidden patches of `image`."""
         target = self.patches(image)
+        if output.patches.shape != target.shape:
+            raise ValueError(
+                f"image has patches {tuple(target.shape)}, but output is of others, "
+                f"{tuple(output.patches.shape)}"
+            )
         if self.normalize:
             mean, deviation = moments(target)
             target = (target - mean) / deviation
@@ -135,9 +147,11 @@ class MaskedAutoencoder(nn.Module):
 
     def patches(self, image: Tensor | Sequence[Tensor]) -> Tensor:
         """The pixels of images by patch: (B, N, P), or (T, P) of a list; P runs over (h, w, C)."""
+        self.vit.embedding.check(image)
         if not isinstance(image, Tensor):
             return torch.cat([self.patches(one[None])[0] for one in image])
         h, w = self.vit.embedding.patch_size
+        self.vit.embedding.check_size(*image.shape[-2:])
         grid = image.unflatten(3, (-1, w)).unflatten(2, (-1, h))  # (B, C, rows, h, columns, w)
         return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, DenseBias, Grid, Mask
+from attention_core.checks import check_kind, is_whole
 from attention_core.layers import Block
 from attention_core.layers.residual import unit
 from vision.models import VisionTransformer
@@ -37,10 +38,13 @@ class TokenMerging(nn.Module):
 
     def __init__(self, model: VisionTransformer, count: int | Sequence[int]) -> None:
         super().__init__()
+        check_kind(VisionTransformer, or_none=False, model=model)
         depth = len(model.encoder.masks)
         self.model = model
         self.counts = list(count) if isinstance(count, Sequence) else [count] * depth
-        if len(self.counts) != depth or any(not isinstance(n, int) or n < 0 for n in self.counts):
+        if len(self.counts) != depth or any(
+            isinstance(n, bool) or not is_whole(n) or n < 0 for n in self.counts
+        ):
             raise ValueError(
                 f"count must be at least 0, or a list with one such number for each of {depth} "
                 f"blocks; got {count!r}"
@@ -67,8 +71,9 @@ class TokenMerging(nn.Module):
         """
         if not isinstance(image, Tensor):
             raise ValueError(
-                "images of different sizes lose different numbers of tokens: give them to "
-                "TokenMerging one size at a time, as (B, C, H, W)"
+                f"image must be a tensor (B, C, H, W), got {type(image).__name__}: images of "
+                "different sizes lose different numbers of tokens, so give them to TokenMerging "
+                "one size at a time, as (B, C, H, W)"
             )
         encoder, special = self.model.encoder, self.model.num_special
         each = len(self.counts) // len(encoder.blocks)  # layers that share a block, see `Encoder`

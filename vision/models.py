@@ -17,7 +17,8 @@ from attention_core import (
     Sinusoidal,
     pool,
 )
-from attention_core.checks import check_options, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_options, check_whole
 from attention_core.layers import EncoderOptions
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
@@ -72,6 +73,7 @@ class VisionTransformer(nn.Module):
         logits = model(torch.rand(8, 3, 224, 224))
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -104,8 +106,7 @@ class VisionTransformer(nn.Module):
             raise ValueError("pooling='class' reads the class token, but class_token=False")
         check_whole(num_classes=num_classes, or_none=True)
         check_whole(0, registers=registers)
-        if not 0 <= patch_dropout < 1:
-            raise ValueError(f"patch_dropout must be in [0, 1), got {patch_dropout}")
+        check_chance(patch_dropout=patch_dropout)
         self.pooling, self.patch_dropout = pooling, patch_dropout
         own = dict.fromkeys(
             ("patch_size", "dim", "channels"), "it is an argument beside embedding="
@@ -119,7 +120,9 @@ class VisionTransformer(nn.Module):
             if image_size is None:
                 raise ValueError("positions='learned' needs image_size, the size of their table")
             size = self.embedding.grid_size(pair("image_size", image_size))
-            self.positions = ResampledPosition(size, dim, special=class_token and class_position)
+            self.positions = ResampledPosition(
+                size, dim, special=int(class_token and class_position)
+            )
         elif positions == "sinusoidal":
             self.positions = Sinusoidal(dim, axes=2)
         elif positions == "rotary":
@@ -248,6 +251,7 @@ class VisionTransformer(nn.Module):
             tokens, space = drop_patches(tokens, space, self.patch_dropout)
         return self.classify(self.encoder(tokens, space), space)
 
+    @checked
     def features(
         self,
         image: Tensor | Sequence[Tensor],

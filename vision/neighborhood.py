@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from attention_core import Dilated, Mask, Neighborhood
+from attention_core.annotated import checked
+from attention_core.checks import check_whole, check_whole_each
 from vision.models import VisionTransformer
 
 
@@ -31,6 +33,7 @@ class NeighborhoodTransformer(VisionTransformer):
                                 num_classes=1000, image_size=224)
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -43,12 +46,17 @@ class NeighborhoodTransformer(VisionTransformer):
     ) -> None:
         if options.get("mask") is not None:
             raise ValueError("a NeighborhoodTransformer has its mask: give radius and dilation")
+        check_whole(depth=depth)
         one = isinstance(radius, tuple) or not isinstance(radius, Sequence)
         radii: list[Any] = [radius] if one else list(radius)  # type: ignore[arg-type]
         steps = list(dilation) if isinstance(dilation, Sequence) else [dilation]
         for name, values in (("radius", radii), ("dilation", steps)):
             if not 0 < len(values) <= depth:
                 raise ValueError(f"{name} lists {len(values)} entries for {depth} layers")
+        for reach in radii:
+            if reach is not None:
+                check_whole_each(0, radius=reach if isinstance(reach, Sequence) else (reach,))
+        check_whole_each(dilation=steps)
         masks = [
             _neighborhood(radii[layer % len(radii)], steps[layer % len(steps)])
             for layer in range(depth)

@@ -11,8 +11,11 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import Grid, LearnedPosition, Rotary
+from attention_core.annotated import checked
+from attention_core.checks import check_number
 from attention_core.positions import Layout
 from attention_core.spaces import Space
+from vision.embeddings import pair
 
 
 class ResampledPosition(LearnedPosition):
@@ -28,9 +31,11 @@ class ResampledPosition(LearnedPosition):
             registers, get zeros.
     """
 
+    @checked
     def __init__(self, size: tuple[int, int], dim: int, *, special: int = 0) -> None:
-        super().__init__(size, dim, special=int(special))
+        super().__init__(pair("size", size), dim, special=special)
 
+    @checked
     def forward(self, space: Space) -> Tensor:
         """(L, D) or (B, L, D).
 
@@ -39,7 +44,7 @@ class ResampledPosition(LearnedPosition):
         """
         if not isinstance(space, Grid) or space.axes != 2 or space.coordinates is None:
             raise ValueError(
-                f"positions are those of a Grid(rows, columns), not {space.describe()}"
+                f"space: positions are those of a Grid(rows, columns), not {space.describe()}"
             )
         sizes = list(dict.fromkeys(space.sizes))
         nothing = self.table.new_zeros(1, self.table.shape[1])
@@ -95,6 +100,7 @@ class CenteredRotary(Rotary):
         ValueError: shift is negative, or a factor is below 1.
     """
 
+    @checked
     def __init__(
         self,
         axes: int = 2,
@@ -108,10 +114,11 @@ class CenteredRotary(Rotary):
         layout: Layout = "half",
     ) -> None:
         super().__init__(axes, base=base, frequencies=frequencies, dim=dim, layout=layout)
-        if not shift >= 0:
+        check_number(shift=shift, jitter=jitter, rescale=rescale)
+        if shift < 0:
             raise ValueError(f"shift must be at least 0, got {shift}")
         for name, factor in (("jitter", jitter), ("rescale", rescale)):
-            if not factor >= 1:
+            if factor < 1:
                 raise ValueError(f"{name} must be a factor of at least 1, got {factor}")
         self.shift, self.jitter, self.rescale = shift, jitter, rescale
 

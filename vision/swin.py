@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
+from attention_core.annotated import checked
 from attention_core.checks import check_options, check_whole
 from attention_core.layers import BlockOptions
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
+from vision.presets import check_preset
 from vision.windows import WindowAttention, pad_grid
 
 #: Swin-T, S, B and L, alike in both versions.
@@ -83,6 +85,7 @@ class SwinStage(Encoder):
         block: options of `Block` and `MultiheadAttention`; `eps` is 1e-5 by default.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -159,6 +162,7 @@ class SwinTransformer(nn.Module):
         maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -179,6 +183,8 @@ class SwinTransformer(nn.Module):
         check_whole(num_classes=num_classes, or_none=True)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
+        for depth in depths:
+            check_whole(depths=depth)
         if not depths or len(depths) != len(heads):
             raise ValueError(
                 f"depths and heads must have a number for each stage, got {list(depths)} and "
@@ -221,8 +227,7 @@ class SwinTransformer(nn.Module):
         Raises:
             ValueError: there is no such preset.
         """
-        if name not in SWIN_PRESETS:
-            raise ValueError(f"a preset is one of {', '.join(SWIN_PRESETS)}; got {name!r}")
+        check_preset(name, SWIN_PRESETS)
         window = 8 if options.get("version") == 2 else 7
         return cls(**{"window": window, **SWIN_PRESETS[name], **options})
 

@@ -92,6 +92,16 @@ class _Once(torch.autograd.Function):
         _refuse(ctx.backend, "has no second derivatives", _TWICE)
 
 
+def untouched(output: Tensor, *tensors: Tensor | None) -> Tensor:
+    """`output`, which no number of `tensors` has touched, with a gradient of 0 for each of them.
+
+    A process of several waits for the others' gradient of every parameter, whatever its own batch
+    holds.
+    """
+    nothing = [x.flatten()[:0].sum().to(output.dtype) for x in tensors if x is not None]
+    return output + sum(nothing) if torch.is_grad_enabled() else output
+
+
 def of_backward(
     forward: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
 from attention_core.checks import (
@@ -78,6 +79,7 @@ class MultiheadAttention(RecordedAttention):
             keys it changes nothing; Swin v2, EVA and DINOv3 leave it out.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -8,9 +8,16 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import KVCache
-from attention_core.checks import check_kind, check_options, check_tokens, check_whole
+from attention_core.checks import (
+    check_chance,
+    check_kind,
+    check_options,
+    check_tokens,
+    check_whole,
+)
 from attention_core.job import Plan
 from attention_core.layers.block import Block, BlockOptions
 from attention_core.layers.residual import make_norm
@@ -56,6 +63,7 @@ class Encoder(nn.Module):
     #: Added to every layer's mask.
     _always: Mask | None = None
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -78,6 +86,7 @@ class Encoder(nn.Module):
         if isinstance(drop_path, Listing):
             rates = list(drop_path)
         else:
+            check_chance(drop_path=drop_path)
             rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         if len(rates) != depth:
             raise ValueError(f"drop_path lists {len(rates)} entries for {depth} layers")
@@ -131,6 +140,7 @@ class Encoder(nn.Module):
         space = self._space(x, space)
         return self._run(x, (space, space), mask, backend)
 
+    @checked
     def intermediates(
         self,
         x: Tensor,
@@ -153,6 +163,7 @@ class Encoder(nn.Module):
         """
         depth = len(self.masks)
         for layer in layers:
+            check_whole(-depth, layers=layer)
             if not -depth <= layer < depth:
                 raise ValueError(f"there are {depth} layers, no layer {layer}")
         space = self._space(x, space)
@@ -246,6 +257,7 @@ class Decoder(Encoder):
         """How far back a token attends at most: the farthest that the mask of any layer reaches."""
         return max(mask.lookback for mask in self.masks if mask is not None)
 
+    @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
         """A cache that holds what the masks of all layers reach, and no more.
 
@@ -253,6 +265,7 @@ class Decoder(Encoder):
             max_length: the most tokens there will be, prompt included; allocated at once where
                 the masks reach as far.
         """
+        check_whole(0, max_length=max_length, or_none=True)
         if self.lookback < (math.inf if max_length is None else max_length):
             return KVCache(window=max(int(self.lookback), 1))
         return KVCache(max_length)

@@ -11,10 +11,28 @@ from typing import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.checks import check_chance, check_flag, check_tokens, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_flag, check_number, check_tokens, check_whole
 from attention_core.layers.residual import Norm, make_norm
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu", "geglu-tanh"]
+
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu-tanh": partial(F.gelu, approximate="tanh"),
+    "quick-gelu": lambda x: x * (1.702 * x).sigmoid(),
+    "relu": F.relu,
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "geglu-tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def check_activation(activation: object) -> None:
+    """Raise ValueError unless it names a function of a feed-forward network."""
+    if not isinstance(activation, str) or activation not in _FUNCTIONS:
+        raise ValueError(f"activation must be one of {', '.join(_FUNCTIONS)}, got {activation!r}")
 
 
 class FeedForward(nn.Module):
@@ -32,6 +50,7 @@ class FeedForward(nn.Module):
         eps: of this normalisation.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -44,22 +63,11 @@ class FeedForward(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        functions: dict[str, Callable[[Tensor], Tensor]] = {
-            "gelu": F.gelu,
-            "gelu-tanh": partial(F.gelu, approximate="tanh"),
-            "quick-gelu": _quick_gelu,
-            "relu": F.relu,
-            "swiglu": F.silu,
-            "geglu": F.gelu,
-            "geglu-tanh": partial(F.gelu, approximate="tanh"),
-        }
         check_chance(dropout=dropout)
         check_flag(projection_bias=projection_bias)
-        if not isinstance(activation, str) or activation not in functions:
-            raise ValueError(
-                f"activation must be one of {', '.join(functions)}, got {activation!r}"
-            )
-        self.activation, self._function = activation, functions[activation]
+        check_number(least=0, eps=eps)
+        check_activation(activation)
+        self.activation, self._function = activation, _FUNCTIONS[activation]
         self.gated = activation in ("swiglu", "geglu", "geglu-tanh")
         if hidden is None:
             check_whole(dim=dim)
@@ -67,7 +75,7 @@ class FeedForward(nn.Module):
         check_whole(dim=dim, hidden=hidden)
         self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=projection_bias)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps, "norm")
         self.down = nn.Linear(hidden, dim, bias=projection_bias)
         self.reset_parameters()
 
@@ -91,7 +99,3 @@ class FeedForward(nn.Module):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * (1.702 * x).sigmoid()

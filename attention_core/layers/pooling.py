@@ -11,9 +11,10 @@ from typing import (
 import torch
 from torch import Tensor, nn
 
-from attention_core.checks import check_kind, check_tokens, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_kind, check_number, check_tokens, check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
-from attention_core.layers.feed_forward import Activation, FeedForward
+from attention_core.layers.feed_forward import Activation, FeedForward, check_activation
 from attention_core.layers.residual import Residual
 from attention_core.spaces import Sequence, Space
 
@@ -33,6 +34,7 @@ class AttentionPool(nn.Module):
         attention: options of `MultiheadAttention`.
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -46,6 +48,8 @@ class AttentionPool(nn.Module):
     ) -> None:
         super().__init__()
         check_whole(dim=dim, queries=queries)
+        check_number(least=0, eps=eps)
+        check_activation(activation)
         self.queries = nn.Parameter(torch.empty(queries, dim))
         nn.init.trunc_normal_(self.queries, std=dim**-0.5)
         self.attention = MultiheadAttention(dim, heads, **attention)
@@ -91,6 +95,7 @@ class AttentionPool(nn.Module):
 Pooling = Literal["mean", "sum", "max", "special", "class"]
 
 
+@checked
 def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
     """One vector for each sample: (B, L, D), or (T, D) packed, to (samples, D).
 

@@ -54,7 +54,9 @@ class Residual(nn.Module):
         check_number(layer_scale=layer_scale, or_none=True)
         self.norm_order, self.drop_path = norm_order, drop_path
         self.norm = make_norm(norm, dim, eps)
-        self.scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.scale = (
+            None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], space: Space) -> Tensor:
@@ -84,12 +86,13 @@ def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
     return x * kept[..., None].to(x.dtype) / (1 - rate)
 
 
-def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
+def make_norm(norm: Norm, dim: int, eps: float = 1e-6, name: str = "norm") -> nn.Module:
+    """Make a normalisation of tokens (..., dim); `name` is what an error calls the argument."""
     check_whole(dim=dim)
     check_number(least=0, eps=eps)
-    if norm not in get_args(Norm):
+    if not isinstance(norm, str) or norm not in get_args(Norm):
         known = ", ".join(map(repr, get_args(Norm)))
-        raise ValueError(f"norm must be one of {known}; got {norm!r}")
+        raise ValueError(f"{name} must be one of {known}; got {norm!r}")
     if norm == "rms":
         return RMSNorm(dim, eps=eps)
     return LayerNorm(dim, eps=eps, bias=norm == "layer")

@@ -11,6 +11,8 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.masks.pairwise import check_bool, check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 
@@ -103,6 +105,7 @@ class Mask:
         return f"{type(self).__name__}()"
 
     @staticmethod
+    @checked
     def from_torch_mha(
         attn_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
@@ -115,6 +118,7 @@ class Mask:
             attn_mask: bool (Lq, Lk), or (B·heads, Lq, Lk), which needs `heads`.
             key_padding_mask: bool (B, Lk).
         """
+        check_whole(heads=heads, or_none=True)
         masks: list[Mask] = []
         if attn_mask is not None:
             check_bool(attn_mask, "attn_mask")
@@ -179,7 +183,7 @@ class DenseMask(Mask):
 
     def __post_init__(self) -> None:
         if not isinstance(self.tensor, Tensor):
-            raise TypeError(f"DenseMask takes a bool tensor, got {type(self.tensor).__name__}")
+            raise TypeError(f"mask must be a bool tensor, got {type(self.tensor).__name__}")
         check_bool(self.tensor, "mask")
         check_pairwise(self.tensor, "mask")
 

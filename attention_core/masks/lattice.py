@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attention_core.checks import check_number
+from attention_core.checks import check_whole_each
 from attention_core.masks.algebra import Mask, Spaces, tuples
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
@@ -37,13 +37,9 @@ class Window(Mask):
 
     def __post_init__(self) -> None:
         tuples(self, "size", "shift")
-        sizes = self.size if isinstance(self.size, tuple) else (self.size,)
-        for shift in self.shift if isinstance(self.shift, tuple) else (self.shift,):
-            check_number(shift=shift)
-        for size in sizes:
-            check_number(size=size)
-        if not sizes or any(size < 1 for size in sizes):
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        check_whole_each(size=self.size if isinstance(self.size, tuple) else (self.size,))
+        shifts = self.shift if isinstance(self.shift, tuple) else (self.shift,)
+        check_whole_each(None, shift=shifts)
 
     def allowed(self, pairs: Pairs) -> Tensor:
         _check_axes(pairs.spaces[1], size=self.size, shift=self.shift)
@@ -97,11 +93,7 @@ class Dilated(Mask):
 
     def __post_init__(self) -> None:
         tuples(self, "step")
-        steps = self.step if isinstance(self.step, tuple) else (self.step,)
-        for step in steps:
-            check_number(step=step)
-        if not steps or any(step < 1 for step in steps):
-            raise ValueError(f"step must be at least 1, got {self.step}")
+        check_whole_each(step=self.step if isinstance(self.step, tuple) else (self.step,))
 
     def allowed(self, pairs: Pairs) -> Tensor:
         _check_axes(pairs.spaces[1], step=self.step)

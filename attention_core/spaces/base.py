@@ -14,7 +14,8 @@ from typing import (
 import torch
 from torch import Tensor
 
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import kept, lasting
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Space:
     }
 
     @lasting
+    @checked
     def __init__(
         self,
         length: int,
@@ -60,6 +62,16 @@ class Space:
         special: Tensor | None = None,
     ) -> None:
         check_whole(0, length=length)
+        check_dense(
+            or_meta=True,
+            coordinates=coordinates,
+            segments=segments,
+            valid=valid,
+            special=special,
+        )
+        for name, flags in (("valid", valid), ("special", special)):
+            if flags is not None and flags.dtype != torch.bool:
+                raise TypeError(f"{name} must be bool (True: {name}), got {flags.dtype}")
         self.length = length
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)
@@ -87,8 +99,6 @@ class Space:
                     f"{name} must have shape {shape}, perhaps with a batch in front; got "
                     f"{tuple(tensor.shape)}"
                 )
-            if name in ("valid", "special") and tensor.dtype != torch.bool:
-                raise TypeError(f"{name} must be bool (True: {name}), got {tensor.dtype}")
         batches = [t.shape[0] for t in self._batched()]  # no set: they may be symbols
         if any(batch != batches[0] for batch in batches):
             raise ValueError(
@@ -140,6 +150,7 @@ class Space:
         return new
 
     @lasting
+    @checked
     def keep(self, index: Tensor) -> Self:
         """Keep the tokens at `index`; their coordinates, segments and validity follow.
 
@@ -174,6 +185,7 @@ class Space:
         return new
 
     @lasting
+    @checked
     def append(self, other: Space) -> Self:
         """The tokens of this space followed by those of `other`, as a cache of keys holds them."""
         if type(other) is not type(self):

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attention_core.checks import check_dense
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.hops import all_hops, near_pairs
@@ -39,6 +40,7 @@ class EdgeList:
         pair_attr: Mapping[str, Tensor] | None = None,
         num_targets: int | None = None,
     ) -> None:
+        check_dense(edge_index=edge_index, edge_attr=attr, segments=graph)
         if edge_index.ndim != 2 or edge_index.shape[0] != 2:
             raise ValueError(f"edge_index must have shape (2, E), got {tuple(edge_index.shape)}")
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
@@ -48,9 +50,10 @@ class EdgeList:
         else:
             _check_range(edge_index[0], num_nodes, "source", "num_sources")
             _check_range(edge_index[1], num_targets, "target", "num_targets")
-        if attr is not None and attr.shape[0] != edge_index.shape[1]:
+        if attr is not None and attr.shape[:1] != edge_index.shape[1:]:
             raise ValueError(
-                f"edge_attr has {attr.shape[0]} rows for {edge_index.shape[1]} edges in edge_index"
+                f"edge_attr has {len(attr) if attr.ndim else 'no'} rows for {edge_index.shape[1]} "
+                "edges in edge_index"
             )
         if graph is not None:
             if graph.shape != (num_nodes,) or graph.is_floating_point():

@@ -13,6 +13,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
@@ -49,6 +50,7 @@ class Graph(Space):
     _tokenwise: ClassVar[dict[str, int]] = Space._tokenwise | {"nodes": 1}
 
     @lasting
+    @checked
     def __init__(
         self,
         edge_index: Tensor,
@@ -86,6 +88,7 @@ class Graph(Space):
             self.num_segments = num_graphs
 
     @classmethod
+    @checked
     def bipartite(
         cls,
         edge_index: Tensor,
@@ -108,6 +111,7 @@ class Graph(Space):
         return cls.over(EdgeList(edge_index, num_sources, edge_attr, num_targets=num_targets))
 
     @classmethod
+    @checked
     def over(cls, edges: EdgeList) -> tuple[Self, Self]:
         """The space of the targets and that of the sources of these edges, which keep what they
         have computed; one and the same space where targets are no set of their own."""
@@ -118,6 +122,7 @@ class Graph(Space):
         return target, source
 
     @classmethod
+    @checked
     def from_pyg(
         cls,
         data: Any,
@@ -133,6 +138,13 @@ class Graph(Space):
             pair_attr: names of attributes of `data` that are tables of pairs.
             coordinates: name of the attribute that holds (N, A) coordinates, if any does.
         """
+        if not hasattr(data, "edge_index"):
+            raise TypeError(f"data must be a PyG Data or Batch, got {type(data).__name__}")
+        pair_attr = list(pair_attr)
+        for argument, names in (("pair_attr", pair_attr), ("coordinates", [coordinates])):
+            for name in names:
+                if name is not None and not (isinstance(name, str) and name in data):
+                    raise ValueError(f"{argument} names {name!r:.80}, which data has not")
         segments = getattr(data, "batch", None)
         return cls(
             data.edge_index,

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole, check_whole_each, is_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
@@ -33,8 +34,8 @@ class Grid(Space):
 
     @lasting
     def __init__(self, *size: int, special: int = 0, device: torch.device | str = "cpu") -> None:
-        if not size or any(not isinstance(n, int) or n < 0 for n in size):
-            raise ValueError(f"Grid takes the extent of each axis as whole numbers, got {size}")
+        if not size or any(isinstance(n, bool) or not is_whole(n) or n < 0 for n in size):
+            raise ValueError(f"size must be the extent of each axis as whole numbers, got {size}")
         check_whole(0, special=special)
         #: The size of each sample's grid, or the one of all; it stays when tokens are dropped.
         self.sizes: tuple[tuple[int, ...], ...] = (size,)
@@ -49,6 +50,7 @@ class Grid(Space):
 
     @classmethod
     @lasting
+    @checked
     def packed(
         cls,
         sizes: Iterable[tuple[int, ...]],
@@ -57,6 +59,7 @@ class Grid(Space):
         device: torch.device | str = "cpu",
     ) -> Self:
         """Grids of different sizes in one row of tokens, each with its own special tokens."""
+        check_whole(0, special=special)
         sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         segments, within = packed(counts, special)
@@ -74,6 +77,7 @@ class Grid(Space):
 
     @classmethod
     @lasting
+    @checked
     def padded(
         cls,
         sizes: Iterable[tuple[int, ...]],
@@ -82,6 +86,7 @@ class Grid(Space):
         device: torch.device | str = "cpu",
     ) -> Self:
         """A batch (B, L) of grids of different sizes, each a row of tokens with padding behind."""
+        check_whole(0, special=special)
         sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         length = max(math.prod(size) for size in sizes)
@@ -124,10 +129,20 @@ class Grid(Space):
 
 
 def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    sizes = tuple(tuple(size) for size in sizes)
+    if isinstance(sizes, Tensor):
+        check_dense(sizes=sizes)
+        if sizes.ndim != 2:
+            raise ValueError(f"sizes must be those of each grid, (B, A), got {tuple(sizes.shape)}")
+        sizes = sizes.tolist()
+    given, sizes = sizes, ()
+    for size in given:
+        if not isinstance(size, Iterable) or isinstance(size, Tensor):
+            raise TypeError(f"sizes must be a list of the extents of each grid, got {size!r:.80}")
+        sizes += (tuple(size),)
+        check_whole_each(0, sizes=sizes[-1])
     if len({len(size) for size in sizes}) != 1:
         raise ValueError(
-            f"grids in one row or batch need one number of axes, got sizes {list(sizes)}"
+            f"sizes of grids in one row or batch need one number of axes, got {list(sizes)}"
         )
     return sizes
 

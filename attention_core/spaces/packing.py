@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from attention_core.checks import check_dense, is_whole
 from attention_core.finite import all_finite
 
 
@@ -16,14 +17,18 @@ def first_special(count: int, length: int, device: torch.device | str) -> Tensor
 
 
 def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    counts = torch.as_tensor(
-        lengths if isinstance(lengths, Tensor) else list(lengths), device=device
-    ).reshape(-1)
+    if isinstance(lengths, Tensor):
+        check_dense(lengths=lengths)
+    else:
+        lengths = list(lengths)
+        if not all(is_whole(length) and not isinstance(length, bool) for length in lengths):
+            raise ValueError(f"lengths must be whole numbers of at least 0, got {lengths!r:.80}")
+    counts = torch.as_tensor(lengths, device=device).reshape(-1)
     if counts.numel() == 0:
         return counts.long()
     # An exported program cannot look at values; it takes a negative length for 0
-    negative = not is_exporting() and bool((counts < 0).any())
-    if counts.is_floating_point() or negative:
+    negative = not is_exporting() and not counts.is_complex() and bool((counts < 0).any())
+    if counts.is_floating_point() or counts.is_complex() or negative:
         raise ValueError(f"lengths must be whole numbers of at least 0, got {counts.tolist()}")
     return counts.long()
 
@@ -47,6 +52,7 @@ def check_coordinates(coordinates: Tensor, count: int) -> None:
     Raises:
         ValueError: naming what came.
     """
+    check_dense(coordinates=coordinates)
     if coordinates.ndim not in (2, 3) or coordinates.shape[-2] != count:
         raise ValueError(
             f"coordinates must be ({count}, A), perhaps with a batch in front, got "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
@@ -26,6 +27,7 @@ class Points(Space):
     """
 
     @lasting
+    @checked
     def __init__(
         self,
         coordinates: Tensor,

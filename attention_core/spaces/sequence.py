@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from attention_core.checks import check_whole
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
@@ -17,8 +18,6 @@ from attention_core.spaces.packing import (
     packed,
     whole_lengths,
 )
-
-_ANYWHERE = 1 << 62
 
 
 class Sequence(Space):
@@ -33,6 +32,7 @@ class Sequence(Space):
     ordered = True
 
     @lasting
+    @checked
     def __init__(
         self,
         length: int,
@@ -44,8 +44,10 @@ class Sequence(Space):
         check_whole(0, length=length, special=special)
         if isinstance(start, Tensor) and start.is_floating_point():
             raise ValueError(f"start must hold whole numbers, got {start.dtype}")
-        if not isinstance(start, Tensor):
-            check_whole(-_ANYWHERE, start=start)
+        if isinstance(start, Tensor) and start.ndim == 1:
+            check_dense(start=start)
+        else:
+            check_whole(None, start=start)
         if isinstance(start, Tensor) and start.ndim == 1:
             device = start.device
             at = start[:, None] + torch.arange(-special, length, device=device)
@@ -62,6 +64,7 @@ class Sequence(Space):
 
     @classmethod
     @lasting
+    @checked
     def padded(
         cls,
         lengths: Iterable[int] | Tensor,
@@ -75,12 +78,16 @@ class Sequence(Space):
 
         Positions count from 0 at a sample's first token on either side.
         """
+        check_whole(0, special=special)
+        check_whole(0, length=length, or_none=True)
         counts = whole_lengths(lengths, device)
         if length is None or not is_exporting():  # an exported program cannot look at values
             longest = int(counts.max()) if len(counts) else 0
             length = longest if length is None else length
             if length < longest:
-                raise ValueError(f"length={length} is shorter than the longest sample, {longest}")
+                raise ValueError(
+                    f"length={length} is shorter than the longest sample, {longest}, of lengths"
+                )
         if side not in ("left", "right"):
             raise ValueError(f"side must be 'left' or 'right', got {side!r}")
         if side == "left" and special:
@@ -98,6 +105,7 @@ class Sequence(Space):
 
     @classmethod
     @lasting
+    @checked
     def packed(
         cls,
         lengths: Iterable[int] | Tensor,
@@ -106,6 +114,7 @@ class Sequence(Space):
         device: torch.device | str = "cpu",
     ) -> Self:
         """Several samples in one row of tokens (T,); positions restart in each."""
+        check_whole(0, special=special)
         counts = whole_lengths(lengths, device)
         segments, within = packed(counts, special)
         new = cls(0, device=device)

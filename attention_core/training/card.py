@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +18,9 @@ from lightning.pytorch import Trainer
 
 from attention_core.training.data import DataModule
 from attention_core.training.escape import markdown, markdown_code, shell_word
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder, from_here, replace_file
+from attention_core.training.own import needed_config_dir
+from attention_core.training.trust import trusting
 
 
 def write_card(
@@ -49,9 +50,7 @@ def write_card(
     }
     about = config.get("about") or {}
     target, arguments = _described(config["model"])
-    run = _short(folder.path)
     allow = config.get("allow") or []
-    trust = shell_word(f"allow=[{','.join(allow)}]")
     text = _template().render(
         experiment=config.get("experiment") or "A run",
         title=str(about.get("title") or "").rstrip("."),
@@ -70,8 +69,9 @@ def write_card(
         figures=_links(folder, "*.png"),
         pages=_links(folder, "*.html"),
         allow=allow,
-        trust=f" {trust}" if allow else "",
-        run=run,
+        config_dir=needed_config_dir(allow),
+        trust=trusting(allow),
+        run=from_here(folder.path),
         predicts=type(data).inputs is not DataModule.inputs,
         model={"target": target, "arguments": arguments},
         training=_training(config, trainer, data, seconds, resumed),
@@ -157,11 +157,6 @@ def _interval(accuracy: float | None, n: int) -> str:
         "With so many samples, the 95% interval of the accuracy is "
         f"{100 * (middle - half):.1f}% to {100 * (middle + half):.1f}% (Wilson)."
     )
-
-
-def _short(path: Path) -> str:
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _template() -> Any:

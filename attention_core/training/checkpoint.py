@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from rich.console import Console
 
 from attention_core.training.callbacks import FiniteLoss
 from attention_core.training.errors import Damaged, UsageError, reading
-from attention_core.training.escape import rich_text, shell_word
+from attention_core.training.escape import rich_text
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
 from attention_core.training.serialization import load_torch, save_torch
+from attention_core.training.trust import again
 
 PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype, torch.Size)
 
@@ -168,6 +169,7 @@ class Checkpoint(callbacks.Checkpoint):
         folder: where both are written; given by the run.
         every_steps: optimizer steps between two writes inside an epoch; None for none.
         watch: says whether the weights are lost, and so not written; given by the run.
+        allow: the packages that the run trusts, for what to say; given by the run.
     """
 
     def __init__(
@@ -176,11 +178,13 @@ class Checkpoint(callbacks.Checkpoint):
         every_steps: int | None = None,
         *,
         watch: FiniteLoss | None = None,
+        allow: Iterable[str] = (),
     ) -> None:
         if every_steps is not None and every_steps < 1:
             raise UsageError(f"checkpoint.every_steps must be at least 1, got {every_steps}.")
         self.folder = folder
         self.watch = watch
+        self.allow = allow
         self.every_steps = every_steps
         self.best_score: float | None = None
         self.best_epoch: int | None = None
@@ -253,7 +257,7 @@ class Checkpoint(callbacks.Checkpoint):
             raise UsageError(
                 f"checkpoint: {str(path)!r} could not be written: {reason.strerror}. The one "
                 "before is intact. Once there is room, continue with: "
-                f"attn train run={shell_word(self.folder.path)}"
+                f"{again('train', self.folder.path, self.allow)}"
             ) from error
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attention_core.training.errors import UsageError, did_you_mean, reading
-from attention_core.training.escape import for_terminal
+from attention_core.training.escape import for_terminal, shell_word
 from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
+from attention_core.training.overrides import (
+    exact,
+    is_sweep,
+    parsed,
+    quoted,
+    read_overrides,
+    shell_override,
+    texts,
+)
 from attention_core.training.own import serve, served
 
 if TYPE_CHECKING:
@@ -149,11 +158,11 @@ def run_hydra(
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     roots = config_roots(config_dir)
+    given, overrides = overrides, read_overrides(overrides)
     check_choices(overrides, roots)
     _register_resolvers()
     check_jobs()
@@ -165,15 +174,14 @@ def run_hydra(
     argv = sys.argv
     folder, failed = None, 0
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        plain = [each for each in overrides if not is_sweep(each)]
         composed = _compose(plain, roots)
         check_calls(composed)
         HydraConfig.instance().set_config(composed)
         check_plugins(composed, overrides)
         if "--cfg" not in flags:
             folder = _sweep_folder(
-                composed, swept=len(plain) < len(parsed), multirun="--multirun" in flags
+                composed, swept=len(plain) < len(overrides), multirun="--multirun" in flags
             )
         if folder is not None:
             from attention_core.training.sweep import begin
@@ -182,8 +190,7 @@ def run_hydra(
                 raise UsageError("A sweep is for attn train; this command works on one run.")
             _quiet_sweepers()
             begin(folder, overrides, flags)
-            quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-            overrides = [*overrides, f"hydra.sweep.dir='{quoted}'"]
+            overrides = [*overrides, f"hydra.sweep.dir={exact(str(folder))}"]
         sys.argv = ["attn", *flags, *_search(roots), *overrides]
         try:
             with _calmed() if "--cfg" in flags else nullcontext():
@@ -201,7 +208,7 @@ def run_hydra(
     except UsageError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, overrides, roots) from error
+        raise explain(error, dict(zip(overrides, given, strict=False)), roots) from error
     except Exception as error:
         if not failed:
             raise
@@ -265,30 +272,31 @@ def _quiet_sweepers() -> None:
 
 
 def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
-    """Checks the form of the overrides, and the choices made among groups.
+    """Checks the choices made among groups.
 
     Raises:
         UsageError: naming the nearest choice.
     """
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals and not key.startswith("~"):
-            raise UsageError(f"{override!r}: an override is written key=value, as in seed=2.")
-        group = key.lstrip("+")
-        if group.startswith(("~", "hydra")):
+        read = parsed(override)
+        if read is None or read.is_delete() or read.key_or_group.startswith("hydra"):
             continue
+        group = read.key_or_group
         known = options(group, roots) if re.fullmatch(r"[\w/]+", group) else []
-        for choice in value.split(",") if known else []:
-            choice = choice.strip().strip("'\"[] ")
-            if choice not in known and re.fullmatch(r"[\w/.-]+", choice) and choice != "null":
+        for choice in texts(read.value()) if known else []:
+            if choice not in known and "${" not in choice:
                 raise UsageError(
                     f"{group}: there is no {choice!r}.{did_you_mean(choice, known)}"
                     f" There are {', '.join(known)}."
                 )
 
 
-def explain(error: Exception, overrides: list[str], roots: list[Path]) -> UsageError:
-    """The error that Hydra raised, as what a user needs to know."""
+def explain(error: Exception, overrides: Mapping[str, str], roots: list[Path]) -> UsageError:
+    """The error that Hydra raised, as what a user needs to know.
+
+    Args:
+        overrides: as Hydra has read them, each with what was given.
+    """
     from omegaconf.errors import MissingMandatoryValue
 
     cause: BaseException | None = error
@@ -306,13 +314,14 @@ def explain(error: Exception, overrides: list[str], roots: list[Path]) -> UsageE
             f"{name}: it needs a package that is not installed. Install it with: "
             f"pip install 'attention-core[{'ray' if name == 'ray' else 'sweep'}]'"
         )
-    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", message.splitlines()[0])
-    if several:
-        key, values = several.groups()
-        return UsageError(
-            f"{key}: several values, {values}. To train once with each, add sweep=grid. "
-            f"A list is written {key}=[{values}], and a text with a comma {key}=\\'{values}\\'."
-        )
+    for read, given in overrides.items():
+        if message.startswith(f"Ambiguous value for argument '{read}'"):
+            key, _, values = given.partition("=")
+            return UsageError(
+                f"{key}: several values, {values}. To train once with each, add sweep=grid. "
+                f"A list is written {shell_word(f'{key}=[{values}]')}, and a text with a comma "
+                f"{shell_override(key, values)}"
+            )
     wrong = re.search(r"Could not (?:override|delete) '?([\w./@]+)'?", message)
     if wrong:
         key = wrong.group(1).rstrip(".")
@@ -338,11 +347,11 @@ def _compose(overrides: list[str], roots: list[Path]) -> "DictConfig":
 
 def _search(roots: list[Path]) -> list[str]:
     """The override that makes Hydra look into all `roots`, of which it knows the first."""
-    others = ["'file://{}'".format(str(root).replace("'", r"\'")) for root in roots[1:]]
+    others = [quoted(f"file://{root}") for root in roots[1:]]
     return [f"hydra.searchpath=[{','.join(others)}]"] if others else []
 
 
-def _known_keys(overrides: list[str], roots: list[Path]) -> list[str]:
+def _known_keys(overrides: Iterable[str], roots: list[Path]) -> list[str]:
     """All keys of the configuration that the group choices among `overrides` give."""
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

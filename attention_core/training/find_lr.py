@@ -15,10 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.training.data import model_inputs
 from attention_core.training.errors import UsageError
-from attention_core.training.escape import on_one_line, plot_label, rich_text, shell_word
+from attention_core.training.escape import on_one_line, plot_label, rich_text
 from attention_core.training.figures import INK, VALIDATION, save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
+from attention_core.training.overrides import shell_override
 from attention_core.training.run import assemble, check_config
 from attention_core.training.task import Task
 
@@ -67,7 +68,7 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
     path = folder / "lr_finder.png"
     title = str(config.get("experiment") or "")
     save_figure(_draw(rates, changes, suggestion, title=title), path)
-    given = f" experiment={shell_word(title)}" if title else ""
+    given = f" {shell_override('experiment', title)}" if title else ""
     configured = on_one_line(config["optimizer"].get("lr"))
     said = (
         f"suggested learning rate: {suggestion:.1e} (configured: {configured})\n"

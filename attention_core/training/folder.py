@@ -200,6 +200,13 @@ def read_results(folder: RunFolder) -> dict[str, float]:
     return results
 
 
+def from_here(path: Path) -> str:
+    """A path as it is shortest to write in the current folder, which it is relative to if it lies
+    there."""
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def _move(source: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)  # a folder is not replaced by a move

@@ -16,6 +16,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -196,9 +197,20 @@ def _find(parts: list[str], where: str, target: str) -> Any:
     for name in parts[consumed:]:
         if not hasattr(found, name):
             near = did_you_mean(name, (n for n in dir(found) if not n.startswith("_")))
-            raise UsageError(f"{where}: {target!r} does not exist.{near}")
+            raise UsageError(f"{where}: {target!r} does not exist.{near}{_elsewhere(parts[0])}")
         found = getattr(found, name)
     return found
+
+
+def _elsewhere(root: str) -> str:
+    """What to say where a folder was imported that has no more than the name of a package."""
+    folder = "" if getattr(sys.modules[root], "__file__", None) else own.hiding([root])
+    if not folder:
+        return ""
+    return (
+        f" The folder {folder!r} was imported, which has no __init__.py. To import the module in "
+        f"it: --config-dir {folder}"
+    )
 
 
 def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int]:

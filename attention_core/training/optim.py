@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -119,6 +120,30 @@ def scale_rates(optimizer: Optimizer) -> None:
     """Gives each group of a new optimizer its share of the rate, where it has a `rate_scale`."""
     for group in optimizer.param_groups:
         group["lr"] *= group.get("rate_scale", 1.0)
+
+
+def check_eps(optimizer: Optimizer) -> None:
+    """Checks that what is added to a norm is a number in the dtype of the weights.
+
+    Adam's 1e-8 is 0 in float16, where a gradient of 0 would be divided by 0. The smallest number
+    there would do no better: squares vanish below its root, and steps would be thousands of times
+    the rate.
+
+    Raises:
+        UsageError: `eps` of a group is more than 0, and rounds to 0.
+    """
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        for dtype in {parameter.dtype for parameter in group["params"]}:
+            if isinstance(eps, float) and eps > 0 and not torch.tensor(eps, dtype=dtype):
+                numbers = torch.finfo(dtype)
+                enough = math.sqrt(numbers.smallest_normal * numbers.eps)
+                raise UsageError(
+                    f"optimizer.eps: {eps} is 0 in {dtype}, which the weights are in "
+                    "(trainer.precision), and a gradient of 0 would be divided by 0. Give "
+                    f"optimizer.eps={enough:.2g} or more, or train with "
+                    "trainer.precision=bf16-true."
+                )
 
 
 def schedule_rates(

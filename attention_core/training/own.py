@@ -7,20 +7,24 @@ library tries to import: a `hydra_plugins`, an `accelerate.py` that lies there w
 """
 
 import functools
+import importlib.util
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 
 from attention_core.training.errors import UsageError
+from attention_core.training.folder import from_here
 from attention_core.training.targets import OURS
 
 TOLD = "ATTENTION_CORE_SERVES"
+UNKNOWN = "FOLDER_WITH_ITS_CODE"  # in a command, to be filled in
 
 # Where attention-core is run from its sources, nothing says what it requires
 _CORE = (
@@ -107,6 +111,43 @@ def lies_unserved(name: str) -> bool:
     """Whether a module is in the served folders, but not among the trusted."""
     root = name.partition(".")[0]
     return root not in _finder.names and PathFinder.find_spec(root, _finder.places) is not None
+
+
+def needed_config_dir(names: Sequence[str]) -> str:
+    """The `--config-dir` with which a command that is given in the current folder finds the
+    packages `names`: "" where it needs none, UNKNOWN where only the user can tell.
+
+    Nothing is imported, and nothing but the user's words and the current folder is asked.
+    """
+    given = served()[:-1]  # the last is the current folder
+    if given and names:
+        return from_here(given[0])
+    specs = {root: _spec(root) for root in dict.fromkeys(n.partition(".")[0] for n in names)}
+    missing = [root for root, spec in specs.items() if not _is_module(spec)]
+    return hiding(missing) or (UNKNOWN if None in specs.values() else "")
+
+
+def hiding(names: Sequence[str]) -> str:
+    """The folder of the current one that has the modules `names` in it, and the name of one of
+    them, or "". As `attn new-domain tides` writes tides/tides.py: before the module the folder is
+    found, as a package without __init__.py."""
+    for folder in names:
+        inside = [str(Path.cwd() / folder)]
+        if all(_is_module(PathFinder.find_spec(name, inside)) for name in names):
+            return folder
+    return ""
+
+
+def _spec(root: str) -> ModuleSpec | None:
+    with suppress(ImportError, ValueError):  # of __main__
+        found = importlib.util.find_spec(root)
+        if _is_module(found):
+            return found
+    return PathFinder.find_spec(root, [os.getcwd()])
+
+
+def _is_module(spec: ModuleSpec | None) -> bool:
+    return spec is not None and spec.origin is not None
 
 
 @functools.cache

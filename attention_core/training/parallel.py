@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
@@ -75,12 +76,16 @@ class FSDP2(ModelParallelStrategy):
         Args:
             model: the same weights in every process.
             precision: of the trainer. Under "bf16-mixed" weights are gathered and computed with as
-                bfloat16, while gradients are summed and weights kept in float32.
+                bfloat16, while gradients are summed and weights kept in float32. Those of a
+                BatchNorm stay float32 throughout, as its running statistics do.
         """
         mesh = self.device_mesh["data_parallel"]
         policy = MixedPrecisionPolicy()
         if precision == "bf16-mixed":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    fully_shard(module, mesh=mesh)
         for module in [*blocks(model), model]:
             fully_shard(module, mesh=mesh, mp_policy=policy)
 

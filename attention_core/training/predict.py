@@ -20,9 +20,8 @@ from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import csv_cell, json_line, on_one_line
 from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import check_file
-from attention_core.training.run import check_config, look
+from attention_core.training.run import look, trained_config
 from attention_core.training.task import Task
-from attention_core.training.trust import again, trusted_config
 
 Row = dict[str, Any]
 
@@ -93,14 +92,7 @@ def load_trained(
             uses a package that is not in `allow`.
     """
     folder = RunFolder(path).existing()
-    config = trusted_config(folder, allow, command)
-    check_config(config)
-    if not folder.best.exists():
-        raise UsageError(
-            f"run: {str(path)!r} has no best checkpoint yet. To train on: "
-            f"{again('train', path, config['allow'])}"
-        )
-    parts = look(config, folder)
+    parts = look(trained_config(folder, allow, command), folder)
     parts.data.trainer = parts.trainer  # tells it the run folder
     parts.task.load_state_dict(load_checkpoint(folder.best)["state_dict"])
     return parts.data, parts.task.to(parts.trainer.strategy.root_device).eval()

@@ -194,19 +194,29 @@ def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
             in `allow`.
     """
     folder = RunFolder(path).existing()
-    config = trusted_config(folder, allow, "evaluate")
-    if not folder.best.exists():
-        raise UsageError(
-            f"run: {str(path)!r} has no best checkpoint yet. To train on: "
-            f"{again('train', path, config['allow'])}"
-        )
-    check_config(config)
+    config = trained_config(folder, allow, "evaluate")
     recorded = read_results(folder) if folder.results.exists() else {}
     parts = look(config, folder)
     results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
     _print_comparison(results, recorded)
     return results
+
+
+def trained_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:
+    """The checked configuration of a run that has a best checkpoint, as of `trusted_config`.
+
+    Raises:
+        UsageError: it has none yet; or as of `trusted_config` and `check_config`.
+    """
+    config = trusted_config(folder, allow, command)
+    if not folder.best.exists():
+        raise UsageError(
+            f"run: {str(folder.path)!r} has no best checkpoint yet. To train on: "
+            f"{again('train', folder.path, config['allow'])}"
+        )
+    check_config(config)
+    return config
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -274,7 +284,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
     data, task = data_and_task(config, optimizer=optimizer, schedule=schedule)
     task.settings = deciding(config)
     watch = FiniteLoss()
-    checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}), watch=watch)
+    checkpoint = Checkpoint(folder, **(config.get("checkpoint") or {}), watch=watch, allow=allow)
     parts = (config.get("callbacks") or {}).values()
     callbacks = [build(part, "callbacks", allow=allow) for part in parts if part is not None]
     if log:
@@ -363,7 +373,8 @@ def _test(parts: Parts, folder: RunFolder, best_epoch: int | None) -> dict[str, 
 def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> None:
     curves = learning_curves(read_metrics(folder.metrics), title=experiment, best_epoch=best_epoch)
     save_figure(curves, folder.figures / "learning_curves.png")
-    task = parts.task.eval()
+    # What came from the data is float32, whatever trainer.precision has made of the weights
+    task = parts.task.float().eval()
     batch = next(iter(parts.data.test_dataloader()))
     batch = parts.data.transfer_batch_to_device(batch, task.device, 0)
     with torch.no_grad():

@@ -26,11 +26,11 @@ from attention_core.training.escape import (
     for_terminal,
     on_one_line,
     rich_text,
-    shell_word,
 )
 from attention_core.training.folder import RunFolder, read_results, replace_file, write_json
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
+from attention_core.training.overrides import shell_override
 
 Config = dict[str, Any]
 
@@ -99,7 +99,7 @@ def refuse_sweep(folder: Path) -> None:
     if (folder / SWEEP).is_file():
         raise UsageError(
             f"run: {str(folder)!r} is the folder of a sweep. To continue it, give the command that "
-            f"began it again, with hydra.sweep.dir={shell_word(folder)}"
+            f"began it again, with {shell_override('hydra.sweep.dir', str(folder))}"
         )
 
 

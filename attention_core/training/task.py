@@ -22,7 +22,12 @@ from torchmetrics.classification import (
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.errors import UsageError
 from attention_core.training.fingerprint import check_unchanged
-from attention_core.training.optim import decay_groups, scale_rates, schedule_rates
+from attention_core.training.optim import (
+    check_eps,
+    decay_groups,
+    scale_rates,
+    schedule_rates,
+)
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
 
@@ -293,6 +298,7 @@ class Task(LightningModule):
             optimizer = self.optimizer(groups)
         except (TypeError, ValueError) as error:
             raise UsageError(f"optimizer: {error}") from error
+        check_eps(optimizer)
         scale_rates(optimizer)
         if self.schedule is None:
             return optimizer

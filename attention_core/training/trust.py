@@ -9,7 +9,7 @@ from attention_core.training.escape import shell_word
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import targets
-from attention_core.training.own import is_foreign
+from attention_core.training.own import is_foreign, needed_config_dir
 from attention_core.training.targets import OURS, is_within
 
 Config = dict[str, Any]
@@ -17,9 +17,19 @@ Config = dict[str, Any]
 
 def again(command: str, path: Path, allow: Iterable[str] | None) -> str:
     """The command line for the run in `path`, with the packages that have to be allowed."""
-    return f"attn {command} run={shell_word(path)}" + (
-        f" allow=[{','.join(allow)}]" if allow else ""
-    )
+    return f"attn {command} run={shell_word(path)}{trusting(allow or ())}"
+
+
+def trusting(names: Iterable[str]) -> str:
+    """The end of a command that trusts the packages `names`, and finds them from where it is given:
+    in the current folder."""
+    names = list(names)
+    place = needed_config_dir(names)
+    allowed = allowed_by([Path(place)]) if place else []
+    rest = [name for name in names if not is_within(name, allowed)]
+    words = [shell_word(f"allow=[{','.join(rest)}]")] if rest else []
+    words += ["--config-dir", shell_word(place)] if place else []
+    return "".join(f" {word}" for word in words)
 
 
 def trusted_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:

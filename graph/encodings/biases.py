@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Bias, Graph
+from attention_core.annotated import checked
 from attention_core.biases import by_head
+from attention_core.checks import check_whole
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings.paths import path_features
@@ -23,8 +25,11 @@ class PairBias(Bias):
         hidden: width of a hidden layer; None makes the score linear in the features.
     """
 
+    @checked
     def __init__(self, heads: int, name: str, features: int, *, hidden: int | None = None) -> None:
         super().__init__()
+        check_whole(heads=heads, features=features)
+        check_whole(hidden=hidden, or_none=True)
         self.heads, self.name, self.features = heads, name, features
         self.net = (
             nn.Linear(features, heads, bias=False)
@@ -98,9 +103,9 @@ class RandomWalkBias(PairBias):
         hidden: as in `PairBias`.
     """
 
+    @checked
     def __init__(self, heads: int, steps: int, *, hidden: int | None = None) -> None:
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_whole(steps=steps)
         super().__init__(heads, "rrwp", steps, hidden=hidden)
 
     def compute(self, edges: EdgeList) -> Tensor:
@@ -122,6 +127,7 @@ class PathBias(PairBias):
         features: number of edge features F, for `edge_attr` of floats (E, F).
     """
 
+    @checked
     def __init__(
         self,
         heads: int,
@@ -132,8 +138,8 @@ class PathBias(PairBias):
     ) -> None:
         if (types is None) == (features is None):
             raise ValueError(f"PathBias needs one of types= and features=, got {types}, {features}")
-        if max_hops < 1:
-            raise ValueError(f"max_hops must be at least 1, got {max_hops}")
+        check_whole(max_hops=max_hops)
+        check_whole(types=types, features=features, or_none=True)
         super().__init__(heads, "path", max_hops * (types or features or 0))
         self.max_hops, self.types = max_hops, types
 
@@ -185,10 +191,10 @@ class SpectralBias(Bias):
         axes: number of coordinates.
     """
 
+    @checked
     def __init__(self, heads: int, axes: int) -> None:
         super().__init__()
-        if axes < 1:
-            raise ValueError(f"axes must be at least 1, got {axes}")
+        check_whole(heads=heads, axes=axes)
         self.heads, self.axes = heads, axes
         #: (axes, H)
         self.weight = nn.Parameter(torch.empty(axes, heads))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 
+@checked
 def degrees(edges: EdgeList) -> Tensor:
     """(N, 2) in-degree and out-degree of each node, integers."""
     ends = (edges.target, edges.source)
@@ -23,23 +26,26 @@ class CentralityEmbedding(nn.Module):
         max_degree: the largest degree with a vector of its own, which larger ones share.
     """
 
+    @checked
     def __init__(self, dim: int, max_degree: int) -> None:
         super().__init__()
-        if max_degree < 1:
-            raise ValueError(f"max_degree must be at least 1, got {max_degree}")
+        check_whole(dim=dim, max_degree=max_degree)
         self.max_degree = max_degree
         self.incoming = nn.Embedding(max_degree + 1, dim)
         self.outgoing = nn.Embedding(max_degree + 1, dim)
         for table in (self.incoming, self.outgoing):
             nn.init.normal_(table.weight, std=dim**-0.5)
 
+    @checked
     def forward(self, degree: Tensor) -> Tensor:
         """(N, D) from `degrees`, (N, 2).
 
         Raises:
             ValueError: `degree` is not integer (N, 2).
         """
-        if degree.ndim != 2 or degree.shape[1] != 2 or degree.is_floating_point():
+        check_dense(degree=degree)
+        integers = degree.dtype in (torch.int64, torch.int32)
+        if degree.ndim != 2 or degree.shape[1] != 2 or not integers:
             raise ValueError(
                 f"degree must hold integers (N, 2), got {degree.dtype} {tuple(degree.shape)}"
             )

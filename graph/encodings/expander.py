@@ -5,9 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 
+def check_degree(degree: int, seed: int) -> None:
+    """Raises TypeError or ValueError where no graph of this degree can be drawn."""
+    check_whole(degree=degree)
+    check_whole(None, seed=seed)
+    if degree < 2 or degree % 2:
+        raise ValueError(f"degree must be even and at least 2, got {degree}")
+
+
+@checked
 def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
     """Edges of a random regular graph on the nodes of each graph (Shirzad et al., Exphormer, 2023).
 
@@ -26,15 +37,14 @@ def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
 
     Returns: (2, E') integers, both directions of each edge.
     """
-    if degree < 2 or degree % 2:
-        raise ValueError(f"degree must be even and at least 2, got {degree}")
+    check_degree(degree, seed)
     n, device = edges.num_nodes, edges.source.device
     graph, local = edges.local
     listed = edges.target * n + edges.source
     pairs = [listed.new_zeros(0)]
     # A row of numbers for the n-th node of a graph, drawn row by row, so that company and its size
     # do not matter
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(int(seed))
     largest = int(edges.sizes.max()) if n else 0
     keys = torch.rand(largest, degree // 2, generator=draw, dtype=torch.float64).to(device)
     for key in keys.T:

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 Normalization = Literal["sym", "rw", "none"]
@@ -22,6 +24,13 @@ _DENSE = 1000
 _CHUNK = 1 << 24  # entries of matrices decomposed together, 128 MiB
 
 
+def check_normalization(normalization: object) -> None:
+    """Raises ValueError where there is no such Laplacian."""
+    if not isinstance(normalization, str) or normalization not in get_args(Normalization):
+        raise ValueError(f"normalization must be 'sym', 'rw' or 'none', got {normalization!r}")
+
+
+@checked
 def laplacian_eigenvectors(
     edges: EdgeList, k: int, *, normalization: Normalization = "sym"
 ) -> tuple[Tensor, Tensor]:
@@ -44,10 +53,8 @@ def laplacian_eigenvectors(
         ValueError: `k` is less than 1, or `normalization` is none of these.
         ImportError: a component has more than 1,000 nodes, and scipy is not installed.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if normalization not in get_args(Normalization):
-        raise ValueError(f"normalization must be 'sym', 'rw' or 'none', got {normalization!r}")
+    check_whole(k=k)
+    check_normalization(normalization)
     n, device = edges.num_nodes, edges.source.device
     component = components(edges)
     sizes = torch.bincount(component)
@@ -77,6 +84,7 @@ def laplacian_eigenvectors(
     return vectors, values
 
 
+@checked
 def spectral_coordinates(
     edges: EdgeList, k: int, *, normalization: Normalization = "sym"
 ) -> Tensor:
@@ -100,10 +108,20 @@ def spectral_coordinates(
     return vectors * torch.bincount(component)[component, None].sqrt()
 
 
+@checked
 def flip_signs(
     vectors: Tensor, component: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Eigenvectors (N, k), each with a random sign in each component (N,)."""
+    check_dense(vectors=vectors, component=component)
+    integers = component.dtype in (torch.int64, torch.int32)
+    if vectors.ndim != 2 or component.shape != vectors.shape[:1] or not integers:
+        raise ValueError(
+            "vectors must be (N, k) and component integers (N,), got "
+            f"{tuple(vectors.shape)} and {component.dtype} {tuple(component.shape)}"
+        )
+    if len(component) and int(component.min()) < 0:
+        raise ValueError(f"component must be at least 0, got {int(component.min())}")
     count = int(component.max()) + 1 if len(component) else 0
     signs = torch.randint(0, 2, (count, vectors.shape[1]), generator=generator) * 2 - 1
     return vectors * signs.to(vectors)[component]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # numbers gathered at a time, 64 MiB
 
 
+@checked
 def path_features(edges: EdgeList, features: Tensor, max_hops: int) -> Tensor:
     """Features of the edges on the shortest path from key to query, position by position.
 
@@ -35,8 +38,8 @@ def path_features(edges: EdgeList, features: Tensor, max_hops: int) -> Tensor:
             f"features must be float (E, F) with E={edges.num_edges}, got {features.dtype} "
             f"{tuple(features.shape)}"
         )
-    if max_hops < 1:
-        raise ValueError(f"max_hops must be at least 1, got {max_hops}")
+    check_whole(max_hops=max_hops)
+    check_dense(features=features)
     width = features.shape[1]
     rows = edges.count_pairs("features of the paths between all pairs", max_hops * width)
     features = features.float()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_index, check_whole
+
 
 class SignInvariant(nn.Module):
     """Node encodings from eigenvectors, the same for v and -v (Lim et al., SignNet, 2023).
@@ -21,10 +24,11 @@ class SignInvariant(nn.Module):
         depth: rounds of messages in φ.
     """
 
+    @checked
     def __init__(self, k: int, dim: int, *, hidden: int = 16, depth: int = 2) -> None:
         super().__init__()
-        if k < 1 or depth < 0:
-            raise ValueError(f"k must be at least 1 and depth at least 0, got {k} and {depth}")
+        check_whole(k=k, dim=dim, hidden=hidden)
+        check_whole(0, depth=depth)
         self.k = k
         self.embed = nn.Linear(2, hidden)
         self.rounds = nn.ModuleList(
@@ -33,6 +37,7 @@ class SignInvariant(nn.Module):
         )
         self.join = nn.Sequential(nn.Linear(k * hidden, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
+    @checked
     def forward(self, vectors: Tensor, values: Tensor, edge_index: Tensor) -> Tensor:
         """(N, D) from eigenvectors and eigenvalues (N, k), as `laplacian_eigenvectors` returns
         them, and edges (2, E). Columns without an eigenvector, of eigenvalue 0, have no part.
@@ -40,9 +45,14 @@ class SignInvariant(nn.Module):
         Raises:
             ValueError: `vectors` or `values` have another shape.
         """
+        check_dense(vectors=vectors, values=values)
         for name, x in (("vectors", vectors), ("values", values)):
             if x.ndim != 2 or x.shape[1] != self.k or x.shape != vectors.shape:
-                raise ValueError(f"{name} must be (N, {self.k}), got {tuple(x.shape)}")
+                raise ValueError(
+                    f"{name} must be (N, {self.k}), got {tuple(x.shape)}; vectors and values are "
+                    f"{tuple(vectors.shape)} and {tuple(values.shape)}"
+                )
+        check_index(len(vectors), "(2, E)", edge_index=edge_index)
         of_values = values.to(self.embed.weight)
         of_vectors = vectors.to(self.embed.weight)
         both = sum(

@@ -22,12 +22,15 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from attention_core.annotated import checked
+from attention_core.checks import check_whole
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings.biases import edge_rows
 from graph.encodings.centrality import degrees
-from graph.encodings.expander import expander_edges
+from graph.encodings.expander import check_degree, expander_edges
 from graph.encodings.laplacian import (
     Normalization,
+    check_normalization,
     components,
     flip_signs,
     laplacian_eigenvectors,
@@ -68,7 +71,10 @@ class AddDegree(BaseTransform):
 class AddLaplacian(BaseTransform):
     """`laplacian` and `laplacian_values`, (n, k) each: see `laplacian_eigenvectors`."""
 
+    @checked
     def __init__(self, k: int, *, normalization: Normalization = "sym") -> None:
+        check_whole(k=k)
+        check_normalization(normalization)
         self.k, self.normalization = k, normalization
 
     def forward(self, data: Data) -> Data:
@@ -82,7 +88,10 @@ class AddSpectralCoordinates(BaseTransform):
     """`spectral`, (n, k), for ``Graph.from_pyg(data, coordinates="spectral")``: see
     `spectral_coordinates`."""
 
+    @checked
     def __init__(self, k: int, *, normalization: Normalization = "sym") -> None:
+        check_whole(k=k)
+        check_normalization(normalization)
         self.k, self.normalization = k, normalization
 
     def forward(self, data: Data) -> Data:
@@ -109,7 +118,9 @@ class RandomSigns(BaseTransform):
 class AddRandomWalks(BaseTransform):
     """`rwse`, (n, steps): see `return_probabilities`."""
 
+    @checked
     def __init__(self, steps: int) -> None:
+        check_whole(steps=steps)
         self.steps = steps
 
     def forward(self, data: Data) -> Data:
@@ -126,9 +137,11 @@ class AddRelativeWalks(BaseTransform):
             for `EdgeBias(features=...)` or edge features in keys and values.
     """
 
+    @checked
     def __init__(self, steps: int, *, of: Literal["pairs", "edges"] = "pairs") -> None:
         if of not in ("pairs", "edges"):
             raise ValueError(f"of must be 'pairs' or 'edges', got {of!r}")
+        check_whole(steps=steps)
         self.steps, self.of = steps, of
 
     def forward(self, data: Data) -> Data:
@@ -149,7 +162,10 @@ class AddPaths(BaseTransform):
             features (e, F).
     """
 
+    @checked
     def __init__(self, max_hops: int, *, types: int | None = None) -> None:
+        check_whole(max_hops=max_hops)
+        check_whole(types=types, or_none=True)
         self.max_hops, self.types = max_hops, types
 
     def forward(self, data: Data) -> Data:
@@ -175,7 +191,10 @@ class AddExpander(BaseTransform):
         seed: of the permutations.
     """
 
+    @checked
     def __init__(self, degree: int, *, types: int | None = None, seed: int = 0) -> None:
+        check_degree(degree, seed)
+        check_whole(types=types, or_none=True)
         self.degree, self.types, self.seed = degree, types, seed
 
     def forward(self, data: Data) -> Data:

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from attention_core.annotated import checked
+from attention_core.checks import check_index, check_whole
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
 
 
+@checked
 def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) -> Tensor:
     """The probability that a walk from `source` is at `target` after 0, 1, ..., steps - 1 steps.
 
@@ -30,8 +33,10 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
     Raises:
         ValueError: `steps` is less than 1, or a pair's nodes are of two graphs.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_whole(steps=steps)
+    check_index(edges.num_nodes, "(P,)", target=target, source=source)
+    if len(target) != len(source):
+        raise ValueError(f"target and source must be pairs, got {len(target)} and {len(source)}")
     graph, local = edges.local
     if bool((graph[target] != graph[source]).any()):
         raise ValueError("target and source must be of one graph, pair by pair")
@@ -66,6 +71,7 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
     return found.T.contiguous()
 
 
+@checked
 def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
     """RWSE: the probability that a walk is back at its node after 1, ..., `steps` steps
     (Dwivedi et al., LSPE, 2022).
@@ -75,12 +81,12 @@ def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
     Raises:
         ValueError: `steps` is less than 1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_whole(steps=steps)
     nodes = torch.arange(edges.num_nodes, device=edges.source.device)
     return relative_walks(edges, steps + 1, nodes, nodes)[:, 1:].contiguous()
 
 
+@checked
 def walk_table(edges: EdgeList, steps: int) -> Tensor:
     """RRWP: `relative_walks` of all pairs inside each graph (Ma et al., GRIT, 2023).
 
@@ -92,5 +98,6 @@ def walk_table(edges: EdgeList, steps: int) -> Tensor:
     Raises:
         ValueError: the table would be too large.
     """
+    check_whole(steps=steps)
     edges.count_pairs("random walks between all pairs (those along edges alone are few)", steps)
     return relative_walks(edges, steps, *edges.all_pairs())

@@ -87,7 +87,7 @@ def agreed_size(size: Any, told: Size, nodes: Size, name: str = "edge_index") ->
     if size is not None and (
         not isinstance(size, tuple | list)
         or len(size) != 2
-        or not all(count is None or (isinstance(count, int) and count >= 0) for count in size)
+        or not all(count is None or (type(count) is int and count >= 0) for count in size)
     ):
         raise TypeError(f"size must be (number of sources, number of targets), got {size!r:.80}")
     found: list[int] = []

@@ -17,7 +17,16 @@ from attention_core import (
     Score,
     plan,
 )
-from attention_core.checks import check_chance, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import (
+    check_chance,
+    check_dense,
+    check_dtype,
+    check_flag,
+    check_kind,
+    check_number,
+    check_whole,
+)
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
@@ -68,6 +77,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
         ValueError: arguments that contradict each other; the message names them.
     """
 
+    @checked
     def __init__(
         self,
         dim: int | tuple[int, int],
@@ -90,13 +100,14 @@ class GraphAttention(RecordedAttention, SeenMessages):
         output_bias: bool = True,
     ) -> None:
         super().__init__()
-        source_dim, target_dim = (dim, dim) if isinstance(dim, int) else dim
+        check_size("dim", dim)
+        source_dim, target_dim = dim if isinstance(dim, tuple | list) else (dim, dim)
         kv_heads = heads if kv_heads is None else kv_heads
         check_whole(heads=heads, kv_heads=kv_heads)
         check_whole(head_dim=head_dim, or_none=True)
         if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
-        check_size("dim", dim)
+        check_number(negative_slope=negative_slope)
         if edge_dim is not None:
             check_size("edge_dim", edge_dim)
         if head_dim is None:
@@ -108,13 +119,16 @@ class GraphAttention(RecordedAttention, SeenMessages):
         if residual not in (False, True, "gated"):
             raise ValueError(f"residual must be a bool or 'gated', got {residual!r}")
         check_chance(attention_dropout=attention_dropout)
+        if not isinstance(fill_value, str | Tensor):
+            check_number(fill_value=fill_value)
         if isinstance(fill_value, str) and fill_value not in REDUCTIONS:
             raise ValueError(
                 f"fill_value must be a number, a tensor or one of {', '.join(REDUCTIONS)}; got "
                 f"{fill_value!r}"
             )
         if share_weights is None:
-            share_weights = score == "additive" and isinstance(dim, int) and kv_heads == heads
+            one = not isinstance(dim, tuple | list)
+            share_weights = score == "additive" and one and kv_heads == heads
         if share_weights and (source_dim != target_dim or kv_heads != heads):
             raise ValueError(
                 "share_weights needs one dim and as many kv_heads as heads; got "
@@ -206,6 +220,9 @@ class GraphAttention(RecordedAttention, SeenMessages):
             TypeError, ValueError: an input of another shape, kind or range, or one that is not
                 finite; the message names it.
         """
+        check_kind(Tensor, edge_attr=edge_attr)
+        if return_attention_weights is not None:
+            check_flag(return_attention_weights=return_attention_weights)
         two = not isinstance(x, Tensor)
         source, target = self._check_nodes(x)
         index, attr, told = read_edges(edge_index)
@@ -327,6 +344,8 @@ class GraphAttention(RecordedAttention, SeenMessages):
                     f"{name} must be float (N, {'F' if dim == -1 else dim}), got {nodes.dtype} "
                     f"{tuple(nodes.shape)}"
                 )
+            check_dense(x=nodes)
+            check_dtype(self.key, x=nodes)
         check_finite(source, "x")
         if target is not None and target is not source:
             check_finite(target, "x")
@@ -344,8 +363,10 @@ class GraphAttention(RecordedAttention, SeenMessages):
                 "edge_attr is given to a layer that makes nothing of it: build it with edge_dim="
                 ", or with a bias such as EdgeBias"
             )
-        if len(edge_attr) != count:
-            raise ValueError(f"edge_attr has {len(edge_attr)} rows for {count} edges in edge_index")
+        check_dense(edge_attr=edge_attr)
+        if edge_attr.ndim < 1 or len(edge_attr) != count:
+            rows = len(edge_attr) if edge_attr.ndim else "no"
+            raise ValueError(f"edge_attr has {rows} rows for {count} edges in edge_index")
         features = edge_attr[:, None] if edge_attr.ndim == 1 else edge_attr
         if self.edge is not None and (
             features.ndim != 2

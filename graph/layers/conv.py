@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from graph.layers.attention import GraphAttention
 from graph.layers.projections import check_size
@@ -107,6 +108,7 @@ class GATConv(_Conv):
         "bias": "output_bias",
     }
 
+    @checked
     def __init__(
         self,
         in_channels: int | tuple[int, int],
@@ -177,6 +179,7 @@ class GATv2Conv(_Conv):
         "bias": "output_bias",
     }
 
+    @checked
     def __init__(
         self,
         in_channels: int | tuple[int, int],
@@ -250,6 +253,7 @@ class TransformerConv(_Conv):
         "lin_beta.weight": "gate.weight",
     }
 
+    @checked
     def __init__(
         self,
         in_channels: int | tuple[int, int],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from attention_core.checks import check_dense
 from attention_core.spaces.edge_list import EdgeList
 
 #: PyG's name of each way to make the features of a self-loop, and torch's.
@@ -28,6 +29,7 @@ def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
         got = edge_index.layout if isinstance(edge_index, Tensor) else type(edge_index).__name__
         raise TypeError(f"{name} must be a dense tensor (2, E) of integers, got {got}")
     # PyG's EdgeIndex, a subclass whose operations would sort and check along
+    check_dense(**{name: edge_index})  # type: ignore[arg-type]
     plain: Tensor = getattr(edge_index, "as_tensor", lambda: edge_index)()
     if plain.is_floating_point() or plain.is_complex() or plain.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {plain.dtype}")

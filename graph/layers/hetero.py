@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
-from attention_core.checks import check_chance, check_whole
+from attention_core.annotated import checked
+from attention_core.checks import (
+    check_chance,
+    check_dense,
+    check_dtype,
+    check_flag,
+    check_kind,
+    check_whole,
+)
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once
@@ -44,6 +52,7 @@ class HeteroGraphAttention(RecordedAttention):
         ValueError: arguments that contradict each other; the message names them.
     """
 
+    @checked
     def __init__(
         self,
         dim: int | Mapping[str, int],
@@ -55,14 +64,22 @@ class HeteroGraphAttention(RecordedAttention):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if len(metadata) != 2 or any(len(edge) != 3 for edge in metadata[1]):
+            raise ValueError(
+                "metadata must be (types of nodes, types of edges as (source, relation, target)), "
+                f"got {metadata!r:.80}"
+            )
         self.node_types = list(metadata[0])
         self.edge_types: list[EdgeType] = [(source, by, to) for source, by, to in metadata[1]]
+        for name, size in (("dim", dim), ("edge_dim", edge_dim)):
+            if not isinstance(size, Mapping | None):
+                check_size(name, size)
         check_whole(out_dim=out_dim, heads=heads)
         if out_dim % heads:
             raise ValueError(f"out_dim={out_dim} must be a multiple of heads={heads}")
         check_chance(attention_dropout=attention_dropout)
-        dims = dict.fromkeys(self.node_types, dim) if isinstance(dim, int) else dict(dim)
-        if isinstance(edge_dim, int):
+        dims = dict(dim) if isinstance(dim, Mapping) else dict.fromkeys(self.node_types, dim)
+        if not isinstance(edge_dim, Mapping | None):
             edge_dim = dict.fromkeys(self.edge_types, edge_dim)
         self.edge_dims = dict(edge_dim or {})
         self._check(dims)
@@ -134,6 +151,12 @@ class HeteroGraphAttention(RecordedAttention):
             TypeError, ValueError: an input of another shape, kind or range, one that is missing or
                 not finite; the message names it.
         """
+        check_kind(Mapping, or_none=False, x_dict=x_dict, edge_index_dict=edge_index_dict)
+        check_kind(Mapping, edge_attr_dict=edge_attr_dict)
+        if return_attention_weights is not None:
+            check_flag(return_attention_weights=return_attention_weights)
+        for edge, attr in (edge_attr_dict or {}).items():
+            check_kind(Tensor, or_none=False, **{f"edge_attr_dict[{edge!r}]": attr})
         x = self._nodes(x_dict)
         given = self._read(x_dict, edge_index_dict)
         # Each type of edges has sources of its own, what it makes of the nodes; of a type without
@@ -209,6 +232,10 @@ class HeteroGraphAttention(RecordedAttention):
                 raise ValueError(
                     f"x_dict[{t!r}] must be float (N, {'F' if size == -1 else size}), got {got}"
                 )
+            check_dense(**{f"x_dict[{t!r}]": x})  # type: ignore[arg-type]
+            for layers in (self.query, self.key):
+                if _name(t) in layers:
+                    check_dtype(layers[_name(t)], **{f"x_dict[{t!r}]": x})
             check_finite(x, f"x_dict[{t!r}]")
             self._settle(t, x.shape[1])
             nodes[t] = x

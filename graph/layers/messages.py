@@ -21,6 +21,13 @@ class SeenMessages(MessagePassing):
     #: Whether each node attends to itself, whatever loops are listed.
     self_loops: bool
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # PyG compiles a `propagate` for each class and keeps the one it had for explainers: of a
+        # subclass it would keep the compiled one of its parent, which no explainer can look into
+        if "propagate" not in cls.__dict__:
+            cls.propagate = MessagePassing.propagate
+
     def __init__(self) -> None:
         super().__init__(aggr="add", node_dim=0)
 

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from attention_core.checks import check_whole
+
 
 class _LazyProjection(nn.LazyLinear):
     """A linear layer from its first input on, which begins as the others do."""
@@ -22,10 +24,13 @@ def projection(size: int, out: int, bias: bool = True) -> nn.Linear:
 
 
 def check_size(name: str, size: Any) -> None:
-    """Raises ValueError where a size, or one of a tuple or mapping, is less than 1, and not the -1
-    that leaves it to the first input."""
-    sizes = size.values() if isinstance(size, Mapping) else size
-    for one in sizes if isinstance(size, Mapping | tuple | list) else [size]:
+    """Raises TypeError or ValueError where a size, or one of a pair or mapping, is no whole number
+    of at least 1, and not the -1 that leaves it to the first input."""
+    several = isinstance(size, Mapping | tuple | list)
+    if isinstance(size, tuple | list) and len(size) != 2:
+        raise ValueError(f"{name} must be one size, or (of a source, of a target), got {size}")
+    for one in (size.values() if isinstance(size, Mapping) else size) if several else [size]:
+        check_whole(-1, **{name: one})
         if one < 1 and one != -1:
             raise ValueError(
                 f"{name} must be at least 1, or -1 for that of the first input, got {size}"

@@ -12,10 +12,13 @@ from torch_geometric.data import Data
 from torch_geometric.loader import NodeLoader
 from torch_geometric.sampler import NodeSamplerInput
 
+from attention_core.annotated import checked
+from attention_core.checks import check_chance, check_whole
 from graph.sampling.checks import check_edges, check_graph, check_nodes
 from graph.sampling.sampler import NeighborSampler
 
 
+@checked
 def partition(
     edge_index: Tensor,
     num_nodes: int,
@@ -45,12 +48,14 @@ def partition(
     Raises:
         TypeError, ValueError: an argument of another shape, kind or range; the message names it.
     """
+    check_whole(0, num_nodes=num_nodes)
+    check_whole(num_parts=num_parts)
+    check_chance(imbalance=imbalance)
+    check_whole(None, seed=seed)
     edge_index = check_edges(edge_index, num_nodes, num_nodes)
     if not 1 <= num_parts <= num_nodes:
         raise ValueError(f"num_parts must be 1 to num_nodes={num_nodes}, got {num_parts}")
-    if not 0 <= imbalance < 1:
-        raise ValueError(f"imbalance must be at least 0 and below 1, got {imbalance}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     mean = num_nodes / num_parts
     low, high = max(1, int((1 - imbalance) * mean)), math.ceil((1 + imbalance) * mean)
     graph = _Weighted.of(edge_index.cpu(), num_nodes)
@@ -139,6 +144,7 @@ class ClusterLoader(NodeLoader):
         options: those of torch's `DataLoader`; `batch_size` counts clusters.
     """
 
+    @checked
     def __init__(
         self,
         cluster_data: ClusterData,

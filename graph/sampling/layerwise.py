@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from attention_core.annotated import checked
+from attention_core.checks import check_dense, check_whole
 from graph.sampling.checks import check_edges, check_rows
 from graph.sampling.draw import Found, InEdges
 
 
 @torch.no_grad()
+@checked
 def layerwise(
     layers: Iterable[Callable[..., Tensor]],
     x: Tensor,
@@ -55,12 +58,15 @@ def layerwise(
     """
     if not isinstance(x, Tensor) or x.ndim == 0:
         raise TypeError(f"x must be a tensor (N, ...), got {x!r:.80}")
+    layers = list(layers)
+    if not all(map(callable, layers)):
+        raise TypeError(f"layers must be modules or functions, got {layers!r:.80}")
+    check_dense(x=x, edge_attr=edge_attr)
     check_rows(x, len(x), "x", "node")
     edge_index = check_edges(edge_index, len(x), len(x))
     check_rows(edge_attr, edge_index.shape[1], "edge_attr", "edge")
-    for name, value in (("batch_size", batch_size), ("max_edges", max_edges)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(batch_size=batch_size)
+    check_whole(max_edges=max_edges, or_none=True)
     edges = InEdges(edge_index.cpu(), len(x), len(x))
     home, device = x.device, x.device if device is None else device
     for layer in layers:

@@ -12,13 +12,17 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import BaseSampler, NegativeSampling
+from torch_geometric.sampler.base import NegativeSamplingMode
 
+from attention_core.annotated import Unchecked, checked
+from attention_core.checks import check_dense, check_number
 from graph.sampling.checks import (
     check_column,
     check_data,
     check_edges,
     check_graph,
     check_nodes,
+    check_option,
 )
 from graph.sampling.sampler import NeighborSampler
 
@@ -50,9 +54,10 @@ class NeighborLoader(NodeLoader):
         TypeError, ValueError: an argument that cannot be; the message names it.
     """
 
+    @checked
     def __init__(
         self,
-        data: Data | HeteroData,
+        data: Unchecked[Data | HeteroData],
         num_neighbors: Any,
         input_nodes: Any = None,
         input_time: Tensor | None = None,
@@ -84,7 +89,7 @@ class NeighborLoader(NodeLoader):
         count = data.num_nodes if kind is None else data[kind].num_nodes
         seeds = count
         if nodes is not None:
-            nodes, seeds = _seeds(torch.as_tensor(nodes), count)
+            nodes, seeds = _seeds(nodes, count)
             input_nodes = nodes if kind is None else (kind, nodes)
         if input_time is not None:
             check_column(input_time, seeds, "input_time", "seed")
@@ -120,9 +125,10 @@ class LinkNeighborLoader(LinkLoader):
         TypeError, ValueError: an argument that cannot be; the message names it.
     """
 
+    @checked
     def __init__(
         self,
-        data: Data | HeteroData,
+        data: Unchecked[Data | HeteroData],
         num_neighbors: Any,
         edge_label_index: Any = None,
         edge_label: Tensor | None = None,
@@ -145,9 +151,10 @@ class LinkNeighborLoader(LinkLoader):
         if neighbor_sampler is None and (edge_label_time is None) != (time_attr is None):
             missing = "edge_label_time" if edge_label_time is None else "time_attr"
             raise ValueError(f"edge_label_time and time_attr go together; {missing} is missing")
+        check_number(least=0, neg_sampling_ratio=neg_sampling_ratio, or_none=True)
         if neg_sampling_ratio:
             neg_sampling = NegativeSampling("binary", neg_sampling_ratio)
-        neg_sampling = NegativeSampling.cast(neg_sampling)
+        neg_sampling = _negatives(neg_sampling)
         apart = disjoint or edge_label_time is not None
         if neg_sampling is not None and apart and neg_sampling.amount % 1:
             # PyG would number their subgraphs as if there were as many of them as of links
@@ -157,8 +164,10 @@ class LinkNeighborLoader(LinkLoader):
             )
         count = _check_links(data, edge_label_index)
         for name, values in (("edge_label", edge_label), ("edge_label_time", edge_label_time)):
-            if values is not None and len(values) != count:
-                raise ValueError(f"{name} must hold a value per link, {count}; got {len(values)}")
+            if values is not None and values.shape[:1] != (count,):
+                raise ValueError(
+                    f"{name} must hold a value per link, {count}; got {tuple(values.shape)}"
+                )
         sampler = neighbor_sampler or make_sampler(
             data, num_neighbors, replace=replace, subgraph_type=subgraph_type, disjoint=disjoint,
             temporal_strategy=temporal_strategy, time_attr=time_attr, weight_attr=weight_attr,
@@ -171,7 +180,7 @@ class LinkNeighborLoader(LinkLoader):
 
 
 def make_sampler(
-    data: Data | HeteroData,
+    data: Unchecked[Data | HeteroData],
     num_neighbors: Any,
     *,
     subgraph_type: str = "directional",
@@ -187,8 +196,26 @@ def make_sampler(
     return NeighborSampler(data, num_neighbors, subgraph_type=subgraph_type, **options)
 
 
-def _seeds(nodes: Tensor, count: int) -> tuple[Tensor, int]:
+def _negatives(neg_sampling: Any) -> NegativeSampling | None:
+    if neg_sampling is None or isinstance(neg_sampling, NegativeSampling):
+        return neg_sampling
+    if not isinstance(neg_sampling, dict):
+        check_option("neg_sampling", neg_sampling, [mode.value for mode in NegativeSamplingMode])
+    try:
+        return NegativeSampling.cast(neg_sampling)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"neg_sampling={neg_sampling!r:.80}: {error}") from None
+
+
+def _seeds(given: Any, count: int) -> tuple[Tensor, int]:
     """The seeds, as integers or as a mask, and how many they are."""
+    try:
+        nodes = torch.as_tensor(given)
+    except Exception:
+        raise TypeError(
+            f"input_nodes must be integers (n,) or a mask ({count},), got {given!r:.80}"
+        ) from None
+    check_dense(input_nodes=nodes)
     if nodes.dtype == torch.bool:
         if nodes.shape != (count,):
             raise ValueError(
@@ -203,7 +230,7 @@ def _seeds(nodes: Tensor, count: int) -> tuple[Tensor, int]:
     return nodes, len(nodes)
 
 
-def _check_links(data: Data | HeteroData, links: Any) -> int:
+def _check_links(data: Unchecked[Data | HeteroData], links: Any) -> int:
     """How many links there are."""
     if isinstance(data, Data):
         ends = int(data.num_nodes or 0), int(data.num_nodes or 0)

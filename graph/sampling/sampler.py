@@ -18,6 +18,7 @@ from torch_geometric.sampler import (
 from torch_geometric.sampler.base import NumNeighbors, SubgraphType
 from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
+from attention_core.annotated import Unchecked, checked
 from graph.layers.edges import check_edge_index
 from graph.sampling.checks import (
     check_column,
@@ -25,6 +26,7 @@ from graph.sampling.checks import (
     check_fan_out,
     check_graph,
     check_nodes,
+    check_option,
 )
 from graph.sampling.draw import Found, InEdges
 
@@ -62,9 +64,10 @@ class NeighborSampler(BaseSampler):
             the message names it.
     """
 
+    @checked
     def __init__(
         self,
-        data: Data | HeteroData,
+        data: Unchecked[Data | HeteroData],
         num_neighbors: Any,
         subgraph_type: SubgraphType | str = "directional",
         replace: bool = False,
@@ -74,10 +77,9 @@ class NeighborSampler(BaseSampler):
         weight_attr: str | None = None,
     ) -> None:
         check_data(data)
-        if temporal_strategy not in ("uniform", "last"):
-            raise ValueError(
-                f"temporal_strategy must be 'uniform' or 'last', got {temporal_strategy!r}"
-            )
+        check_option("temporal_strategy", temporal_strategy, ("uniform", "last"))
+        if not isinstance(subgraph_type, SubgraphType):
+            check_option("subgraph_type", subgraph_type, [one.value for one in SubgraphType])
         check_graph(data)
         self.subgraph_type = SubgraphType(subgraph_type)
         self.replace, self.last = replace, temporal_strategy == "last"

@@ -249,12 +249,12 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "prefixes between tokens": (ValueError, "n must be.*float32", lambda: PrefixLM(torch.ones(2))),
     "a window that is no number": (
         ValueError,
-        "size must be a finite number, got nan",
+        "size must be a whole number of at least 1, got nan",
         lambda: Window(float("nan")),
     ),
     "a shift that is a word": (
         TypeError,
-        "shift must be a finite number, got '1'",
+        "shift must be a whole number, got '1'",
         lambda: Window(2, shift="1"),
     ),
 }

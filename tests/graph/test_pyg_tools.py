@@ -234,3 +234,14 @@ def test_a_mask_of_other_edges_is_refused() -> None:
     layer._edge_mask, layer._loop_mask = torch.zeros(4), torch.ones(4).bool()
     with pytest.raises(ValueError, match="mask is of 4 edges, but the layer was given 6"):
         layer(torch.randn(NODES, IN), PLAIN)
+
+
+def test_a_layer_made_before_one_of_its_subclass_hides_no_messages() -> None:
+    class Mine(graph.GATConv):
+        pass
+
+    graph.GATConv(IN, 4)
+    layer = Mine(IN, 4)
+    layer.explain = True
+    with pytest.raises(ValueError, match="no explainer has set an edge mask"):
+        layer(torch.randn(NODES, IN), EDGES)

@@ -62,6 +62,12 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         (("train", *TOY, "logger=[wandb,tensorbord]"), "Did you mean tensorboard?"),
         (("train", *TOY, "seed"), "'seed': an override is written key=value"),
         (
+            ("train", *TOY, "about.title=[1,2"),
+            "'[1,2' cannot be read as a list. To give it as a text: 'about.title=\"[1,2\"'",
+        ),
+        (("train", *TOY, "größe=3"), "'größe=3': 'größe' is no key"),
+        (("prepare", *TOY, "about.title=a,b"), "a text with a comma 'about.title=\"a,b\"'"),
+        (
             ("train", *TOY, "+optimiser.lr=3"),
             "optimiser: not a key of a configuration. Did you mean optimizer",
         ),

@@ -38,13 +38,17 @@ EXPERIMENTS = [
 SMALL = {"limit": 200, "batch_size": 4, "tokens": 256}
 #: A single graph is one batch, which two processes cannot share: an error says so.
 ALONE = {"graph/digits_knn"}
-#: Their BatchNorm keeps its sums in float32 where FSDP2 casts its weights, which torch's kernel for
-#: CPUs does not take.
-WHOLE_BITS = {"vision/mnist5k"}
-#: One experiment for each kind of block, or of what a block is given.
+#: One experiment for each kind of block, or of what a block is given: compiled with every trainer,
+#: the others with one process.
 COMPILED = {
     *["vision/digits", "vision/digits_swin", "vision/digits_neighborhood", "graph/mutag"],
     *["graph/umls", "nlp/sentiment_tiny", "nlp/bbc_gpt_tiny", "nlp/translate_de_tiny"],
+}
+#: By trainer; small texts, images and graphs.
+COMPILED_ALONE = {
+    "cpu": {"graph/digits_knn", "nlp/bbc_gpt_tiny"},
+    "ddp": {"vision/mnist5k_100"},
+    "fsdp2": {"vision/mnist5k"},
 }
 TRAINERS: dict[str, dict[str, Any]] = {
     "cpu": {},
@@ -55,6 +59,50 @@ TRAINERS: dict[str, dict[str, Any]] = {
         "deterministic": "warn",
     },
 }
+#: What may be asked of a trainer.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compiled": {"compile": True},
+    "recomputed": {"activation_checkpointing": True},
+    "narrow": {"precision": "bf16-mixed"},
+}
+
+
+def asked(name: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Trainer and what is asked of it, for every run of an experiment.
+
+    With each trainer it runs with nothing asked and with all. One option alone goes round: each
+    experiment has it with one trainer, each trainer with a third of the experiments. Only what
+    takes longest, a block that is compiled and not recomputed, has one or two experiments a
+    trainer.
+    """
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for place, trainer in enumerate(TRAINERS):
+        turn = (EXPERIMENTS.index(name) + place) % len(TRAINERS)
+        here = list(OPTIONS) if name in ALONE else [list(OPTIONS)[turn]]
+        compiled = name in COMPILED or trainer == "cpu"
+        found.append((trainer, ()))
+        found.append((trainer, tuple(o for o in OPTIONS if o != "compiled" or compiled)))
+        found += [(trainer, (option,)) for option in here if option != "compiled"]
+        if name in COMPILED_ALONE[trainer]:
+            found.append((trainer, ("compiled",)))
+        if name in ALONE:
+            break
+    return found
+
+
+def test_the_runs_have_every_pair() -> None:
+    runs = {(name, *run) for name in EXPERIMENTS for run in asked(name)}
+    assert {(trainer, o) for _, trainer, o in runs if len(o) == 1} == {
+        (trainer, (option,)) for trainer in TRAINERS for option in OPTIONS
+    }
+    for name in EXPERIMENTS:
+        trainers = ["cpu"] if name in ALONE else list(TRAINERS)
+        assert {trainer for n, trainer, o in runs if n == name and not o} == set(trainers)
+        for option in OPTIONS:
+            assert any(n == name and option in o for n, _, o in runs), (name, option)
+            if option != "compiled":
+                assert {t for n, t, o in runs if n == name and option in o} == set(trainers)
+                assert any(n == name and o == (option,) for n, _, o in runs), (name, option)
 
 
 @pytest.mark.slow
@@ -103,27 +151,25 @@ def _train_all(names: list[str], folder: Path) -> None:
 
 
 def _configs(name: str, folder: Path) -> list[dict[str, Any]]:
-    """The experiment with every trainer, plain and with all that may be asked of one."""
+    """The experiment with every trainer, and what is asked of each."""
     found: list[dict[str, Any]] = []
     overrides = [f"experiment={name}", "debug=fast_dev_run", f"hydra.run.dir={folder}"]
     run_hydra(lambda config, _: found.append(config), overrides, flags=[], config_dir=None)
     configs = []
-    for trainer, more in TRAINERS.items():
-        for asked in (False, True):
-            config = copy.deepcopy(found[0])
-            for key, most in SMALL.items():
-                if isinstance(config["data"].get(key), int) and name not in ALONE:
-                    config["data"][key] = min(config["data"][key], most)
-            config["trainer"] |= {"accelerator": "cpu", **more}
-            narrow = asked and not (trainer == "fsdp2" and name in WHOLE_BITS)
-            config["trainer"]["precision"] = "bf16-mixed" if narrow else "32-true"
-            config["activation_checkpointing"] = asked
-            config["compile"] = asked and name in COMPILED
-            if trainer == "fsdp2":
-                config["callbacks"].pop("ema", None)  # refused, see test_averaging
-            config["experiment"] = f"{name} {trainer} {'all' if asked else 'plain'}"
-            if trainer == "cpu" or name not in ALONE:
-                configs.append(config)
+    for trainer, options in asked(name):
+        config = copy.deepcopy(found[0])
+        for key, most in SMALL.items():
+            if isinstance(config["data"].get(key), int) and name not in ALONE:
+                config["data"][key] = min(config["data"][key], most)
+        config["trainer"] |= {"accelerator": "cpu", "precision": "32-true", **TRAINERS[trainer]}
+        config |= {"activation_checkpointing": False, "compile": False}
+        for option in options:
+            home = config["trainer"] if option == "narrow" else config
+            home |= OPTIONS[option]
+        if trainer == "fsdp2":
+            config["callbacks"].pop("ema", None)  # refused, see test_averaging
+        config["experiment"] = " ".join([name, trainer, *options])
+        configs.append(config)
     return configs
 
 

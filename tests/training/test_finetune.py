@@ -184,25 +184,39 @@ def test_layers_learn_at_their_rates_and_resume_exactly(
     assert max(rates) == pytest.approx(peak)  # what is logged is the configured rate
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
-def test_two_processes_tune_as_one_does(trainer: str, compose: Compose, tmp_path: Path) -> None:
+TWO = ["compile=false", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def tuned_by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with the run `source`, sharded over two processes, and `one`, which tunes it in one
+    process; and what `one` was asked for."""
+    folder = tmp_path_factory.mktemp("tuned")
     still = [*["data.rotation=0", "data.scale=0", "data.shift=0"], "model.drop_path=0"]
     # No second moments: Adam would turn a rounding error of a tiny gradient into a whole step
     plain = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "optimizer.lr=0.1"]
-    same = [*DIGITS[:-2], *still, *plain, "trainer.precision=32-true", "compile=false"]
-    two = ["trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=32"]
-    two = [*two, f"trainer={trainer}"]
-    ran = attn("train", *same, *two, "seed=5", "hydra.run.dir=source", cwd=tmp_path)
+    same = [*DIGITS[:-2], *still, *plain, "trainer.precision=32-true"]
+    source = [*same, "trainer=fsdp2", *TWO, "seed=5", "hydra.run.dir=source"]
+    ran = attn("train", *source, cwd=folder)
     assert ran.returncode == 0, ran.stderr
-    tune = [f"init.run={tmp_path}/source", "init.new=[head]", "freeze=[embedding]"]
+    tune = [f"init.run={folder}/source", "init.new=[head]", "freeze=[embedding]"]
     tune = [*same, *tune, "task.layer_decay=0.5"]
-    train(compose(*tune), tmp_path / "one")
-    ran = attn("train", *tune, *two, "hydra.run.dir=two", cwd=tmp_path)
+    ran = attn("train", *tune, "hydra.run.dir=one", cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    return folder, tune
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+def test_two_processes_tune_as_one_does(
+    trainer: str, tuned_by_one: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, tune = tuned_by_one
+    ran = attn("train", *tune, f"trainer={trainer}", *TWO, "hydra.run.dir=two", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("Starting with") == 1
-    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, value in weights(tmp_path / "source").items():
+    one, other = weights(folder / "one"), weights(tmp_path / "two")
+    for name, value in weights(folder / "source").items():
         torch.testing.assert_close(other[name], one[name], atol=1e-4, rtol=1e-3)
         frozen = name.startswith("embedding") or not value.numel()
         assert torch.equal(one[name], value) == frozen, name

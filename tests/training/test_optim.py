@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,8 +12,9 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from attention_core import Encoder, RelativeTable
-from attention_core.training import UsageError
+from attention_core.training import UsageError, train
 from attention_core.training.optim import (
+    check_eps,
     constant,
     decay_groups,
     inverse_sqrt,
@@ -19,6 +22,7 @@ from attention_core.training.optim import (
     scale_rates,
     warmup_cosine,
 )
+from tests.training.conftest import Compose
 from vision import VisionTransformer
 
 
@@ -203,3 +207,34 @@ def test_schedules_refuse_nonsense() -> None:
         warmup_cosine(optimizer, total_steps=3, final=2)
     with pytest.raises(UsageError, match="at least one step, got total_steps=0"):
         constant(optimizer, total_steps=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_an_eps_that_is_no_number_in_the_dtype_of_the_weights(kind: type) -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    weight.grad = torch.tensor([0.0, 1e-5, 1.0], dtype=torch.float16)
+    unchecked = kind([weight], lr=1e-3)
+    with pytest.raises(UsageError, match=r"optimizer.eps: 1e-\d+ is 0 in torch.float16") as refused:
+        check_eps(unchecked)
+    found = re.search(r"eps=([0-9.e-]+) or more", str(refused.value))
+    assert found is not None
+    # What the message asks for is enough, and what it refuses is not
+    checked = kind([weight], lr=1e-3, eps=float(found[1]))
+    check_eps(checked)
+    checked.step()
+    assert ((weight - 1).abs() <= 0.02).all()
+    unchecked.step()
+    assert not weight.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_eps_that_is_a_number(dtype: torch.dtype) -> None:
+    check_eps(torch.optim.AdamW([nn.Parameter(torch.ones(3, dtype=dtype))]))
+    check_eps(torch.optim.SGD([nn.Parameter(torch.ones(3, dtype=torch.float16))]))
+
+
+def test_half_precision_is_refused_before_it_divides_by_zero(
+    compose: Compose, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"optimizer.eps: 1e-08 is 0 in torch.float16"):
+        train(compose("experiment=toy", "trainer.precision=16-true"), tmp_path)

@@ -207,7 +207,7 @@ def test_a_prepared_run_is_started_by_torchrun(trainer: str, tmp_path: Path) -> 
     assert "attn prepare" in ran.stderr
     assert not list(tmp_path.rglob("config.yaml"))
     prepared = attn("prepare", *setting, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    assert f"attn train run={tmp_path}/run allow=[toy_domain]" in prepared.stdout, prepared.stderr
+    assert f"attn train run={tmp_path}/run --config-dir {CONF}" in prepared.stdout, prepared.stderr
     ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=torchrun)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("run folder") == 1

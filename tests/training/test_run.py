@@ -169,3 +169,15 @@ def test_a_sweep_over_two_processes_gives_both_the_same_job(tmp_path: Path) -> N
         rates = [row["step/lr"] for row in rows if "step/lr" in row]
         assert max(rates) == pytest.approx(rate)
         assert len(rates) == 4  # 120 samples, 2 processes, batches of 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])
+def test_weights_of_another_dtype_are_trained_tested_and_drawn(
+    precision: str, compose: Compose, tmp_path: Path
+) -> None:
+    short = ["trainer.max_epochs=1", "+optimizer.eps=0.001"]
+    results = train(compose("experiment=toy", f"trainer.precision={precision}", *short), tmp_path)
+    assert all(map(math.isfinite, results.values()))
+    assert (tmp_path / "figures" / "attention.png").exists()
+    assert evaluate(tmp_path, ["toy_domain"]) == pytest.approx(results, rel=1e-3)

@@ -65,6 +65,22 @@ def test_grid_runs_every_combination_and_ranks_by_validation(
     assert order == [row["folder"] for row in rows]
 
 
+@pytest.mark.slow
+def test_texts_of_any_characters_reach_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["sweep=grid", "about.title=don't,Ä=Ö", "about.gives=(#1) & ~more"]
+    for _ in ("begun", "continued"):
+        failed, rows = sweep(tmp_path, monkeypatch, *texts)
+        assert failed == 0
+    about = [
+        yaml.safe_load((tmp_path / "sweep" / row["folder"] / "config.yaml").read_text())["about"]
+        for row in sorted(rows, key=lambda row: row["job"])
+    ]
+    assert [each["title"] for each in about] == ["don't", "Ä=Ö"]
+    assert {each["gives"] for each in about} == {"(#1) & ~more"}
+
+
 def test_a_failed_job_costs_no_other_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +131,7 @@ def test_optuna_where_every_trial_fails_reports_them(
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = ("sweep=optuna", "data.batch_size=0", "hydra.sweeper.n_trials=2")
+    search += ("about.title=don't (1)",)
     failed, _ = sweep(tmp_path, monkeypatch, *search)
     assert failed == 2
     assert "job 0, 1: data.batch_size must be" in capsys.readouterr().err

@@ -307,7 +307,7 @@ def test_neighborhoods_that_do_not_fit_are_named() -> None:
         ({"radius": 1, "dilation": [1, 2, 3]}, "dilation lists 3 entries for 2 layers"),
         ({"radius": 1, "mask": Neighborhood(1)}, "has its mask"),
         ({"radius": -1}, "radius must be at least 0"),
-        ({"radius": 1, "dilation": 0}, "step must be at least 1"),
+        ({"radius": 1, "dilation": 0}, "dilation must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             NeighborhoodTransformer(32, 2, 2, patch_size=2, num_classes=5, image_size=8, **options)

@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_named() -> None:
         (lambda: CenteredRotary(jitter=0.5), "jitter must be a factor of at least 1, got 0.5"),
         (lambda: CenteredRotary(rescale=0.0), "rescale must be a factor of at least 1, got 0.0"),
         (lambda: CenteredRotary(shift=-1.0), "shift must be at least 0, got -1.0"),
-        (lambda: Rotary(axes=2, extent=0), "extent must be positive, .* got 0"),
+        (lambda: Rotary(axes=2, extent=0), "extent must be a finite number above 0, got 0"),
         (lambda: Rotary(axes=2, extent=[16]), r"for each of 2 axes; got \[16\]"),
         (lambda: Rotary(extent=16).angles(Sequence(4), 8), "a sequence of 4 tokens is none"),
         (lambda: Rotary(axes=3, extent=16).angles(Grid(2, 2), 12), "positions have 3 axes"),

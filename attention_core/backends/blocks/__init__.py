@@ -20,7 +20,7 @@ from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, mask_cost
-from attention_core.backends.derivatives import refuse_transforms
+from attention_core.backends.derivatives import refuse_transforms, untouched
 from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
@@ -258,6 +258,8 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             prepared.covers_all_queries,
             prepared.keys_disjoint,
         )
+        if bias is not None and not blocks:
+            output = untouched(output, *bias.tensors())
         weights = None
         if options.weights:
             explicit = plan.memo("explicit", lambda: reference.prepare(job))
