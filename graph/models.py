@@ -179,7 +179,7 @@ class GraphTransformer(nn.Module):
             self.head = LinkHead(dim, relations)
         elif level == "edge":
             if num_classes is None:
-                raise ValueError("level='edge' needs classes: a pair of nodes has no vector")
+                raise ValueError("level='edge' needs num_classes: a pair of nodes has no vector")
             self.head = EdgeHead(dim, num_classes, edge_dim=edge_dim)
         elif num_classes is not None:
             self.head = nn.Linear(dim, num_classes)
@@ -382,6 +382,6 @@ def _check_outputs(
             + ("at least 1 is needed" if virtual_nodes == 0 else "there is no negative number")
         )
     if level == "link" and num_classes is not None:
-        raise ValueError(f"level='link' gives one score per pair; got classes={num_classes}")
+        raise ValueError(f"level='link' gives one score per pair; got num_classes={num_classes}")
     if level != "link" and relations != 1:
         raise ValueError(f"relations={relations} are of links, but level={level!r}")

@@ -131,7 +131,7 @@ def only(backend: str) -> Iterator[None]:
     """All attention is computed by this backend."""
     with pytest.MonkeyPatch.context() as patch:
         for name in BACKENDS.keys() - {backend}:
-            patch.setattr(BACKENDS[name], "lacks", lambda job: f"{backend} alone is asked")
+            patch.setattr(BACKENDS[name], "unsupported", lambda job: f"{backend} alone is asked")
         yield
 
 

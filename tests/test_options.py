@@ -134,15 +134,15 @@ def test_a_bias_of_a_graph_transformer(biases: dict[str, Any]) -> None:
 
 #: Sizes that each model names, which must be whole numbers of at least 1.
 SIZES = {
-    "VisionTransformer": ["dim", "depth", "heads", "classes", "channels", "hidden", "kv_heads"],
-    "SwinTransformer": ["dim", "classes", "channels", "hidden"],
+    "VisionTransformer": ["dim", "depth", "heads", "num_classes", "channels", "hidden", "kv_heads"],
+    "SwinTransformer": ["dim", "num_classes", "channels", "hidden"],
     "GraphTransformer": [
-        "dim", "depth", "heads", "classes", "node_features", "edge_types", "edge_features",
+        "dim", "depth", "heads", "num_classes", "node_features", "edge_types", "edge_features",
         "max_hops", "hidden", "expander_degree",
     ],
-    "TextEncoder": ["vocabulary", "dim", "depth", "heads", "classes", "max_length", "hidden"],
-    "TextDecoder": ["vocabulary", "dim", "depth", "heads", "max_length", "hidden"],
-    "Seq2SeqTransformer": ["vocabulary", "dim", "depth", "heads", "decoder_depth", "hidden"],
+    "TextEncoder": ["vocab_size", "dim", "depth", "heads", "num_classes", "max_length", "hidden"],
+    "TextDecoder": ["vocab_size", "dim", "depth", "heads", "max_length", "hidden"],
+    "Seq2SeqTransformer": ["vocab_size", "dim", "depth", "heads", "decoder_depth", "hidden"],
 }  # fmt: skip
 GIVEN: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "VisionTransformer": (VisionTransformer, {"dim": 8, "depth": 1, "heads": 2, **VIT}),

@@ -45,16 +45,16 @@ class PatchMerging(nn.Module):
 
     Args:
         dim: size D of a token.
-        norm: "pre" normalises the four tokens (v1), "post" what becomes of them (v2).
+        norm_order: "pre" normalises the four tokens (v1), "post" what becomes of them (v2).
         eps: of the normalisation.
     """
 
     def __init__(
-        self, dim: int, *, norm: Literal["pre", "post"] = "pre", eps: float = 1e-5
+        self, dim: int, *, norm_order: Literal["pre", "post"] = "pre", eps: float = 1e-5
     ) -> None:
         super().__init__()
-        self.order = norm
-        self.norm = make_norm("layer", 4 * dim if norm == "pre" else 2 * dim, eps)
+        self.norm_order = norm_order
+        self.norm = make_norm("layer", 4 * dim if norm_order == "pre" else 2 * dim, eps)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         nn.init.xavier_uniform_(self.reduction.weight)
 
@@ -66,7 +66,11 @@ class PatchMerging(nn.Module):
         # The published order: down first, then to the right
         x = torch.cat([x[..., i::2, j::2, :] for j in (0, 1) for i in (0, 1)], dim=-1)
         x = x.flatten(-3, -2)
-        x = self.reduction(self.norm(x)) if self.order == "pre" else self.norm(self.reduction(x))
+        x = (
+            self.reduction(self.norm(x))
+            if self.norm_order == "pre"
+            else self.norm(self.reduction(x))
+        )
         return x, Grid(height // 2, width // 2, device=x.device)
 
 
@@ -128,7 +132,7 @@ class SwinStage(Encoder):
         self.merging: PatchMerging | None = None
         if merging:
             self.merging = PatchMerging(
-                dim, norm="pre" if version == 1 else "post", eps=block["eps"]
+                dim, norm_order="pre" if version == 1 else "post", eps=block["eps"]
             )
 
 

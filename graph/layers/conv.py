@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_chance, check_whole
 from graph.layers.attention import GraphAttention
 from graph.layers.projections import check_size
 
@@ -30,6 +30,7 @@ class _Conv(GraphAttention):
     ) -> None:
         check_size("in_channels", in_channels)
         check_whole(out_channels=out_channels)
+        check_chance(dropout=options["attention_dropout"])  # by PyG's name
         super().__init__(in_channels, heads, head_dim=out_channels, **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.register_load_state_dict_pre_hook(self._rename)
@@ -130,7 +131,7 @@ class GATConv(_Conv):
             score="additive",
             concat=concat,
             negative_slope=negative_slope,
-            dropout=dropout,
+            attention_dropout=dropout,
             self_loops=add_self_loops,
             edge_dim=edge_dim,
             fill_value=fill_value,
@@ -202,7 +203,7 @@ class GATv2Conv(_Conv):
             score="additive_v2",
             concat=concat,
             negative_slope=negative_slope,
-            dropout=dropout,
+            attention_dropout=dropout,
             self_loops=add_self_loops,
             edge_dim=edge_dim,
             fill_value=fill_value,
@@ -273,7 +274,7 @@ class TransformerConv(_Conv):
             heads,
             concat=concat,
             residual=residual,
-            dropout=dropout,
+            attention_dropout=dropout,
             edge_dim=edge_dim,
             projection_bias=bias,
             output_bias=bias and root_weight,

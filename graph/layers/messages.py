@@ -17,7 +17,7 @@ class SeenMessages(MessagePassing):
 
     heads: int
     kv_heads: int
-    dropout: float
+    attention_dropout: float
     #: Whether each node attends to itself, whatever loops are listed.
     self_loops: bool
 
@@ -67,7 +67,7 @@ class SeenMessages(MessagePassing):
         if edge_value is not None:
             edge_value = edge_value.repeat_interleave(group, 1)
         x = value.repeat_interleave(group, 1), query
-        alpha = nn.functional.dropout(alpha, self.dropout, self.training)
+        alpha = nn.functional.dropout(alpha, self.attention_dropout, self.training)
         out: Tensor = self.propagate(edge_index, size=size, x=x, alpha=alpha, edge_value=edge_value)
         return out
 

@@ -131,7 +131,7 @@ CALLS: dict[str, Call] = {
     "GraphAttention": call(
         GraphAttention, dim=4, heads=2, head_dim=None, score="dot", kv_heads=None, concat=True,
         share_weights=None, edge_dim=None, edge_values=None, bias=None, self_loops=False,
-        fill_value="mean", residual=False, dropout=0.0, negative_slope=0.2, projection_bias=True,
+        fill_value="mean", residual=False, attention_dropout=0.0, negative_slope=0.2, projection_bias=True,
         output_bias=True,
     ),
     "GraphAttention()": call(GraphAttention(4, 2, edge_dim=2).eval(), **PASS, size=None),
@@ -143,7 +143,7 @@ CALLS: dict[str, Call] = {
     ),
     "HeteroGraphAttention": call(
         HeteroGraphAttention, dim=4, out_dim=4, heads=2, metadata=METADATA, edge_dim=None,
-        dropout=0.0,
+        attention_dropout=0.0,
     ),
     "HeteroGraphAttention()": call(
         HETERO, x_dict={"node": X}, edge_index_dict={METADATA[1][0]: EDGE}, edge_attr_dict=None,

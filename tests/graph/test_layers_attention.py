@@ -316,7 +316,7 @@ def test_features_for_nothing_and_types_of_loops() -> None:
         ({"dim": 0}, "dim must be at least 1, or -1 for that of the first input, got 0"),
         ({"score": "cosine"}, "score must be 'dot', 'additive' or 'additive_v2', got 'cosine'"),
         ({"residual": "beta"}, "residual must be a bool or 'gated', got 'beta'"),
-        ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
+        ({"attention_dropout": 1.0}, "attention_dropout must be in [0, 1), got 1.0"),
         ({"fill_value": "median"}, "fill_value must be a number, a tensor or one of add, mean, "),
         ({"dim": (3, 12), "share_weights": True}, "share_weights needs one dim and as many"),
         ({"kv_heads": 2, "share_weights": True}, "share_weights needs one dim and as many"),

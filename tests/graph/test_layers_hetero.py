@@ -130,7 +130,7 @@ def test_features_of_some_types_and_one_softmax_over_all() -> None:
 
 def test_dropout_and_records() -> None:
     x, edges = drawn()
-    layer = made(dropout=0.5)
+    layer = made(attention_dropout=0.5)
     with record_attention(layer, pairs=True) as maps:
         one = layer(x, edges, return_attention_weights=True)
         two = layer.eval()(x, edges, return_attention_weights=True)
@@ -211,7 +211,7 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     ("options", "message"),
     [
         ({"heads": 3}, "out_dim=8 must be a multiple of heads=3"),
-        ({"dropout": -1.0}, "dropout must be in [0, 1), got -1.0"),
+        ({"attention_dropout": -1.0}, "attention_dropout must be in [0, 1), got -1.0"),
         (
             {"dim": {"author": 5}},
             "metadata has nodes ['author', 'paper', 'editor'], its edges join",

@@ -131,7 +131,7 @@ def test_links_of_a_model() -> None:
             "relations must be at least 1, got 0",
         ),
         ({"level": "node", "relations": 2}, "relations=2 are of links, but level='node'"),
-        ({"level": "edge", "num_classes": None}, "level='edge' needs classes"),
+        ({"level": "edge", "num_classes": None}, "level='edge' needs num_classes"),
         ({"edge_types": None, "edge_dim": 4}, "edge_dim=4 needs edge_types or edge_features"),
         ({"score": "cosine"}, "score must be .* got 'cosine'"),
         ({"walk_steps": 0}, "walk_steps must be at least 1"),
@@ -152,7 +152,12 @@ PAIRS = torch.tensor([[0], [1]])
     ("level", "change", "error", "words"),
     [
         ("node", {"node_mask": torch.ones(4).bool()}, ValueError, r"node_mask must be bool \(5,\)"),
-        ("node", {"mask": torch.ones(5)}, ValueError, r"mask must be bool \(5,\), got torch.float"),
+        (
+            "node",
+            {"mask": torch.ones(5)},
+            ValueError,
+            r"node_mask must be bool \(5,\), got torch.float",
+        ),
         (
             "edge",
             {"edge_label_index": PAIRS + 4},

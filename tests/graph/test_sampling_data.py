@@ -52,7 +52,7 @@ def test_a_batch_of_nodes(domain: Any) -> None:
     data, made = domain.communities(), module(domain, "Nodes")
     seen = []
     for batch in epoch(made.train_dataloader(), 0):
-        assert set(batch) == {"x", "edge_index", "mask", "target"}
+        assert set(batch) == {"x", "edge_index", "node_mask", "target"}
         seen += batch["x"][batch["node_mask"]].tolist()
         assert len(batch["x"]) == len(batch["node_mask"]) == len(batch["target"])
         first = int(batch["node_mask"].sum())
@@ -144,7 +144,7 @@ def test_typed_nodes() -> None:
     batch = next(iter(made.val_dataloader()))
     assert batch["target"][batch["node_mask"]].tolist() == [1, 4, 7, 10]
     assert len(batch["node_mask"]) == len(batch["x_dict"]["item"])
-    assert set(batch) == {"x_dict", "edge_index_dict", "edge_attr_dict", "mask", "target"}
+    assert set(batch) == {"x_dict", "edge_index_dict", "edge_attr_dict", "node_mask", "target"}
     assert len(batch["edge_index_dict"]) == 4
 
 

@@ -94,7 +94,7 @@ def hetero(**options: Any) -> HeteroGraphAttention:
     return HeteroGraphAttention(**usual | options, metadata=(["n"], [("n", "e", "n")]))
 
 
-SIZES = ["dim", "heads", "depth", "classes", "node_types", "edge_types", "edge_dim", "max_hops"]
+SIZES = ["dim", "heads", "depth", "num_classes", "node_types", "edge_types", "edge_dim", "max_hops"]
 
 
 @pytest.mark.parametrize("name", [*SIZES, "expander_degree", "head_dim", "hidden", "kv_heads"])

@@ -48,7 +48,7 @@ def trained(task: Task, data: DataModule, epochs: int) -> dict[str, float]:
 
 def transformer(level: Any, num_classes: int | None = 3, **options: Any) -> GraphTransformer:
     torch.manual_seed(0)
-    given: dict[str, Any] = {"mask": Edges(), "level": level, "classes": num_classes, **options}
+    given: dict[str, Any] = {"mask": Edges(), "level": level, "num_classes": num_classes, **options}
     return GraphTransformer(16, 1, 2, **given)
 
 

@@ -21,7 +21,7 @@ def by_hand(embedding: PatchEmbedding, image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize(
-    ("patch", "size"), [(2, (8, 8)), ((2, 3), (4, 9)), ((4, 1), (8, 5)), (7, (7, 14))]
+    ("patch_size", "size"), [(2, (8, 8)), ((2, 3), (4, 9)), ((4, 1), (8, 5)), (7, (7, 14))]
 )
 def test_a_token_is_its_patch_times_a_matrix(
     patch_size: int | tuple[int, int], size: tuple[int, int], channels: int
@@ -104,11 +104,11 @@ def test_what_is_no_tensor_is_refused() -> None:
 
 @pytest.mark.parametrize("patch", [0, (2,), (2, 2, 2), (2, -1), 2.0])
 def test_a_patch_is_one_or_two_positive_numbers(patch: object) -> None:
-    with pytest.raises(ValueError, match="patch must be"):
+    with pytest.raises(ValueError, match="patch_size must be"):
         PatchEmbedding(patch, 8)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("patch", "stride"), [(4, 2), ((4, 3), (2, 3)), (5, 3)])
+@pytest.mark.parametrize(("patch_size", "stride"), [(4, 2), ((4, 3), (2, 3)), (5, 3)])
 def test_overlapping_patches_are_cut_at_the_stride(
     patch_size: int | tuple[int, int], stride: int | tuple[int, int]
 ) -> None:
@@ -179,7 +179,10 @@ def test_without_a_bias() -> None:
     [
         ({"stride": 5}, r"stride=\(5, 5\) leaves out pixels between patches=\(4, 4\)"),
         ({"stride": 0}, "stride must be a positive whole number"),
-        ({"stem": (8, 8, 8)}, r"a stem of 3 convolutions makes 8×8 pixels one, so patch=\(4, 4\)"),
+        (
+            {"stem": (8, 8, 8)},
+            r"a stem of 3 convolutions makes 8×8 pixels one, so patch_size=\(4, 4\)",
+        ),
         ({"stem": (8,), "stride": 1}, r"and stride=\(1, 1\) must be multiples of 2"),
     ],
 )

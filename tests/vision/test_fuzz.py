@@ -86,7 +86,7 @@ CALLS: dict[str, Call] = {
         MaskedAutoencoder, vit=HEADLESS, **SIZES, mask_ratio=0.75, normalize=True
     ),
     "PatchEmbedding": call(
-        PatchEmbedding, patch_size=4, dim=8, channels=3, stride=None, stem=(), bias=True
+        PatchEmbedding, patch_size=4, dim=8, channels=3, stride=None, stem=(), projection_bias=True
     ),
     "ResampledPosition": call(ResampledPosition, size=(2, 2), dim=8, special=0),
     "CenteredRotary": call(

@@ -42,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def vit(kind: type[VisionTransformer] = VisionTransformer, **options: Any) -> VisionTransformer:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"positions": "sinusoidal", **options}
-    return kind(16, DEPTH, HEADS, patch=PATCH, num_classes=3, channels=1, **settings).eval()
+    return kind(16, DEPTH, HEADS, patch_size=PATCH, num_classes=3, channels=1, **settings).eval()
 
 
 def images(count: int = 2, rows: int = ROWS, columns: int = COLUMNS) -> Tensor:

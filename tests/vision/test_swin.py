@@ -286,7 +286,7 @@ def test_an_exported_model_takes_any_batch(version: Version) -> None:
 
 def test_patch_merging_is_torchvisions() -> None:
     for norm, reference in (("pre", theirs.PatchMerging(6)), ("post", theirs.PatchMergingV2(6))):
-        model = PatchMerging(6, norm=norm)  # type: ignore[arg-type]
+        model = PatchMerging(6, norm_order=norm)  # type: ignore[arg-type]
         model.load_state_dict(reference.state_dict())
         x = torch.randn(2, 5, 3, 6)
         merged, grid = model(x.flatten(1, 2), Grid(5, 3))

@@ -67,7 +67,7 @@ def settings(
         "registers": len(ours.get(names.REGISTERS, ())),
         "pooling": "class" if class_token else "mean",
         "positions": None,
-        "embedding": {"bias": f"{names.PATCHES}.bias" in ours},
+        "embedding": {"projection_bias": f"{names.PATCHES}.bias" in ours},
         "embedding_norm": f"{names.EMBEDDING_NORM}.weight" in ours,
         "final_norm": f"{names.NORM}.weight" in ours,
         "pool_norm": f"{names.POOL_NORM}.weight" in ours,

@@ -101,7 +101,7 @@ def _unknown_to_timm(model: VisionTransformer) -> dict[str, bool]:
         "score, scale or softcap": any(
             part is not None for part in (attention.score, attention.scale, attention.softcap)
         ),
-        "norm after a block": block.attention_residual.order != "pre",
+        "norm after a block": block.attention_residual.norm_order != "pre",
         "pooling by attention without a feed-forward network": model.pooling == "attention",
         "overlapping patches": model.embedding.stride != model.embedding.patch_size,
     }
