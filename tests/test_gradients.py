@@ -99,7 +99,9 @@ MADE: dict[str, Callable[[], tuple[nn.Module, Batches]]] = {
         SwinTransformer(8, (2, 2), (1, 2), window=2, patch_size=4, num_classes=3, version=2), IMAGES
     ),
     "neighborhoods": lambda: of_images(NeighborhoodTransformer, radius=1),
-    "text": lambda: of_texts(TextEncoder, num_classes=3, num_token_types=2, embedding_dim=8, pooler="tanh"),
+    "text": lambda: of_texts(
+        TextEncoder, num_classes=3, num_token_types=2, embedding_dim=8, pooler="tanh"
+    ),
     "text, T5": lambda: of_texts(TextEncoder, num_classes=3, positions="t5", pooling="attention"),
     "masked": lambda: of_texts(MaskedLanguageModel, positions="learned"),
     "decoder": lambda: of_texts(TextDecoder, tied=False, window=2, kv_heads=1, scores_bias=True),

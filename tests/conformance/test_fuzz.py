@@ -89,7 +89,7 @@ LAYER: dict[str, Any] = {
     "gate": False,
     "sink": False,
     "softcap": None,
-    "dropout": 0.0,
+    "attention_dropout": 0.0,
 }
 LINE = Sequence(3)
 EDGE = torch.tensor([[0, 1], [1, 2]])
@@ -106,7 +106,7 @@ STACK = {
     "mask": None,
     "bias": None,
     "rotary": None,
-    "groups": None,
+    "num_groups": None,
     "drop_path": 0.0,
     "final_norm": None,
 }
@@ -118,9 +118,9 @@ OF_BLOCK = {
     "activation": "gelu",
     "feed_forward_norm": False,
     "attention_dropout": 0.0,
-    "cross": False,
-    "context_dim": None,
+    "attention_type": MultiheadAttention,
 }
+CROSS = {"cross": False, "context_dim": None}
 
 
 def _recorded(model: Any, layers: Any, pairs: Any) -> None:
@@ -153,14 +153,14 @@ CALLS: dict[str, Call] = {
     "plan": call(plan, **PLAN, head_dim=4, batch=1, softcap=None, backend=None, grad=False,
                  weights=False, edge_features=False),
     "explain": call(explain, plan, **PLAN),
-    "pool": call(pool, x=TOKENS, space=LINE, how="mean"),
+    "pool": call(pool, x=TOKENS, space=LINE, pooling="mean"),
     "record_attention": call(_recorded, record_attention, model=MODEL, layers=None, pairs=False),
     "MultiheadAttention": call(MultiheadAttention, **LAYER, projection_bias=True, key_bias=True),
-    "Block": call(Block, MultiheadAttention, **BLOCK, **OF_BLOCK),
+    "Block": call(Block, MultiheadAttention, **BLOCK, **OF_BLOCK, **CROSS),
     "Encoder": call(Encoder, MultiheadAttention, Block, **STACK),
-    "Decoder": call(Decoder, MultiheadAttention, Block, **STACK, cross=True),
-    "FeedForward": call(FeedForward, dim=8, hidden=9, activation="gelu", dropout=0.0, bias=True,
-                        norm=None, eps=1e-6),
+    "Decoder": call(Decoder, Encoder, MultiheadAttention, Block, **STACK, **CROSS),
+    "FeedForward": call(FeedForward, dim=8, hidden=9, activation="gelu", dropout=0.0,
+                        projection_bias=True, norm=None, eps=1e-6),
     "AttentionPool": call(AttentionPool, MultiheadAttention, dim=8, heads=2, queries=1,
                           hidden=None, activation="gelu", eps=1e-6),
     "LearnedPosition": call(LearnedPosition, size=3, dim=8, special=0),

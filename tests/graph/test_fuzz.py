@@ -107,7 +107,7 @@ CALLS: dict[str, Call] = {
         MODEL, x=X, edge_index=EDGE, edge_attr=ATTR, batch=None, num_graphs=None,
     ),
     "GraphTransformer() of nodes": call(
-        NODES, GraphTransformer.encode, x=TYPES, edge_index=EDGE, mask=None, laplacian=VECTORS,
+        NODES, GraphTransformer.encode, x=TYPES, edge_index=EDGE, node_mask=None, laplacian=VECTORS,
         laplacian_values=VALUES,
     ),
     "GraphTransformer() of links": call(
@@ -131,8 +131,8 @@ CALLS: dict[str, Call] = {
     "GraphAttention": call(
         GraphAttention, dim=4, heads=2, head_dim=None, score="dot", kv_heads=None, concat=True,
         share_weights=None, edge_dim=None, edge_values=None, bias=None, self_loops=False,
-        fill_value="mean", residual=False, attention_dropout=0.0, negative_slope=0.2, projection_bias=True,
-        output_bias=True,
+        fill_value="mean", residual=False, attention_dropout=0.0, negative_slope=0.2,
+        projection_bias=True, output_bias=True,
     ),
     "GraphAttention()": call(GraphAttention(4, 2, edge_dim=2).eval(), **PASS, size=None),
     "GATConv": call(GATConv, **CONV, **FILL, bias=True, residual=False),

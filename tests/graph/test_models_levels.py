@@ -154,7 +154,7 @@ PAIRS = torch.tensor([[0], [1]])
         ("node", {"node_mask": torch.ones(4).bool()}, ValueError, r"node_mask must be bool \(5,\)"),
         (
             "node",
-            {"mask": torch.ones(5)},
+            {"node_mask": torch.ones(5)},
             ValueError,
             r"node_mask must be bool \(5,\), got torch.float",
         ),

@@ -60,7 +60,7 @@ def test_only_the_nodes_in_question_count() -> None:
     task = NodeClassification(model, classes=["a", "b", "c"], optimizer=ADAM)
     edge_index = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
     mask = torch.tensor([True, False, True, False, False])
-    batch = {"x": torch.randn(5, 4), "edge_index": edge_index, "mask": mask}
+    batch = {"x": torch.randn(5, 4), "edge_index": edge_index, "node_mask": mask}
     batch["target"] = torch.tensor([0, 1, 2, 0, 1])
     output = task(**{name: value for name, value in batch.items() if name != "target"})
     assert output.shape == (2, 3) and task.samples(batch) == 2
@@ -70,7 +70,7 @@ def test_only_the_nodes_in_question_count() -> None:
     torch.testing.assert_close(output, all_nodes[mask])
     expected = torch.nn.functional.cross_entropy(all_nodes[mask], batch["target"][mask])
     torch.testing.assert_close(task.loss(output, batch), expected)
-    nobody = {**batch, "mask": torch.zeros(5, dtype=torch.bool)}
+    nobody = {**batch, "node_mask": torch.zeros(5, dtype=torch.bool)}
     assert task.loss(output[:0], nobody) == 0
 
 
@@ -107,7 +107,7 @@ def test_nodes_in_sampled_batches_clusters_and_one_graph(
 def test_numbers_of_nodes() -> None:
     task = NodeRegression(transformer("node", num_classes=1, node_features=4), optimizer=ADAM)
     mask = torch.tensor([True, False, True])
-    batch: dict[str, Any] = {"mask": mask, "target": torch.tensor([1.0, 2, 3])}
+    batch: dict[str, Any] = {"node_mask": mask, "target": torch.tensor([1.0, 2, 3])}
     loss = task.loss(torch.tensor([[0.0], [1]]), batch)
     assert loss == (1 + 4) / 2
 

@@ -82,7 +82,7 @@ def test_errors_say_what_was_expected() -> None:
     with pytest.raises(UsageError, match="data.limit must be at least 10"):
         build(limit=3)
     with pytest.raises(UsageError, match="no label happy; there are negative, neutral, positive"):
-        build(num_classes=["happy", "negative"]).load()
+        build(classes=["happy", "negative"]).load()
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,7 +338,7 @@ def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
     for wrong, message in (
         ({"tokenizer": str(file), "vocab_size": 280}, "has 290 tokens, more than 280"),
         ({"tokenizer": str(tmp_path / "none")}, "data.tokenizer.*there is no tokenizer file"),
-        ({"vocab_size": 10}, "vocabulary must be at least 260"),
+        ({"vocab_size": 10}, "vocab_size must be at least 260"),
     ):
         with pytest.raises(UsageError, match=message):
             TextFiles(**{**settings, **wrong}).load()
