@@ -63,7 +63,7 @@ loss, subclass `Task`::
     # conf/model/rings_encoder.yaml
     _target_: rings.RingsEncoder
     dim: 64
-    classes: ${count:${data.classes}}
+    num_classes: ${count:${data.classes}}
 
 Targets are classes of ours, and those of other libraries that `targets` lists. Outside this
 repository the same files work from a folder of your own::

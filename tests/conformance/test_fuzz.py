@@ -118,7 +118,6 @@ OF_BLOCK = {
     "activation": "gelu",
     "feed_forward_norm": False,
     "attention_dropout": 0.0,
-    "attention_type": MultiheadAttention,
 }
 CROSS = {"cross": False, "context_dim": None}
 

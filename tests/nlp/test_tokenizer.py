@@ -177,7 +177,7 @@ def test_t5_begins_its_targets_with_the_padding(tmp_path: Path) -> None:
 def test_errors_say_what_was_expected(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="vocab_size must be at least 260"):
         Tokenizer.train(TEXTS, vocab_size=100)
-    with pytest.raises(ValueError, match="vocabulary must be at least 516 for 'wordpiece'"):
+    with pytest.raises(ValueError, match="vocab_size must be at least 516 for 'wordpiece'"):
         Tokenizer.train(TEXTS, vocab_size=300, kind="wordpiece")
     with pytest.raises(ValueError, match="kind must be 'bpe' or 'wordpiece', got 'unigram'"):
         Tokenizer.train(TEXTS, vocab_size=300, kind="unigram")  # type: ignore[arg-type]
