@@ -7,12 +7,26 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import torch
 from torch import Tensor
 
 from attention_core.checks import is_whole
+from attention_core.errors import did_you_mean
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,18 +35,75 @@ T = TypeVar("T")
 Unchecked = Annotated[T, "by `checked`"]
 
 
-def checked(function: Callable[P, T]) -> Callable[P, T]:
+class Takes(NamedTuple):
+    """What a function takes by name.
+
+    Attributes:
+        hints: the annotation of each argument, also of those in ``**options: Unpack[...]``.
+        more: whether it takes any other, too.
+    """
+
+    hints: dict[str, Any]
+    more: bool
+
+    def nearest(self, name: str) -> str:
+        """Return " Did you mean a or b?" for a name that is not taken, or ""."""
+        return did_you_mean(name, self.hints)
+
+
+def takes(function: Callable[..., Any]) -> Takes:
+    """Return what a function or a class takes by name.
+
+    Raises:
+        TypeError, ValueError: it is written in C, and does not say so.
+    """
+    code = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
+    scope = getattr(code, "__globals__", {})
+    hints: dict[str, Any] = {}
+    more = False
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = parameter.annotation
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, scope)
+            except NameError:  # what only a type checker imports
+                hint = Any
+        if parameter.kind is parameter.VAR_KEYWORD:
+            if get_origin(hint) is Unpack:
+                hints |= get_type_hints(get_args(hint)[0])
+            else:
+                more = True
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            hints[name] = Any if hint is parameter.empty else hint
+    return Takes(hints, more)
+
+
+@overload
+def checked(function: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def checked(**reasons: str) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def checked(function: Callable[..., Any] | None = None, /, **reasons: str) -> Any:
     """Check the arguments of each call of `function` against its annotations.
 
     Of what kind they are, not of what value: ranges of numbers, choices among words and shapes of
     tensors are for the function. A list may stand for a tuple, as in files. An annotation that only
-    a type checker can read allows anything.
+    a type checker can read allows anything. An option that there is not is answered with the
+    nearest one that there is.
+
+    Args:
+        reasons: why an option that is passed on elsewhere is not taken here, and what to give.
 
     Raises:
         TypeError: naming the argument, what was expected and what came.
     """
+    if function is None:
+        return functools.partial(_checked, reasons=reasons)
+    return _checked(function, reasons)
+
+
+def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P, T]:
     names = tuple(inspect.signature(function).parameters)
-    hints: dict[str, Any] = {}
+    taken: list[Takes] = []
     #: Of what has been seen to fit, what any other value of this type does, too
     known: set[tuple[str, type]] = set()
 
@@ -40,8 +111,12 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():  # sizes are symbols there
             return function(*args, **kwargs)
-        if not hints:
-            hints.update(_hints(function))
+        if not taken:  # not before the modules that annotations name are complete
+            taken.append(takes(function))
+        hints, more = taken[0]
+        for name in kwargs:
+            if name not in hints and not more:
+                raise TypeError(_not_taken(function, args, name, taken[0], reasons))
         for given in (zip(names, args, strict=False), kwargs.items()):
             for name, value in given:
                 if (name, type(value)) in known or name not in hints:
@@ -56,18 +131,17 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    code, hints = inspect.unwrap(function), {}
-    kinds = {name: p.kind for name, p in inspect.signature(function).parameters.items()}
-    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    for name, hint in inspect.get_annotations(code).items():
-        if name == "return" or kinds[name] in several:
-            continue
-        try:
-            hints[name] = eval(hint, code.__globals__) if isinstance(hint, str) else hint
-        except NameError:  # what only a type checker imports
-            hints[name] = Any
-    return hints
+def _not_taken(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    name: str,
+    taken: Takes,
+    reasons: Mapping[str, str],
+) -> str:
+    owner = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
+    if name in reasons:
+        return f"{owner} takes no {name}=: {reasons[name]}"
+    return f"{owner} takes no argument {name!r}.{taken.nearest(name)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -69,7 +69,7 @@ def theirs(seed: int) -> dict[str, float]:
     data.setup()
     parts = [part[0] for part in (data.train_set, data.val_set, data.test_set)]  # type: ignore[index]
     x, y = parts[0]["x"].numpy(), parts[0]["target"]
-    train, val, test = (part["mask"] for part in parts)
+    train, val, test = (part["node_mask"] for part in parts)
 
     def accuracies(predicted: Any) -> tuple[float, float]:
         right = torch.from_numpy(predicted) == y

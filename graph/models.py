@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_options, check_whole
+from attention_core.checks import check_dense, check_whole
 from attention_core.layers import EncoderOptions
 from attention_core.layers.tokens import learned_tokens
 from attention_core.spaces.edge_list import EdgeList
@@ -49,7 +49,7 @@ class GraphTransformer(nn.Module):
         num_classes: number of outputs C: classes, or numbers to regress; None returns the vectors
             that they would be computed from, (..., D).
         level: outputs for each "graph"; "node"; "edge", an edge or another pair of nodes; or
-            "link": one score for each pair of nodes, see `LinkHead`, and no `classes`.
+            "link": one score for each pair of nodes, see `LinkHead`, and no `num_classes`.
         relations: number of relations of links.
         node_types: number of node types, where x holds integers (N,).
         node_features: number of node features F, where x holds floats (N, F).
@@ -86,7 +86,7 @@ class GraphTransformer(nn.Module):
         logits = model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
     """
 
-    @checked
+    @checked(edge_bias="edge_types and edge_features make one")
     def __init__(
         self,
         dim: int,
@@ -161,7 +161,6 @@ class GraphTransformer(nn.Module):
         elif shared is not None:
             given = bias if isinstance(bias, Sequence) else [bias]
             encoder["bias"] = [shared + own for own in given]
-        check_options(self, encoder, edge_bias="edge_types and edge_features make one")
         self.encoder = GraphEncoder(
             dim,
             depth,

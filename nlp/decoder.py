@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_core import Decoder, KVCache, Neighborhood
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_number, check_options, check_whole
+from attention_core.checks import check_chance, check_number, check_whole
 from attention_core.layers import EncoderOptions
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
@@ -53,7 +53,7 @@ class TextDecoder(Pretrained):
         model.generate(padded, lengths, max_tokens=50, temperature=0.8, top_p=0.95)
     """
 
-    @checked
+    @checked(cross="a TextDecoder has no context: see Seq2SeqTransformer")
     def __init__(
         self,
         vocab_size: int,
@@ -86,7 +86,6 @@ class TextDecoder(Pretrained):
             decoder["mask"] = [
                 None if reach is None else Neighborhood(int(reach)) for reach in windows
             ]
-        check_options(self, decoder, cross="a TextDecoder has no context: see Seq2SeqTransformer")
         check_chance(embedding_dropout=embedding_dropout)
         check_number(above=0, embedding_scale=embedding_scale, or_none=True)
         self.embedding = TokenEmbedding(

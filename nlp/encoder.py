@@ -225,7 +225,7 @@ class TextEncoder(TokenEncoder):
         side: Side = "right",
         types: Tensor | None = None,
     ) -> Tensor:
-        """The outputs (B, classes) of B texts; arguments are those of `encode`.
+        """The outputs (B, num_classes) of B texts; arguments are those of `encode`.
 
         The mean and maximum of a text of length 0 are zeros; it has no first token.
         """

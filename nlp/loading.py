@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.installed import package_folder
 
 #: Packages that carry published weights, and the extra of attention-core that installs each.
@@ -59,7 +59,7 @@ class Pretrained(nn.Module):
                 of 64 features, or of 32 in a MiniLM.
             config: what `config.json` holds: what shapes do not tell. By default that of the folder
                 or beside the file. ALBERT's depth and all of Llama's heads need it.
-            options: arguments that replace those found, such as `classes`, whose head is new; or
+            options: arguments that replace those found, such as `num_classes`, whose head is new; or
                 `pooling`.
 
         Raises:

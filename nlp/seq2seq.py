@@ -13,7 +13,6 @@ from attention_core.checks import (
     check_chance,
     check_dense,
     check_number,
-    check_options,
     check_whole,
 )
 from attention_core.layers import EncoderOptions
@@ -57,7 +56,10 @@ class Seq2SeqTransformer(Pretrained):
         model.generate(ids, lengths, start=1, stop=2, beams=4)  # a list of ids for each source
     """
 
-    @checked
+    @checked(
+        cross="its decoder alone attends to a context, the encoded source",
+        context_dim="its decoder attends to what its encoder gives, of size dim",
+    )
     def __init__(
         self,
         vocab_size: int,
@@ -75,12 +77,6 @@ class Seq2SeqTransformer(Pretrained):
         **block: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
-        check_options(
-            self,
-            block,
-            cross="its decoder alone attends to a context, the encoded source",
-            context_dim="its decoder attends to what its encoder gives, of size dim",
-        )
         check_whole(decoder_depth=decoder_depth, or_none=True)
         check_number(scores_scale=scores_scale)
         added, options = attention_positions(positions, heads, bidirectional=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 
 if TYPE_CHECKING:
     import tokenizers

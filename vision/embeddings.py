@@ -57,7 +57,8 @@ class PatchEmbedding(nn.Module):
         self.stride = self.patch_size if stride is None else pair("stride", stride)
         if any(step > size for step, size in zip(self.stride, self.patch_size, strict=True)):
             raise ValueError(
-                f"stride={self.stride} leaves out pixels between patches={self.patch_size}"
+                f"stride={self.stride} leaves out pixels between patches of "
+                f"patch_size={self.patch_size}"
             )
         check_whole(dim=dim, channels=channels)
         for width in stem:

@@ -51,7 +51,7 @@ class TokenMerging(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """The outputs (B, classes) of images (B, C, H, W) of one size.
+        """The outputs (B, num_classes) of images (B, C, H, W) of one size.
 
         Raises:
             TypeError, ValueError: as in `VisionTransformer.forward`; or it is a list of images.

@@ -30,6 +30,24 @@ Positions = Literal["learned", "sinusoidal", "rotary"]
 Pooling = Literal["class", "mean", "attention", "map"]
 
 
+class VisionTransformerOptions(EncoderOptions, total=False):
+    """Options of `VisionTransformer`, which what is made of it passes on."""
+
+    patch_size: int | tuple[int, int]
+    num_classes: int | None
+    channels: int
+    image_size: int | tuple[int, int] | None
+    positions: Positions | nn.Module | None
+    class_position: bool
+    pooling: Pooling
+    class_token: bool | None
+    registers: int
+    embedding: Mapping[str, Any] | None
+    embedding_norm: bool
+    pool_norm: bool
+    patch_dropout: float
+
+
 class VisionTransformer(nn.Module):
     """A transformer over the patches of images (Dosovitskiy et al., ViT, 2021).
 
@@ -159,7 +177,7 @@ class VisionTransformer(nn.Module):
         self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> Self:
+    def preset(cls, name: str, **options: object) -> Self:
         """A model of the sizes that the literature calls `name`, see `vision.PRESETS`.
 
         Args:
@@ -195,7 +213,7 @@ class VisionTransformer(nn.Module):
                 and else heads of 64 features.
             config: transformers' `config.json`, as a dict: what shapes do not tell.
             options: arguments that replace those found, such as `image_size`, to which positions
-                are resampled; `classes`, whose head is new; or `pooling`.
+                are resampled; `num_classes`, whose head is new; or `pooling`.
 
         Raises:
             ValueError: as of `vision.pretrained.load_pretrained`; or something cannot be told.
@@ -225,7 +243,7 @@ class VisionTransformer(nn.Module):
         return self.embedding_norm(tokens), space
 
     def classify(self, tokens: Tensor, space: Grid) -> Tensor:
-        """The outputs (B, classes) from encoded tokens (B, L, D), or (T, D) packed."""
+        """The outputs (B, num_classes) from encoded tokens (B, L, D), or (T, D) packed."""
         if self.pool is not None:
             if self.num_special:
                 places = _places(space.to(tokens.device))
@@ -237,7 +255,7 @@ class VisionTransformer(nn.Module):
         return output
 
     def forward(self, image: Tensor | Sequence[Tensor]) -> Tensor:
-        """The outputs (B, classes) of B images.
+        """The outputs (B, num_classes) of B images.
 
         Args:
             image: (B, C, H, W) float, H and W multiples of the patch; or a list of (C, H, W) of

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from attention_core import Dilated, Mask, Neighborhood
 from attention_core.annotated import checked
 from attention_core.checks import check_whole, check_whole_each
-from vision.models import VisionTransformer
+from vision.models import VisionTransformer, VisionTransformerOptions
 
 
 class NeighborhoodTransformer(VisionTransformer):
@@ -42,7 +42,7 @@ class NeighborhoodTransformer(VisionTransformer):
         *,
         radius: int | tuple[int, int] | Sequence[int | tuple[int, int] | None] | None,
         dilation: int | Sequence[int] = 1,
-        **options: Any,
+        **options: Unpack[VisionTransformerOptions],
     ) -> None:
         if options.get("mask") is not None:
             raise ValueError("a NeighborhoodTransformer has its mask: give radius and dilation")
@@ -61,7 +61,8 @@ class NeighborhoodTransformer(VisionTransformer):
             _neighborhood(radii[layer % len(radii)], steps[layer % len(steps)])
             for layer in range(depth)
         ]
-        super().__init__(dim, depth, heads, **{**options, "mask": masks})
+        options["mask"] = masks
+        super().__init__(dim, depth, heads, **options)
 
 
 def _neighborhood(radius: int | Sequence[int] | None, step: int) -> Mask | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attention_core import Bias, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
 from attention_core.annotated import checked
-from attention_core.checks import check_options, check_whole
+from attention_core.checks import check_whole
 from attention_core.layers import BlockOptions
 from attention_core.layers.residual import make_norm
 from vision.embeddings import PatchEmbedding, pair
@@ -89,7 +89,7 @@ class SwinStage(Encoder):
         block: options of `Block` and `MultiheadAttention`; `eps` is 1e-5 by default.
     """
 
-    @checked
+    @checked(**_ITS_OWN)
     def __init__(
         self,
         dim: int,
@@ -102,7 +102,6 @@ class SwinStage(Encoder):
         drop_path: float | Sequence[float] = 0.0,
         **block: Unpack[BlockOptions],
     ) -> None:
-        check_options(self, block, **_ITS_OWN)
         block.setdefault("eps", _EPS)
         block["attention_type"] = WindowAttention
         size = pair("window", window)
@@ -166,7 +165,7 @@ class SwinTransformer(nn.Module):
         maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
     """
 
-    @checked
+    @checked(merging="all stages but the last have it", **_ITS_OWN)
     def __init__(
         self,
         dim: int,
@@ -182,7 +181,6 @@ class SwinTransformer(nn.Module):
         **block: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
-        check_options(self, block, merging="all stages but the last have it", **_ITS_OWN)
         eps = block.setdefault("eps", _EPS)
         check_whole(num_classes=num_classes, or_none=True)
         if version not in (1, 2):
@@ -216,7 +214,7 @@ class SwinTransformer(nn.Module):
         self.head = nn.Identity() if num_classes is None else nn.Linear(width, num_classes)
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> Self:
+    def preset(cls, name: str, **options: object) -> Self:
         """A model of the sizes that the literature calls `name`, see `SWIN_PRESETS`.
 
         Args:
@@ -241,7 +239,7 @@ class SwinTransformer(nn.Module):
 
         Args:
             weights: a state dict, or a `.safetensors` or torch file of one.
-            options: arguments that replace those found, such as `classes`, whose head is new.
+            options: arguments that replace those found, such as `num_classes`, whose head is new.
 
         Raises:
             ValueError: as of `vision.pretrained.load_pretrained`.
@@ -268,15 +266,15 @@ class SwinTransformer(nn.Module):
         return stages
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """The map of each stage, (B, D, H/patch, W/patch), then half as high and wide and so on
-        with twice as many features; as the blocks leave them, without a norm.
+        """The map of each stage, (B, D, H/patch_size, W/patch_size), then half as high and wide
+        and so on with twice as many features; as the blocks leave them, without a norm.
 
         Args, Raises: as in `forward`.
         """
         return [tokens.mT.unflatten(-1, grid.size) for tokens, grid in self._run(image)]
 
     def forward(self, image: Tensor) -> Tensor:
-        """The outputs (B, classes) of B images.
+        """The outputs (B, num_classes) of B images.
 
         Args:
             image: (B, C, H, W) float, H and W any multiples of the patch.

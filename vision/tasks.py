@@ -21,7 +21,7 @@ class ImageClassification(ClassificationTask):
     nothing is drawn. One that takes images of different sizes gets them as a list of (C, H, W).
 
     Args:
-        model: any that takes `image` and returns logits (B, classes).
+        model: any that takes `image` and returns logits (B, num_classes).
         mixup: the alpha of mixup (Zhang et al., 2018): each training image is blended with another
             by a share from Beta(alpha, alpha), and so is its label. 0 for none.
         cutmix: the alpha of CutMix (Yun et al., 2019): a rectangle of another image is pasted in,

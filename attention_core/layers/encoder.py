@@ -14,7 +14,6 @@ from attention_core.cache import KVCache
 from attention_core.checks import (
     check_chance,
     check_kind,
-    check_options,
     check_tokens,
     check_whole,
 )
@@ -63,7 +62,7 @@ class Encoder(nn.Module):
     #: Added to every layer's mask.
     _always: Mask | None = None
 
-    @checked
+    @checked(cross="a Decoder has a context", context_dim="a Decoder has a context")
     def __init__(
         self,
         dim: int,
@@ -79,8 +78,6 @@ class Encoder(nn.Module):
         **block: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
-        reason = "a Decoder has a context"
-        check_options(self, block, cross=reason, context_dim=reason)
         check_whole(depth=depth)
         check_whole(num_groups=num_groups, or_none=True)
         if isinstance(drop_path, Listing):
@@ -236,6 +233,7 @@ class Decoder(Encoder):
 
     _always = Causal()
 
+    @checked
     def __init__(
         self,
         dim: int,

@@ -61,7 +61,7 @@ class Mask:
         return None
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
-        """Of each pair of tiles: may some pair of tokens be allowed, is every one?"""
+        """Of each pair of tiles: may any pair of tokens be allowed, are all of them?"""
         found = self.candidates(tiles.spaces)
         some = tiles.answer(True) if found is None else tiles.holding(found.query, found.key)
         return TileStatus(some, tiles.answer(False))
@@ -78,7 +78,7 @@ class Mask:
 
     @property
     def lookback(self) -> float:
-        """At most how far apart an allowed pair is on a Sequence, special tokens aside."""
+        """How far back an allowed key lies on a Sequence at most, special tokens aside."""
         return math.inf
 
     def block_key(self, space: Space) -> BlockKey | None:

@@ -43,7 +43,7 @@ class Span(NamedTuple):
 class BlockKey(NamedTuple):
     """Numbers of each token, (L, A) or (B, L, A), that settle what a mask allows or a bias scores.
 
-    Where the keys of two blocks of tokens agree, it is computed once for both.
+    Where the block keys of two blocks of tokens are equal, it is computed once for both.
     """
 
     #: What matters only as a difference, key minus query, such as whole-number coordinates.
@@ -106,14 +106,14 @@ class Tiles:
         inside = first < len(self.finer)
         return inside.nonzero()[:, 0], first[inside]
 
-    def lookback(self, name: Hashable, values: Callable[[Space], Tensor]) -> Span:
+    def span(self, name: Hashable, values: Callable[[Space], Tensor]) -> Span:
         """The range of `values(space)`, (length, A) or (batch, length, A), in each tile."""
         if name not in self._spans:
             if self.finer is None:
                 own = per_token(values(self.space), self.rows)[self.members]
                 low, high = own.amin(1), own.amax(1)
             else:
-                low, high = self.finer.lookback(name, values)
+                low, high = self.finer.span(name, values)
                 low, high = low[self.members].amin(1), high[self.members].amax(1)
             self._spans[name] = Span(low, high)
         return self._spans[name]
@@ -159,7 +159,7 @@ class TilePairs:
         query, key = (
             Span(span.low[at], span.high[at])
             for tiles, at in zip((self.query, self.key), self.at, strict=True)
-            for span in (tiles.lookback(name, values),)
+            for span in (tiles.span(name, values),)
         )
         return query, key
 

@@ -79,8 +79,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attention_core.errors import UsageError
     from attention_core.training.data import DataModule, Loader, require
-    from attention_core.training.errors import UsageError
     from attention_core.training.export import load_model
     from attention_core.training.regression import RegressionTask
     from attention_core.training.run import evaluate, resume, train

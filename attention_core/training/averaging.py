@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.parallel import FSDP2
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.task import Task
 
 

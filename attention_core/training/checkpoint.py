@@ -11,8 +11,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
+from attention_core.errors import Damaged, UsageError, reading
 from attention_core.training.callbacks import FiniteLoss
-from attention_core.training.errors import Damaged, UsageError, reading
 from attention_core.training.escape import rich_text
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics

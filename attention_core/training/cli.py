@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.escape import for_terminal, on_one_line, rich_text, shell_word
 
 if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's

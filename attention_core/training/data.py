@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.fingerprint import fingerprint
 from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators

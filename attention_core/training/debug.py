@@ -4,8 +4,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import Subset
 
+from attention_core.errors import UsageError
 from attention_core.training.data import DataModule
-from attention_core.training.errors import UsageError
 
 
 class Overfit(Callback):

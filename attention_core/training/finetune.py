@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.checkpoint import load_checkpoint
-from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.folder import RunFolder
 from attention_core.training.targets import is_within
 from attention_core.training.weights import Weights, load_strictly, read_weights

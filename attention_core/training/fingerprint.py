@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.instantiate import nodes
 
 # What of a configuration decides how weights change. How long it trains is not among it.

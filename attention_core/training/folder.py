@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import yaml
 
-from attention_core.training.errors import Damaged, UsageError, reading
+from attention_core.errors import Damaged, UsageError, reading
 
 # Ends a YAML document. Without it, a file that was cut short may read as another configuration.
 END_OF_CONFIG = "..."

@@ -7,7 +7,7 @@ handlers of logs, launchers, sweepers. An experiment can set all of that.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.instantiate import nodes, targets
 
 if TYPE_CHECKING:

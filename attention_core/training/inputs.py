@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from attention_core.training.errors import UsageError, too_large
+from attention_core.errors import UsageError, too_large
 from attention_core.training.tables import TableRow, table_rows
 
 Text = TypeVar("Text", str, bytes)

@@ -11,19 +11,18 @@ the first object is built:
 3. it takes the arguments that the configuration gives, and their types fit.
 """
 
-import contextlib
 import functools
 import importlib
 import inspect
-import re
 import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from attention_core.annotated import takes
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training import own
-from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, is_within, reason
 
 
@@ -69,28 +68,7 @@ def _build(config: Any, place: str, found_of: Mapping[int, Any], extra: dict[str
     except UsageError:
         raise
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UsageError(f"{place or target}: {error}{_nearest(error, found)}") from error
-
-
-def _nearest(error: Exception, found: Any) -> str:
-    """The nearest argument, where `error` says that one is unexpected.
-
-    What `found` passes on by **options is refused far below it; the functions on the way there, and
-    the classes that `found` inherits from, know what it could have been.
-    """
-    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if not unexpected:
-        return ""
-    names: set[str] = set()
-    for home in getattr(found, "__mro__", [found])[:-1]:
-        with contextlib.suppress(TypeError, ValueError):
-            names.update(inspect.signature(home).parameters)
-    frame = error.__traceback__.tb_next if error.__traceback__ else None  # ours is the first
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-        frame = frame.tb_next
-    return did_you_mean(unexpected[1], names - {"self"})
+        raise UsageError(f"{place or target}: {error}") from error
 
 
 def check(
@@ -242,27 +220,27 @@ def check_arguments(found: Any, node: dict[str, Any], place: str, target: str) -
         UsageError: naming the nearest argument, or what was expected.
     """
     try:
-        signature = inspect.signature(found)
+        taken = takes(found)
     except (TypeError, ValueError):
         return  # written in C, says nothing about its arguments
-    with contextlib.suppress(Exception):  # annotations kept as text that cannot be evaluated
-        signature = inspect.signature(found, eval_str=True)
-    parameters = signature.parameters.values()
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     special = {"_target_", "_partial_", "_args_"}
     for key, value in node.items():
         full = f"{place}.{key}" if place else str(key)
-        if key in names:
-            parameter = signature.parameters[key]
-            if not _fits(value, parameter.annotation) and value != parameter.default:
-                wanted = inspect.formatannotation(parameter.annotation).replace("typing.", "")
+        if key in taken.hints:
+            hint = taken.hints[key]
+            if not _fits(value, hint) and value != _default(found, key):
+                wanted = inspect.formatannotation(hint).replace("typing.", "")
                 raise UsageError(f"{full}: {target} expects {wanted}, got {value!r}.")
-        elif key not in special and not open_ended:
+        elif key not in special and not taken.more:
             raise UsageError(
-                f"{full}: {target} takes no argument {key!r}.{did_you_mean(str(key), names)}"
-                f" It takes {', '.join(sorted(names)) or 'none'}."
+                f"{full}: {target} takes no argument {key!r}.{taken.nearest(str(key))}"
+                f" It takes {', '.join(sorted(taken.hints)) or 'none'}."
             )
+
+
+def _default(found: Any, name: str) -> Any:
+    parameter = inspect.signature(found).parameters.get(name)
+    return inspect.Parameter.empty if parameter is None else parameter.default
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 
 if TYPE_CHECKING:
     from attention_core.training.checkpoint import Checkpoint

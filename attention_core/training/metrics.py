@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from attention_core.training.errors import Damaged, reading
+from attention_core.errors import Damaged, reading
 from attention_core.training.escape import csv_cell, on_one_line
 from attention_core.training.folder import replace_file
 

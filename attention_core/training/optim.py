@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from attention_core.errors import UsageError
 from attention_core.layers import Block, Encoder
-from attention_core.training.errors import UsageError
 
 
 def decay_groups(

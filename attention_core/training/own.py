@@ -19,7 +19,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.folder import from_here
 from attention_core.training.targets import OURS
 

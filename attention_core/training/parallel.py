@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from attention_core.errors import UsageError
 from attention_core.layers import Block
 from attention_core.training.checkpoint import SHAPE, PlainCheckpointIO, shard_path
-from attention_core.training.errors import UsageError
 
 
 def blocks(model: nn.Module) -> list[Block]:

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from attention_core.errors import UsageError
 from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO
 from attention_core.training.data import DataModule
-from attention_core.training.errors import UsageError
 from attention_core.training.finetune import freeze
 from attention_core.training.folder import RunFolder
 from attention_core.training.instantiate import build

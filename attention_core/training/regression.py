@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.task import Batch, Task
 
 

@@ -26,11 +26,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.before import check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
-from attention_core.training.errors import UsageError, did_you_mean
 from attention_core.training.escape import on_one_line, rich_text
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from

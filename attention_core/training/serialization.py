@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attention_core.training.errors import Damaged, UsageError, reading
+from attention_core.errors import Damaged, UsageError, reading
 from attention_core.training.unpickling import torchs_own_globals
 
 # The comment of a zip file, which ends it; the two bytes before it are its length.

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attention_core.training.errors import Damaged, UsageError, reading
+from attention_core.errors import Damaged, UsageError, reading
 from attention_core.training.escape import (
     csv_cell,
     for_terminal,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from attention_core.training.errors import too_large
+from attention_core.errors import too_large
 
 
 class TableRow(NamedTuple):

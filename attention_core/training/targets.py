@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from attention_core.training.errors import did_you_mean
+from attention_core.errors import did_you_mean
 
 OURS = ("attention_core", "vision", "graph", "nlp")
 

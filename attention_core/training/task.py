@@ -19,8 +19,8 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
-from attention_core.training.errors import UsageError
 from attention_core.training.fingerprint import check_unchanged
 from attention_core.training.optim import (
     check_eps,

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import attention_core.backends.blocks.flops  # noqa: F401  # counts what `blocks` does
+from attention_core.errors import UsageError
 from attention_core.layers import Encoder
 from attention_core.training.data import model_inputs
-from attention_core.training.errors import UsageError
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics
 

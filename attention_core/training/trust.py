@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.escape import shell_word
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots

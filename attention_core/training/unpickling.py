@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 
 _ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 #: Arrays, tensors, sparse matrices, graphs of PyG, and what holds them.

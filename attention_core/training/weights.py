@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.escape import on_one_line
 from attention_core.training.serialization import load_safetensors, load_torch
 

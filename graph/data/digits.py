@@ -20,7 +20,7 @@ class DigitsKNN(GraphData):
     `seed`, and as many others to choose the epoch by. All other nodes are tested.
 
     Each of the three parts is the whole graph as one sample: `x` (1797, 64), ink in [0, 1],
-    `edge_index` (2, E), `target` (1797,), and `mask` (1797,) of the nodes that count.
+    `edge_index` (2, E), `target` (1797,), and `node_mask` (1797,) of those that count.
 
     Args:
         neighbors: how many each digit names, itself left out.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: A graph, by PyG's names: `x` (n,) types or (n, F) features, `edge_index` (2, e), row 0 the
 #: source, and what else there is: `edge_attr` (e,) or (e, F); `target`, of the graph or, beside
-#: `mask` (n,), of each node; what an encoding has added.
+#: `node_mask` (n,), of each node; what an encoding has added.
 Sample = dict[str, Tensor]
 
 
@@ -42,7 +42,7 @@ def pack(samples: Sequence[Sample]) -> dict[str, Any]:
 
     As PyG's batches do it: node numbers, which are in what is named `..._index`, count on from
     graph to graph, and all else is put one after the other. The target of a graph gives (G, ...);
-    one of nodes, which a `mask` stands beside, (N, ...).
+    one of nodes, which a `node_mask` stands beside, (N, ...).
 
     Returns: what the graphs have by name, `batch` (N,), the graph of each node, and `num_graphs`.
     """

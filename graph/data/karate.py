@@ -19,7 +19,7 @@ class Karate(GraphData):
     rest are tested.
 
     Each of the three parts is the whole graph as one sample: `x` (34,), a type of its own for each
-    node, `edge_index` (2, 156), `target` (34,), and `mask` (34,) of the nodes that count.
+    node, `edge_index` (2, 156), `target` (34,), and `node_mask` (34,) of those that count.
 
     Args:
         settings: those of `GraphData`, of which `fold` has no meaning here.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attention_core.errors import did_you_mean
 from attention_core.training import UsageError, require
-from attention_core.training.errors import did_you_mean
 from attention_core.training.unpickling import plain_pickles
 from graph.data.graphs import Sample
 from graph.data.module import GraphData
@@ -47,7 +47,7 @@ class PyGDataset(GraphData):
 
     Of a graph, `x`, `edge_index`, `edge_attr` and, as `target`, `y` are taken; one column of
     integers becomes (n,) types, and without `x` all nodes are of type 0. Targets are a graph's, or
-    its nodes': these have a `mask` beside them. Transforms of PyG that want more of its data go
+    its nodes': these have a `node_mask` beside them. Transforms of PyG that want more of its data go
     into `options`.
 
     Args:

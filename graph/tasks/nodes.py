@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 class NodeTask(GraphTask):
     """A task whose batches have a `target` (N, ...) of all nodes and, where not all of them are in
-    question, a `mask` (N,) of those that are: the nodes of one part of a graph with known labels,
-    or the seeds of a sampled batch.
+    question, a `node_mask` (N,) of those that are: the nodes of one part of a graph with known
+    labels, or the seeds of a sampled batch.
 
     The model gives as many outputs as there are nodes in question.
     """
@@ -41,8 +41,8 @@ class NodeClassification(NodeTask, ClassificationTask):
     """Classification of nodes, of one graph with known labels or in sampled batches.
 
     Arguments are those of `ClassificationTask`. The model is a `GraphTransformer(level="node")`, or
-    another that takes what is in a batch and returns logits of the nodes in `mask`. The data is a
-    `GraphData` whose targets are of nodes, a `SampledNodes` or `Clusters`.
+    another that takes what is in a batch and returns logits of the nodes in `node_mask`. The data
+    is a `GraphData` whose targets are of nodes, a `SampledNodes` or `Clusters`.
     """
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from attention_core.errors import reading, too_large
 from attention_core.training import DataModule, UsageError
-from attention_core.training.errors import reading, too_large
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.inputs import (
     check_file,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.weights import (
     LoadReport,
     Weights,
@@ -225,7 +225,7 @@ def _load(model: nn.Module, theirs: Weights, source: str, *, head: bool) -> Load
     if source == "modernbert" and classified:
         raise UsageError(
             "weights: ModernBERT's classifier normalises what it reads, which TextEncoder does "
-            "not. Give classes=, or head=False, for a head of your own."
+            "not. Give num_classes=, or head=False, for a head of your own."
         )
     ours = join_projections(rename(left, one.table))
     kept = [] if head else [n for n in state if n.startswith(HEADS) and n not in ours]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.weights import Weights, inside
 from nlp.pretrained import family
 from nlp.pretrained.family import Config, Family, activation, block, depth, number_of_heads, tensor

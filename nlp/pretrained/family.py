@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.weights import Weights
 
 Config = Mapping[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.weights import Weights, read_weights, without_prefix
 from nlp.loading import located
 
@@ -70,7 +70,7 @@ def read_pooling(weights: Mapping[str, Any] | str | Path, *, exact: bool) -> dic
         what = f"go through {dense[0]}" if dense else f"are joined of {' and '.join(named)}"
         raise UsageError(
             f"weights: pooled tokens {what}, which TextEncoder does not have. Give pooling= or "
-            "classes= for outputs of your own."
+            "num_classes= for outputs of your own."
         )
     return {"pooling": kinds[named[0]], "pooler": None}
 

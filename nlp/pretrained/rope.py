@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from attention_core import Rotary
+from attention_core.errors import UsageError
 from attention_core.rotary_scaling import LinearScaling, Llama3Scaling, RotaryScaling, YaRN
-from attention_core.training.errors import UsageError
 from nlp.pretrained.family import Config
 
 

@@ -157,7 +157,7 @@ CALLS: dict[str, Call] = {
     "MultiheadAttention": call(MultiheadAttention, **LAYER, projection_bias=True, key_bias=True),
     "Block": call(Block, MultiheadAttention, **BLOCK, **OF_BLOCK, **CROSS),
     "Encoder": call(Encoder, MultiheadAttention, Block, **STACK),
-    "Decoder": call(Decoder, Encoder, MultiheadAttention, Block, **STACK, **CROSS),
+    "Decoder": call(Decoder, MultiheadAttention, Block, Encoder, **STACK, **CROSS),
     "FeedForward": call(FeedForward, dim=8, hidden=9, activation="gelu", dropout=0.0,
                         projection_bias=True, norm=None, eps=1e-6),
     "AttentionPool": call(AttentionPool, MultiheadAttention, dim=8, heads=2, queries=1,

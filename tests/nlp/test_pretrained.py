@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder
 from nlp.batches import pad, unpad
 from nlp.pretrained import SOURCES, load_pretrained

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from nlp import Seq2SeqTransformer, TextDecoder
 from nlp.batches import pad, unpad
 from nlp.pretrained import load_pretrained

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertModel
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from nlp import TextEncoder, Tokenizer
 from nlp.batches import pad
 from nlp.data.tweets import packaged, read_tweets

@@ -177,7 +177,10 @@ def test_without_a_bias() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 5}, r"stride=\(5, 5\) leaves out pixels between patches=\(4, 4\)"),
+        (
+            {"stride": 5},
+            r"stride=\(5, 5\) leaves out pixels between patches of patch_size=\(4, 4\)",
+        ),
         ({"stride": 0}, "stride must be a positive whole number"),
         (
             {"stem": (8, 8, 8)},

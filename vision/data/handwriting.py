@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attention_core.errors import too_large
 from attention_core.training import DataModule, require
-from attention_core.training.errors import too_large
 from attention_core.training.inputs import check_file, files
 from vision.data.memory import Images, Sample
 from vision.data.reading import IMAGES, LARGEST, open_image

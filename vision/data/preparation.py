@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from attention_core.errors import did_you_mean, too_large
 from attention_core.training import UsageError
-from attention_core.training.errors import did_you_mean, too_large
 from vision.data.reading import LARGEST, in_channels
 from vision.embeddings import pair
 

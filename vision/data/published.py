@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 from torchvision import datasets
 
+from attention_core.errors import did_you_mean
 from attention_core.training import UsageError
-from attention_core.training.errors import did_you_mean
 from attention_core.training.unpickling import plain_pickles
 from vision.data.pictures import Pictures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 from PIL import Image, ImageOps
 
-from attention_core.training.errors import too_large
+from attention_core.errors import too_large
 from attention_core.training.inputs import check_file
 
 #: The suffixes of images that are read.

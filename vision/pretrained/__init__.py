@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.weights import (
     LoadReport,
     Weights,

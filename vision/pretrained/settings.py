@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from attention_core import Rotary
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.weights import Weights
 from vision.positions import CenteredRotary
 from vision.presets import PRESETS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attention_core.training.errors import UsageError
+from attention_core.errors import UsageError
 from attention_core.training.weights import Weights, inside, rename, some
 from vision.positions import ResampledPosition
 from vision.pretrained import names
@@ -64,7 +64,7 @@ def to_timm(model: VisionTransformer) -> Weights:
     """The weights of `model` by the names of timm's `VisionTransformer`, which loads them strictly.
 
     timm's model must be made with what has no weights: `num_heads`, `global_pool`, the `eps` of
-    `norm`, `act_layer`. Where there are registers, the vector for the place of the class
+    `norm_layer`, `act_layer`. Where there are registers, the vector for the place of the class
     token becomes a part of the token, and timm's model takes `no_embed_class=True`. Where theirs
     was made with `qkv_bias=False`, ours has biases that may have been trained, and theirs takes
     them with `qkv_bias=True`.

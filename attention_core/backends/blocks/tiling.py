@@ -98,9 +98,9 @@ def _cells(space: Space, mask: Mask | None, rows: int) -> list[Tensor]:
         values.append(space.segments[..., None])
     if space.special is not None:
         values.append(~space.special[..., None])  # they come first already
-    block_keys = None if mask is None else mask.block_key(space)
-    if block_keys is not None:
-        values += block_keys.absolute
+    block_key = None if mask is None else mask.block_key(space)
+    if block_key is not None:
+        values += block_key.absolute
     if mask is not None:
         values.append(mask.partition(space))
     for value in values:
