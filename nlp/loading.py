@@ -59,8 +59,8 @@ class Pretrained(nn.Module):
                 of 64 features, or of 32 in a MiniLM.
             config: what `config.json` holds: what shapes do not tell. By default that of the folder
                 or beside the file. ALBERT's depth and all of Llama's heads need it.
-            options: arguments that replace those found, such as `num_classes`, whose head is new; or
-                `pooling`.
+            options: arguments that replace those found, such as `num_classes`, whose head is new;
+                or `pooling`.
 
         Raises:
             UsageError: as of `nlp.pretrained.load_pretrained`; or something cannot be told.

@@ -47,8 +47,8 @@ class PyGDataset(GraphData):
 
     Of a graph, `x`, `edge_index`, `edge_attr` and, as `target`, `y` are taken; one column of
     integers becomes (n,) types, and without `x` all nodes are of type 0. Targets are a graph's, or
-    its nodes': these have a `node_mask` beside them. Transforms of PyG that want more of its data go
-    into `options`.
+    its nodes': these have a `node_mask` beside them. Transforms of PyG that want more of its data
+    go into `options`.
 
     Args:
         name: of the class in PyG, one of `READABLE`, or OGB's name of the data set.

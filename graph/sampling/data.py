@@ -5,9 +5,9 @@ A batch is a dict. Of a graph without types, N nodes and E edges of which were d
 - `x` (N, F) or (N,), `edge_index` (2, E) into these nodes and, where the graph has them,
   `edge_attr` (E, …); of a graph with types `x_dict`, `edge_index_dict` and `edge_attr_dict`;
 - for nodes (`SampledNodes`, `Clusters`): `target` (N, …), the `y` of every node, and `node_mask`
-  (N,) bool, True at those in question; the others are there for their messages alone, so neither loss
-  nor metrics count them. `SampledNodes` puts the nodes in question first. With types both are of
-  the nodes of `node_type`;
+  (N,) bool, True at those in question; the others are there for their messages alone, so neither
+  loss nor metrics count them. `SampledNodes` puts the nodes in question first. With types both are
+  of the nodes of `node_type`;
 - for links (`SampledLinks`): `edge_label_index` (2, B) into these nodes, and `target` (B,), the
   label of each link: in training 1, or the label given, and 0 at random pairs.
 
