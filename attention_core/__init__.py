@@ -4,62 +4,69 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attention_core.attention import attend
+    from attention_core.attention import attend as attend
     from attention_core.biases import (
-        ALiBi,
-        Bias,
-        ContinuousBias,
-        DenseBias,
-        EdgeBias,
-        RelativeTable,
+        ALiBi as ALiBi,
+        Bias as Bias,
+        ContinuousBias as ContinuousBias,
+        DenseBias as DenseBias,
+        EdgeBias as EdgeBias,
+        RelativeTable as RelativeTable,
     )
-    from attention_core.cache import KVCache
-    from attention_core.errors import BackendError
-    from attention_core.job import Plan
+    from attention_core.cache import KVCache as KVCache
+    from attention_core.errors import BackendError as BackendError
+    from attention_core.job import Plan as Plan
     from attention_core.layers import (
-        AttentionPool,
-        Block,
-        Decoder,
-        Encoder,
-        FeedForward,
-        MultiheadAttention,
-        RecordedAttention,
-        pool,
+        AttentionPool as AttentionPool,
+        Block as Block,
+        Decoder as Decoder,
+        Encoder as Encoder,
+        FeedForward as FeedForward,
+        MultiheadAttention as MultiheadAttention,
+        RecordedAttention as RecordedAttention,
+        pool as pool,
     )
     from attention_core.masks import (
-        Causal,
-        DenseMask,
-        Dilated,
-        Edges,
-        GlobalTokens,
-        Mask,
-        Neighborhood,
-        PrefixLM,
-        Window,
+        Causal as Causal,
+        DenseMask as DenseMask,
+        Dilated as Dilated,
+        Edges as Edges,
+        GlobalTokens as GlobalTokens,
+        Mask as Mask,
+        Neighborhood as Neighborhood,
+        PrefixLM as PrefixLM,
+        Window as Window,
     )
-    from attention_core.planning import explain, plan
-    from attention_core.positions import LearnedPosition, Rotary, Sinusoidal
-    from attention_core.record import AttentionMaps, record_attention
+    from attention_core.planning import explain as explain, plan as plan
+    from attention_core.positions import (
+        LearnedPosition as LearnedPosition,
+        Rotary as Rotary,
+        Sinusoidal as Sinusoidal,
+    )
+    from attention_core.record import (
+        AttentionMaps as AttentionMaps,
+        record_attention as record_attention,
+    )
     from attention_core.rotary_scaling import (
-        LinearScaling,
-        Llama3Scaling,
-        NTKScaling,
-        RotaryScaling,
-        YaRN,
+        LinearScaling as LinearScaling,
+        Llama3Scaling as Llama3Scaling,
+        NTKScaling as NTKScaling,
+        RotaryScaling as RotaryScaling,
+        YaRN as YaRN,
     )
-    from attention_core.scores import Additive, AdditiveV2, Score
+    from attention_core.scores import Additive as Additive, AdditiveV2 as AdditiveV2, Score as Score
     from attention_core.spaces import (
-        BlockKey,
-        Graph,
-        Grid,
-        Pairs,
-        Points,
-        Sequence,
-        Space,
-        TilePairs,
-        TileStatus,
+        BlockKey as BlockKey,
+        Graph as Graph,
+        Grid as Grid,
+        Pairs as Pairs,
+        Points as Points,
+        Sequence as Sequence,
+        Space as Space,
+        TilePairs as TilePairs,
+        TileStatus as TileStatus,
     )
-    from attention_core.weights import PairWeights
+    from attention_core.weights import PairWeights as PairWeights
 
 # Loaded on first use: `attn --help` must not wait for torch.
 _HOMES = {
@@ -109,60 +116,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "ALiBi",
-    "Additive",
-    "AdditiveV2",
-    "AttentionMaps",
-    "AttentionPool",
-    "BackendError",
-    "Bias",
-    "Block",
-    "BlockKey",
-    "Causal",
-    "ContinuousBias",
-    "Decoder",
-    "DenseBias",
-    "DenseMask",
-    "Dilated",
-    "EdgeBias",
-    "Edges",
-    "Encoder",
-    "FeedForward",
-    "GlobalTokens",
-    "Graph",
-    "Grid",
-    "KVCache",
-    "LearnedPosition",
-    "LinearScaling",
-    "Llama3Scaling",
-    "Mask",
-    "MultiheadAttention",
-    "NTKScaling",
-    "Neighborhood",
-    "PairWeights",
-    "Pairs",
-    "Plan",
-    "Points",
-    "PrefixLM",
-    "RecordedAttention",
-    "RelativeTable",
-    "Rotary",
-    "RotaryScaling",
-    "Score",
-    "Sequence",
-    "Sinusoidal",
-    "Space",
-    "TilePairs",
-    "TileStatus",
-    "Window",
-    "YaRN",
-    "attend",
-    "explain",
-    "plan",
-    "pool",
-    "record_attention",
-]
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

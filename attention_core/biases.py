@@ -13,8 +13,7 @@ Special tokens sit nowhere, so a bias on a pair with one is 0, or has a row of i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Listing
+from collections.abc import Callable, Iterable, Sequence as Listing
 from typing import Any
 
 import torch

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.font_manager import FontProperties, get_font
-from matplotlib.font_manager import fontManager as fonts
+from matplotlib.font_manager import FontProperties, fontManager as fonts, get_font
 
 from attention_core.training.escape import plot_label
 

@@ -20,8 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_core import ALiBi, BackendError, Neighborhood
-from attention_core import Sequence as Line
+from attention_core import ALiBi, BackendError, Neighborhood, Sequence as Line
 from attention_core.planning import BACKENDS
 
 HEADS = torch.randn(2, 2, 3, 4)

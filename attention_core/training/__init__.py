@@ -79,44 +79,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attention_core.errors import UsageError
-    from attention_core.training.data import DataModule, Loader, require
-    from attention_core.training.export import load_model
-    from attention_core.training.regression import RegressionTask
-    from attention_core.training.run import evaluate, resume, train
-    from attention_core.training.task import ClassificationTask, Task
+    from attention_core.errors import UsageError as UsageError
+    from attention_core.training.data import (
+        DataModule as DataModule,
+        Loader as Loader,
+        require as require,
+    )
+    from attention_core.training.export import load_model as load_model
+    from attention_core.training.regression import RegressionTask as RegressionTask
+    from attention_core.training.run import evaluate as evaluate, resume as resume, train as train
+    from attention_core.training.task import ClassificationTask as ClassificationTask, Task as Task
 
 # Loaded on first use: `attn --help` must not wait for Lightning.
 _HOMES = {
-    "ClassificationTask": "task",
-    "DataModule": "data",
-    "Loader": "data",
-    "RegressionTask": "regression",
-    "Task": "task",
-    "UsageError": "errors",
-    "evaluate": "run",
-    "load_model": "export",
-    "require": "data",
-    "resume": "run",
-    "train": "run",
+    "ClassificationTask": ".task",
+    "DataModule": ".data",
+    "Loader": ".data",
+    "RegressionTask": ".regression",
+    "Task": ".task",
+    "UsageError": "..errors",
+    "evaluate": ".run",
+    "load_model": ".export",
+    "require": ".data",
+    "resume": ".run",
+    "train": ".run",
 }
 
-__all__ = [
-    "ClassificationTask",
-    "DataModule",
-    "Loader",
-    "RegressionTask",
-    "Task",
-    "UsageError",
-    "evaluate",
-    "load_model",
-    "require",
-    "resume",
-    "train",
-]
+__all__ = sorted(_HOMES)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name], __name__), name)

@@ -23,8 +23,7 @@ from attention_core import (
     attend,
     plan,
 )
-from attention_core.backends.edges import operator as edges_operator
-from attention_core.backends.edges import pairs as edges_pairs
+from attention_core.backends.edges import operator as edges_operator, pairs as edges_pairs
 from attention_core.spaces import edge_list
 from tests.allocated import Allocated
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.explain import Explainer
-from torch_geometric.nn import GATConv as PyGGATConv
-from torch_geometric.nn import TransformerConv as PyGTransformerConv
+from torch_geometric.nn import GATConv as PyGGATConv, TransformerConv as PyGTransformerConv
 
 from attention_core import Edges, Neighborhood
 from graph import GATConv, GraphTransformer, TransformerConv

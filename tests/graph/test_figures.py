@@ -7,8 +7,7 @@ import networkx
 import numpy
 import pytest
 import torch
-from matplotlib.collections import LineCollection
-from matplotlib.collections import PathCollection as Dots
+from matplotlib.collections import LineCollection, PathCollection as Dots
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 

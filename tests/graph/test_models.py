@@ -11,8 +11,13 @@ from attention_core.training.instantiate import build
 from graph import GraphTransformer
 from graph.data import Sample, pack
 from graph.encoder import GraphEncoder, SelfAttention
-from graph.encodings import PathBias, RandomWalkBias, SpectralBias, expander_edges
-from graph.encodings import transforms as add
+from graph.encodings import (
+    PathBias,
+    RandomWalkBias,
+    SpectralBias,
+    expander_edges,
+    transforms as add,
+)
 from tests.graph.graphs import as_pyg
 from tests.graph.test_graph_transformer import molecule
 from tests.training.conftest import Compose, compose, one_thread  # noqa: F401

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer

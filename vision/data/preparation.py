@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+from torchvision.transforms.v2 import InterpolationMode, functional as transforms
 
 from attention_core.errors import did_you_mean, too_large
 from attention_core.training import UsageError
