@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack, cast
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
-from attention_core.layers import EncoderOptions
+from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.tokens import learned_tokens
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
@@ -20,7 +20,6 @@ from graph.encodings import expander_edges
 from graph.heads import EdgeHead, LinkHead, check_pairs
 
 Level = Literal["graph", "node", "edge", "link"]
-Pooling = Literal["mean", "sum", "max", "virtual_node", "attention"]
 
 
 class GraphTransformer(nn.Module):
@@ -69,8 +68,9 @@ class GraphTransformer(nn.Module):
             `expander_edges`. They have an edge type of their own, and count as hops.
         virtual_nodes: learned tokens of each graph that all its nodes attend to and that attend
             to them all (Gilmer et al., 2017).
-        pooling: of graphs: "mean", "sum" or "max" over nodes; "virtual_node" (the mean of them, if
-            several); or "attention", a learned query (Lee et al., Set Transformer, 2019).
+        pooling: of graphs: "mean", "sum" or "max" over nodes; "special", the mean of the virtual
+            nodes; "class", the first of them; "attention", a learned query (Lee et al., Set
+            Transformer, 2019); or "map", the same with a feed-forward network.
         encoder: options of `Encoder`, `Block` and `MultiheadAttention`. `bias` is added to
             `biases`; `score` ("additive" for GAT, "additive_v2" for GATv2, Brody et al., 2022) is
             of the local attention, where there is one.
@@ -171,8 +171,9 @@ class GraphTransformer(nn.Module):
             **encoder,
         )
         self.pool: AttentionPool | None = None
-        if level == "graph" and pooling == "attention":
-            self.pool = AttentionPool(dim, heads)
+        if level == "graph":
+            like = self.encoder.blocks[0].feed_forward
+            self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
         self.head: nn.Module = nn.Identity()
         if level == "link":
             self.head = LinkHead(dim, relations)
@@ -349,8 +350,7 @@ class GraphTransformer(nn.Module):
         if self.pool is not None:
             pooled: Tensor = self.pool(tokens, space)
             return pooled
-        how = "special" if self.pooling == "virtual_node" else self.pooling
-        return pool(tokens, space, cast(Literal["mean", "sum", "max", "special"], how))
+        return pool(tokens, space, self.pooling)
 
     def _pairs(
         self, space: Graph, edge_index: Tensor, asked: Tensor | None
@@ -375,7 +375,7 @@ def _check_outputs(
         if value not in names:
             listed = ", ".join(map(repr, names[:-1]))
             raise ValueError(f"{name} must be {listed} or {names[-1]!r}, got {value!r}")
-    if virtual_nodes < 0 or (pooling == "virtual_node" and virtual_nodes == 0):
+    if virtual_nodes < 0 or (pooling in ("special", "class") and virtual_nodes == 0):
         raise ValueError(
             f"pooling={pooling!r} with virtual_nodes={virtual_nodes}: "
             + ("at least 1 is needed" if virtual_nodes == 0 else "there is no negative number")

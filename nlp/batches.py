@@ -82,7 +82,7 @@ def first_tokens(tokens: Tensor, lengths: Tensor | None = None, side: Side = "ri
         return tokens[:, 0] if tokens.ndim == 3 else tokens[:1]
     if not is_exporting() and bool((lengths < 1).any()):
         text = int((lengths < 1).nonzero()[0])
-        raise ValueError(f"pooling='first' needs a first token: text {text} has length 0")
+        raise ValueError(f"pooling='class' needs a first token: text {text} has length 0")
     if not tokens.shape[-2]:  # of no text
         return tokens.flatten(0, -2)
     lengths = lengths.to(tokens.device)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Unpack, get_args
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from attention_core import AttentionPool, Encoder, Sequence, pool
+from attention_core import Encoder, Sequence, pool
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
-from attention_core.layers import EncoderOptions
+from attention_core.layers import EncoderOptions, Pooling, make_pool
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
     Positions,
@@ -26,8 +26,6 @@ from nlp.embeddings import (
 )
 from nlp.loading import Pretrained
 from nlp.tokenizer import Tokenizer
-
-Pooling = Literal["mean", "max", "first", "attention"]
 
 
 class TokenEncoderOptions(EncoderOptions, total=False):
@@ -178,7 +176,8 @@ class TextEncoder(TokenEncoder):
     Args:
         vocab_size, dim, depth, heads: as in `TokenEncoder`.
         num_classes: number of outputs per text; None returns the pooled text itself, (B, D).
-        pooling: "mean" or "max" over tokens, "first" token, or "attention", a learned query.
+        pooling: "class", the first token (BERT's [CLS]); "mean", "sum" or "max" over tokens;
+            "attention", a learned query; or "map", the same with a feed-forward network.
         pooler: "tanh" (BERT), "gelu" or "relu": a linear layer and this function after pooling;
             by default there is none.
         tokens: further options of `TokenEncoder`.
@@ -209,10 +208,12 @@ class TextEncoder(TokenEncoder):
     ) -> None:
         super().__init__(vocab_size, dim, depth, heads, **tokens)
         check_whole(num_classes=num_classes, or_none=True)
-        choice("pooling", pooling, get_args(Pooling))
         choice("pooler", pooler, ("tanh", "gelu", "relu", None))
+        if pooling == "special":
+            raise ValueError("pooling='special': texts have no special tokens; give 'class'")
         self.pooling = pooling
-        self.pool = AttentionPool(dim, heads) if pooling == "attention" else None
+        like = self.encoder.blocks[0].feed_forward
+        self.pool = make_pool(pooling, dim, heads, like=like, eps=tokens.get("eps", 1e-6))
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
         self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
 
@@ -277,13 +278,13 @@ class TextEncoder(TokenEncoder):
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
     def _pool(self, tokens: Tensor, ids: Tensor, lengths: Tensor | None, side: Side) -> Tensor:
-        if self.pooling == "first":
+        if self.pooling == "class":
             return first_tokens(tokens, lengths, side)
         space = token_space(ids, lengths, side)
         if self.pool is not None:
             pooled: Tensor = self.pool(tokens, space)
             return pooled
-        return pool(tokens, space, "max" if self.pooling == "max" else "mean")
+        return pool(tokens, space, self.pooling)
 
 
 class MaskedLanguageModel(TokenEncoder):

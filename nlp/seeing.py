@@ -116,7 +116,7 @@ def pooling_attention(
     with record_attention(part) as maps, torch.no_grad():
         model(ids)
     weights = _wide(maps[0])[0]
-    weights = weights[:, 0] if model.pooling in ("first", "attention") else weights.mean(1)
+    weights = weights[:, 0] if model.pooling in ("class", "attention", "map") else weights.mean(1)
     side = _Side(tokenizer, ids.tolist(), words)
     return PooledAttention(side.written, side.special, side.sum(weights))
 

@@ -44,7 +44,7 @@ class Tokenizer:
 
     One made by `train` has every byte as a token of its own, so no text is out of vocabulary and
     ``decode(encode([text])[0]) == text`` for every `str`. Its texts begin with the token ``<s>``,
-    so an empty text is one token long and "first" pooling has a token to read, as BERT's [CLS].
+    so an empty text is one token long and "class" pooling has a token to read, as BERT's [CLS].
     One made by `load` puts in front and at the end what its file says.
 
     A special token's name *written in* a text is text.

@@ -76,7 +76,7 @@ MADE: dict[str, Callable[[], tuple[nn.Module, Batches]]] = {
     "GAT": lambda: of_graph(mask=Edges(), score="additive", edge_dim=8),
     "GATv2, nodes": lambda: of_graph(mask=Edges(), score="additive_v2", level="node"),
     "Graphormer": lambda: of_graph(
-        max_degree=4, max_hops=3, virtual_nodes=1, pooling="virtual_node",
+        max_degree=4, max_hops=3, virtual_nodes=1, pooling="special",
         biases=[PathBias(4, 2, types=4)],
     ),
     "GPS": lambda: of_graph(local=Edges(), walk_steps=4, edge_dim=8, pooling="attention"),

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.compose import about
-from attention_core.training.errors import UsageError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- experiments: begin -->\n", "<!-- experiments: end -->\n"

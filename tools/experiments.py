@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from attention_core.training.errors import UsageError, did_you_mean
+from attention_core.errors import UsageError, did_you_mean
 from tools.claims import ROOT, Claim, Experiment, Run, experiments, rewrite
 
 README = ROOT / "README.md"

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import (
-    AttentionPool,
     Encoder,
     Grid,
     Rotary,
@@ -19,7 +18,7 @@ from attention_core import (
 )
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_options, check_whole
-from attention_core.layers import EncoderOptions
+from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
 from vision.embeddings import PatchEmbedding, drop_patches, pair
@@ -27,7 +26,6 @@ from vision.positions import ResampledPosition
 from vision.presets import preset
 
 Positions = Literal["learned", "sinusoidal", "rotary"]
-Pooling = Literal["class", "mean", "attention", "map"]
 
 
 class VisionTransformerOptions(EncoderOptions, total=False):
@@ -68,9 +66,10 @@ class VisionTransformer(nn.Module):
             a module from a `Grid` to vectors to add, such as `Sinusoidal`; or None. For another
             form of rotary positions, alone or besides these, give ``rotary=``.
         class_position: whether "learned" positions have a vector for the class token.
-        pooling: "class", the class token; "mean" over the patches; "attention", a learned query
-            over them (Lee et al., Set Transformer, 2019); or "map", the same followed by a
-            residual feed-forward network (Zhai et al., Scaling ViT, 2022; SigLIP).
+        pooling: "class", the class token; "mean", "sum" or "max" over the patches; "special", the
+            mean of class token and registers; "attention", a learned query over the patches (Lee et
+            al., Set Transformer, 2019); or "map", the same followed by a residual feed-forward
+            network (Zhai et al., Scaling ViT, 2022; SigLIP).
         class_token: whether there is a class token; by default where pooling is "class".
         registers: tokens that hold nothing but what attention puts there (Darcet et al., 2024).
         embedding: further options of `PatchEmbedding`: `stride`, `stem`, `bias`.
@@ -114,14 +113,12 @@ class VisionTransformer(nn.Module):
         **encoder: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
-        if pooling not in ("class", "mean", "attention", "map"):
-            raise ValueError(
-                f"pooling must be 'class', 'mean', 'attention' or 'map', got {pooling!r}"
-            )
         if class_token is None:
             class_token = pooling == "class"
         if pooling == "class" and not class_token:
             raise ValueError("pooling='class' reads the class token, but class_token=False")
+        if pooling == "special" and not (class_token or registers):
+            raise ValueError("pooling='special' reads class_token and registers: there is none")
         check_whole(num_classes=num_classes, or_none=True)
         check_whole(0, registers=registers)
         check_chance(patch_dropout=patch_dropout)
@@ -163,16 +160,8 @@ class VisionTransformer(nn.Module):
         if pool_norm:
             encoder.setdefault("final_norm", False)
         self.encoder = Encoder(dim, depth, heads, **encoder)
-        self.pool: AttentionPool | None = None
-        if pooling in ("attention", "map"):
-            block = self.encoder.blocks[0].feed_forward
-            self.pool = AttentionPool(
-                dim,
-                heads,
-                hidden=block.down.in_features if pooling == "map" else None,
-                activation=block.activation,
-                eps=encoder.get("eps", 1e-6),
-            )
+        like = self.encoder.blocks[0].feed_forward
+        self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
         self.pool_norm = norm(pool_norm)
         self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
 
@@ -250,7 +239,7 @@ class VisionTransformer(nn.Module):
                 tokens, space = tokens.index_select(-2, places), space.keep(places)
             pooled = self.pool(tokens, space)
         else:
-            pooled = pool(tokens, space, self.pooling)  # type: ignore[arg-type]
+            pooled = pool(tokens, space, self.pooling)
         output: Tensor = self.head(self.pool_norm(pooled))
         return output
 

@@ -92,7 +92,36 @@ class AttentionPool(nn.Module):
         return pooled.squeeze(1) if count == 1 else pooled
 
 
-Pooling = Literal["mean", "sum", "max", "special", "class"]
+Pooling = Literal["class", "mean", "sum", "max", "special", "attention", "map"]
+
+
+#: Those that `pool` computes.
+_COMPUTED = ("class", "mean", "sum", "max", "special")
+
+
+def make_pool(
+    pooling: Pooling, dim: int, heads: int, *, like: FeedForward, eps: float = 1e-6
+) -> AttentionPool | None:
+    """Return what a model learns for a pooling: an `AttentionPool` for "attention" and "map".
+
+    The others are computed by `pool`: there is nothing to learn, None.
+
+    Args:
+        pooling: "attention", a learned query (Lee et al., Set Transformer, 2019); "map", the same
+            followed by a residual feed-forward network (Zhai et al., Scaling ViT, 2022).
+        dim, heads, eps: of the pool.
+        like: a feed-forward network, whose width and activation that of "map" has.
+
+    Raises:
+        ValueError: there is no such pooling.
+    """
+    if not isinstance(pooling, str) or pooling not in get_args(Pooling):
+        known = ", ".join(map(repr, get_args(Pooling)))
+        raise ValueError(f"pooling must be one of {known}; got {pooling!r}")
+    if pooling not in ("attention", "map"):
+        return None
+    hidden = like.down.in_features if pooling == "map" else None
+    return AttentionPool(dim, heads, hidden=hidden, activation=like.activation, eps=eps)
 
 
 @checked
@@ -118,8 +147,8 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
     check_kind(Space, space=space, or_none=False)
     if x.shape[-2] != space.length:
         raise ValueError(f"x is {tuple(x.shape)}, but its space is {space.describe()}")
-    if not isinstance(pooling, str) or pooling not in get_args(Pooling):
-        known = ", ".join(get_args(Pooling))
+    if not isinstance(pooling, str) or pooling not in _COMPUTED:
+        known = ", ".join(_COMPUTED)
         raise ValueError(f"pooling must be one of {known}, got {pooling!r}")
     space = space.to(x.device)
     of_special = pooling in ("special", "class")

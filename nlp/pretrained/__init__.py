@@ -165,9 +165,9 @@ def _of_type(
         classes = [w for name, w in weights.items() if _is(one, "classifier", name)]
         found["num_classes"] = len(classes[0]) if classes else None
         if one.has(weights, "pooler"):
-            return {**found, "pooling": "first", "pooler": pooler}
+            return {**found, "pooling": "class", "pooler": pooler}
         first = one is not MODERNBERT or config.get("classifier_pooling", "cls") == "cls"
-        return {**found, "pooling": "first" if first else "mean"}
+        return {**found, "pooling": "class" if first else "mean"}
     head = weights.get("lm_head.weight")
     if head is None:  # of a file without scores only the configuration knows
         return {**found, "tied": config.get("tie_word_embeddings") is not False}

@@ -54,7 +54,7 @@ def read_pooling(weights: Mapping[str, Any] | str | Path, *, exact: bool) -> dic
         return {}
     folder = _folder(weights)
     found = _json(folder / "1_Pooling" / "config.json")
-    kinds = {"cls": "first", "mean": "mean", "max": "max"}
+    kinds = {"cls": "class", "mean": "mean", "max": "max"}
     names = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
     if not found:
         return {}

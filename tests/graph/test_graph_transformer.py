@@ -1,12 +1,13 @@
 """What must hold of a transformer over a batch of graphs, whatever its mask and pooling."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from attention_core import Edges, Neighborhood
+from attention_core.layers import Pooling
 from attention_core.spaces.edge_list import EdgeList
 from graph import GraphTransformer, NodeEmbedding
 from graph.data import pack
@@ -17,7 +18,7 @@ MASKS: dict[str, Any] = {
     "two hops": Neighborhood(2),
     "local and global": [Neighborhood(1), None],
 }
-POOLINGS = ["mean", "sum", "max", "attention", "virtual_node"]
+POOLINGS = get_args(Pooling)
 
 
 def molecule(nodes: int, seed: int, extra: int = 2) -> dict[str, Tensor]:
@@ -48,7 +49,7 @@ def build(mask: Any = None, pooling: Any = "mean", **options: Any) -> GraphTrans
         "edge_types": 4,
         "max_degree": 4,
         "max_hops": 3,
-        "virtual_nodes": int(pooling == "virtual_node"),
+        "virtual_nodes": int(pooling in ("special", "class")),
     }
     model = GraphTransformer(mask=mask, pooling=pooling, **{**settings, **options}).double().eval()
     for bias in model.encoder.biases:  # drawn small; here they shall matter
@@ -143,7 +144,7 @@ def test_a_graph_without_nodes_pools_to_zeros() -> None:
 
 
 def test_the_virtual_node_of_a_graph_without_nodes() -> None:
-    model = build(pooling="virtual_node")
+    model = build(pooling="special")
     one = molecule(5, seed=11)
     batch = torch.ones(5, dtype=torch.long)
     inside, last = model(one["x"], one["edge_index"], one["edge_attr"], batch, num_graphs=3)[[0, 2]]
@@ -151,7 +152,7 @@ def test_the_virtual_node_of_a_graph_without_nodes() -> None:
 
 
 def test_learns_through_every_parameter() -> None:
-    model = build(pooling="virtual_node")
+    model = build(pooling="special")
     run(model, molecule(7, 12), molecule(9, 13)).square().sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
@@ -170,7 +171,7 @@ def test_takes_a_batch_of_pyg() -> None:
     ("options", "words"),
     [
         ({"pooling": "median"}, "pooling must be .* got 'median'"),
-        ({"pooling": "virtual_node", "virtual_nodes": 0}, "virtual_nodes=0: at least 1"),
+        ({"pooling": "special", "virtual_nodes": 0}, "virtual_nodes=0: at least 1"),
         ({"edge_features": 2}, "edge_types=4 and edge_features=2"),
         ({"node_features": 2}, "node_types .* node_features .* got 7 and 2"),
         ({"max_degree": 0}, "max_degree must be at least 1"),

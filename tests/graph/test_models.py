@@ -26,7 +26,7 @@ BLOCKS: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 4, "node_types": 7, "e
 PRESETS: dict[str, dict[str, Any]] = {
     "GAT": {"mask": Edges(), "score": "additive"},
     "GATv2": {"mask": Edges(), "score": "additive_v2", "edge_dim": 8},
-    "Graphormer": {"max_degree": 4, "max_hops": 3, "virtual_nodes": 1, "pooling": "virtual_node"},
+    "Graphormer": {"max_degree": 4, "max_hops": 3, "virtual_nodes": 1, "pooling": "special"},
     "GPS": {"local": Edges(), "walk_steps": 4, "edge_dim": 8},
     "GPS, eigenvectors": {"local": Edges(), "eigenvectors": 3},
     "GRIT": {"walk_steps": 4, "degree_scaler": True},

@@ -200,10 +200,10 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded() -> None:
 
 def test_the_pooling_of_a_sentence_encoder(tmp_path: Path) -> None:
     random(hf.BertModel, bert()).save_pretrained(tmp_path)
-    assert TextEncoder.from_pretrained(tmp_path).pooling == "first"
+    assert TextEncoder.from_pretrained(tmp_path).pooling == "class"
     (tmp_path / "1_Pooling").mkdir()
     settings = tmp_path / "1_Pooling" / "config.json"
-    for name, pooling in (("cls_token", "first"), ("mean_tokens", "mean"), ("max_tokens", "max")):
+    for name, pooling in (("cls_token", "class"), ("mean_tokens", "mean"), ("max_tokens", "max")):
         settings.write_text(json.dumps({f"pooling_mode_{name}": True}))
         ours = TextEncoder.from_pretrained(tmp_path)
         assert ours.pooling == pooling and isinstance(ours.pooler, nn.Identity)

@@ -158,7 +158,7 @@ def test_words_are_their_tokens_together() -> None:
     torch.testing.assert_close(maps.weights.sum(-1), torch.ones(2, 4, 9).double())
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "first", "attention"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "class", "attention"])
 def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
     model = build(pooling=pooling)
     tokens = pooling_attention(model, TOKENIZER, TEXT, words=False)
@@ -168,7 +168,7 @@ def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
             wanted = by_hand(pool, model.pool.queries, x)[:, 0]
     else:
         rows = attention_maps(model, TOKENIZER, TEXT, layers=[-1]).weights[0]
-        wanted = rows[:, 0] if pooling == "first" else rows.mean(1)
+        wanted = rows[:, 0] if pooling == "class" else rows.mean(1)
     torch.testing.assert_close(tokens.weights, wanted)
     merged = pooling_attention(model, TOKENIZER, TEXT)
     assert "".join(merged.words) == "<s>" + TEXT

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from attention_core import Neighborhood, Rotary
+from attention_core.layers import Pooling
 from nlp import MaskedLanguageModel, TextEncoder, TokenEmbedding, Tokenizer
 from nlp.batches import pad, unpad
 from nlp.embeddings import Positions
-from nlp.encoder import Pooling
 
 LENGTHS = [5, 1, 12, 7]
 
@@ -26,7 +26,11 @@ def packed() -> tuple[Tensor, Tensor]:
     return torch.randint(0, 50, (sum(LENGTHS),), generator=draw), torch.tensor(LENGTHS)
 
 
-@pytest.mark.parametrize("pooling", get_args(Pooling))
+#: All but "special", as texts have no such tokens.
+POOLINGS = [pooling for pooling in get_args(Pooling) if pooling != "special"]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("positions", [*get_args(Positions), None])
 def test_packed_padded_and_alone_are_the_same(positions: Any, pooling: Any) -> None:
     model = build(positions=positions, pooling=pooling)
@@ -88,12 +92,12 @@ def test_a_text_of_length_0_is_defined_and_disturbs_no_other(pooling: Any) -> No
 
 
 def test_the_first_token_of_a_text_without_one() -> None:
-    with pytest.raises(ValueError, match="pooling='first' .* text 1 has length 0"):
-        build(pooling="first")(torch.arange(3), torch.tensor([3, 0]))
+    with pytest.raises(ValueError, match="pooling='class' .* text 1 has length 0"):
+        build(pooling="class")(torch.arange(3), torch.tensor([3, 0]))
     for nothing in (torch.zeros(2, 0).long(), torch.zeros(0).long()):
-        with pytest.raises(ValueError, match="pooling='first' .* text 0 has length 0"):
-            build(pooling="first")(nothing)
-    assert build(pooling="first")(torch.zeros(0, 3).long()).shape[0] == 0
+        with pytest.raises(ValueError, match="pooling='class' .* text 0 has length 0"):
+            build(pooling="class")(nothing)
+    assert build(pooling="class")(torch.zeros(0, 3).long()).shape[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_texts_longer_than_the_learned_positions() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "class"])
 def test_longer_texts_are_read_in_windows_where_asked(pooling: Any, side: Any) -> None:
     options = {"positions": "learned", "max_length": 5, "pooling": pooling}
     model = build(**options, windowed=True)
@@ -181,7 +185,7 @@ def test_a_masked_language_model_shares_its_encoder_with_a_text_encoder() -> Non
         "norm_order": "post",
     }
     named = MaskedLanguageModel(50, 16, 3, 4, transform="gelu-tanh", **options)
-    encoder = TextEncoder(50, 16, 3, 4, num_classes=None, pooling="first", pooler="tanh", **options)
+    encoder = TextEncoder(50, 16, 3, 4, num_classes=None, pooling="class", pooler="tanh", **options)
     left_out = encoder.load_state_dict(named.state_dict(), strict=False)
     assert set(left_out.missing_keys) == {"pooler.linear.weight", "pooler.linear.bias"}
     assert {key.split(".")[0] for key in left_out.unexpected_keys} == {"head", "transform"}
@@ -216,13 +220,15 @@ def test_options_of_modernbert() -> None:
 def test_unknown_choices_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match="positions must be one of 'learned', .*got 'rope'"):
         build(positions="rope")
-    with pytest.raises(ValueError, match="pooling must be one of 'mean', .*got 'cls'"):
+    with pytest.raises(ValueError, match="pooling must be one of 'class', .*got 'cls'"):
         build(pooling="cls")
+    with pytest.raises(ValueError, match="pooling='special': texts have no special tokens"):
+        build(pooling="special")
     with pytest.raises(ValueError, match="positions must be one of 'learned', 'sinusoidal', None"):
         TokenEmbedding(5, 4, positions="rotary")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pooling", get_args(Pooling))
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
     texts = ["the cat sat", "", "a dog"]
     tokenizer = Tokenizer.train(texts, 300)

@@ -280,7 +280,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         config["experiment"] = HOSTILE
         config["about"] = {"title": HOSTILE, "data": HOSTILE, "gives": HOSTILE}
         config["data"]["classes"] = CLASSES
-        config["model"]["classes"] = 2
+        config["model"]["num_classes"] = 2
         config["task"]["classes"] = CLASSES
         path = folder / "a [bold]run[red] =$x$\n```\n'\udcff"
         with (folder / "printed").open("w") as file, pytest.MonkeyPatch.context() as printing:

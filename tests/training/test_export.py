@@ -249,7 +249,7 @@ def test_images(overrides: list[str], format: str, run: Make) -> None:
     [
         [],
         ["model.positions=t5", "model.pooling=max"],
-        ["model.positions=learned", "model.pooling=first"],
+        ["model.positions=learned", "model.pooling=class"],
         [
             "model.positions=alibi",
             "model.pooling=attention",

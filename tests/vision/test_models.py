@@ -179,7 +179,11 @@ def test_autocast_keeps_the_shape_and_is_close() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooling": "max"}, r"pooling must be 'class', .* or 'map', got 'max'"),
+        ({"pooling": "first"}, r"pooling must be one of 'class', .*, 'map'; got 'first'"),
+        (
+            {"pooling": "special", "class_token": False},
+            "pooling='special' reads class_token and registers: there is none",
+        ),
         ({"class_token": False}, r"pooling='class' reads the class token, but class_token=False"),
         ({"registers": -1}, r"registers must be at least 0, got -1"),
         ({"patch_dropout": 1.0}, r"patch_dropout must be in \[0, 1\), got 1.0"),
