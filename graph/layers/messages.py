@@ -26,7 +26,7 @@ class SeenMessages(MessagePassing):
         # PyG compiles a `propagate` for each class and keeps the one it had for explainers: of a
         # subclass it would keep the compiled one of its parent, which no explainer can look into
         if "propagate" not in cls.__dict__:
-            cls.propagate = MessagePassing.propagate  # type: ignore[method-assign]
+            cls.propagate = MessagePassing.propagate
 
     def __init__(self) -> None:
         super().__init__(aggr="add", node_dim=0)
