@@ -1,6 +1,7 @@
 """The package as a whole: which way imports run, what an import costs, what a wheel holds."""
 
 import ast
+import graphlib
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,42 @@ def test_imports_run_one_way(package: str) -> None:
 )
 def test_the_rule_of_imports(importer: str, module: str, allowed: bool) -> None:
     assert may_import(importer, module) is allowed
+
+
+#: Files that import each other, each where a function needs it. No other may join them.
+CIRCLES = {
+    ("vision.models", "vision.pretrained"),
+    ("vision.swin", "vision.pretrained"),
+    ("nlp.loading", "nlp.pretrained"),
+}
+
+
+def imports_that_run(path: Path, files: Collection[str]) -> Iterator[str]:
+    """Which of `files` a file imports, but for annotations alone."""
+    tree = ast.parse(path.read_text(), str(path))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in for_types:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in files else str(node.module)
+
+
+def test_no_two_files_import_each_other() -> None:
+    files = {name: path for package in PACKAGES for name, path in modules(package)}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    needs = {
+        name: {other for other in imports_that_run(path, files) if other in files}
+        for name, path in files.items()
+    }
+    for importer, imported in CIRCLES:
+        needs[importer].remove(imported)  # the list is of those that there are
+    tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError, naming the files
 
 
 # -------------------------------------------------------------------- what importing the core costs
