@@ -36,7 +36,9 @@ def attn(
     joins its workers when an interpreter ends, which a fork does in another order, and hangs.
     Where it hangs, every process of it says where before it is ended.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    # A test that has called `run_hydra` in this process has set it
+    inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", **environment}
     launcher = ["-m", *under] if under else []
     command = [sys.executable, *launcher, "-m", "attention_core.training", *arguments]
     with tempfile.TemporaryDirectory() as folder:
