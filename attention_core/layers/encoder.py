@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         masks = [as_mask(m) for m in (mask if isinstance(mask, Listing) else [mask])]
         biases = list(bias) if isinstance(bias, Listing) else [] if bias is None else [bias]
         for name, values in (("mask", masks), ("bias", biases)):
-            if not 0 <= len(values) <= depth or (name == "mask" and not values):
+            if len(values) > depth or (not values and (name == "mask" or bias is not None)):
                 raise ValueError(f"{name} lists {len(values)} entries for {depth} layers")
         self.masks = [_both(self._always, masks[layer % len(masks)]) for layer in range(depth)]
         self.biases: Listing[Bias] = nn.ModuleList(biases)  # type: ignore[assignment]

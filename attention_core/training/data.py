@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from attention_core.annotated import Unchecked, checked
 from attention_core.errors import UsageError
 from attention_core.training.fingerprint import fingerprint
 from attention_core.training.inputs import whole_path
@@ -59,13 +60,14 @@ class DataModule(LightningDataModule):
     budget: int | None = None
     largest_input: int = 100_000
 
+    @checked
     def __init__(
         self,
         *,
         batch_size: int,
         workers: int = 0,
         seed: int = 1,
-        classes: Sequence[str] = (),
+        classes: Unchecked[Sequence[str]] = (),
         largest_input: int | None = None,
     ) -> None:
         super().__init__()

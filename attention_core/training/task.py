@@ -19,6 +19,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from attention_core.annotated import checked
 from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.fingerprint import check_unchanged
@@ -63,6 +64,7 @@ class Task(LightningModule):
     #: What the losses and gradients of a step, summed, still have to be multiplied by.
     rescaled = 1.0
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

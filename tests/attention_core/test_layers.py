@@ -138,7 +138,7 @@ class TestMultiheadAttention:
             ({"heads": 4, "kv_heads": 3}, "heads=4 must be a multiple of kv_heads=3"),
             ({"heads": 0}, "heads must be at least 1, got 0"),
             ({"heads": 4, "qk_norm": "batch"}, "qk_norm must be"),
-            ({"heads": 4, "dropout": 1.0}, "dropout must be in"),
+            ({"heads": 4, "attention_dropout": 1.0}, "attention_dropout must be in"),
         ],
     )
     def test_wrong_options_are_named(self, arguments: dict, message: str) -> None:
@@ -162,7 +162,7 @@ class TestFeedForward:
 
     def test_a_norm_before_the_last_matrix_is_eva02s(self) -> None:
         norm = partial(nn.LayerNorm, eps=1e-3)
-        theirs, x = SwiGLU(DIM, 24, norm=norm), torch.randn(3, DIM)
+        theirs, x = SwiGLU(DIM, 24, norm_layer=norm), torch.randn(3, DIM)
         ours = FeedForward(DIM, 24, activation="swiglu", norm="layer", eps=1e-3)
         nn.init.normal_(theirs.norm.weight)
         gate, up = theirs.fc1_g, theirs.fc1_x
@@ -206,7 +206,7 @@ def test_block_equals_torchs_encoder_layer(norm: str) -> None:
     theirs = nn.TransformerEncoderLayer(
         DIM, HEADS, 32, dropout=0.0, norm_first=norm == "pre", batch_first=True, activation="relu"
     )
-    ours = Block(DIM, HEADS, hidden=32, norm=norm, eps=1e-5, activation="relu")
+    ours = Block(DIM, HEADS, hidden=32, norm_order=norm, eps=1e-5, activation="relu")
     from_torch(theirs.self_attn, ours.attention)
     ours.feed_forward.up.load_state_dict(theirs.linear1.state_dict())
     ours.feed_forward.down.load_state_dict(theirs.linear2.state_dict())
@@ -376,7 +376,7 @@ class TestPooling:
     def test_attention_pool_with_a_network_is_siglips(self, activation: str) -> None:
         act = partial(nn.GELU, approximate="tanh" if activation == "gelu-tanh" else "none")
         norm = partial(nn.LayerNorm, eps=1e-5)
-        theirs = AttentionPoolLatent(DIM, num_heads=HEADS, norm=norm, act_layer=act)
+        theirs = AttentionPoolLatent(DIM, num_heads=HEADS, norm_layer=norm, act_layer=act)
         ours = AttentionPool(DIM, HEADS, hidden=4 * DIM, activation=activation, eps=1e-5)  # type: ignore[arg-type]
         for parameter in theirs.parameters():
             nn.init.normal_(parameter, std=0.5)

@@ -251,7 +251,7 @@ def test_the_example_counts_bits_as_it_says(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"beam": 4}, "task.generation: .*unexpected keyword argument 'beam'"),
+        ({"beam": 4}, "task.generation: .*no argument 'beam'. Did you mean beams"),
         (
             {"temperature": -1},
             "task.generation: temperature must be at least 0, and finite, got -1",

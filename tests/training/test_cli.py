@@ -86,8 +86,8 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         (("train", *TOY, "+callbacks.x=3"), "callbacks.x: a mapping with a _target_ is needed"),
         (("train", *TOY, "checkpoint.every_steps=soon"), "every_steps: checkpoint expects int"),
         (("train", *TOY, "+checkpoint.every_step=3"), "'every_step'. Did you mean every_steps?"),
-        (("train", *TOY, "+data.bach_size=3"), "'bach_size' Did you mean batch_size"),
-        (("train", "+model.hiden=3"), "'hiden' Did you mean hidden"),
+        (("train", *TOY, "+data.bach_size=3"), "'bach_size'. Did you mean batch_size"),
+        (("train", "+model.hiden=3"), "'hiden'. Did you mean hidden"),
         (
             ("train", *TOY, "+hydra.callbacks.x._target_=toy_domain.KillAt"),
             "hydra.callbacks.x._target_: 'toy_domain.KillAt' is refused",

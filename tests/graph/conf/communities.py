@@ -59,7 +59,7 @@ class Links(SampledLinks):
 
 
 class SAGE(nn.Module):
-    """Scores for the nodes of `mask`, or for pairs of nodes."""
+    """Scores for the nodes of `node_mask`, or for pairs of nodes."""
 
     def __init__(self, num_classes: int, dim: int = 16) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class SAGE(nn.Module):
         self,
         x: Tensor,
         edge_index: Tensor,
-        mask: Tensor | None = None,
+        node_mask: Tensor | None = None,
         edge_label_index: Tensor | None = None,
     ) -> Tensor:
         for conv in self.convs:
             x = conv(x, edge_index).relu()
         if edge_label_index is not None:
             return self.head(x[edge_label_index[0]] * x[edge_label_index[1]])
-        return self.head(x[mask])
+        return self.head(x[node_mask])
 
 
 class KillAt(Callback):
