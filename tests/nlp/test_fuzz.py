@@ -37,7 +37,7 @@ TOKENS = {
     "max_length": 8,
     "windowed": False,
     "mask": None,
-    "types": 0,
+    "num_token_types": 0,
     "embedding_dim": None,
     "embedding_scale": None,
     "embedding_norm": False,
