@@ -64,11 +64,11 @@ class DataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        batch_size: int,
-        workers: int = 0,
+        batch_size: Unchecked[int],
+        workers: Unchecked[int] = 0,
         seed: int = 1,
         classes: Unchecked[Sequence[str]] = (),
-        largest_input: int | None = None,
+        largest_input: Unchecked[int | None] = None,
     ) -> None:
         super().__init__()
         if isinstance(classes, str):
