@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -168,10 +167,7 @@ def _pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWei
     job = plan.job
     if plan.backend != "edges":
         # A plan of its own, as what biases gave for all pairs is no answer for a list of them
-        plan = plan.memo(
-            "pairs",
-            lambda: Plan(job, "edges", edges.prepare(job), partial(str, "Asked for.")),
-        )
+        plan = plan.memo("pairs", lambda: Plan(job, "edges", edges.prepare(job)))
     return edges.pair_weights(plan, q, k, options)
 
 

@@ -212,6 +212,19 @@ def check_flag(**arguments: object) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def check_choice(known: Iterable[object], **arguments: object) -> None:
+    """Raise unless each argument is one of the known words, of which None may be one.
+
+    Raises:
+        ValueError: naming the argument, and what is known.
+    """
+    listed = list(known)
+    for name, value in arguments.items():
+        if not isinstance(value, str | None) or value not in listed:
+            words = ", ".join(map(repr, listed))
+            raise ValueError(f"{name} must be one of {words}; got {value!r:.80}")
+
+
 def check_options(owner: object, options: Mapping[str, object], **reasons: str) -> None:
     """Raise where options that are passed on hold one that `owner` sets itself.
 

@@ -140,11 +140,14 @@ class Plan:
     backend: str
     prepared: Any
     #: Put into words what is computed and why; asked by `str`, as few plans are ever read.
-    summary: Callable[[], str] = field(repr=False)
+    summary: Callable[[], str] = field(default=str, repr=False)
     _memory: Memory = field(default_factory=Memory, repr=False)
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """`compute()`, the first time that `key` comes up in this forward pass."""
+        """Return the value cached under `key`, computing it on a miss.
+
+        It lives for one forward pass.
+        """
         return self._memory.memo(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:

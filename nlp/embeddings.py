@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_dense, check_number, check_whole
+from attention_core.checks import check_chance, check_choice, check_dense, check_number, check_whole
 from attention_core.layers import EncoderOptions
 from attention_core.layers.residual import Norm, make_norm
 
@@ -28,7 +28,7 @@ def attention_positions(
     Raises:
         ValueError: unknown positions; the message lists the known ones.
     """
-    choice("positions", positions, (*get_args(Positions), None))
+    check_choice((*get_args(Positions), None), positions=positions)
     if positions == "learned" or positions == "sinusoidal":
         return positions, {}
     if positions == "t5":
@@ -36,12 +36,6 @@ def attention_positions(
     if positions == "alibi":
         return None, {"bias": ALiBi(heads)}
     return None, {"rotary": Rotary()} if positions == "rotary" else {}
-
-
-def choice(name: str, value: object, known: tuple[object, ...]) -> None:
-    """Raises ValueError where the value is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
 
 
 class TokenEmbedding(nn.Module):
@@ -95,13 +89,13 @@ class TokenEmbedding(nn.Module):
         elif positions == "sinusoidal":
             self.positions = Sinusoidal(size)
         else:
-            choice("positions", positions, (*get_args(Added), None))
+            check_choice((*get_args(Added), None), positions=positions)
         self.max_length = max_length if positions == "learned" else None
         self.scale = scale or (size**0.5 if positions == "sinusoidal" else 1.0)
         self.types = nn.Embedding(num_token_types, size) if num_token_types else None
         if self.types is not None:
             nn.init.normal_(self.types.weight, std=0.02)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, size, eps, "norm")
+        self.norm = nn.Identity() if norm is None else make_norm(norm, size, eps)
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Identity() if embedding_dim is None else nn.Linear(size, dim)
 
@@ -187,7 +181,7 @@ class Transform(nn.Module):
         projection_bias: bool = True,
     ) -> None:
         super().__init__()
-        choice("activation", activation, tuple(_FUNCTIONS))
+        check_choice(_FUNCTIONS, activation=activation)
         self.activation = activation
         out = dim if out is None else out
         self.linear = nn.Linear(dim, out, bias=projection_bias)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from attention_core import Encoder, Sequence, pool
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_index, check_number, check_whole
+from attention_core.checks import check_chance, check_choice, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
@@ -22,7 +22,6 @@ from nlp.embeddings import (
     TokenScores,
     Transform,
     attention_positions,
-    choice,
 )
 from nlp.loading import Pretrained
 from nlp.tokenizer import Tokenizer
@@ -208,7 +207,7 @@ class TextEncoder(TokenEncoder):
     ) -> None:
         super().__init__(vocab_size, dim, depth, heads, **tokens)
         check_whole(num_classes=num_classes, or_none=True)
-        choice("pooler", pooler, ("tanh", "gelu", "relu", None))
+        check_choice(("tanh", "gelu", "relu", None), pooler=pooler)
         if pooling == "special":
             raise ValueError("pooling='special': texts have no special tokens; give 'class'")
         self.pooling = pooling
@@ -319,7 +318,7 @@ class MaskedLanguageModel(TokenEncoder):
         **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
         super().__init__(vocab_size, dim, depth, heads, **tokens)
-        choice("transform", transform, ("gelu", "gelu-tanh", "relu"))
+        check_choice(("gelu", "gelu-tanh", "relu"), transform=transform)
         size = self.embedding.table.embedding_dim
         self.transform = Transform(
             dim,

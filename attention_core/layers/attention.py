@@ -17,7 +17,6 @@ from attention_core.biases import Bias
 from attention_core.cache import LayerCache
 from attention_core.checks import (
     check_chance,
-    check_flag,
     check_kind,
     check_number,
     check_tokens,
@@ -107,7 +106,6 @@ class MultiheadAttention(RecordedAttention):
         check_whole(head_dim=head_dim, context_dim=context_dim, edge_dim=edge_dim, or_none=True)
         check_number(scale=scale, or_none=True)
         check_number(above=0, softcap=softcap, or_none=True)
-        check_flag(gate=gate, sink=sink, projection_bias=projection_bias, key_bias=key_bias)
         if heads % kv_heads:
             raise ValueError(f"heads={heads} must be a multiple of kv_heads={kv_heads}")
         if head_dim is None:
@@ -125,8 +123,6 @@ class MultiheadAttention(RecordedAttention):
         if qk_norm == "cosine" and scale is not None:
             raise ValueError(f"qk_norm='cosine' learns its scale; got scale={scale}, too")
         check_chance(attention_dropout=attention_dropout)
-        check_kind(Rotary, rotary=rotary)
-        check_kind(Bias, bias=bias)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rotary, self.bias = rotary, bias
         self.score = make_score(score, heads, head_dim, edge=edge_dim is not None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.cache import LayerCache
-from attention_core.checks import check_chance, check_flag, check_kind, check_tokens, check_whole
+from attention_core.checks import check_chance, check_kind, check_tokens, check_whole
 from attention_core.job import Plan
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward
@@ -86,7 +86,6 @@ class Block(nn.Module):
         **attention: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        check_flag(cross=cross, feed_forward_norm=feed_forward_norm)
         check_whole(context_dim=context_dim, or_none=True)
         check_chance(attention_dropout=attention_dropout)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_flag, check_number, check_tokens, check_whole
+from attention_core.checks import check_chance, check_number, check_tokens, check_whole
 from attention_core.layers.residual import Norm, make_norm
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu", "geglu-tanh"]
@@ -64,7 +64,6 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         check_chance(dropout=dropout)
-        check_flag(projection_bias=projection_bias)
         check_number(least=0, eps=eps)
         check_activation(activation)
         self.activation, self._function = activation, _FUNCTIONS[activation]
@@ -75,7 +74,7 @@ class FeedForward(nn.Module):
         check_whole(dim=dim, hidden=hidden)
         self.up = nn.Linear(dim, hidden * (2 if self.gated else 1), bias=projection_bias)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps, "norm")
+        self.norm = nn.Identity() if norm is None else make_norm(norm, hidden, eps)
         self.down = nn.Linear(hidden, dim, bias=projection_bias)
         self.reset_parameters()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core.annotated import checked
-from attention_core.checks import check_kind, check_number, check_tokens, check_whole
+from attention_core.checks import check_choice, check_kind, check_number, check_tokens, check_whole
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward, check_activation
 from attention_core.layers.residual import Residual
@@ -115,9 +115,7 @@ def make_pool(
     Raises:
         ValueError: there is no such pooling.
     """
-    if not isinstance(pooling, str) or pooling not in get_args(Pooling):
-        known = ", ".join(map(repr, get_args(Pooling)))
-        raise ValueError(f"pooling must be one of {known}; got {pooling!r}")
+    check_choice(get_args(Pooling), pooling=pooling)
     if pooling not in ("attention", "map"):
         return None
     hidden = like.down.in_features if pooling == "map" else None
@@ -135,21 +133,12 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
             of the special ones; or "class" for the first of these, whatever others (registers)
             there are. A sample without such tokens gives 0.
     """
-    if (
-        not isinstance(x, Tensor)
-        or x.ndim not in (2, 3)
-        or not x.is_floating_point()
-        or x.is_sparse
-    ):
-        got = f"{x.layout} {x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"{type(x)}"
-        error = ValueError if isinstance(x, Tensor) else TypeError
-        raise error(f"x must be float (B, L, D), or (T, D) packed, got {got}")
-    check_kind(Space, space=space, or_none=False)
+    if x.ndim not in (2, 3) or not x.is_floating_point() or x.is_sparse:
+        got = f"{x.layout} {x.dtype} {tuple(x.shape)}"
+        raise ValueError(f"x must be float (B, L, D), or (T, D) packed, got {got}")
     if x.shape[-2] != space.length:
         raise ValueError(f"x is {tuple(x.shape)}, but its space is {space.describe()}")
-    if not isinstance(pooling, str) or pooling not in _COMPUTED:
-        known = ", ".join(_COMPUTED)
-        raise ValueError(f"pooling must be one of {known}, got {pooling!r}")
+    check_choice(_COMPUTED, pooling=pooling)
     space = space.to(x.device)
     of_special = pooling in ("special", "class")
     if of_special and space.special is None:

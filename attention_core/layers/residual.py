@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.checks import check_chance, check_number, check_whole
+from attention_core.checks import check_chance, check_choice, check_number, check_whole
 from attention_core.spaces import Space
 
 Norm = Literal["layer", "layer-no-bias", "rms"]
@@ -86,13 +86,11 @@ def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
     return x * kept[..., None].to(x.dtype) / (1 - rate)
 
 
-def make_norm(norm: Norm, dim: int, eps: float = 1e-6, name: str = "norm") -> nn.Module:
-    """Make a normalisation of tokens (..., dim); `name` is what an error calls the argument."""
+def make_norm(norm: Norm, dim: int, eps: float = 1e-6) -> nn.Module:
+    """Make a normalisation of tokens (..., dim)."""
     check_whole(dim=dim)
     check_number(least=0, eps=eps)
-    if not isinstance(norm, str) or norm not in get_args(Norm):
-        known = ", ".join(map(repr, get_args(Norm)))
-        raise ValueError(f"{name} must be one of {known}; got {norm!r}")
+    check_choice(get_args(Norm), norm=norm)
     if norm == "rms":
         return RMSNorm(dim, eps=eps)
     return LayerNorm(dim, eps=eps, bias=norm == "layer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,13 +19,6 @@ def check_data(data: Any) -> None:
     if isinstance(data, tuple):
         got = f"({', '.join(type(part).__name__ for part in data)}): stores are not read"
     raise TypeError(f"data must be PyG's Data or HeteroData, got {got}")
-
-
-def check_option(name: str, value: object, known: Iterable[str]) -> None:
-    """Raises ValueError where an option is none of the known words."""
-    listed = list(known)
-    if not isinstance(value, str) or value not in listed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, listed))}, got {value!r:.80}")
 
 
 def check_graph(data: Data | HeteroData) -> None:

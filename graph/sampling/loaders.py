@@ -15,14 +15,13 @@ from torch_geometric.sampler import BaseSampler, NegativeSampling
 from torch_geometric.sampler.base import NegativeSamplingMode
 
 from attention_core.annotated import Unchecked, checked
-from attention_core.checks import check_dense, check_number
+from attention_core.checks import check_choice, check_dense, check_number
 from graph.sampling.checks import (
     check_column,
     check_data,
     check_edges,
     check_graph,
     check_nodes,
-    check_option,
 )
 from graph.sampling.sampler import NeighborSampler
 
@@ -200,7 +199,7 @@ def _negatives(neg_sampling: Any) -> NegativeSampling | None:
     if neg_sampling is None or isinstance(neg_sampling, NegativeSampling):
         return neg_sampling
     if not isinstance(neg_sampling, dict):
-        check_option("neg_sampling", neg_sampling, [mode.value for mode in NegativeSamplingMode])
+        check_choice([mode.value for mode in NegativeSamplingMode], neg_sampling=neg_sampling)
     try:
         return NegativeSampling.cast(neg_sampling)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ from torch_geometric.sampler.base import NumNeighbors, SubgraphType
 from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
 from attention_core.annotated import Unchecked, checked
+from attention_core.checks import check_choice
 from graph.layers.edges import check_edge_index
 from graph.sampling.checks import (
     check_column,
@@ -26,7 +27,6 @@ from graph.sampling.checks import (
     check_fan_out,
     check_graph,
     check_nodes,
-    check_option,
 )
 from graph.sampling.draw import Found, InEdges
 
@@ -77,9 +77,9 @@ class NeighborSampler(BaseSampler):
         weight_attr: str | None = None,
     ) -> None:
         check_data(data)
-        check_option("temporal_strategy", temporal_strategy, ("uniform", "last"))
+        check_choice(("uniform", "last"), temporal_strategy=temporal_strategy)
         if not isinstance(subgraph_type, SubgraphType):
-            check_option("subgraph_type", subgraph_type, [one.value for one in SubgraphType])
+            check_choice([one.value for one in SubgraphType], subgraph_type=subgraph_type)
         check_graph(data)
         self.subgraph_type = SubgraphType(subgraph_type)
         self.replace, self.last = replace, temporal_strategy == "last"

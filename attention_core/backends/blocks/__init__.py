@@ -8,7 +8,6 @@ and the bias once for all blocks that are arranged alike. No tensor of all pairs
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ class Prepared:
         groups: blocks by shape.
         runs: the queries and the keys of each group in runs of neighbors, and how many are in one.
         covers_all_queries: whether every query is in a block.
-        parts: whether every key is in exactly one.
+        keys_disjoint: whether every key is in exactly one.
     """
 
     def __init__(self, job: Job) -> None:
