@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from attention_core import Bias, Edges, Neighborhood
 from attention_core.spaces import Pairs
 from graph import GATConv, GraphTransformer
-from graph.seeing import hop_profile, node_attention
+from graph.interpret import (
+    attention_by_hops,
+    attention_maps,
+)
 
 #: A path with a branch, a ring, and two nodes without an edge: three graphs of one batch.
 GRAPHS = [networkx.Graph([(0, 1), (1, 2), (2, 3), (1, 4)]), networkx.cycle_graph(5)]
@@ -46,7 +49,7 @@ def even_shares(most: int) -> Tensor:
 
 
 def test_an_even_spread_is_that_of_networkx() -> None:
-    profile = hop_profile(node_attention(model(), INPUTS), most=2)
+    profile = attention_by_hops(attention_maps(model(), INPUTS), most=2)
     assert profile.layers == ["layer 1", "layer 2"]
     assert profile.hops == ["0", "1", "2", "> 2", "unconnected"]
     torch.testing.assert_close(profile.even, even_shares(2).expand(2, 5))
@@ -58,7 +61,7 @@ def test_what_does_not_prefer_is_evenly_spread_and_what_does_is_not() -> None:
     for block in even.encoder.blocks:
         nn.init.zeros_(block.attention.query.weight)  # type: ignore[union-attr, arg-type]
         nn.init.zeros_(block.attention.query.bias)  # type: ignore[union-attr, arg-type]
-    profile = hop_profile(node_attention(even, INPUTS))
+    profile = attention_by_hops(attention_maps(even, INPUTS))
     hops = dict(networkx.all_pairs_shortest_path_length(UNION))
     for head in range(2):
         shares = torch.zeros(7)
@@ -73,7 +76,7 @@ def test_what_does_not_prefer_is_evenly_spread_and_what_does_is_not() -> None:
 
 
 def test_virtual_nodes_masks_and_second_attentions() -> None:
-    profile = hop_profile(node_attention(model(local=Edges(), virtual_nodes=2), INPUTS))
+    profile = attention_by_hops(attention_maps(model(local=Edges(), virtual_nodes=2), INPUTS))
     assert profile.layers == ["layer 1", "layer 1, local", "layer 2", "layer 2, local"]
     assert profile.hops[-2:] == ["unconnected", "virtual node"]
     local = profile.even[1]
@@ -81,14 +84,14 @@ def test_virtual_nodes_masks_and_second_attentions() -> None:
     one_hop = sum(n / (n + 2) for n in (1, 3, 2, 1, 1, 2, 2, 2, 2, 2, 0, 0)) / 12
     torch.testing.assert_close(local[[1, -1]], torch.tensor([one_hop, 1 - one_hop]))
     assert (local[[0, 2, 3, 4]] == 0).all()
-    near = hop_profile(node_attention(model(mask=[Neighborhood(1), None]), INPUTS))
+    near = attention_by_hops(attention_maps(model(mask=[Neighborhood(1), None]), INPUTS))
     assert (near.shares[0, :, 2:] == 0).all()
     assert (near.shares[1, :, 2:] > 0).all()
 
 
 def test_attention_between_some_nodes() -> None:
     one = model(virtual_nodes=1, pooling="attention")
-    layers = node_attention(one, INPUTS)
+    layers = attention_maps(one, INPUTS)
     assert [layer.name for layer in layers] == ["layer 1", "layer 2"]  # and not the pooling
     nodes = torch.tensor([7, 5, 2])
     dense = layers[1].weights.dense()[0]
@@ -115,7 +118,7 @@ class Plain(nn.Module):
 
 def test_layers_of_pyg_style_are_seen() -> None:
     inputs = {"x": torch.randn(12, 4), "edge_index": EDGES}
-    profile = hop_profile(node_attention(Plain().eval(), inputs))
+    profile = attention_by_hops(attention_maps(Plain().eval(), inputs))
     assert profile.layers == ["first", "second"]
     assert profile.hops == ["0", "1"]  # with self-loops
     assert profile.shares.shape == (2, 3, 2)
@@ -125,8 +128,8 @@ def test_layers_of_pyg_style_are_seen() -> None:
 
 def test_what_cannot_be_seen() -> None:
     with pytest.raises(ValueError, match="eval mode"):
-        node_attention(model().train(), INPUTS)
+        attention_maps(model().train(), INPUTS)
     with pytest.raises(ValueError, match="no layer of Linear attends between nodes"):
-        node_attention(nn.Linear(2, 2).eval(), {"input": torch.zeros(1, 2)})
-    with pytest.raises(ValueError, match="layer 1 has 2 heads, there is no head 2"):
-        node_attention(model(), INPUTS)[0].between(torch.tensor([0]), head=2)
+        attention_maps(nn.Linear(2, 2).eval(), {"input": torch.zeros(1, 2)})
+    with pytest.raises(ValueError, match="there are 2 heads, no head 2"):
+        attention_maps(model(), INPUTS)[0].between(torch.tensor([0]), head=2)

@@ -1,0 +1,289 @@
+"""Record what chosen layers of a model attend to, and compute maps from that.
+
+A domain says how its model is run, which of its layers are meant and where tokens sit; what is the
+same for images, texts and graphs is here. All is exact: the model runs on its fused path, and the
+weights are recorded beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.layers import Encoder
+from attention_core.record import record_attention
+from attention_core.spaces import Space
+from attention_core.weights import PairWeights
+
+
+class LayerAttention(NamedTuple):
+    """What one layer did with one input.
+
+    Attributes:
+        name: what the model calls the layer.
+        weights: (H, Lq, Lk) of the chosen heads, float32 or wider, with rows that sum to 1, or to
+            less where the layer attends to a sink; or None where `pairs` were asked for.
+        pairs: the weights (P, H) of the pairs that may attend; or None.
+        heads: which heads, counted from 0.
+        queries, keys: where both sides sit.
+    """
+
+    name: str
+    weights: Tensor | None
+    pairs: PairWeights | None
+    heads: list[int]
+    queries: Space
+    keys: Space
+
+    @property
+    def table(self) -> Tensor:
+        """(H, Lq, Lk) weights, made from the pairs where those were recorded."""
+        if self.weights is not None:
+            return self.weights
+        assert self.pairs is not None
+        return self.pairs.dense()[0]
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raise ValueError where a model is in training mode: what it attends to would be chance."""
+    if model.training:
+        raise ValueError("model must be in eval mode, so that all it does is seen: model.eval()")
+
+
+def record(
+    model: nn.Module,
+    run: Callable[[], object],
+    part: nn.Module | None = None,
+    *,
+    heads: Sequence[int] | None = None,
+    pairs: bool = False,
+) -> list[LayerAttention]:
+    """Return the attention of all layers of `part`, while `run()` runs the model on one input.
+
+    Args:
+        model: in eval mode.
+        run: calls the model.
+        part: holds the layers; the whole model by default.
+        heads: which ones, negative numbers count from the last; all by default.
+        pairs: record the pairs that may attend, and no table of all pairs.
+
+    Raises:
+        ValueError: the model is in training mode, or there is no such head.
+    """
+    check_eval(model)
+    with record_attention(model if part is None else part, pairs=pairs) as maps, torch.no_grad():  # type: ignore[call-overload]
+        run()
+    found = []
+    for index, (name, recorded) in enumerate(zip(maps.names, maps, strict=True)):
+        values = recorded.values.T if pairs else recorded[0]
+        chosen = choose("head", heads, len(values))
+        values = values[chosen]
+        # Shares are added up, and compared: in float32 where they are narrower
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        of_pairs = recorded._replace(values=values.T) if pairs else None
+        table = None if pairs else values
+        found.append(LayerAttention(name, table, of_pairs, chosen, *maps.spaces(index)))
+    return found
+
+
+def attention_layers(*stacks: Encoder, part: str = "attention") -> dict[int, nn.Module]:
+    """Return the attention of each layer that is told apart, by its number, counted through all
+    stacks from 0.
+
+    Where blocks serve several layers (ALBERT), these are the last of each block: a recording holds
+    the latest use of a module.
+
+    Args:
+        part: of the blocks, "attention" or "cross_attention".
+    """
+    layers: dict[int, nn.Module] = {}
+    start = 0
+    for stack in stacks:
+        uses = len(stack.masks) // len(stack.blocks)
+        for number, block in enumerate(stack.blocks, start=1):
+            layers[start + number * uses - 1] = getattr(block, part)
+        start += len(stack.masks)
+    return layers
+
+
+def choose_layers(
+    layers: Mapping[int, nn.Module], wanted: Sequence[int] | None
+) -> dict[int, nn.Module]:
+    """Return those of `attention_layers` that are wanted, in that order; all by default.
+
+    Raises:
+        ValueError: there is no such layer, or it is not told apart from others.
+    """
+    numbers = list(layers) if wanted is None else choose("layer", wanted, max(layers) + 1)
+    for number in numbers:
+        if number not in layers:
+            raise ValueError(
+                f"layer {number} shares its block with layers after it, and is not told apart from "
+                f"them: give some of {', '.join(map(str, layers))}"
+            )
+    return {number: layers[number] for number in numbers}
+
+
+def choose(name: str, wanted: Sequence[int] | None, count: int) -> list[int]:
+    """Return which of `count` things are wanted, counted from 0: all by default, and negative
+    numbers count from the last.
+
+    Raises:
+        ValueError: there is no such thing, or none is wanted.
+    """
+    if wanted is None:
+        return list(range(count))
+    if not len(wanted):
+        raise ValueError(f"{name}s must name at least one {name}, got {wanted!r}")
+    for one in wanted:
+        if not -count <= one < count:
+            raise ValueError(f"there are {count} {name}s, no {name} {one}")
+    return [one % count for one in wanted]
+
+
+def pooled_shares(pooling: str, space: Space) -> Tensor:
+    """Return the share (L,) of each token in what its sample is pooled to, without a learned query.
+
+    "sum" and "max" are taken for a mean, as there is no share in them.
+
+    Args:
+        pooling: one of `attention_core.layers.Pooling`.
+        space: where the tokens of one row sit.
+    """
+    zeros = torch.zeros(space.length, dtype=torch.long, device=space.device)
+    special = zeros.bool() if space.special is None else space.special.view(-1)
+    segments = zeros if space.segments is None else space.segments.view(-1)
+    if pooling == "class":  # the first token of each sample
+        chosen = segments.diff(prepend=segments.new_full((1,), -1)) > 0
+    else:
+        chosen = special if pooling == "special" else ~special
+    count = torch.zeros(space.num_segments, device=space.device)
+    count = count.index_add(0, segments, chosen.float())
+    return chosen / count.clamp(min=1)[segments]
+
+
+def received(layer: LayerAttention, shares: Tensor | None = None) -> Tensor:
+    """Return the attention (H, Lk) that each key gets from all queries, which count by `shares`
+    (Lq,); by default as 1 each."""
+    if layer.pairs is None:
+        table = layer.table
+        shares = table.new_ones(table.shape[1]) if shares is None else shares.to(table)
+        return torch.einsum("q,hqk->hk", shares, table)
+    pairs, values = layer.pairs
+    if shares is not None:
+        values = values * shares.to(values)[pairs.query, None]
+    return values.new_zeros(layer.keys.length, values.shape[1]).index_add(0, pairs.key, values).T
+
+
+def rollout(
+    layers: Sequence[LayerAttention],
+    pooled: LayerAttention | Tensor,
+    *,
+    residual: float = 0.5,
+    head_fusion: Literal["mean", "max", "min"] = "mean",
+    discard: float = 0.0,
+) -> Tensor:
+    """Return how much of each token is in the pooled vector, (L,), going back through all layers
+    (Abnar & Zuidema, Quantifying Attention Flow, 2020).
+
+    A layer mixes tokens as residual · I + (1 − residual) · W, with the rows of W made to sum to 1;
+    the mixings of all layers are multiplied. Values, projections and feed-forward networks have no
+    part in it, so it says where information may have come from.
+
+    Args:
+        layers: all of a model, from the first on, with the same tokens.
+        pooled: shares (L,) of the tokens in the pooled vector; or a pooling layer, whose keys are
+            all tokens, or those that are not special.
+        residual: share of a token that stays where it is in a layer, between 0 and 1.
+        head_fusion: what W is of the weights of the heads.
+        discard: share of each token's smallest weights in W that are taken for noise, in [0, 1).
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if head_fusion not in ("mean", "max", "min"):
+        raise ValueError(f"head_fusion must be 'mean', 'max' or 'min', got {head_fusion!r}")
+    if not 0 <= residual <= 1:
+        raise ValueError(f"residual must be between 0 and 1, got {residual}")
+    if not 0 <= discard < 1:
+        raise ValueError(f"discard must be in [0, 1), got {discard}")
+
+    def fused(layer: LayerAttention) -> Tensor:
+        """(Lq, Lk), normalised."""
+        table = layer.table
+        one = table.mean(0) if head_fusion == "mean" else getattr(table, f"a{head_fusion}")(0)
+        noise = one.topk(int(one.shape[-1] * discard), largest=False).indices
+        return _normalised(one.scatter(-1, noise, 0.0))
+
+    space = layers[0].queries
+    like = layers[0].table
+    if isinstance(pooled, LayerAttention):
+        # Each sample has one query: nothing is added up but zeros
+        shares = like.new_zeros(space.length)
+        of_keys = fused(pooled).sum(0)
+        if space.special is not None and len(of_keys) < space.length:
+            shares[~space.special.view(-1)] = of_keys
+        else:
+            shares = of_keys
+    else:
+        shares = pooled.to(like)
+    for layer in reversed(layers):
+        stays = residual * torch.eye(space.length).to(like)
+        shares = shares @ _normalised(stays + (1 - residual) * fused(layer))
+    return shares
+
+
+def mean_distance(layer: LayerAttention, distance: Tensor) -> Tensor:
+    """Return how far each head looks, (H,): the mean of a distance, weighted by attention.
+
+    Pairs with a special token, which sits nowhere, have no part in it.
+
+    Args:
+        layer: recorded with `pairs`.
+        distance: (P,) of its pairs; those that are not finite are left out.
+    """
+    assert layer.pairs is not None
+    pairs, values = layer.pairs
+    counted = distance.isfinite()
+    if pairs.special is not None:
+        counted = counted & ~pairs.special
+    values = values[counted]
+    return distance[counted].to(values) @ values / values.sum(0)
+
+
+def occlusion(
+    score: Callable[[list[Tensor]], Tensor],
+    tokens: Tensor,
+    parts: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+) -> Tensor:
+    """Return how a score changes where a part of the tokens is left out, (G,): below 0 where the
+    part speaks for what is scored (Zeiler & Fergus, 2014; Li et al., 2016).
+
+    A part that is all there is cannot be left out: its change is NaN.
+
+    Args:
+        score: from n inputs (l, ...), of any lengths, to their scores (n,).
+        tokens: (L, ...) the whole input.
+        parts: indices of the tokens of each of G parts.
+        batch_size: inputs that are scored at a time.
+    """
+    kept = tokens.new_ones(len(parts) + 1, len(tokens), dtype=torch.bool)
+    for number, part in enumerate(parts, start=1):
+        kept[number, list(part)] = False
+    inputs = [tokens[row] for row in kept if row.any()]
+    with torch.no_grad():
+        batches = range(0, len(inputs), batch_size)
+        scores = torch.cat([score(inputs[at : at + batch_size]) for at in batches])
+    changes = scores.new_full((len(parts),), torch.nan)
+    changes[kept[1:].any(1)] = scores[1:] - scores[0]
+    return changes
+
+
+def _normalised(rows: Tensor) -> Tensor:
+    """Rows that sum to 1; those of zeros stay."""
+    return rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
