@@ -45,7 +45,7 @@ from nlp.tokenizer import Tokenizer
 MOST_TOKENS, MOST_WORDS = 48, 160
 #: What is marked in words, and beside it.
 MARKED = "attention into the pooled vector"
-LEFT_OUT = "change of the log-probability of the predicted class, each word left out alone"
+LEFT_OUT = "log-probability of the predicted class without each word"
 
 
 class Shown(NamedTuple):
@@ -168,17 +168,18 @@ def map_sheet(texts: Sequence[ReadText], *, title: str = "") -> Figure:
 
 
 def layer_sheet(text: ReadText, *, title: str = "") -> Figure:
-    """Return every head of every layer in one text: a row per layer, a column per head. Of a text
-    of more than 24 tokens its beginning."""
+    """Return every head of every layer in one text: a row per layer, a column per head. Of a long
+    text its beginning, as many tokens as are readable: 24 where there are up to four heads."""
     attention = text.attention
-    weights = attention.weights[..., :24, :24]
-    scale, tile = _scale(weights), 1.9 if len(attention.heads) <= 4 else 1.35
-    font = min(8.0, 0.8 * tile * 72 / max(weights.shape[-2:]))
+    count = len(attention.heads)
+    tile, limit = (2.5, 24) if count <= 4 else (1.9, 18) if count <= 8 else (1.35, 13)
+    weights = attention.weights[..., :limit, :limit]
+    scale, font = _scale(weights), min(8.0, 0.8 * tile * 72 / max(weights.shape[-2:]))
 
     def draw(axis: Axes, layer: int, head: int, *, left: bool, below: bool) -> None:
         _map(axis, text, weights[layer, head], scale, font, names=(left, below))
 
-    said = f"{text.caption}{_cut(attention, 24)}"
+    said = f"{text.caption}{_cut(attention, limit)}"
     return head_sheet(
         [f"layer {layer + 1}" for layer in attention.layers],
         [attention.heads] * len(attention.layers),
@@ -220,8 +221,10 @@ def words_sheet(texts: Sequence[ReadText], *, title: str = "") -> Figure:
     columns = 2 if two else 1
     total = sum(heights) + above * len(texts) + (32 if title else 6)
     across = columns * width + (columns - 1) * gap
-    figure = Figure(figsize=(across / 72 + 0.4, total / 72))
-    axis = figure.add_axes((0.02, 0.0, 0.96, 1.0))
+    margin = 14.0
+    figure = Figure(figsize=((across + 2 * margin) / 72, total / 72))
+    # A unit is a point, as of the letters
+    axis = figure.add_axes((margin / (across + 2 * margin), 0, across / (across + 2 * margin), 1))
     axis.set_xlim(0, across)
     axis.set_ylim(total, 0)
     axis.axis("off")
@@ -237,8 +240,7 @@ def words_sheet(texts: Sequence[ReadText], *, title: str = "") -> Figure:
         views = [marked(one.pooled)] + ([changed(one.left_out)] if two and one.left_out else [])
         for number, view in enumerate(views):
             left = number * (width + gap)
-            heading = fill(view.heading, width / 72, 7)
-            axis.text(left, top + 30, heading, fontsize=8.5, color=MUTED, va="center")
+            axis.text(left, top + 30, view.heading, fontsize=8.5, color=MUTED, va="center")
             for (row, column, word), fill_color, strength, special in zip(
                 places, view.colors, view.strength, one.pooled.special, strict=False
             ):
@@ -275,7 +277,7 @@ def changed(left_out: WordWeights) -> View:
     changes = left_out.weights.nan_to_num()
     most = max(float(changes.abs().max()), 1e-6)
     relative = (changes / most).tolist()
-    heading = f"{LEFT_OUT}: orange falls, violet rises (strongest: {most:.2g})"
+    heading = f"{LEFT_OUT}: orange falls, violet rises (at most {most:.2g})"
     return View(heading, [_shade(one) for one in relative], [abs(one) for one in relative])
 
 

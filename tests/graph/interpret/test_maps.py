@@ -5,12 +5,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_core import Bias, Edges, Neighborhood
+from attention_core import Bias, Edges, Neighborhood, record_attention
 from attention_core.spaces import Pairs
 from graph import GATConv, GraphTransformer
 from graph.interpret import (
     attention_by_hops,
     attention_maps,
+    attention_rollout,
+    mean_attention_distance,
+    pooling_attention,
 )
 
 #: A path with a branch, a ring, and two nodes without an edge: three graphs of one batch.
@@ -133,3 +136,70 @@ def test_what_cannot_be_seen() -> None:
         attention_maps(nn.Linear(2, 2).eval(), {"input": torch.zeros(1, 2)})
     with pytest.raises(ValueError, match="there are 2 heads, no head 2"):
         attention_maps(model(), INPUTS)[0].between(torch.tensor([0]), head=2)
+
+
+# ------------------------------------------------------------------------------- what is pooled
+
+
+def tokens_of(graph: int, virtual: int) -> Tensor:
+    """Places of its tokens in a row where each graph's virtual nodes stand in front."""
+    sizes = [5, 5, 2]
+    start = sum(sizes[:graph]) + virtual * graph
+    return torch.arange(start, start + virtual + sizes[graph])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "class", "special", "attention", "map"])
+def test_pooled_attention_and_rollout_of_each_graph_alone(pooling: str) -> None:
+    virtual = 2
+    one = model(virtual_nodes=virtual, pooling=pooling)
+    with record_attention(one) as maps, torch.no_grad():
+        one(**INPUTS)
+    layers = [weights[0] for weights in maps][:2]
+    pooled, rolled = pooling_attention(one, INPUTS), attention_rollout(one, INPUTS)
+    assert pooled.shape == (2, 12) and rolled.shape == (12,)
+    for graph in range(3):
+        at, nodes = tokens_of(graph, virtual), graph == BATCH
+        first, last = (layer[:, at][:, :, at] for layer in layers)
+        length = len(at)
+        row = torch.zeros(length)
+        if pooling in ("attention", "map"):
+            of_nodes = maps[2][0][:, graph][:, at]
+            torch.testing.assert_close(pooled[:, nodes], of_nodes[:, virtual:])
+            row = of_nodes.mean(0)
+        else:
+            place = {"class": slice(1), "special": slice(virtual)}.get(
+                pooling, slice(virtual, None)
+            )
+            row[place] = 1 / len(row[place])
+            expected = torch.einsum("q,hqk->hk", row, last)
+            torch.testing.assert_close(pooled[:, nodes], expected[:, virtual:])
+        for layer in (last, first):
+            row = row @ (0.5 * layer.mean(0) + 0.5 * torch.eye(length))
+        torch.testing.assert_close(rolled[nodes], row[virtual:])
+
+
+def test_how_far_heads_look_in_hops() -> None:
+    one = model(virtual_nodes=1)
+    profile = attention_by_hops(attention_maps(one, INPUTS), most=9)
+    connected = [n for n, name in enumerate(profile.hops) if name.isdigit()]
+    shares = profile.shares[..., connected]
+    hops = torch.tensor([float(profile.hops[n]) for n in connected])
+    expected = (shares * hops).sum(-1) / shares.sum(-1)
+    torch.testing.assert_close(mean_attention_distance(one, INPUTS), expected)
+
+
+def test_layers_and_heads_asked_for() -> None:
+    whole = attention_maps(model(), INPUTS)
+    (last, first) = attention_maps(model(), INPUTS, layers=[-1, 0], heads=[1])
+    assert (last.name, first.name) == ("layer 2", "layer 1") and last.heads == [1]
+    torch.testing.assert_close(last.weights.values, whole[1].weights.values[:, 1:])
+    with pytest.raises(ValueError, match="there are 2 layers, no layer 2"):
+        attention_maps(model(), INPUTS, layers=[2])
+    for wrong, message in (
+        (model(level="node"), "must pool graphs, level='graph', got level='node'"),
+        (model(local=Edges()), "one attention for each layer, but 2 layers have 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attention_rollout(wrong, INPUTS)
+    with pytest.raises(TypeError, match="must be a GraphTransformer, which pools, got Plain"):
+        pooling_attention(Plain().eval(), INPUTS)  # type: ignore[arg-type]

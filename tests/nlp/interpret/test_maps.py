@@ -12,6 +12,9 @@ from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncode
 from nlp.interpret import (
     alignment,
     attention_maps,
+    attention_rollout,
+    mean_attention_distance,
+    occlusion,
     pooling_attention,
 )
 from nlp.words import words
@@ -184,6 +187,72 @@ def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
     groups = words(TOKENIZER.spell(IDS))
     for place, group in enumerate(groups):
         torch.testing.assert_close(merged.weights[:, place], tokens.weights[:, group].sum(-1))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class", "attention"])
+def test_rollout_is_the_papers_formula(pooling: Any) -> None:
+    model = build(pooling=pooling)
+    layers = attention_maps(model, TEXT, tokenizer=TOKENIZER).weights
+    length = layers.shape[-1]
+    expected = pooling_attention(model, TEXT, tokenizer=TOKENIZER, words=False).weights.mean(0)
+    if pooling != "attention":
+        row = torch.eye(length)[0] if pooling == "class" else torch.full((length,), 1 / length)
+        mixed = 0.5 * layers[1].mean(0) + 0.5 * torch.eye(length).double()
+        expected = row.double() @ mixed
+        layers = layers[:1]
+    for layer in layers.flip(0):
+        expected = expected @ (0.5 * layer.mean(0) + 0.5 * torch.eye(length).double())
+    found = attention_rollout(model, TEXT, tokenizer=TOKENIZER, words=False)
+    torch.testing.assert_close(found.weights, expected)
+    merged = attention_rollout(model, TEXT, tokenizer=TOKENIZER)
+    assert "".join(merged.words) == "<s>" + TEXT
+    torch.testing.assert_close(merged.weights.sum(), torch.tensor(1.0).double())
+
+
+def test_how_far_heads_look_in_tokens() -> None:
+    for kind in (TextEncoder, TextDecoder, Seq2SeqTransformer):
+        model = build(kind)
+        weights = attention_maps(model, TEXT, tokenizer=TOKENIZER).weights
+        place = torch.arange(len(IDS))
+        apart = (place[:, None] - place).abs().double()
+        expected = (weights * apart).sum((2, 3)) / len(IDS)
+        found = mean_attention_distance(model, TEXT, tokenizer=TOKENIZER)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("target", [None, 0, 1])
+def test_occlusion_is_what_the_model_says_without_a_word(target: Any, merged: bool) -> None:
+    model = build(pooling="attention")
+    found = occlusion(model, TEXT, tokenizer=TOKENIZER, target=target, words=merged)
+    groups = words(TOKENIZER.spell(IDS)) if merged else [[place] for place in range(len(IDS))]
+    with torch.no_grad():
+        whole = model(torch.tensor(IDS)).log_softmax(-1)[0]
+        label = int(whole.argmax()) if target is None else target
+        expected = []
+        for group in groups:
+            kept = torch.tensor([i for place, i in enumerate(IDS) if place not in group])
+            change = model(kept).log_softmax(-1)[0, label] - whole[label]
+            expected.append(torch.nan if IDS[group[0]] in TOKENIZER.special else float(change))
+    assert found.special == [True] + [False] * (len(groups) - 1)
+    torch.testing.assert_close(
+        found.weights, torch.tensor(expected, dtype=torch.double), equal_nan=True
+    )
+    assert len(found.words) == len(groups)
+
+
+def test_what_cannot_be_left_out() -> None:
+    only = torch.tensor(IDS[1:2])
+    found = occlusion(build(), only, tokenizer=TOKENIZER)
+    assert found.weights.isnan().tolist() == [True]  # it is the whole text
+    with pytest.raises(ValueError, match="must tell classes apart, got one of num_classes=None"):
+        occlusion(build(num_classes=None), TEXT, tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match="target must be a class from 0 to 1, got 2"):
+        occlusion(build(), TEXT, tokenizer=TOKENIZER, target=2)
+    with pytest.raises(TypeError, match="must be a TextEncoder, which pools, got TextDecoder"):
+        occlusion(build(TextDecoder), TEXT, tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match="blocks that serve several layers"):
+        attention_rollout(build(num_groups=1), TEXT, tokenizer=TOKENIZER)
 
 
 def test_windows_do_not_see_each_other() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from attention_core.interpret.plots import save_figure
-from nlp.interpret import ReadText, attention_page, text_figures
+from attention_core.interpret.plots import RIGHT, WRONG, save_figure
+from nlp import TextDecoder, TextEncoder, Tokenizer
+from nlp.interpret import ReadText, Shown, attention_figures, attention_page, text_figures
 from nlp.interpret.maps import TextAttention, WordWeights
 from nlp.interpret.plots import MOST_TOKENS, MOST_WORDS, layer_sheet, map_sheet, words_sheet
 from nlp.tasks.base import readable
@@ -158,6 +159,47 @@ def test_a_page_escapes_everything_and_needs_nothing() -> None:
     assert any('" onmouseover="x' in title for title in page.titles)
     assert "a&amp;b" in page.written["bdi"]
     text.encode("utf-8")
+
+
+def left_out(names: list[str]) -> WordWeights:
+    one = read(names).pooled
+    assert one is not None
+    changes = torch.linspace(-2, 1, len(names)).masked_fill(torch.tensor(one.special), torch.nan)
+    return one._replace(weights=changes)
+
+
+def test_beside_attention_stands_what_changes_without_a_word(tmp_path: Path) -> None:
+    names = ["<s>", "late", "again", "thanks"]
+    one = read(names)._replace(left_out=left_out(names))
+    figure = words_sheet([one, one])
+    drawn = texts_of(figure)
+    assert drawn.count("attention into the pooled vector (darkest:") == 2
+    assert drawn.count("the predicted class without each word: orange falls") == 2
+    words = [text for text in figure.axes[0].texts if text.get_text() == "late"]
+    (left, first), (right, second) = (text.get_position() for text in words[:2])
+    assert left < 0.5 * figure.axes[0].get_xlim()[1] < right and first == second
+    colors = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    special, late, _, thanks = colors[4:8]
+    assert special == (1, 1, 1, 1)
+    assert late[0] > late[2] + 0.2 and thanks[2] > thanks[0] + 0.05  # orange, violet
+    save_figure(figure, tmp_path / "words.png")
+    # Where one is not known of all texts, none is drawn of it
+    assert "without each word" not in texts_of(words_sheet([one, read(names)]))
+    page = Page(attention_page([one]))
+    changes = [f"{change:+.2f}" for change in left_out(names).weights[1:].tolist()]
+    assert page.titles[4:8] == ["", *changes]
+
+
+def test_figures_of_a_model_and_its_texts() -> None:
+    tokenizer = Tokenizer.train(["the plane is late again"] * 4, 300)
+    options: dict[str, Any] = {"num_classes": 2}
+    for kind, drawn, more in ((TextEncoder, 3, options), (TextDecoder, 2, {})):
+        model = kind(len(tokenizer), 16, 2, 2, **more).eval()
+        shown = [Shown("late", True), Shown("again", False)]
+        figures = attention_figures(model, ["late", "again"], shown, tokenizer=tokenizer)
+        assert len(figures) == drawn
+        colors = [part._suptitle.get_color() for part in figures["attention"].subfigs]
+        assert colors == [RIGHT, WRONG]
 
 
 def test_what_cannot_be_drawn() -> None:

@@ -1,20 +1,24 @@
 """The figures of what a vision model attends to."""
 
+import itertools
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import AdamW
 
-from attention_core.interpret.plots import distance_figure, save_figure
+from attention_core.interpret.plots import INK, RIGHT, WRONG, distance_figure, save_figure
 from vision import SwinTransformer, VisionTransformer
 from vision.interpret import attention_figures, pooling_attention
-from vision.interpret.plots import Label, attention_sheet, layer_sheet, rollout_sheet
+from vision.interpret.plots import GLOW, Label, attention_sheet, layer_sheet, overlay, rollout_sheet
 from vision.tasks import ImageClassification, _one_of_each
 
 LABELS: list[Label] = [("cat", "cat", 0.9), ("dog", "cat", 0.5), ("a very long name", "dog", 1.0)]
@@ -100,6 +104,46 @@ def test_the_brightest_patch_is_the_one_attended_to() -> None:
     shown = torch.tensor(figure.axes[2].images[0].get_array()).sum(-1)
     row, column = divmod(int(shown.argmax()), shown.shape[1])
     assert (row * 4 // shown.shape[0], column * 3 // shown.shape[1]) == (1, 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (7, 3), (14, 14)])
+@pytest.mark.parametrize("size", [(8, 12), (224, 224), (28, 28)])
+def test_a_patch_is_lit_alike_all_over(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    """A map of 2×2 is four sharp patches, and no blob: one number is known of each."""
+    torch.manual_seed(0)
+    heat = torch.rand(shape)
+    scale = ScalarMappable(Normalize(0, 1), GLOW)
+    lit = overlay(numpy.zeros(size), heat, scale)
+    rows, columns = (extent // count for extent, count in zip(lit.shape, shape, strict=False))
+    assert lit.shape == (rows * shape[0], columns * shape[1], 3) and max(lit.shape) >= 140
+    for row, column in itertools.product(*map(range, shape)):
+        patch = lit[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+        expected = numpy.broadcast_to(GLOW(float(heat[row, column]))[:3], patch.shape)
+        numpy.testing.assert_allclose(patch, expected, atol=1e-6)
+
+
+def test_patches_are_as_sharp_on_paper() -> None:
+    """Of the pixels that are drawn of a map of 2×2, all have one of four colours."""
+    maps = torch.tensor([[[[0.1, 0.2], [0.3, 0.4]]]])
+    figure = attention_sheet(torch.zeros(1, 1, 8, 8), maps, [(None, "cat", 0.9)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = numpy.asarray(canvas.buffer_rgba())
+    box = figure.axes[2].get_window_extent()
+    left, right = (round(x) + 2 * step for x, step in ((box.x0, 1), (box.x1, -1)))
+    top, below = (round(len(pixels) - y) + 2 * step for y, step in ((box.y1, 1), (box.y0, -1)))
+    inside = pixels[top:below, left:right]
+    assert min(inside.shape[:2]) > 50
+    colors, counts = numpy.unique(inside.reshape(-1, 4), axis=0, return_counts=True)
+    assert len(colors) == 4
+    assert counts.max() < 1.2 * counts.min()  # each a quarter
+
+
+def test_what_is_right_and_wrong_is_told_by_colour() -> None:
+    labels: list[Label] = [("cat", "cat", 0.9), ("dog", "cat", 0.5), (None, "cat", 0.5)]
+    figure = attention_sheet(torch.randn(3, 1, 8, 8), torch.rand(3, 1, 4, 4), labels)
+    colors = [axis.title.get_color() for axis in figure.axes[:3]]
+    assert colors == [RIGHT, WRONG, INK]
 
 
 def test_distances_have_a_dot_per_head_and_a_line_for_their_mean() -> None:
