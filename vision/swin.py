@@ -301,8 +301,9 @@ class SwinTransformer(Model):
         count = len(self.stages)
         chosen = range(count) if layers is None else layers
         for stage in chosen:
-            if not -count <= stage < count:
-                raise ValueError(f"there are {count} stages, no stage {stage}")
+            check_whole(-count, layers=stage)
+            if stage >= count:
+                raise ValueError(f"layers: there are {count} stages, no stage {stage}")
         maps = self._run(image, backend)
         if norm:
             maps[-1] = self.norm(maps[-1][0]), maps[-1][1]

@@ -96,7 +96,9 @@ CALLS: dict[str, Call] = {
     "TokenMerging": call(TokenMerging, model=VIT, count=1),
     "VisionTransformer()": call(VIT, image=IMAGES, backend=None),
     "VisionTransformer.encode": call(VIT.encode, VIT.embed, image=IMAGES, backend=None),
-    "VisionTransformer.features": call(VIT.features, VIT.embed, image=IMAGES, layers=(-1,), norm=True),
+    "VisionTransformer.features": call(
+        VIT.features, VIT.embed, image=IMAGES, layers=(-1,), norm=True
+    ),
     "SwinTransformer()": call(_swin, image=IMAGES),
     "SwinTransformer.features": call(
         SWIN.features, image=IMAGES, layers=None, norm=False, backend=None

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from attention_core import Neighborhood, record_attention
+from attention_core import AttentionPool, Neighborhood, record_attention
 from tests.allocated import Allocated
 from vision import SwinTransformer, TokenMerging, VisionTransformer
 from vision.embeddings import drop_patches
