@@ -198,7 +198,7 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
 def _first(x: Tensor, space: Sequence) -> Tensor:
     """Return the first token of each sample, (samples, D)."""
     sample, present = _samples(x, space)
-    count = len(sample) * space.num_segments
+    count = sample.shape[0] * space.num_segments  # len() would fix the batch of a program
     if space.segments is None:
         first = present & (present.cumsum(1) == 1)
     else:

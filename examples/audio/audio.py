@@ -68,13 +68,7 @@ class Words(DataModule):
 class SpectrogramEncoder(Model):
     @checked
     def __init__(
-        self,
-        dim: int,
-        depth: int,
-        heads: int,
-        *,
-        num_classes: int | None,
-        **encoder: Unpack[EncoderOptions],
+        self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
     ) -> None:
         super().__init__()
         self.embedding = nn.Linear(PATCH**2, dim)

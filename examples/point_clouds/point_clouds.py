@@ -60,13 +60,7 @@ class Clouds(DataModule):
 class CloudEncoder(Model):
     @checked
     def __init__(
-        self,
-        dim: int,
-        depth: int,
-        heads: int,
-        *,
-        num_classes: int | None,
-        **encoder: Unpack[EncoderOptions],
+        self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
     ) -> None:
         super().__init__()
         self.embedding = nn.Sequential(nn.Linear(3, dim), nn.GELU(), nn.Linear(dim, dim))
