@@ -1,6 +1,6 @@
 """Words told apart by the order of their vowels: a spectrogram is a Grid(time, frequency)."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from matplotlib.figure import Figure
@@ -9,6 +9,7 @@ from torch.utils.data import random_split
 
 from attention_core import AttentionPool, Encoder, Grid, record_attention
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.data import DataModuleOptions
 
 RATE, HOP, BANDS, PATCH = 8000, 80, 40, 5  # Hz, samples, mel bands, frames and bands of a patch
 # The two resonances of the mouth, in Hz, that make a vowel (Peterson and Barney, 1952)
@@ -40,7 +41,7 @@ def spectrogram(sound: Tensor) -> Tensor:
 
 
 class Words(DataModule):
-    def __init__(self, *, samples: int, **settings: Any) -> None:
+    def __init__(self, *, samples: int, **settings: Unpack[DataModuleOptions]) -> None:
         super().__init__(**settings)
         self.samples = samples
 

@@ -1,7 +1,7 @@
 """Solids told apart by points measured on their surface: a cloud is a Points space."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from matplotlib.figure import Figure
@@ -11,6 +11,7 @@ from torch.utils.data import random_split
 
 from attention_core import Encoder, Points, pool, record_attention
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.data import DataModuleOptions
 
 
 def turned(radius: Tensor, height: Tensor) -> Tensor:
@@ -37,7 +38,9 @@ def surface(solid: str, n: int) -> Tensor:
 class Clouds(DataModule):
     """Each class is a solid, stretched and turned at random and measured with noise."""
 
-    def __init__(self, *, samples: int, points: int, noise: float, **settings: Any) -> None:
+    def __init__(
+        self, *, samples: int, points: int, noise: float, **settings: Unpack[DataModuleOptions]
+    ) -> None:
         super().__init__(**settings)
         self.samples, self.points, self.noise = samples, points, noise
 

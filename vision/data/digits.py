@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from attention_core.training import require
+from attention_core.training.data import DataModuleOptions
 from vision.data.digit_images import DigitImages
 
 
@@ -20,7 +21,12 @@ class Digits(DigitImages):
     side = ink = 8
 
     def __init__(
-        self, *, rotation: float = 10.0, scale: float = 0.1, shift: float = 0.5, **settings: Any
+        self,
+        *,
+        rotation: float = 10.0,
+        scale: float = 0.1,
+        shift: float = 0.5,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(rotation=rotation, scale=scale, shift=shift, **settings)
 

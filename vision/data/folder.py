@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from PIL.Image import Image
 
 from attention_core.training import UsageError
 from attention_core.training.inputs import class_folders, files
-from vision.data.image_dataset import ImageData
+from vision.data.image_dataset import ImageData, ImageDataOptions
 from vision.data.image_io import IMAGES, open_image
 
 
@@ -33,7 +33,7 @@ class ImageFolder(ImageData):
             has no image, or a class is only in validation or test.
     """
 
-    def __init__(self, root: str, **settings: Any) -> None:
+    def __init__(self, root: str, **settings: Unpack[ImageDataOptions]) -> None:
         super().__init__(**settings)
         self.root = Path(root).expanduser()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Required, Unpack
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from attention_core.training import DataModule, UsageError
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.escape import on_one_line, rich_text
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
@@ -34,6 +35,19 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What the image is known by."""
+
+
+class ImageDataOptions(DataModuleOptions, total=False):
+    """Options of every `ImageData`, which subclasses pass on."""
+
+    size: Required[int | Sequence[int] | None]
+    crop: float
+    multiple: int
+    longest: int | None
+    channels: int | None
+    normalize: str | Sequence[Any] | None
+    augment: dict[str, Any] | None
+    corrupted: Literal["raise", "skip"]
 
 
 class ImageData(DataModule):
@@ -69,7 +83,7 @@ class ImageData(DataModule):
         normalize: str | Sequence[Any] | None = None,
         augment: dict[str, Any] | None = None,
         corrupted: Literal["raise", "skip"] = "raise",
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(**settings)
         self.prepare = ImageTransform(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy
 import torch
 from torch import Tensor
 
 from attention_core.training import UsageError, require
+from attention_core.training.data import DataModuleOptions
 from vision.data.digit_images import DigitImages
 
 
@@ -38,7 +39,7 @@ class MNIST5k(DigitImages):
         scale: float = 0.1,
         shift: float = 2.0,
         labels_per_class: int | None = None,
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(rotation=rotation, scale=scale, shift=shift, **settings)
         self.labels_per_class = labels_per_class

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 from torchvision import datasets
@@ -13,7 +13,7 @@ from torchvision import datasets
 from attention_core.errors import did_you_mean
 from attention_core.training import UsageError
 from attention_core.training.unpickling import plain_pickles
-from vision.data.image_dataset import ImageData
+from vision.data.image_dataset import ImageData, ImageDataOptions
 
 #: The data sets of torchvision that can be read: images with one class each, from files that are no
 #: programs, without functions to call.
@@ -57,7 +57,7 @@ class TorchvisionImages(ImageData):
         train: Mapping[str, Any] | None = None,
         val: Mapping[str, Any] | None = None,
         test: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[ImageDataOptions],
     ) -> None:
         super().__init__(**settings)
         if name not in READABLE:
