@@ -18,7 +18,7 @@ from nlp.decoder import TextDecoder
 from nlp.encoder import TextEncoder, TokenEncoder
 from nlp.seq2seq import Seq2SeqTransformer
 from nlp.tokenizer import Tokenizer
-from nlp.words import words as words_of
+from nlp.word_alignment import words as words_of
 
 #: What can be seen into.
 Model = TokenEncoder | TextDecoder | Seq2SeqTransformer

@@ -5,8 +5,8 @@ To add one, write a data module and a model, then a YAML file that names them.
 **1. Data**: a `DataModule` that fills three map-style data sets whose samples are dicts::
 
     class Rings(DataModule):
-        def __init__(self, *, noise: float = 0.1, **settings):    # settings: batch_size, workers,
-            super().__init__(**settings)                          #           seed, classes
+        def __init__(self, *, noise: float = 0.1, **settings: Unpack[DataModuleOptions]):
+            super().__init__(**settings)          # batch_size, workers, seed, classes
             self.noise = noise
 
         def load(self):                           # called once per process; `require` a package

@@ -12,6 +12,7 @@ from attention_core.annotated import checked
 from attention_core.layers import EncoderOptions
 from attention_core.models import Model
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.data import DataModuleOptions
 
 RATE, HOP, BANDS, PATCH = 8000, 80, 40, 5  # Hz, samples, mel bands, frames and bands of a patch
 # The two resonances of the mouth, in Hz, that make a vowel (Peterson and Barney, 1952)
@@ -43,7 +44,7 @@ def spectrogram(sound: Tensor) -> Tensor:
 
 
 class Words(DataModule):
-    def __init__(self, *, samples: int, **settings: Any) -> None:
+    def __init__(self, *, samples: int, **settings: Unpack[DataModuleOptions]) -> None:
         super().__init__(**settings)
         self.samples = samples
 

@@ -14,6 +14,7 @@ from attention_core.annotated import checked
 from attention_core.layers import EncoderOptions, Pool
 from attention_core.models import Model
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.data import DataModuleOptions
 
 
 def turned(radius: Tensor, height: Tensor) -> Tensor:
@@ -40,7 +41,9 @@ def surface(solid: str, n: int) -> Tensor:
 class Clouds(DataModule):
     """Each class is a solid, stretched and turned at random and measured with noise."""
 
-    def __init__(self, *, samples: int, points: int, noise: float, **settings: Any) -> None:
+    def __init__(
+        self, *, samples: int, points: int, noise: float, **settings: Unpack[DataModuleOptions]
+    ) -> None:
         super().__init__(**settings)
         self.samples, self.points, self.noise = samples, points, noise
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from nlp import Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer, generate, pad
 from nlp.embeddings import Positions
-from nlp.logits import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from nlp.logits_processors import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
 from tests.nlp.gpt2 import ENDS, VOCABULARY, models
 
 LENGTHS = [5, 1, 9, 3]

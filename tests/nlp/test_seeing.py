@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer
 from nlp.seeing import alignment, attention_maps, pooling_attention
-from nlp.words import words
+from nlp.word_alignment import words
 from tests.nlp.test_pretrained import random
 
 TEXT = "the plane is late again, 😡 grün"
