@@ -7,12 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn, tensor
 from torch.utils.data import random_split
 
-from attention_core import AttentionPool, Encoder, Grid, record_attention
-from attention_core.annotated import checked
-from attention_core.layers import EncoderOptions
-from attention_core.models import Model
-from attention_core.training import ClassificationTask, DataModule
-from attention_core.training.data import DataModuleOptions
+from attention_core import AttentionPool, Encoder, EncoderOptions, Grid, Model, record_attention
+from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 RATE, HOP, BANDS, PATCH = 8000, 80, 40, 5  # Hz, samples, mel bands, frames and bands of a patch
 # The two resonances of the mouth, in Hz, that make a vowel (Peterson and Barney, 1952)
@@ -67,7 +63,6 @@ class Words(DataModule):
 
 
 class SpectrogramEncoder(Model):
-    @checked
     def __init__(
         self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
     ) -> None:

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import random_split
 
-from attention_core import Encoder, Points, record_attention
-from attention_core.annotated import checked
-from attention_core.layers import EncoderOptions, Pool
-from attention_core.models import Model
-from attention_core.training import ClassificationTask, DataModule
-from attention_core.training.data import DataModuleOptions
+from attention_core import Encoder, EncoderOptions, Model, Points, Pool, record_attention
+from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 
 def turned(radius: Tensor, height: Tensor) -> Tensor:
@@ -61,7 +57,6 @@ class Clouds(DataModule):
 
 
 class CloudEncoder(Model):
-    @checked
     def __init__(
         self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
     ) -> None:
