@@ -12,8 +12,10 @@ from attention_core.interpret.maps import (
     mean_distance,
     occlusion,
     pooled_shares,
+    reaching,
     received,
     record,
+    record_to_pool,
     rollout,
 )
 
@@ -23,7 +25,9 @@ __all__ = [
     "mean_distance",
     "occlusion",
     "pooled_shares",
+    "reaching",
     "received",
     "record",
+    "record_to_pool",
     "rollout",
 ]

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_core.layers import Encoder
+from attention_core.layers import Encoder, Pool
+from attention_core.models import Model
 from attention_core.record import record_attention
 from attention_core.spaces import Space
 from attention_core.weights import PairWeights
@@ -87,6 +88,29 @@ def record(
         table = None if pairs else values
         found.append(LayerAttention(name, table, of_pairs, chosen, *maps.spaces(index)))
     return found
+
+
+def record_to_pool(
+    model: Model,
+    run: Callable[[], object],
+    layers: nn.Module,
+    space: Space | None = None,
+    *,
+    pairs: bool = False,
+) -> tuple[list[LayerAttention], LayerAttention | Tensor]:
+    """Return the attention of all layers of a part, and what pools their tokens after the last: the
+    attention of a learned query, or the shares (L,) of `pooled_shares`.
+
+    Args:
+        model, run, pairs: as of `record`.
+        layers: holds the layers, and no pool.
+        space: where the tokens of the last layer sit, by default its queries'.
+    """
+    found = record(model, run, nn.ModuleList([layers, model.pool]), pairs=pairs)
+    recorded = [layer for layer in found if layer.name.split(".")[0] == "0"]
+    if isinstance(model.pool, Pool):
+        return recorded, pooled_shares(model.pool.pooling, space or recorded[-1].queries)
+    return recorded, found[-1]
 
 
 def attention_layers(*stacks: Encoder, part: str = "attention") -> dict[int, nn.Module]:
@@ -178,6 +202,20 @@ def received(layer: LayerAttention, shares: Tensor | None = None) -> Tensor:
     return values.new_zeros(layer.keys.length, values.shape[1]).index_add(0, pairs.key, values).T
 
 
+def reaching(
+    layers: Sequence[LayerAttention], pooled: LayerAttention | Tensor
+) -> tuple[Tensor, LayerAttention]:
+    """Return how much of each token reaches the pooled vector in the last step, (H, Lk), and the
+    layer whose keys these are: the pool; or the last layer, whose tokens count by their shares.
+
+    Args:
+        layers, pooled: as of `record_to_pool`.
+    """
+    if isinstance(pooled, LayerAttention):
+        return received(pooled), pooled
+    return received(layers[-1], pooled), layers[-1]
+
+
 def rollout(
     layers: Sequence[LayerAttention],
     pooled: LayerAttention | Tensor,
@@ -195,8 +233,8 @@ def rollout(
 
     Args:
         layers: all of a model, from the first on, with the same tokens.
-        pooled: shares (L,) of the tokens in the pooled vector; or a pooling layer, whose keys are
-            all tokens, or those that are not special.
+        pooled: shares (L,) of the tokens in the pooled vector; or an `AttentionPool`'s layer, whose
+            keys are the tokens that are not special.
         residual: share of a token that stays where it is in a layer, between 0 and 1.
         head_fusion: what W is of the weights of the heads.
         discard: share of each token's smallest weights in W that are taken for noise, in [0, 1).
@@ -221,13 +259,9 @@ def rollout(
     space = layers[0].queries
     like = layers[0].table
     if isinstance(pooled, LayerAttention):
-        # Each sample has one query: nothing is added up but zeros
-        shares = like.new_zeros(space.length)
-        of_keys = fused(pooled).sum(0)
-        if space.special is not None and len(of_keys) < space.length:
-            shares[~space.special.view(-1)] = of_keys
-        else:
-            shares = of_keys
+        shares = fused(pooled).sum(0)  # each sample has one query: only zeros are added up
+        if space.special is not None:
+            shares = like.new_zeros(space.length).masked_scatter(~space.special.view(-1), shares)
     else:
         shares = pooled.to(like)
     for layer in reversed(layers):

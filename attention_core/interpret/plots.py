@@ -169,8 +169,9 @@ def head_sheet(
     tile: tuple[float, float],
     title: str = "",
 ) -> Figure:
-    """Return a sheet of every head of every layer: a row per layer, a column per head. Of more than
-    12 layers or heads some are chosen evenly.
+    """Return a sheet of every head of every layer: a row per layer, a column per head; layers with
+    fewer heads than others stand side by side. Of more than 12 layers or heads some are chosen
+    evenly.
 
     Args:
         layers: their names.
@@ -180,23 +181,34 @@ def head_sheet(
         name: of the scale.
         tile: width and height of an axis in inches.
     """
-    rows = evenly_chosen(len(layers))
-    columns = [evenly_chosen(len(heads[row])) for row in rows]
-    most = max(map(len, columns))
+    chosen = {layer: evenly_chosen(len(heads[layer])) for layer in evenly_chosen(len(layers))}
+    most = max(map(len, chosen.values()))
+    rows: list[list[int]] = []
+    room = 0
+    for layer, places in chosen.items():
+        if len(places) > room:
+            rows.append([])
+            room = most
+        rows[-1].append(layer)
+        room -= len(places)
     size = (tile[0] * most + 1.8, tile[1] * len(rows) + 1.1)
     figure = Figure(figsize=size)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid = figure.add_gridspec(len(rows), most)
-    above: set[int] = set()
-    for down, (row, chosen) in enumerate(zip(rows, columns, strict=True)):
-        for across, place in enumerate(chosen):
-            axis = figure.add_subplot(grid[down, across])
-            draw(axis, row, place, left=across == 0, below=down == len(rows) - 1)
-            if across not in above:
-                above.add(across)
-                axis.set_title(f"head {heads[row][place] + 1}", fontsize=9, color=INK)
-            if across == 0:
-                axis.set_ylabel(plot_label(layers[row]), fontsize=9, color=INK)
+    named: dict[int, str] = {}  # by column, which heads stand below
+    for down, row in enumerate(rows):
+        across = 0
+        for layer in row:
+            for number, place in enumerate(chosen[layer]):
+                axis = figure.add_subplot(grid[down, across])
+                draw(axis, layer, place, left=across == 0, below=down == len(rows) - 1)
+                name_above = f"head {heads[layer][place] + 1}"
+                if named.get(across) != name_above:
+                    axis.set_title(name_above, fontsize=9, color=INK)
+                    named[across] = name_above
+                if number == 0:
+                    axis.set_ylabel(plot_label(layers[layer]), fontsize=9, color=INK)
+                across += 1
     put_bar(figure, scale, name)
     put_title(figure, title)
     return figure

@@ -140,12 +140,10 @@ def pooling_attention(model: GraphTransformer, inputs: Mapping[str, Any]) -> Ten
         ValueError: it is in training mode, or its `level` is not "graph".
     """
     _check_pools(model)
-    if model.pool is not None:
-        (layer,) = core.record(model, lambda: model(**inputs), model.pool, pairs=True)
-        shares = core.received(layer)
-    else:
-        layer = _record(model, inputs)[-1]
-        shares = core.received(layer, core.pooled_shares(model.pooling, layer.queries))
+    last = model.encoder.blocks[-1].attention
+    # Where it attends locally, too, that comes second
+    (first, *_), pooled = core.record_to_pool(model, lambda: model(**inputs), last, pairs=True)
+    shares, layer = core.reaching([first], pooled)
     return _of_nodes(shares, layer.keys)
 
 
@@ -171,15 +169,12 @@ def attention_rollout(
     """
     _check_pools(model)
     encoder = model.encoder
-    layers = _record(model, inputs)
+    layers, pooled = core.record_to_pool(model, lambda: model(**inputs), encoder, pairs=True)
     if len(layers) != len(encoder.masks):
         raise ValueError(
             f"a rollout needs one attention for each layer, but {len(encoder.masks)} layers have "
             f"{len(layers)} (num_groups=, local=)"
         )
-    pooled: Tensor | core.LayerAttention = core.pooled_shares(model.pooling, layers[-1].queries)
-    if model.pool is not None:
-        (pooled,) = core.record(model, lambda: model(**inputs), model.pool)
     shares = core.rollout(
         layers, pooled, residual=residual, head_fusion=head_fusion, discard=discard
     )

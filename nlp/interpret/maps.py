@@ -19,7 +19,7 @@ from nlp.decoder import TextDecoder
 from nlp.encoder import TextEncoder, TokenEncoder
 from nlp.seq2seq import Seq2SeqTransformer
 from nlp.tokenizer import Tokenizer
-from nlp.words import words as words_of
+from nlp.word_alignment import words as words_of
 
 #: What can be seen into.
 Model = TokenEncoder | TextDecoder | Seq2SeqTransformer
@@ -109,12 +109,9 @@ def pooling_attention(
     """
     _check_pools(model)
     ids = _ids(model, tokenizer, inputs)
-    side = _Side(tokenizer, ids.tolist(), words)
-    if model.pool is not None:
-        (layer,) = core.record(model, lambda: model(ids), model.pool)
-        return side.weights(core.received(layer))
-    (layer,) = core.record(model, lambda: model(ids), model.encoder.blocks[-1].attention)
-    return side.weights(core.received(layer, core.pooled_shares(model.pooling, Line(len(ids)))))
+    part = model.encoder.blocks[-1].attention
+    shares, _ = core.reaching(*_to_pool(model, ids, part))
+    return _Side(tokenizer, ids.tolist(), words).weights(shares)
 
 
 def attention_rollout(
@@ -140,10 +137,7 @@ def attention_rollout(
     """
     _check_pools(model)
     ids = _ids(model, tokenizer, inputs)
-    layers = core.record(model, lambda: model(ids), _part(_all_layers(model)))
-    pooled: Tensor | core.LayerAttention = core.pooled_shares(model.pooling, Line(len(ids)))
-    if model.pool is not None:
-        (pooled,) = core.record(model, lambda: model(ids), model.pool)
+    layers, pooled = _to_pool(model, ids, _part(_all_layers(model)))
     shares = core.rollout(
         layers, pooled, residual=residual, head_fusion=head_fusion, discard=discard
     )
@@ -315,6 +309,13 @@ def _stack(model: Model) -> Encoder:
 def _check_pools(model: nn.Module) -> None:
     if not isinstance(model, TextEncoder):
         raise TypeError(f"model must be a TextEncoder, which pools, got {type(model).__name__}")
+
+
+def _to_pool(
+    model: TextEncoder, ids: Tensor, part: nn.Module
+) -> tuple[list[core.LayerAttention], core.LayerAttention | Tensor]:
+    # The tokens of a text that is read in windows are pooled together
+    return core.record_to_pool(model, lambda: model(ids), part, Line(len(ids)))
 
 
 def _part(layers: dict[int, nn.Module]) -> nn.Module:

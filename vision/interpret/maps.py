@@ -6,7 +6,7 @@ Images run one at a time, since a layer's weights take (heads, L, L) numbers for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -20,8 +20,10 @@ from attention_core.interpret.maps import (
     choose_layers,
     mean_distance,
     pooled_shares,
+    reaching,
     received,
     record,
+    record_to_pool,
     rollout,
 )
 from vision.models import VisionTransformer
@@ -90,13 +92,8 @@ def pooling_attention(model: Model, inputs: Images) -> Images:
     *_, last = _layers(model).items()
     found = []
     for image in images:
-        if isinstance(model, VisionTransformer) and model.pool is not None:
-            (layer,) = _record(model, {0: model.pool}, image)
-            shares = received(layer)
-        else:
-            (layer,) = _record(model, dict([last]), image)
-            pooling = model.pooling if isinstance(model, VisionTransformer) else "mean"
-            shares = received(layer, pooled_shares(pooling, layer.queries))
+        layers, pooled = _record_to_pool(model, dict([last]), image)
+        shares, layer = reaching(layers, pooled)
         found.append(_on_grid(layer, shares))
     return _as_given(found, inputs)
 
@@ -134,10 +131,7 @@ def attention_rollout(
     _check_apart(model)
     found = []
     for image in images:
-        layers = _record(model, _layers(model), image)
-        pooled: Tensor | LayerAttention = pooled_shares(model.pooling, layers[-1].queries)
-        if model.pool is not None:
-            (pooled,) = _record(model, {0: model.pool}, image)
+        layers, pooled = _record_to_pool(model, _layers(model), image)
         shares = rollout(
             layers, pooled, residual=residual, head_fusion=head_fusion, discard=discard
         )
@@ -240,13 +234,24 @@ def _record(
     pairs: bool = False,
 ) -> list[LayerAttention]:
     """The attention of layers while the model runs on one image, of which no patch may be gone."""
-    run: Callable[[], object] = lambda: model(image)  # noqa: E731
-    found = record(model, run, nn.ModuleList(layers.values()), heads=heads, pairs=pairs)
+    part = nn.ModuleList(layers.values())
+    return _whole(record(model, lambda: model(image), part, heads=heads, pairs=pairs), layers)
+
+
+def _record_to_pool(
+    model: Model, layers: dict[int, nn.Module], image: Tensor
+) -> tuple[list[LayerAttention], LayerAttention | Tensor]:
+    """The same, and what pools after them."""
+    part = nn.ModuleList(layers.values())
+    found, pooled = record_to_pool(model, lambda: model(image), part)
+    return _whole(found, layers), pooled
+
+
+def _whole(found: list[LayerAttention], layers: dict[int, nn.Module]) -> list[LayerAttention]:
     for number, layer in zip(layers, found, strict=True):
         for grid in (layer.queries, layer.keys):
-            if isinstance(grid, Grid) and grid.length - grid.num_special != math.prod(
-                grid.sizes[0]
-            ):
+            assert isinstance(grid, Grid)
+            if grid.length - grid.num_special != math.prod(grid.sizes[0]):
                 raise ValueError(
                     f"a map needs every patch, but in layer {number} there is {grid.describe()} "
                     f"for an image of {'×'.join(map(str, grid.sizes[0]))} patches"

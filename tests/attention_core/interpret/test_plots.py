@@ -73,9 +73,21 @@ def test_a_sheet_has_an_axis_for_each_head_and_no_other() -> None:
     sheet = head_sheet(["one", "two"], [[4], [0, 2]], draw, scale, "share", **options)
     assert drawn == [(0, 0, True, False), (1, 0, True, True), (1, 1, False, True)]
     *axes, bar = sheet.axes
-    assert [axis.get_title() for axis in axes] == ["head 5", "", "head 3"]
+    assert [axis.get_title() for axis in axes] == ["head 5", "head 1", "head 3"]
     assert [axis.get_ylabel() for axis in axes] == ["one", "two", ""]
     assert bar.get_ylabel() == "share" and sheet.get_suptitle() == "every head"
+    drawn.clear()
+    sheet = head_sheet(["a", "b", "c"], [[0, 1], [0, 1], [0, 1, 2, 3]], draw, scale, "", **options)
+    assert [place[:2] for place in drawn] == [
+        *((n, h) for n in (0, 1) for h in (0, 1)),
+        *((2, h) for h in range(4)),
+    ]
+    assert {axis.get_gridspec().get_geometry() for axis in sheet.axes[:-1]} == {
+        (2, 4)
+    }  # all filled
+    assert [axis.get_ylabel() for axis in sheet.axes[:-1]] == ["a", "", "b", "", "c", "", "", ""]
+    names = [axis.get_title() for axis in sheet.axes[:-1]]
+    assert names == [f"head {n}" for n in (1, 2, 1, 2)] + ["", "", "head 3", "head 4"]
     drawn.clear()
     head_sheet([str(n) for n in range(30)], [range(20)] * 30, draw, scale, "share", **options)
     assert len(drawn) == 144 and {layer for layer, *_ in drawn} == set(evenly_chosen(30))

@@ -163,9 +163,9 @@ def test_pooled_attention_and_rollout_of_each_graph_alone(pooling: str) -> None:
         length = len(at)
         row = torch.zeros(length)
         if pooling in ("attention", "map"):
-            of_nodes = maps[2][0][:, graph][:, at]
-            torch.testing.assert_close(pooled[:, nodes], of_nodes[:, virtual:])
-            row = of_nodes.mean(0)
+            of_nodes = maps[2][0][:, graph][:, nodes]
+            torch.testing.assert_close(pooled[:, nodes], of_nodes)
+            row[virtual:] = of_nodes.mean(0)
         else:
             place = {"class": slice(1), "special": slice(virtual)}.get(
                 pooling, slice(virtual, None)

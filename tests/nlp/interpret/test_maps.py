@@ -17,7 +17,7 @@ from nlp.interpret import (
     occlusion,
     pooling_attention,
 )
-from nlp.words import words
+from nlp.word_alignment import words
 from tests.nlp.test_pretrained import random
 
 TEXT = "the plane is late again, 😡 grün"
@@ -76,7 +76,7 @@ def test_an_alignment_by_hand() -> None:
     (written,) = TOKENIZER.encode(["time thanks"], special=False)
     seen = alignment(model, TEXT, "time thanks", words=False, tokenizer=TOKENIZER)
     with torch.no_grad():
-        context = model.encode(torch.tensor(IDS))
+        context, _ = model.encode(torch.tensor(IDS))
         block = model.decoder.blocks[0]
         x = model.embedding.table.weight[[TOKENIZER.start, *written]]
         h = block.attention_residual.norm(x)
@@ -175,7 +175,7 @@ def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
     tokens = pooling_attention(model, TEXT, words=False, tokenizer=TOKENIZER)
     if pooling == "attention":
         with torch.no_grad():
-            x, pool = model.encode(torch.tensor(IDS)), model.pool.attention
+            x, pool = model.encode(torch.tensor(IDS))[0], model.pool.attention
             wanted = by_hand(pool, model.pool.queries, x)[:, 0]
     else:
         rows = attention_maps(model, TEXT, layers=[-1], tokenizer=TOKENIZER).weights[0]
