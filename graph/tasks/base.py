@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
-from attention_core import RecordedAttention
+from attention_core.layers import RecordedAttention
 from attention_core.training import Task, UsageError
 from attention_core.training.data import model_inputs
 

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention_core.backends.blocks.flops  # noqa: F401  # so that the operators are counted
 from attention_core import (
-    BlockKey,
     Causal,
     ContinuousBias,
     Dilated,
@@ -26,14 +25,13 @@ from attention_core import (
     RelativeTable,
     Sequence,
     Space,
-    TilePairs,
-    TileStatus,
     Window,
     attend,
     plan,
 )
 from attention_core.backends import blocks
 from attention_core.backends.blocks import chunks, search, tiling
+from attention_core.spaces import BlockKey, TilePairs, TileStatus
 from tests.allocated import Allocated
 from tests.conformance.cases import (
     PLACES,

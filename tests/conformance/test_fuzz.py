@@ -228,13 +228,7 @@ CALLS: dict[str, Call] = {
 EXEMPT = {
     # what the library makes, or is derived from
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
-    **dict.fromkeys(
-        ["Pairs", "Pairs.all", "Plan", "TileStatus", "RecordedAttention", "RotaryScaling"]
-    ),
-    **dict.fromkeys(
-        ["Score", "Score()", "TilePairs", "TilePairs.cut", "BlockKey", "BlockKey.joined"]
-    ),
-    "BlockKey.of_place": None,
+    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()"]),
     **dict.fromkeys(["Causal", "Edges"]),  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),
