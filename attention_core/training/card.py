@@ -82,7 +82,7 @@ def write_card(
 
 
 def _links(folder: RunFolder, pattern: str) -> list[tuple[str, str]]:
-    """What to call each figure, and its address."""
+    """Return a title for each figure, and its address."""
     return [
         (path.stem.replace("_", " ").capitalize(), quote(bytes(path.relative_to(folder.path))))
         for path in sorted(folder.figures.glob(pattern))
@@ -119,7 +119,7 @@ def _training(
 
 
 def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a fine-tuning is unlike a training from scratch."""
+    """Return the rows that a fine-tuning has, and a training from scratch has not."""
     init = {name: value for name, value in (config.get("init") or {}).items() if value}
     layer_decay = config["task"].get("layer_decay", 1)
     rows = {}

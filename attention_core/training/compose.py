@@ -89,7 +89,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 @dataclass
 class _Task:
-    """What Hydra calls with each composed configuration: here, or in a process of a launcher."""
+    """The function that Hydra calls with each configuration: here, or in a launcher's process."""
 
     job: Callable[[dict[str, Any], Path], Any]
     mistakes: list[Exception] = field(default_factory=list)

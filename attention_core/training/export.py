@@ -108,7 +108,7 @@ def _checked_output(folder: RunFolder, format: str, output: Path | None) -> Path
 
 
 def _about(config: Mapping[str, Any]) -> dict[str, str]:
-    """What every format carries with the model, as texts."""
+    """Return what every format carries with the model, as texts."""
     return {
         "experiment": on_one_line(config.get("experiment") or ""),
         "classes": json_line(config["data"].get("classes") or []),

@@ -108,7 +108,7 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def _under(weights: Weights, part: str) -> Weights:
-    """What `weights` has in `part`, by the names that it has there."""
+    """Return the weights in `part`, by the names that they have there."""
     if not part:
         return weights
     start = part.rstrip(".") + "."

@@ -147,7 +147,7 @@ def _write_config(config: Config, folder: RunFolder) -> None:
 
 
 def _located(config: Config) -> Config:
-    """The same, with whole paths to what is there: a run may be continued from another folder."""
+    """Make the paths to what is there whole: a run may be continued from another folder."""
     data, model, init = (config.get(key) or {} for key in ("data", "model", "init"))
     kind = locate(data["_target_"], "data", config.get("allow") or ())
     located = {**config, "data": getattr(kind, "located", dict)(data)}

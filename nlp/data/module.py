@@ -239,7 +239,7 @@ class TextData(TokenData):
             )
 
     def wanted(self, rows: list[Labelled]) -> list[Labelled]:
-        """Of distinct rows those whose label is used, `limit` of them."""
+        """Return those of distinct rows whose label is used, `limit` of them."""
         if self.objective is None:
             rows = [row for row in rows if row.label in self.classes]
         return rows[: self.limit]

@@ -57,7 +57,7 @@ def split(
 
 
 def same(text: str) -> str:
-    """What texts that count as the same have in common."""
+    """Return a key that texts share which count as the same: white space and case aside."""
     return " ".join(text.split()).casefold()
 
 

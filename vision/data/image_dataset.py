@@ -31,10 +31,10 @@ class Source(Protocol):
     targets: list[int]
 
     def open(self, index: int) -> Image.Image:
-        """The image; raises ValueError where it cannot be read."""
+        """Read the image; raise ValueError where it cannot be read."""
 
     def name(self, index: int) -> str:
-        """What the image is known by."""
+        """Return what the image is known by."""
 
 
 class ImageDataOptions(DataModuleOptions, total=False):
