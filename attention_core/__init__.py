@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         Block as Block,
         Decoder as Decoder,
         Encoder as Encoder,
+        EncoderOptions as EncoderOptions,
         FeedForward as FeedForward,
         MultiheadAttention as MultiheadAttention,
+        Pool as Pool,
         pool as pool,
     )
     from attention_core.masks import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         PrefixLM as PrefixLM,
         Window as Window,
     )
+    from attention_core.models import Model as Model
     from attention_core.planning import explain as explain, plan as plan
     from attention_core.positions import (
         LearnedPosition as LearnedPosition,
@@ -75,8 +78,10 @@ _HOMES = {
         "Block",
         "Decoder",
         "Encoder",
+        "EncoderOptions",
         "FeedForward",
         "MultiheadAttention",
+        "Pool",
         "pool",
     ],
     "masks": [
@@ -90,6 +95,7 @@ _HOMES = {
         "PrefixLM",
         "Window",
     ],
+    "models": ["Model"],
     "planning": ["explain", "plan"],
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
-
 from attention_core.errors import UsageError
+from attention_core.models import Model
 from attention_core.training.installed import package_folder
 
 #: Packages that carry published weights, and the extra of attention-core that installs each.
@@ -35,7 +34,7 @@ def located(path: str | Path) -> Path:
     return folder / inside
 
 
-class Pretrained(nn.Module):
+class Pretrained(Model):
     """A model that can be made from the weights of a published one."""
 
     @classmethod

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import random_split
 
-from attention_core import Encoder, Points, pool, record_attention
-from attention_core.training import ClassificationTask, DataModule
-from attention_core.training.data import DataModuleOptions
+from attention_core import Encoder, EncoderOptions, Model, Points, Pool, record_attention
+from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 
 def turned(radius: Tensor, height: Tensor) -> Tensor:
@@ -57,16 +56,18 @@ class Clouds(DataModule):
         return {"points": points, "target": torch.tensor(target)}
 
 
-class CloudEncoder(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Any) -> None:
+class CloudEncoder(Model):
+    def __init__(
+        self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
+    ) -> None:
         super().__init__()
         self.embedding = nn.Sequential(nn.Linear(3, dim), nn.GELU(), nn.Linear(dim, dim))
         self.encoder = Encoder(dim, depth, heads, **encoder)
-        self.head = nn.Linear(dim, num_classes)
+        self.pool = Pool("mean")
+        self.reset_head(num_classes)
 
-    def forward(self, points: Tensor) -> Tensor:
-        space = Points(points)
-        return self.head(pool(self.encoder(self.embedding(points), space), space))
+    def embed(self, points: Tensor) -> tuple[Tensor, Points]:
+        return self.embedding(points), Points(points)
 
 
 class CloudTask(ClassificationTask):

@@ -241,7 +241,7 @@ class MaskedLanguageModelling(TokenTask):
         from attention_core import pool
         from nlp.batches import token_space
 
-        tokens = self.model.encode(batch["ids"], batch["lengths"])  # type: ignore[operator]
+        tokens, _ = self.model.encode(batch["ids"], batch["lengths"])  # type: ignore[operator]
         pooled = pool(tokens, token_space(batch["ids"], batch["lengths"]), "mean").float()
         return [
             {f"embedding_{place}": value for place, value in enumerate(row)}

@@ -196,7 +196,7 @@ def embedding() -> tuple[Any, str, Callable[[], list[Any]]]:
     pytest.importorskip("tokenizers")
     tokenizer = Tokenizer.train(["a"], 300)
     model = TextEncoder(300, 16, 1, 2, num_classes=2, dropout=0.9)
-    return model, "encode", lambda: model.embed(["abc", "d"], tokenizer).tolist()
+    return model, "encode", lambda: model.embed_texts(["abc", "d"], tokenizer).tolist()
 
 
 @pytest.mark.parametrize("make", [generating, translating, embedding])
