@@ -13,7 +13,7 @@ from rich.console import Console
 
 from attention_core.errors import Damaged, UsageError, reading
 from attention_core.training.callbacks import FiniteLoss
-from attention_core.training.escape import rich_text
+from attention_core.training.console import rich_text
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from attention_core.errors import UsageError, did_you_mean
-from attention_core.training.escape import for_terminal, on_one_line, rich_text, shell_word
+from attention_core.escape import for_terminal, on_one_line, shell_word
+from attention_core.training.console import rich_text
 
 if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's
     from attention_core.training.own import serve_as_parent

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from attention_core.training.escape import on_one_line
+from attention_core.escape import on_one_line
 
 GROUP = "attention_core.conf"
 

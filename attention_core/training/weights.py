@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core.errors import UsageError
-from attention_core.training.escape import on_one_line
+from attention_core.escape import on_one_line
 from attention_core.training.serialization import load_safetensors, load_torch
 
 Weights = dict[str, Tensor]

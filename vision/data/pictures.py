@@ -11,8 +11,9 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from attention_core.escape import on_one_line
 from attention_core.training import DataModule, UsageError
-from attention_core.training.escape import on_one_line, rich_text
+from attention_core.training.console import rich_text
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
 from vision.data.memory import Sample
