@@ -11,10 +11,11 @@ from attention_core import Decoder, KVCache, Neighborhood
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_number, check_whole
 from attention_core.layers import EncoderOptions
+from attention_core.pretrained import Pretrained, names
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
-from nlp.loading import Pretrained
+from nlp.pretrained import DECODERS
 
 
 class TextDecoder(Pretrained):
@@ -52,6 +53,9 @@ class TextDecoder(Pretrained):
         model(padded, lengths, side="left")       # (B, L) -> (B, L, 4096)
         model.generate(padded, lengths, max_tokens=50, temperature=0.8, top_p=0.95)
     """
+
+    families = DECODERS
+    parts = {names.SCORES: "head"}
 
     @checked(cross="a TextDecoder has no context: see Seq2SeqTransformer")
     def __init__(

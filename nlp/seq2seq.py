@@ -16,10 +16,11 @@ from attention_core.checks import (
     check_whole,
 )
 from attention_core.layers import EncoderOptions
+from attention_core.pretrained import Pretrained, names
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
-from nlp.loading import Pretrained
+from nlp.pretrained import SEQ2SEQ
 
 
 class Seq2SeqTransformer(Pretrained):
@@ -55,6 +56,9 @@ class Seq2SeqTransformer(Pretrained):
         model(ids, lengths, target_ids, target_lengths)         # packed -> (T, 8192)
         model.generate(ids, lengths, start=1, stop=2, beams=4)  # a list of ids for each source
     """
+
+    families = SEQ2SEQ
+    parts = {names.SCORES: "head"}
 
     @checked(
         cross="its decoder alone attends to a context, the encoded source",

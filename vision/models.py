@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
 import torch
@@ -21,9 +20,11 @@ from attention_core.checks import check_chance, check_options, check_whole
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
+from attention_core.pretrained import Pretrained, names
 from vision.embeddings import PatchEmbedding, drop_patches, pair
 from vision.positions import ResampledPosition
 from vision.presets import preset
+from vision.pretrained import VISION_TRANSFORMERS
 
 Positions = Literal["learned", "sinusoidal", "rotary"]
 
@@ -46,7 +47,7 @@ class VisionTransformerOptions(EncoderOptions, total=False):
     patch_dropout: float
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Pretrained):
     """A transformer over the patches of images (Dosovitskiy et al., ViT, 2021).
 
     In front of the patches stand the class token, then the registers. They sit nowhere, so no mask
@@ -89,6 +90,9 @@ class VisionTransformer(nn.Module):
         model = VisionTransformer(384, 12, 6, patch_size=16, num_classes=1000, image_size=224)
         logits = model(torch.rand(8, 3, 224, 224))
     """
+
+    families = VISION_TRANSFORMERS
+    parts = {names.CLASSIFIER: "head"}
 
     @checked
     def __init__(
@@ -181,39 +185,6 @@ class VisionTransformer(nn.Module):
             ValueError: there is no such preset.
         """
         return cls(**{**preset(name), **options})
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        weights: Mapping[str, Any] | str | Path,
-        *,
-        source: str | None = None,
-        heads: int | None = None,
-        config: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Self:
-        """The model that weights of another library are for, with these weights.
-
-        Args:
-            weights: a state dict of torchvision, timm, DINOv2, DINOv3, EVA-02, transformers, CLIP
-                or SigLIP; or a `.safetensors` or torch file of one.
-            source: one of `vision.pretrained.SOURCES`; by default it is recognised by the names.
-            heads: which shapes do not tell; by default those of the published model of this size,
-                and else heads of 64 features.
-            config: transformers' `config.json`, as a dict: what shapes do not tell.
-            options: arguments that replace those found, such as `image_size`, to which positions
-                are resampled; `num_classes`, whose head is new; or `pooling`.
-
-        Raises:
-            ValueError: as of `vision.pretrained.load_pretrained`; or something cannot be told.
-
-        Example::
-
-            model = VisionTransformer.from_pretrained("dinov2_vits14.pth", image_size=224)
-        """
-        from vision.pretrained import build  # which imports this module
-
-        return build(cls, weights, source=source, heads=heads, config=config, **options)
 
     @property
     def num_special(self) -> int:

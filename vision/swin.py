@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal, Self, Unpack
 
 import torch
@@ -14,8 +13,10 @@ from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.layers import BlockOptions
 from attention_core.layers.residual import make_norm
+from attention_core.pretrained import Pretrained, names
 from vision.embeddings import PatchEmbedding, pair
 from vision.presets import check_preset
+from vision.pretrained import SWIN_TRANSFORMERS
 from vision.windows import WindowAttention, pad_grid
 
 #: Swin-T, S, B and L, alike in both versions.
@@ -135,7 +136,7 @@ class SwinStage(Encoder):
             )
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(Pretrained):
     """A pyramid of stages that attend inside shifted windows (Liu et al., Swin, 2021; Swin v2,
     2022).
 
@@ -164,6 +165,9 @@ class SwinTransformer(nn.Module):
         logits = model(torch.rand(8, 3, 224, 224))
         maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
     """
+
+    families = SWIN_TRANSFORMERS
+    parts = {names.CLASSIFIER: "head"}
 
     @checked(merging="all stages but the last have it", **_ITS_OWN)
     def __init__(
@@ -232,21 +236,6 @@ class SwinTransformer(nn.Module):
         check_preset(name, SWIN_PRESETS)
         window = 8 if options.get("version") == 2 else 7
         return cls(**{"window": window, **SWIN_PRESETS[name], **options})
-
-    @classmethod
-    def from_pretrained(cls, weights: Mapping[str, Any] | str | Path, **options: Any) -> Self:
-        """The model that weights of torchvision's Swin transformers are for, with these weights.
-
-        Args:
-            weights: a state dict, or a `.safetensors` or torch file of one.
-            options: arguments that replace those found, such as `num_classes`, whose head is new.
-
-        Raises:
-            ValueError: as of `vision.pretrained.load_pretrained`.
-        """
-        from vision.pretrained import build  # which imports this module
-
-        return build(cls, weights, **options)
 
     def _run(self, image: Tensor) -> list[tuple[Tensor, Grid]]:
         """The tokens of each stage, and where they sit."""

@@ -189,8 +189,8 @@ def _list(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from attention_core.packages import is_installed
     from attention_core.training.compose import about, config_roots
-    from attention_core.training.installed import is_installed
 
     table = Table(header_style="bold", row_styles=["", "dim"])
     table.add_column("experiment", no_wrap=True)  # to be copied
