@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from attention_core.training.escape import on_one_line
+from attention_core.escape import on_one_line
 from attention_core.training.figures import save_figure
 from attention_core.training.predict import load_trained
 from vision import VisionTransformer

@@ -33,7 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.training.escape import rich_text
+from attention_core.training.console import rich_text
 from attention_core.training.figures import INK, VALIDATION, save_figure
 from nlp import TextEncoder
 

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
-from attention_core.training.escape import on_one_line, plot_label
+from attention_core.escape import on_one_line, plot_label
 from graph.layout import layout
 
 INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"

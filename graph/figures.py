@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attention_core.training.escape import plot_label
+from attention_core.escape import plot_label
 from graph.drawing import INK, Lifts, ReadGraph, draw_graph
 from graph.layout import layout
 from graph.seeing import HopProfile, NodeAttention, hop_profile, node_attention

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.font_manager import FontProperties, fontManager as fonts, get_font
 
-from attention_core.training.escape import plot_label
+from attention_core.escape import plot_label
 
 INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"
 HEAT = colormaps["Blues"]

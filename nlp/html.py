@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.image import imsave
 from torch import Tensor
 
-from attention_core.training.escape import html_text
+from attention_core.escape import html_text
 from nlp.drawing import HEAT
 from nlp.figures import MOST_TOKENS, Shown, largest, most
 from nlp.seeing import PooledAttention

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_core.training.escape import on_one_line, plot_label
+from attention_core.escape import on_one_line, plot_label
 
 INK, RIGHT, WRONG = "#222222", "#1a7f4b", "#c0392b"
 HEAT = colormaps["inferno"]

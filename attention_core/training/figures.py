@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from attention_core.training.escape import on_one_line, plot_label
+from attention_core.escape import on_one_line, plot_label
 from attention_core.training.folder import replace_file
 
 INK = "#222222"

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.errors import UsageError
+from attention_core.escape import on_one_line, plot_label
+from attention_core.training.console import rich_text
 from attention_core.training.data import model_inputs
-from attention_core.training.escape import on_one_line, plot_label, rich_text
 from attention_core.training.figures import INK, VALIDATION, save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder

@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.escape import on_one_line
 from attention_core.training.before import check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
-from attention_core.training.escape import on_one_line, rich_text
+from attention_core.training.console import rich_text
 from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from
 from attention_core.training.fingerprint import deciding
