@@ -47,11 +47,11 @@ class Bias(nn.Module):
         return 0.0
 
     def block_key(self, space: Space) -> BlockKey | None:
-        """What of the tokens decides the score; None if unknown. (Being special always may.)"""
+        """Return what of tokens decides the score, None if unknown. (Being special always may.)"""
         return None
 
     def tensors(self) -> list[Tensor]:
-        """What the scores are made of and may need a gradient."""
+        """Return the tensors that scores are made of, which may need a gradient."""
         return list(self.parameters())
 
     @property

@@ -11,7 +11,7 @@ from attention_core.spaces import Sequence, Space
 
 
 class LayerCache:
-    """What one layer keeps: keys and values (B, Hkv, L, D) of past tokens, and of the context."""
+    """One layer's memory: keys and values (B, Hkv, L, D) of past tokens, and of the context."""
 
     def __init__(self, max_length: int | None, window: int | None) -> None:
         self.max_length, self.window = max_length, window

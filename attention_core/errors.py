@@ -38,7 +38,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def too_large(most: int, what: str) -> ValueError:
-    """What is said of an input that has more than `most` of `what`, such as characters."""
+    """Return the error for an input that has more than `most` of `what`, such as characters."""
     return ValueError(
         f"it has more than {most:,} {what}; data.largest_input says how many are read"
     )

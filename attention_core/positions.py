@@ -147,7 +147,7 @@ class Rotary(nn.Module):
 
     @property
     def amplitude(self) -> float:
-        """What turned features are multiplied with."""
+        """The factor on turned features."""
         return 1.0 if self.scaling is None else self.scaling.amplitude
 
     def angles(self, space: Space, head_dim: int) -> Tensor:

@@ -23,7 +23,7 @@ Added = Literal["learned", "sinusoidal"]
 def attention_positions(
     positions: Positions | None, heads: int, *, bidirectional: bool
 ) -> tuple[Added | None, EncoderOptions]:
-    """What of `positions` is added to tokens, and the options that attention gets for the others.
+    """Return which of `positions` is added to tokens, and the options of attention for the others.
 
     Raises:
         ValueError: unknown positions; the message lists the known ones.

@@ -207,7 +207,7 @@ class Tokenizer:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """What `save` writes."""
+        """Return the JSON that `save` writes."""
         return str(self._backend.to_str())
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from vision.models import VisionTransformer
 
 
 class Reconstruction(NamedTuple):
-    """What a `MaskedAutoencoder` makes of images of N patches with P values each.
+    """The output of a `MaskedAutoencoder` for images of N patches with P values each.
 
     Attributes:
         patches: (B, N, P), or (T, P) of packed images: the values of every patch, row by row; see

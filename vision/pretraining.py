@@ -47,7 +47,7 @@ class MaskedImageModelling(Task):
 def completed(
     model: MaskedAutoencoder, image: Tensor, output: Reconstruction
 ) -> tuple[Tensor, Tensor]:
-    """What the model saw of images, nan where it saw nothing, and the same with its predictions.
+    """Return what the model saw of images, nan where it saw nothing, and that with its predictions.
 
     Where it predicts normalised values, each patch gets the mean and the deviation of the true one.
 

@@ -15,7 +15,7 @@ from attention_core.weights import PairWeights
 
 
 class Recorder(Protocol):
-    """What `record_attention` sets."""
+    """The listener that `record_attention` sets, which layers tell what they compute."""
 
     @property
     def pairs(self) -> bool: ...

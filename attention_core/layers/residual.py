@@ -22,7 +22,7 @@ NormOrder = Literal["pre", "post", "res-post"]
 
 
 class Residual(nn.Module):
-    """What stands around each sublayer of a block: normalisation, scale, dropout, residual.
+    """The frame of each sublayer of a block: normalisation, scale, dropout, residual.
 
     Args:
         dim: size of a token.

@@ -61,7 +61,7 @@ class Mask:
         return None
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
-        """Of each pair of tiles: may any pair of tokens be allowed, are all of them?"""
+        """Return for pairs of tiles whether a pair of tokens may be allowed, and if all are."""
         found = self.candidates(tiles.spaces)
         some = tiles.answer(True) if found is None else tiles.holding(found.query, found.key)
         return TileStatus(some, tiles.answer(False))
@@ -82,7 +82,7 @@ class Mask:
         return math.inf
 
     def block_key(self, space: Space) -> BlockKey | None:
-        """What of the tokens decides what is allowed; None if unknown."""
+        """Return what of the tokens decides which pairs are allowed, None if unknown."""
         return None
 
     def partition(self, space: Space) -> Tensor | None:

@@ -134,7 +134,7 @@ class Space:
         return self.length
 
     def to(self, device: torch.device | str) -> Self:
-        """The same space with its tensors on `device`."""
+        """Return the space with its tensors on `device`."""
         if self.device == torch.device(device):
             return self
         return self._map(lambda t, dims: t.to(device))

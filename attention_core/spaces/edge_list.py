@@ -108,8 +108,8 @@ class EdgeList:
     @cached_property
     @lasting
     def looped(self) -> tuple[EdgeList, Tensor]:
-        """The same with exactly one self-loop at each node, in the order of the nodes, behind the
-        other edges; and which of these edges the others are. Features are left out.
+        """These edges with exactly one self-loop at each node, in the order of nodes, behind the
+        others; and which of these edges the others are. Features are left out.
 
         Where targets are a set of their own, they are taken for the first of the sources, as the
         batches of neighbour samplers have it.
@@ -124,7 +124,7 @@ class EdgeList:
         return new, kept
 
     def with_attr(self, attr: Tensor | None) -> EdgeList:
-        """The same edges, in the same order when sorted, with other features, (E,) or (E, F)."""
+        """Return these edges, as they are sorted, with other features, (E,) or (E, F)."""
         new = copy.copy(self)
         new.csr, new.attr, new._computed = self.csr, kept(attr), {}
         return new
@@ -221,7 +221,8 @@ class EdgeList:
         return first + rank // n, first + rank % n
 
     def memo(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, the first time that `key` comes up: what layers and biases share."""
+        """Return the value cached under `key`, computing it on a miss: what layers and
+        biases share."""
         if key not in self._computed:
             self._computed[key] = lasting(compute)()
         return self._computed[key]

@@ -108,8 +108,8 @@ class Grid(Space):
         return self.of_sample(_extents(self.sizes, self.device)) if self.sizes else None
 
     def of_sample(self, values: Tensor) -> Tensor:
-        """Of `values` (samples, ...), one row for each of `sizes`, that of each token's sample:
-        (L, ...), (B, L, ...) or what broadcasts to them."""
+        """Return for each token the row of its sample in `values` (samples, ...), one for each of
+        `sizes`: (L, ...), (B, L, ...) or what broadcasts to them."""
         if len(self.sizes) == 1:
             return values[0]
         return values[:, None] if self.segments is None else values[self.segments]

@@ -16,9 +16,9 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch import Trainer
 
+from attention_core.escape import markdown, markdown_code, shell_word
 from attention_core.interpret.plots import Format
 from attention_core.training.data import DataModule
-from attention_core.training.escape import markdown, markdown_code, shell_word
 from attention_core.training.folder import RunFolder, from_here, replace_file
 from attention_core.training.own import needed_config_dir
 from attention_core.training.trust import trusting
@@ -83,7 +83,7 @@ def write_card(
 
 
 def _links(folder: RunFolder, *endings: str) -> list[tuple[str, str]]:
-    """What to call each figure, and its address."""
+    """Return a title for each figure, and its address."""
     return [
         (path.stem.replace("_", " ").capitalize(), quote(bytes(path.relative_to(folder.path))))
         for path in sorted(folder.figures.glob("*"))
@@ -121,7 +121,7 @@ def _training(
 
 
 def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a fine-tuning is unlike a training from scratch."""
+    """Return the rows that a fine-tuning has, and a training from scratch has not."""
     init = {name: value for name, value in (config.get("init") or {}).items() if value}
     layer_decay = config["task"].get("layer_decay", 1)
     rows = {}

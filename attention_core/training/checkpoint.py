@@ -12,12 +12,12 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
 from attention_core.errors import Damaged, UsageError, reading
+from attention_core.pretrained.serialization import load_torch, save_torch
 from attention_core.training.callbacks import FiniteLoss
-from attention_core.training.escape import rich_text
+from attention_core.training.console import rich_text
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
-from attention_core.training.serialization import load_torch, save_torch
 from attention_core.training.trust import again
 
 PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype, torch.Size)
@@ -44,8 +44,8 @@ class PlainCheckpointIO(TorchCheckpointIO):
         return _newest_whole(Path(path), lambda found: load_checkpoint(found, map_location))
 
     def load_shard(self, path: Path, rank: int) -> dict[str, Any]:
-        """What process `rank` wrote into the sharded checkpoint `path`; that of the first process
-        where so many did not write it."""
+        """Read what process `rank` wrote into the sharded checkpoint `path`, or the first process
+        where fewer wrote it."""
         return _newest_whole(path, lambda found: _load_shard(found, rank))
 
 
@@ -107,7 +107,7 @@ def _put_together(parts: list[Any]) -> Any:
 
 
 def _newest_whole(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """What `read` reads of `path`, or where it is damaged of the newest one before that is not."""
+    """Read `path` or, where it is damaged, the newest one before it that is not."""
     folder = RunFolder(path.parent.parent)
     if path not in (folder.next, folder.last, folder.previous):
         return read(path)  # the best one has no predecessor

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attention_core.errors import UsageError, did_you_mean, reading
-from attention_core.training.escape import for_terminal, shell_word
+from attention_core.escape import for_terminal, shell_word
 from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
 from attention_core.training.overrides import (
@@ -89,7 +89,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 @dataclass
 class _Task:
-    """What Hydra calls with each composed configuration: here, or in a process of a launcher."""
+    """The function that Hydra calls with each configuration: here, or in a launcher's process."""
 
     job: Callable[[dict[str, Any], Path], Any]
     mistakes: list[Exception] = field(default_factory=list)

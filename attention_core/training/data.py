@@ -230,7 +230,7 @@ class DataModule(LightningDataModule):
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch the model is given, by name: everything but `target`."""
+    """Return the model's arguments in a batch, by name: everything but `target`."""
     return {name: value for name, value in batch.items() if name != "target"}
 
 
@@ -337,7 +337,7 @@ class Loader:
 
 
 class _Draw(NamedTuple):
-    """What a worker needs for one batch: which samples, and the key of its random numbers."""
+    """A batch to be loaded by a worker: which samples, and the key of its random numbers."""
 
     key: int
     indices: list[int]

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.pretrained import load_strictly, read_weights
+from attention_core.pretrained.renaming import Weights
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.targets import is_within
-from attention_core.training.weights import Weights, load_strictly, read_weights
 
 
 def start_from(
@@ -108,7 +109,7 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def _under(weights: Weights, part: str) -> Weights:
-    """What `weights` has in `part`, by the names that it has there."""
+    """Return the weights in `part`, by the names that they have there."""
     if not part:
         return weights
     start = part.rstrip(".") + "."

@@ -81,8 +81,7 @@ def _refuse(error: OSError) -> None:
 
 
 def check_file(path: Path) -> Path:
-    """The same; a named pipe, a device and a socket, which could keep a reader for ever, are
-    refused.
+    """Return `path`; refuse a named pipe, a device and a socket, which could keep a reader waiting.
 
     Raises:
         ValueError: `path` is none of a file.

@@ -181,7 +181,7 @@ def _find(parts: list[str], where: str, target: str) -> Any:
 
 
 def _elsewhere(root: str) -> str:
-    """What to say where a folder was imported that has no more than the name of a package."""
+    """Return a hint where a folder was imported that has no more than the name of a package."""
     folder = "" if getattr(sys.modules[root], "__file__", None) else own.hiding([root])
     if not folder:
         return ""

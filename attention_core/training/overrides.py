@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from attention_core.errors import UsageError, did_you_mean
-from attention_core.training.escape import shell_word
+from attention_core.escape import shell_word
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -26,7 +26,7 @@ _BEGINS = {"[": "a list", "{": "a mapping", "'": "a quoted text", '"': "a quoted
 
 
 def read_overrides(given: Iterable[str]) -> list[str]:
-    """The same overrides, all in Hydra's grammar.
+    """Bring overrides into Hydra's grammar.
 
     Raises:
         UsageError: one that is neither in that grammar nor plainly a text; says how it is quoted.
@@ -35,7 +35,7 @@ def read_overrides(given: Iterable[str]) -> list[str]:
 
 
 def parsed(override: str) -> "Override | None":
-    """What Hydra reads in an override, None where it reads nothing."""
+    """Parse an override as Hydra does; None where it is not in its grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -106,7 +106,7 @@ def _read(override: str) -> str:
 
 
 def _structure(value: str) -> str:
-    """What a value that Hydra does not read may have been meant as, "" where plainly a text."""
+    """Name what a value that Hydra does not read was meant as, "" where plainly a text."""
     from hydra.core.override_parser.overrides_parser import create_functions
 
     begin = value.lstrip()

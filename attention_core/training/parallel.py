@@ -152,7 +152,7 @@ class FSDP2(ModelParallelStrategy):
 
 
 def _to_shards(value: Any) -> Any:
-    """The same, with this process's part of every sharded tensor in place of the tensor."""
+    """Replace every sharded tensor in `value` by this process's part of it."""
     if isinstance(value, DTensor):
         if value.placements != (Shard(0),):
             raise NotImplementedError(f"a tensor placed as {value.placements} cannot be saved")

@@ -29,7 +29,7 @@ LOOKING = ("accelerator", "precision", "deterministic", "limit_test_batches")
 
 @dataclass
 class Parts:
-    """What a configuration builds."""
+    """The parts of a run that a configuration builds."""
 
     data: DataModule
     task: Task
@@ -96,7 +96,7 @@ def of_every_trainer(folder: RunFolder) -> Config:
 
 
 def alone(trainer: Mapping[str, Any]) -> Config:
-    """What makes it one process, on a CPU where there is no other device."""
+    """Return the arguments that make it one process, on a CPU where there is no other device."""
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     if trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         alone["accelerator"] = "cpu"

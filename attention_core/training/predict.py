@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.escape import csv_cell, json_line, on_one_line
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
-from attention_core.training.escape import csv_cell, json_line, on_one_line
 from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import check_file
 from attention_core.training.run import look, trained_config
@@ -195,7 +195,7 @@ def _alone(data: DataModule, task: Task, raw: Any) -> Row:
 
 
 def _columns(data: DataModule, task: Task, source: Path) -> list[str]:
-    """What the first readable input's row is made of: the header of a CSV file comes before any."""
+    """Find the columns by the first readable input: the header of a CSV file comes before any."""
     for _, raw in data.inputs(source):
         row = _alone(data, task, raw)
         if "error" not in row:
@@ -295,7 +295,7 @@ def _writing(output: str) -> Iterator[None]:
 def _said(
     writer: Callable[..., Callable[[list[Row]], None]], file: IO[str], output: str, *columns: Any
 ) -> Callable[[list[Row]], None]:
-    """What `writer` makes of a file, which says so where that takes no more."""
+    """Return `writer(file, *columns)`, with a UsageError where the file takes no more."""
     with _writing(output):  # the header
         write = writer(file, *columns)
 

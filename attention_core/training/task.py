@@ -137,7 +137,7 @@ class Task(LightningModule):
         return {"loss": self.means["train_mean"], **dict(collection.items())}  # type: ignore[dict-item,operator]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Task":
-        """As `nn.Module._apply`, behind every cast and move; metrics move, but keep their dtype:
+        """Apply `fn` to all tensors, for every cast and move; metrics move, but keep their dtype:
         a sum over an epoch has not room enough in the dtype of the weights."""
         homes = [
             (home, name, metric)
@@ -167,7 +167,7 @@ class Task(LightningModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As `nn.Module.load_state_dict`; weights of another model are named, the first of them.
+        """Load weights as `nn.Module` does; those of another model are named, the first of them.
 
         Raises:
             UsageError: a name or a shape differs.
@@ -203,8 +203,8 @@ class Task(LightningModule):
         return self.samples(batch)
 
     def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
-        """What `attn predict` writes of a batch that `data` has read: a row per sample, as
-        `predictions`. Override it where more than one pass through the model is needed."""
+        """Return what `attn predict` writes of a batch that `data` has read: a row per sample, as
+        `predictions` does. Override it where more than one pass through the model is needed."""
         return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
@@ -216,8 +216,8 @@ class Task(LightningModule):
         )
 
     def export_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-        """What the program that `attn export` writes is given for a batch: the model's arguments
-        by name, and of each the names of its dimensions that are not the same in every batch.
+        """Return the inputs, for a batch, of the program that `attn export` writes: the model's
+        arguments by name, and the names of those dimensions of each that vary with the batch.
 
         By default everything but `target`, each with as many rows as there are samples. Override
         it where the model also takes a form whose shapes say more, such as padded texts.

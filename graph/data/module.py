@@ -66,8 +66,8 @@ class GraphData(DataModule):
         self.transform = list((transform or {}).values())
 
     def names(self, graph: Sample) -> tuple[list[str], list[str]]:
-        """What a figure writes at the nodes and edges of a graph: the names of their types; nothing
-        at nodes that have features, no names of edges that do."""
+        """Return the labels of nodes and edges in a figure: names of their types; empty ones for
+        nodes that have features, none for edges that do."""
         nodes, edges = (
             [known[kind] if kind < len(known) else str(kind) for kind in graph[name].tolist()]
             if name in graph and graph[name].ndim == 1 and not graph[name].is_floating_point()

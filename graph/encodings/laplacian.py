@@ -149,7 +149,7 @@ Ends = tuple[Tensor, Tensor, Tensor]
 def _dense(
     ends: Ends, count: int, n: int, k: int, normalization: Normalization
 ) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (C, n, ≤ k) and eigenvalues (C, ≤ k) of components of n nodes."""
+    """Compute eigenvectors (C, n, ≤ k) and eigenvalues (C, ≤ k) of components of n nodes."""
     adjacency = torch.zeros(count, n, n, dtype=torch.float64, device=ends[0].device)
     adjacency.index_put_(ends, adjacency.new_ones(()), accumulate=True)
     adjacency = torch.maximum(adjacency, adjacency.mT)
@@ -168,7 +168,7 @@ def _dense(
 def _lanczos(
     ends: Ends, count: int, n: int, k: int, normalization: Normalization
 ) -> tuple[Tensor, Tensor]:
-    """The same of one large component, by scipy."""
+    """Compute the eigenvectors and eigenvalues of one large component, by scipy; as `_dense`."""
     try:
         import scipy.sparse as sparse
     except ImportError as error:

@@ -18,7 +18,7 @@ Size = tuple[int | None, int | None]
 
 
 class GivenEdges(NamedTuple):
-    """What an `edge_index` tells.
+    """The edges that an `edge_index` of any form gives.
 
     Attributes:
         edge_index: (2, E) int64, row 0 the source, row 1 the target.

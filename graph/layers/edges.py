@@ -19,7 +19,7 @@ _known: MutableMapping[Tensor, dict[object, EdgeList]] = WeakIdKeyDictionary()
 
 
 def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
-    """The same as a plain tensor (2, E) of int64.
+    """Return `edge_index` as a plain tensor (2, E) of int64.
 
     Raises:
         TypeError: it is no dense tensor, or does not hold integers.

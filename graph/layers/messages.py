@@ -53,7 +53,7 @@ class SeenMessages(MessagePassing):
         alpha: Tensor,
         edge_value: Tensor | None,
     ) -> Tensor:
-        """What attention gives (M, H, D), message by message.
+        """Compute the output of attention (M, H, D) message by message, for explainers and hooks.
 
         Args:
             edge_index: (2, E).

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
-from attention_core import RecordedAttention
+from attention_core.layers import RecordedAttention
 from attention_core.training import Task, UsageError
 from attention_core.training.data import model_inputs
 
@@ -24,7 +24,7 @@ class GraphTask(Task):
     attention drawn on a batch of its test set, where the model has some."""
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """What of a batch attention is drawn on, by default nothing."""
+        """Choose what of a batch attention is drawn on, by default nothing."""
         return []
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
@@ -53,7 +53,7 @@ class GraphTask(Task):
 
 
 def choose(sizes: Tensor, target: Tensor, most: int = 4) -> list[int]:
-    """What to draw, the classes in turn: those of most typical size first, in the order of classes.
+    """Choose what to draw, of each class in turn those of most typical size, in the classes' order.
 
     Args:
         sizes: (G,) such as numbers of nodes.

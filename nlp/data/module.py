@@ -9,6 +9,7 @@ from typing import Any, Required, Unpack
 import torch
 
 from attention_core.errors import reading, too_large
+from attention_core.pretrained.files import located
 from attention_core.training import DataModule, UsageError
 from attention_core.training.data import DataModuleOptions
 from attention_core.training.folder import RunFolder, replace_file
@@ -24,7 +25,6 @@ from attention_core.training.inputs import (
 from nlp.data.objectives import Objective
 from nlp.data.packing import Sample, Texts, collate
 from nlp.data.texts import Labelled, distinct, split
-from nlp.loading import located
 from nlp.tokenizer import Tokenizer
 
 #: What `tokenizer` may name that is no file.
@@ -239,7 +239,7 @@ class TextData(TokenData):
             )
 
     def wanted(self, rows: list[Labelled]) -> list[Labelled]:
-        """Of distinct rows those whose label is used, `limit` of them."""
+        """Return those of distinct rows whose label is used, `limit` of them."""
         if self.objective is None:
             rows = [row for row in rows if row.label in self.classes]
         return rows[: self.limit]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from attention_core.escape import for_terminal
 from attention_core.training import UsageError
-from attention_core.training.escape import for_terminal
 from attention_core.training.inputs import check_file
 
 Row = TypeVar("Row")
@@ -57,7 +57,7 @@ def split(
 
 
 def same(text: str) -> str:
-    """What texts that count as the same have in common."""
+    """Return a key that texts share which count as the same: white space and case aside."""
     return " ".join(text.split()).casefold()
 
 

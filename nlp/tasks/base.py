@@ -34,8 +34,8 @@ class TextTask(Task):
         check_positions(self.model, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def shown(self, batch: dict[str, Any]) -> list[ReadText]:
-        """What of a batch attention is drawn on, the same at every call; by default nothing, and
-        nothing where the model is another than `nlp.interpret` sees into."""
+        """Choose what of a batch attention is drawn on, the same at every call; by default nothing,
+        and nothing where the model is another than `nlp.interpret` sees into."""
         return []
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:

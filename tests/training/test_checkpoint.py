@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 
+from attention_core.pretrained.serialization import save_torch
 from attention_core.training import UsageError, evaluate, resume, train
 from attention_core.training.checkpoint import (
     PlainCheckpointIO,
@@ -21,7 +22,6 @@ from attention_core.training.checkpoint import (
     shard_path,
 )
 from attention_core.training.folder import RunFolder, replace_file, write_config
-from attention_core.training.serialization import save_torch
 from tests.training.conftest import Compose, assert_same_run, interrupt
 
 

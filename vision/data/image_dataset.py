@@ -11,9 +11,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from attention_core.escape import on_one_line
 from attention_core.training import DataModule, UsageError
+from attention_core.training.console import rich_text
 from attention_core.training.data import DataModuleOptions
-from attention_core.training.escape import on_one_line, rich_text
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
 from vision.data.image_io import IMAGES, LARGEST, open_image
@@ -31,10 +32,10 @@ class Source(Protocol):
     targets: list[int]
 
     def open(self, index: int) -> Image.Image:
-        """The image; raises ValueError where it cannot be read."""
+        """Read the image; raise ValueError where it cannot be read."""
 
     def name(self, index: int) -> str:
-        """What the image is known by."""
+        """Return what the image is known by."""
 
 
 class ImageDataOptions(DataModuleOptions, total=False):

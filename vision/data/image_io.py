@@ -85,7 +85,7 @@ def in_channels(image: Image.Image, channels: int | None) -> Image.Image:
 
 
 def _form(file: Image.Image) -> str:
-    """What the mode of an opened image does not tell of its pixels; "" where it does.
+    """Tell what the mode of an opened image does not say of its pixels; "" where it says all.
 
     Raises:
         ValueError: what white is, or what is transparent, cannot be told.

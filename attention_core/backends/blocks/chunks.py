@@ -47,7 +47,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all groups have in common: there are `rows` of queries of all heads, `samples` share the
+    """Sizes that all groups share: there are `rows` of queries of all heads, `samples` share the
     blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers."""
 
     rows: int
@@ -214,7 +214,7 @@ class Work:
         return values.masked_fill_(empty.view(*empty.shape, *(1,) * (values.ndim - 2)), fill)
 
     def left_by(self, sink: Tensor, chunk: Chunk, lse: Tensor) -> Tensor:
-        """What the sink leaves to the keys, for lse (C, G·Q)."""
+        """Return the share of the weight that the sink leaves to the keys, for lse (C, G·Q)."""
         logit = sink.view(-1, self.groups)[chunk.head]
         return left_by_sink(lse, logit.repeat_interleave(self.size, dim=1))
 

@@ -90,7 +90,7 @@ def _joined(tiles: Tiles, at: Tensor, counts: Tensor) -> Tensor:
 
 @dataclass
 class Patterns:
-    """What is allowed in the blocks of a group, each arrangement once.
+    """The pairs allowed in the blocks of a group, each arrangement once.
 
     Attributes:
         of_block: (N,) the arrangement of each block, or (B · N,) where samples differ; None where
@@ -197,7 +197,10 @@ def _alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def block_key_of(space: Space, *terms: Mask | Bias | None) -> BlockKey | None:
-    """What of the tokens settles which pairs the mask and the samples allow, and their bias."""
+    """Return the key of a space under masks and biases, None where one of them gives none.
+
+    Blocks whose tokens have equal keys allow the same pairs, with the same bias.
+    """
     own = [term.block_key(space) for term in terms if term is not None]
     if space.segments is not None:
         own.append(BlockKey(relative=(space.segments[..., None],)))

@@ -23,7 +23,7 @@ class NoScores:
         return self.like.new_zeros(self.shape)
 
     def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
-        """Of q, k, the weight and the edge features, from that of the scores (H, E)."""
+        """Return the gradients of q, k, weight and edge features, from that of scores (H, E)."""
         return [None, None, None, None]
 
 
