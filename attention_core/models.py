@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from attention_core.checks import check_whole
 from attention_core.errors import did_you_mean
 from attention_core.layers import AttentionPool, Encoder, Pool
+from attention_core.pretrained import Pretrained
 from attention_core.spaces import Space
 
 
-class Model(nn.Module):
+class Model(Pretrained):
     """The base of every model, also of a domain of your own.
 
     A subclass makes its parts, `encoder` and `pool`, and with `reset_head` the `head`; and it says

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy
 import torch
 
+from attention_core.escape import on_one_line
 from attention_core.interpret.plots import save_figure
-from attention_core.training.escape import on_one_line
 from attention_core.training.predict import load_trained
 from vision import VisionTransformer
 from vision.interpret import (

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention_core.interpret.plots import INK, save_figure
-from attention_core.training.escape import rich_text
+from attention_core.training.console import rich_text
 from attention_core.training.plots import VALIDATION
 from nlp import TextEncoder
 

@@ -6,12 +6,12 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from attention_core.models import Model
 from attention_core.spaces import Space
 from nlp.embeddings import TokenEmbedding, TokenScores
-from nlp.loading import Pretrained
 
 
-class TextModel(Pretrained):
+class TextModel(Model):
     """A model of token ids."""
 
     embedding: TokenEmbedding

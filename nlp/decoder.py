@@ -11,10 +11,12 @@ from attention_core import Decoder, Encoder, KVCache, Neighborhood, Sequence
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_number, check_whole
 from attention_core.layers import EncoderOptions
+from attention_core.pretrained import names
 from nlp.base import LanguageModel
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
+from nlp.pretrained import DECODERS
 
 
 class TextDecoder(LanguageModel):
@@ -60,6 +62,8 @@ class TextDecoder(LanguageModel):
         "large": {"dim": 1280, "depth": 36, "heads": 20},
         "xl": {"dim": 1600, "depth": 48, "heads": 25},
     }
+    families = DECODERS
+    parts = {names.SCORES: "head"}
 
     @checked(cross="a TextDecoder has no context: see Seq2SeqTransformer")
     def __init__(

@@ -15,6 +15,7 @@ from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_choice, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
 from attention_core.layers import EncoderOptions, Pooling, make_pool
+from attention_core.pretrained import names
 from nlp.base import LanguageModel, TextModel
 from nlp.batches import Side, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
@@ -24,6 +25,7 @@ from nlp.embeddings import (
     Transform,
     attention_positions,
 )
+from nlp.pretrained import ENCODERS
 from nlp.tokenizer import Tokenizer
 
 #: Sizes alone, of BERT (Devlin et al., 2019) and of its smaller ones (Turc et al., 2019).
@@ -255,6 +257,9 @@ class TextEncoder(TokenEncoder):
         model(padded, lengths, side="left")    # padded on the left
     """
 
+    families = ENCODERS
+    parts = {names.POOLER: "pooler", names.CLASSIFIER: "head", "pool": "pool"}
+
     @checked
     def __init__(
         self,
@@ -357,6 +362,9 @@ class MaskedLanguageModel(TokenEncoder, LanguageModel):
         model(ids, lengths)                # (T,) packed -> (T, 4096)
         model(ids, lengths, at=masked)     # of the masked tokens alone: (M, 4096)
     """
+
+    families = ENCODERS
+    parts = {names.TRANSFORM: "transform", names.SCORES: "head"}
 
     @checked
     def __init__(

@@ -16,10 +16,12 @@ from attention_core.checks import (
     check_whole,
 )
 from attention_core.layers import EncoderOptions
+from attention_core.pretrained import names
 from nlp.base import LanguageModel
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
+from nlp.pretrained import SEQ2SEQ
 
 
 class Seq2SeqTransformer(LanguageModel):
@@ -61,6 +63,8 @@ class Seq2SeqTransformer(LanguageModel):
         "base": {"dim": 512, "depth": 6, "heads": 8, "hidden": 2048},
         "big": {"dim": 1024, "depth": 6, "heads": 16, "hidden": 4096},
     }
+    families = SEQ2SEQ
+    parts = {names.SCORES: "head"}
 
     @checked(
         cross="its decoder alone attends to a context, the encoded source",

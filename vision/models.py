@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,11 @@ from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
 from attention_core.models import Model
+from attention_core.pretrained import names
 from vision.embeddings import PatchEmbedding, drop_patches, pair
 from vision.positions import ResampledPosition
 from vision.presets import PRESETS
+from vision.pretrained import VISION_TRANSFORMERS
 
 Positions = Literal["learned", "sinusoidal", "rotary"]
 
@@ -87,6 +88,8 @@ class VisionTransformer(Model):
     """
 
     presets = PRESETS
+    families = VISION_TRANSFORMERS
+    parts = {names.CLASSIFIER: "head"}
 
     @checked
     def __init__(
@@ -161,39 +164,6 @@ class VisionTransformer(Model):
         self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
         self.pool_norm = norm(pool_norm)
         self.reset_head(num_classes)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        weights: Mapping[str, Any] | str | Path,
-        *,
-        source: str | None = None,
-        heads: int | None = None,
-        config: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Self:
-        """The model that weights of another library are for, with these weights.
-
-        Args:
-            weights: a state dict of torchvision, timm, DINOv2, DINOv3, EVA-02, transformers, CLIP
-                or SigLIP; or a `.safetensors` or torch file of one.
-            source: one of `vision.pretrained.SOURCES`; by default it is recognised by the names.
-            heads: which shapes do not tell; by default those of the published model of this size,
-                and else heads of 64 features.
-            config: transformers' `config.json`, as a dict: what shapes do not tell.
-            options: arguments that replace those found, such as `image_size`, to which positions
-                are resampled; `num_classes`, whose head is new; or `pooling`.
-
-        Raises:
-            ValueError: as of `vision.pretrained.load_pretrained`; or something cannot be told.
-
-        Example::
-
-            model = VisionTransformer.from_pretrained("dinov2_vits14.pth", image_size=224)
-        """
-        from vision.pretrained import build  # which imports this module
-
-        return build(cls, weights, source=source, heads=heads, config=config, **options)
 
     @property
     def num_special(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal, Self, Unpack
 
 import torch
@@ -15,7 +14,9 @@ from attention_core.checks import check_whole
 from attention_core.layers import BlockOptions, Pool
 from attention_core.layers.residual import make_norm
 from attention_core.models import Model
+from attention_core.pretrained import names
 from vision.embeddings import PatchEmbedding, pair
+from vision.pretrained import SWIN_TRANSFORMERS
 from vision.windows import WindowAttention, pad_grid
 
 #: Swin-T, S, B and L, alike in both versions.
@@ -166,6 +167,8 @@ class SwinTransformer(Model):
     """
 
     presets = SWIN_PRESETS
+    families = SWIN_TRANSFORMERS
+    parts = {names.CLASSIFIER: "head"}
 
     @checked(merging="all stages but the last have it", **_ITS_OWN)
     def __init__(
@@ -229,21 +232,6 @@ class SwinTransformer(Model):
         """
         window = 8 if options.get("version") == 2 else 7
         return super().preset(name, **{"window": window, **options})
-
-    @classmethod
-    def from_pretrained(cls, weights: Mapping[str, Any] | str | Path, **options: Any) -> Self:
-        """The model that weights of torchvision's Swin transformers are for, with these weights.
-
-        Args:
-            weights: a state dict, or a `.safetensors` or torch file of one.
-            options: arguments that replace those found, such as `num_classes`, whose head is new.
-
-        Raises:
-            ValueError: as of `vision.pretrained.load_pretrained`.
-        """
-        from vision.pretrained import build  # which imports this module
-
-        return build(cls, weights, **options)
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Return what the first stage gets, tokens (B, L, D), and where they sit.

@@ -20,7 +20,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from attention_core.errors import UsageError
-from attention_core.training.escape import on_one_line
+from attention_core.escape import on_one_line
 from attention_core.training.processes import gather
 from attention_core.training.seeding import seed_generators
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from attention_core.errors import UsageError, did_you_mean
-from attention_core.training.escape import for_terminal, on_one_line
+from attention_core.escape import for_terminal, on_one_line
 
 if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's
     from attention_core.training.own import serve_as_parent

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from attention_core.errors import UsageError, did_you_mean, reading
-from attention_core.training.escape import for_terminal, shell_word
+from attention_core.escape import for_terminal, shell_word
 from attention_core.training.hydra_rules import check_calls, check_jobs, check_plugins
 from attention_core.training.installed import installed_roots
 from attention_core.training.overrides import (

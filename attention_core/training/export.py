@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.escape import json_line, on_one_line
+from attention_core.pretrained import read_weights
+from attention_core.pretrained.serialization import save_safetensors
 from attention_core.training.data import DataModule, require
-from attention_core.training.escape import json_line, on_one_line
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.predict import load_trained
-from attention_core.training.serialization import save_safetensors
 from attention_core.training.task import Task
-from attention_core.training.weights import read_weights
 
 Inputs = dict[str, Tensor]
 OpenDims = dict[str, dict[int, str]]

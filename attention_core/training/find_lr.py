@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.errors import UsageError
+from attention_core.escape import on_one_line, plot_label
 from attention_core.interpret.plots import INK, save_figure
+from attention_core.training.console import rich_text
 from attention_core.training.data import model_inputs
-from attention_core.training.escape import on_one_line, plot_label, rich_text
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.overrides import shell_override

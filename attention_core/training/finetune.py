@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.pretrained import load_strictly, read_weights
+from attention_core.pretrained.renaming import Weights
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.targets import is_within
-from attention_core.training.weights import Weights, load_strictly, read_weights
 
 
 def start_from(

@@ -12,16 +12,15 @@ must still be allowed, in its experiments, with `allow: [sound]`; who has instal
 in run folders, too. No package is imported to look into it.
 """
 
-import importlib.util
 import sys
 from collections.abc import Iterable
-from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import yaml
 
-from attention_core.training.escape import on_one_line
+from attention_core.escape import on_one_line
+from attention_core.packages import package_folder
 
 GROUP = "attention_core.conf"
 
@@ -39,33 +38,6 @@ def allowed_by(roots: Iterable[Path]) -> list[str]:
             if isinstance(allow, list):
                 found.update((name, None) for name in allow if isinstance(name, str))
     return list(found)
-
-
-def is_installed(name: str) -> bool:
-    """Whether there is the top-level module of `name`; nothing is imported, as of a part of it."""
-    try:
-        return importlib.util.find_spec(name.partition(".")[0]) is not None
-    except (ImportError, ValueError):  # no name, or __main__
-        return False
-
-
-def package_folder(name: str) -> Path | None:
-    """The folder of a package, or None where there is no such package. Nothing is imported, not
-    even the package that `name` is in, as by `importlib.util.find_spec`."""
-    top, *inner = name.split(".")
-    if not all(part.isidentifier() for part in (top, *inner)):
-        return None
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    for part in inner:
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        top = f"{top}.{part}"
-        spec = PathFinder.find_spec(top, list(spec.submodule_search_locations))
-    places = list(spec.submodule_search_locations or []) if spec is not None else []
-    return Path(places[0]).resolve() if places and Path(places[0]).is_dir() else None
 
 
 def installed_roots() -> list[Path]:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.escape import on_one_line, shell_word
+from attention_core.packages import is_installed
 from attention_core.training.compose import about, config_roots
-from attention_core.training.escape import on_one_line, rich_text, shell_word
-from attention_core.training.installed import is_installed
+from attention_core.training.console import rich_text
 
 MISSING = "*"  # behind the name of an experiment that wants something installed
 

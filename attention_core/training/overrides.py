@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from attention_core.errors import UsageError, did_you_mean
-from attention_core.training.escape import shell_word
+from attention_core.escape import shell_word
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

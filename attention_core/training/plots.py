@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from attention_core.escape import on_one_line, plot_label
 from attention_core.interpret.plots import (
     HEAT,
     INK,
@@ -20,7 +21,6 @@ from attention_core.interpret.plots import (
     put_bar,
     put_title,
 )
-from attention_core.training.escape import on_one_line, plot_label
 
 TRAIN, VALIDATION = MUTED, RIGHT
 

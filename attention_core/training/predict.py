@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.escape import csv_cell, json_line, on_one_line
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.data import DataModule
-from attention_core.training.escape import csv_cell, json_line, on_one_line
 from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import check_file
 from attention_core.training.run import look, trained_config

@@ -112,10 +112,8 @@ KINDS = {
                 "attention_core.biases.RelativeTable.hops",
                 "attention_core.biases.RelativeTable.swin",
                 "attention_core.biases.RelativeTable.t5",
-                "nlp.loading.Pretrained.from_pretrained",
-                "vision.models.VisionTransformer.from_pretrained",
+                "attention_core.pretrained.loading.Pretrained.from_pretrained",
                 "vision.models.VisionTransformer.preset",
-                "vision.swin.SwinTransformer.from_pretrained",
                 "vision.swin.SwinTransformer.preset",
             }
         ),

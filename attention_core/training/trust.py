@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_core.errors import UsageError
-from attention_core.training.escape import shell_word
+from attention_core.escape import shell_word
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.installed import allowed_by, installed_roots
 from attention_core.training.instantiate import targets

@@ -8,13 +8,12 @@ All of these tell Python's audit hooks what they are about to look up; there it 
 import pickle
 import sys
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from attention_core.errors import UsageError
+from attention_core.pretrained.serialization import torchs_own_globals
 
 _ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 #: Arrays, tensors, sparse matrices, graphs of PyG, and what holds them.
@@ -59,24 +58,6 @@ PLAIN = frozenset(
         ),
     }
 )
-
-
-@contextmanager
-def torchs_own_globals(more: Container[str] = ()) -> Iterator[None]:
-    """Within it, `torch.load(weights_only=True)` makes what torch itself has listed, and `more`.
-
-    Packages add classes of theirs to the list as they are imported, and files may call these with
-    any arguments: PyG's `ClusterData` opens, and unpickles, the file that it is told to.
-    """
-    known = torch.serialization.get_safe_globals()
-    names = {id(one): f"{one.__module__}.{one.__qualname__}" for one in known if callable(one)}
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([one for one in known if names.get(id(one)) in more])
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(known)
 
 
 _here = threading.local()

@@ -11,8 +11,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
+from attention_core.escape import on_one_line, plot_label
 from attention_core.interpret.plots import INK, bare, verdict_color
-from attention_core.training.escape import on_one_line, plot_label
 from graph.interpret.layout import layout
 
 #: The usual colours of elements (CPK), darkened or lightened until a label on them is readable.

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from attention_core.escape import plot_label
 from attention_core.interpret.maps import choose
 from attention_core.interpret.plots import (
     HEAT,
@@ -24,7 +25,6 @@ from attention_core.interpret.plots import (
     put_bar,
     put_title,
 )
-from attention_core.training.escape import plot_label
 from graph.interpret.drawing import Lifts, ReadGraph, draw_graph
 from graph.interpret.layout import layout
 from graph.interpret.maps import HopProfile, NodeAttention, attention_by_hops, attention_maps

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attention_core.escape import on_one_line
 from attention_core.training import ClassificationTask, RegressionTask
 from attention_core.training.data import model_inputs
-from attention_core.training.escape import on_one_line
 from graph.tasks.base import GraphTask, choose
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from attention_core.escape import for_terminal
 from attention_core.training import UsageError
-from attention_core.training.escape import for_terminal
 from attention_core.training.inputs import check_file
 
 Row = TypeVar("Row")

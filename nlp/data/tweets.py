@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from attention_core.packages import package_folder
 from attention_core.training import UsageError, require
-from attention_core.training.installed import package_folder
 from nlp.data.module import TextData
 from nlp.data.texts import Labelled
 

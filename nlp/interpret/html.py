@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imsave
 from torch import Tensor
 
+from attention_core.escape import html_text
 from attention_core.interpret.plots import HEAT, RIGHT, WRONG
-from attention_core.training.escape import html_text
 from nlp.interpret.maps import WordWeights
 from nlp.interpret.plots import (
     MOST_TOKENS,

@@ -5,40 +5,39 @@ All normalise after each sublayer and add learned positions to words.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from attention_core.errors import UsageError
-from attention_core.training.weights import Weights, inside
-from nlp.pretrained import family
-from nlp.pretrained.family import Config, Family, activation, block, depth, number_of_heads, tensor
+from attention_core.pretrained import Checkpoint, Family, names
+from attention_core.pretrained.renaming import Weights
+from nlp.pretrained.text import POSITIONS, WORDS, part_settings
 
-WORDS = "embeddings.word_embeddings.weight"
-POSITIONS = "embeddings.position_embeddings.weight"
-TYPES = "embeddings.token_type_embeddings.weight"
+_WORDS = "embeddings.word_embeddings.weight"
+_POSITIONS = "embeddings.position_embeddings.weight"
+_TYPES = "embeddings.token_type_embeddings.weight"
 BUFFER = {r"embeddings\.(position|token_type)_ids": "positions follow from places"}
-NOT_WORDS = {r"cls\.seq_relationship\..*": "only pretraining on pairs of texts uses it"}
+PRETRAINING = "only pretraining on pairs of texts uses it"
 
 EMBEDDINGS = {
     "embeddings.word_embeddings": "embedding.table",
-    "embeddings.position_embeddings.weight": "embedding.positions.table",
+    "embeddings.position_embeddings.weight": POSITIONS,
     "embeddings.token_type_embeddings": "embedding.types",
     "embeddings.LayerNorm": "embedding.norm",
 }
-BLOCK = inside(
+LAYERS = names.layers(
     "encoder.layer.#.",
-    block(
-        "encoder",
-        {
-            "attention.self.query": family.QUERY,
-            "attention.self.key": family.KEY,
-            "attention.self.value": family.VALUE,
-            "attention.output.dense": family.OUT,
-            "attention.output.LayerNorm": family.ATTENTION_NORM,
-            "intermediate.dense": family.UP,
-            "output.dense": family.DOWN,
-            "output.LayerNorm": family.MLP_NORM,
-        },
-    ),
+    "encoder",
+    {
+        "attention.self.query": names.QUERY,
+        "attention.self.key": names.KEY,
+        "attention.self.value": names.VALUE,
+        "attention.output.dense": names.OUT,
+        "attention.output.LayerNorm": names.ATTENTION_NORM,
+        "intermediate.dense": names.UP,
+        "output.dense": names.DOWN,
+        "output.LayerNorm": names.MLP_NORM,
+    },
 )
 
 
@@ -54,223 +53,176 @@ def _modern(weights: Weights) -> tuple[Weights, dict[str, str]]:
 
 
 def _settings(
-    weights: Weights, config: Config, *, eps: float, size: int, activation_key: str = "hidden_act"
+    checkpoint: Checkpoint,
+    *,
+    eps: float = 1e-12,
+    heads_key: str = "num_attention_heads",
+    activation_key: str = "hidden_act",
+    activation: str = "gelu",
+    pooler: str = "tanh",
+    transform: str | None = None,
 ) -> dict[str, Any]:
-    found = {
-        "vocab_size": len(tensor(weights, WORDS)),
+    kind = checkpoint.config.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise UsageError(f"config: position_embedding_type must be 'absolute', got {kind!r}.")
+    sizes = checkpoint.sizes("encoder")
+    # MiniLM's heads are smaller
+    head_dim = 32 if sizes["dim"] == 384 and heads_key == "num_attention_heads" else 64
+    activation = checkpoint.activation(activation_key, activation)
+    return {
+        **sizes,
+        "vocab_size": len(checkpoint.tensor(WORDS)),
+        "heads": checkpoint.number_of_heads(sizes["dim"], heads_key, head_dim),
         "positions": "learned",
-        "max_length": len(tensor(weights, POSITIONS)),
-        "num_token_types": len(weights[TYPES]) if TYPES in weights else 0,
+        "max_length": len(checkpoint.tensor(POSITIONS)),
+        "num_token_types": checkpoint.length("embedding.types.weight"),
         "embedding_norm": True,
         "norm_order": "post",
-        "hidden": size,
-        "activation": activation(config, activation_key, "gelu"),
-        "eps": config.get("layer_norm_eps") or eps,
-    }
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise UsageError(
-            "config: position_embedding_type must be 'absolute', got "
-            f"{config['position_embedding_type']!r}."
-        )
-    return found
-
-
-def _bert(weights: Weights, config: Config, heads: int | None) -> dict[str, Any]:
-    words = tensor(weights, WORDS)
-    size = 32 if words.shape[1] == 384 else 64  # MiniLM's heads are smaller
-    up = tensor(weights, "encoder.layer.0.intermediate.dense.weight")
-    return {
-        **_settings(weights, config, eps=1e-12, size=len(up)),
-        "dim": words.shape[1],
-        "depth": depth(weights, "encoder.layer."),
-        "heads": number_of_heads(words.shape[1], heads, config, "num_attention_heads", size),
-        "pooler": "tanh",
+        "activation": activation,
+        "eps": checkpoint.config.get("layer_norm_eps") or eps,
+        **part_settings(checkpoint, pooler=pooler, transform=transform or activation),
     }
 
 
 BERT = Family(
-    recognises=lambda w: WORDS in w and "encoder.layer.0.attention.self.query.weight" in w,
+    recognises=lambda w: _WORDS in w and "encoder.layer.0.attention.self.query.weight" in w,
     prefixes=("bert.",),
+    model_types=("bert",),
     table={
         **EMBEDDINGS,
-        **BLOCK,
+        **LAYERS,
         "pooler.dense": "pooler.linear",
-        "classifier": "head",
+        "classifier": "classifier",
         "cls.predictions.transform.dense": "transform.linear",
         "cls.predictions.transform.LayerNorm": "transform.norm",
-        "cls.predictions.bias": "head.bias",
+        "cls.predictions.bias": "scores.bias",
+        "cls.predictions.decoder": "scores",
     },
-    settings=_bert,
-    parts={
-        "pooler": r"pooler\..*",
-        "classifier": r"classifier\..*",
-        "transform": r"cls\.predictions\.transform\..*",
-        "scores": r"cls\.predictions\.(bias|decoder\..*)",
-    },
+    settings=_settings,
     copies={
-        "cls.predictions.decoder.weight": WORDS,
+        "cls.predictions.decoder.weight": _WORDS,
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
-    unused={**BUFFER, **NOT_WORDS},
+    unused={**BUFFER, r"cls\.seq_relationship\..*": PRETRAINING},
     prepare=_modern,
 )
 
 
 def _is_roberta(weights: Weights) -> bool:
-    types = weights.get(TYPES)
+    types = weights.get(_TYPES)
     return BERT.recognises(weights) and types is not None and len(types) == 1
 
 
 def _from_roberta(weights: Weights) -> tuple[Weights, dict[str, str]]:
     """Its positions begin at 2, behind that of padding, the token 1."""
     weights, _ = _modern(weights)
-    table = tensor(weights, POSITIONS)
-    return {**weights, POSITIONS: table[2:]}, {f"{POSITIONS}[:2]": "no token sits there"}
+    if _POSITIONS not in weights:
+        raise UsageError(f"weights: {_POSITIONS} is missing.")
+    rest = {**weights, _POSITIONS: weights[_POSITIONS][2:]}
+    return rest, {f"{_POSITIONS}[:2]": "no token sits there"}
 
 
-def _roberta(weights: Weights, config: Config, heads: int | None) -> dict[str, Any]:
-    if config.get("pad_token_id", 1) != 1:
-        raise UsageError(f"config: pad_token_id must be 1, got {config['pad_token_id']}.")
-    eps = config.get("layer_norm_eps") or 1e-5
-    return {**_bert(weights, config, heads), "eps": eps, "transform": "gelu"}
+def _roberta(checkpoint: Checkpoint) -> dict[str, Any]:
+    if (padding := checkpoint.config.get("pad_token_id", 1)) != 1:
+        raise UsageError(f"config: pad_token_id must be 1, got {padding}.")
+    return _settings(checkpoint, eps=1e-5, transform="gelu")
 
 
 ROBERTA = Family(
     recognises=_is_roberta,
     prefixes=("roberta.",),
+    model_types=("roberta", "xlm-roberta", "camembert"),
     table={
         **EMBEDDINGS,
-        **BLOCK,
+        **LAYERS,
         "pooler.dense": "pooler.linear",
         "classifier.dense": "pooler.linear",
-        "classifier.out_proj": "head",
+        "classifier.out_proj": "classifier",
         "lm_head.dense": "transform.linear",
         "lm_head.layer_norm": "transform.norm",
-        "lm_head.bias": "head.bias",
+        "lm_head.bias": "scores.bias",
+        "lm_head.decoder": "scores",
     },
     settings=_roberta,
-    parts={
-        "pooler": r"(pooler|classifier\.dense)\..*",
-        "classifier": r"classifier\.out_proj\..*",
-        "transform": r"lm_head\.(dense|layer_norm)\..*",
-        "scores": r"lm_head\.(bias|decoder\..*)",
-    },
-    copies={"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_head.bias"},
+    copies={"lm_head.decoder.weight": _WORDS, "lm_head.decoder.bias": "lm_head.bias"},
     unused=BUFFER,
     prepare=_from_roberta,
 )
 
 
-def _distilbert(weights: Weights, config: Config, heads: int | None) -> dict[str, Any]:
-    words = tensor(weights, WORDS)
-    up = tensor(weights, "transformer.layer.0.ffn.lin1.weight")
-    return {
-        **_settings(weights, config, eps=1e-12, size=len(up), activation_key="activation"),
-        "dim": words.shape[1],
-        "depth": depth(weights, "transformer.layer."),
-        "heads": number_of_heads(words.shape[1], heads, config, "n_heads", 64),
-        "pooler": "relu",
-    }
-
-
 DISTILBERT = Family(
     recognises=lambda w: "transformer.layer.0.attention.q_lin.weight" in w,
     prefixes=("distilbert.",),
+    model_types=("distilbert",),
     table={
         **EMBEDDINGS,
-        **inside(
+        **names.layers(
             "transformer.layer.#.",
-            block(
-                "encoder",
-                {
-                    "attention.q_lin": family.QUERY,
-                    "attention.k_lin": family.KEY,
-                    "attention.v_lin": family.VALUE,
-                    "attention.out_lin": family.OUT,
-                    "sa_layer_norm": family.ATTENTION_NORM,
-                    "ffn.lin1": family.UP,
-                    "ffn.lin2": family.DOWN,
-                    "output_layer_norm": family.MLP_NORM,
-                },
-            ),
+            "encoder",
+            {
+                "attention.q_lin": names.QUERY,
+                "attention.k_lin": names.KEY,
+                "attention.v_lin": names.VALUE,
+                "attention.out_lin": names.OUT,
+                "sa_layer_norm": names.ATTENTION_NORM,
+                "ffn.lin1": names.UP,
+                "ffn.lin2": names.DOWN,
+                "output_layer_norm": names.MLP_NORM,
+            },
         ),
         "pre_classifier": "pooler.linear",
-        "classifier": "head",
+        "classifier": "classifier",
         "vocab_transform": "transform.linear",
         "vocab_layer_norm": "transform.norm",
-        "vocab_projector.bias": "head.bias",
+        "vocab_projector": "scores",
     },
-    settings=_distilbert,
-    parts={
-        "pooler": r"pre_classifier\..*",
-        "classifier": r"classifier\..*",
-        "transform": r"vocab_(transform|layer_norm)\..*",
-        "scores": r"vocab_projector\..*",
-    },
-    copies={"vocab_projector.weight": WORDS},
+    settings=partial(_settings, heads_key="n_heads", activation_key="activation", pooler="relu"),
+    copies={"vocab_projector.weight": _WORDS},
     unused=BUFFER,
 )
 
 
-_ALBERT_LAYER = "encoder.albert_layer_groups.#.albert_layers.0."
-
-
-def _albert(weights: Weights, config: Config, heads: int | None) -> dict[str, Any]:
-    family.needed(config, "num_hidden_layers")
-    if config.get("inner_group_num", 1) != 1:
-        raise UsageError(f"config: inner_group_num must be 1, got {config['inner_group_num']}.")
-    first = _ALBERT_LAYER.replace("#", "0")
-    up = tensor(weights, f"{first}ffn.weight")
+def _albert(checkpoint: Checkpoint) -> dict[str, Any]:
+    checkpoint.need("num_hidden_layers")
+    if (inner := checkpoint.config.get("inner_group_num", 1)) != 1:
+        raise UsageError(f"config: inner_group_num must be 1, got {inner}.")
     return {
-        **_settings(weights, {"hidden_act": "gelu_new", **config}, eps=1e-12, size=len(up)),
-        "dim": up.shape[1],
-        "embedding_dim": tensor(weights, WORDS).shape[1],
-        "depth": config["num_hidden_layers"],
-        "num_groups": depth(weights, "encoder.albert_layer_groups."),
-        "heads": number_of_heads(up.shape[1], heads, config, "num_attention_heads", 64),
-        "pooler": "tanh",
-        "transform": activation({"hidden_act": "gelu_new", **config}, "hidden_act", "gelu_new"),
+        **_settings(checkpoint, activation="gelu_new"),
+        "embedding_dim": checkpoint.tensor(WORDS).shape[1],
+        "depth": checkpoint.config["num_hidden_layers"],
+        "num_groups": checkpoint.depth("encoder"),
     }
 
 
 ALBERT = Family(
     recognises=lambda w: "encoder.embedding_hidden_mapping_in.weight" in w,
     prefixes=("albert.",),
+    model_types=("albert",),
     table={
         **EMBEDDINGS,
         "encoder.embedding_hidden_mapping_in": "embedding.project",
-        **inside(
-            _ALBERT_LAYER,
-            block(
-                "encoder",
-                {
-                    "attention.query": family.QUERY,
-                    "attention.key": family.KEY,
-                    "attention.value": family.VALUE,
-                    "attention.dense": family.OUT,
-                    "attention.LayerNorm": family.ATTENTION_NORM,
-                    "ffn": family.UP,
-                    "ffn_output": family.DOWN,
-                    "full_layer_layer_norm": family.MLP_NORM,
-                },
-            ),
+        **names.layers(
+            "encoder.albert_layer_groups.#.albert_layers.0.",
+            "encoder",
+            {
+                "attention.query": names.QUERY,
+                "attention.key": names.KEY,
+                "attention.value": names.VALUE,
+                "attention.dense": names.OUT,
+                "attention.LayerNorm": names.ATTENTION_NORM,
+                "ffn": names.UP,
+                "ffn_output": names.DOWN,
+                "full_layer_layer_norm": names.MLP_NORM,
+            },
         ),
         "pooler": "pooler.linear",
-        "classifier": "head",
+        "classifier": "classifier",
         "predictions.dense": "transform.linear",
         "predictions.LayerNorm": "transform.norm",
-        "predictions.bias": "head.bias",
+        "predictions.bias": "scores.bias",
+        "predictions.decoder": "scores",
     },
     settings=_albert,
-    parts={
-        "pooler": r"pooler\..*",
-        "classifier": r"classifier\..*",
-        "transform": r"predictions\.(dense|LayerNorm)\..*",
-        "scores": r"predictions\.(bias|decoder\..*)",
-    },
-    copies={"predictions.decoder.weight": WORDS, "predictions.decoder.bias": "predictions.bias"},
-    unused={
-        **BUFFER,
-        r"sop_classifier\..*": "only pretraining on pairs of texts uses it",
-    },
+    copies={"predictions.decoder.weight": _WORDS, "predictions.decoder.bias": "predictions.bias"},
+    unused={**BUFFER, r"sop_classifier\..*": PRETRAINING},
 )

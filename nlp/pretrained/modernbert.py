@@ -5,48 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from attention_core import Neighborhood
-from attention_core.training.weights import Weights, inside
-from nlp.pretrained import family
-from nlp.pretrained.family import Config, Family, activation, block, depth, number_of_heads, tensor
+from attention_core.pretrained import Checkpoint, Family, names
+from attention_core.pretrained.family import GATED, Config
 from nlp.pretrained.rope import rotary
+from nlp.pretrained.text import WORDS, part_settings
 
-WORDS = "embeddings.tok_embeddings.weight"
+_WORDS = "embeddings.tok_embeddings.weight"
 
 
-def _settings(weights: Weights, config: Config, heads: int | None) -> dict[str, Any]:
-    words = tensor(weights, WORDS)
-    layers = depth(weights, "layers.")
-    count = number_of_heads(words.shape[1], heads, config, "num_attention_heads", 64)
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    ours, config, sizes = checkpoint.ours, checkpoint.config, checkpoint.sizes("encoder")
+    heads = checkpoint.number_of_heads(sizes["dim"], "num_attention_heads", 64)
     every = config.get("global_attn_every_n_layers") or 3
     kinds = config.get("layer_types") or [
-        "sliding_attention" if layer % every else "full_attention" for layer in range(layers)
+        "sliding_attention" if layer % every else "full_attention"
+        for layer in range(sizes["depth"])
     ]
     bases = {"full_attention": ("global_rope_theta", 160_000.0)}
     bases["sliding_attention"] = ("local_rope_theta", 10_000.0)
     rotaries = {
         kind: rotary(
-            {"rope_theta": config.get(key) or base, **_of(config, kind)}, words.shape[1] // count
+            {"rope_theta": config.get(key) or base, **_of(config, kind)}, sizes["dim"] // heads
         )
         for kind, (key, base) in bases.items()
     }
     local = Neighborhood((config.get("local_attention") or 128) // 2)
     return {
-        "vocab_size": len(words),
-        "dim": words.shape[1],
-        "depth": layers,
-        "heads": count,
+        **sizes,
+        "vocab_size": len(checkpoint.tensor(WORDS)),
+        "heads": heads,
         "positions": None,
         "mask": [local if kind == "sliding_attention" else None for kind in kinds],
         "rotary": [rotaries[kind] for kind in kinds],
-        "hidden": tensor(weights, "layers.0.mlp.Wi.weight").shape[0] // 2,
-        "activation": activation(config, "hidden_activation", "gelu", family.GATED),
-        "norm": "layer" if "final_norm.bias" in weights else "layer-no-bias",
-        "projection_bias": "layers.0.attn.Wo.bias" in weights,
+        "activation": checkpoint.activation("hidden_activation", "gelu", GATED),
+        "norm": "layer" if "encoder.norm.bias" in ours else "layer-no-bias",
         "eps": config.get("norm_eps") or 1e-5,
         "embedding_norm": True,
         "first_norm": False,
-        "transform": activation(config, "classifier_activation", "gelu"),
-        "transform_bias": "head.dense.bias" in weights,
+        **part_settings(
+            checkpoint,
+            pooling="class" if config.get("classifier_pooling", "cls") == "cls" else "mean",
+            transform=checkpoint.activation("classifier_activation", "gelu"),
+            transform_bias="transform.linear.bias" in ours,
+        ),
     }
 
 
@@ -56,36 +57,36 @@ def _of(config: Config, kind: str) -> dict[str, Any]:
 
 
 MODERNBERT = Family(
-    recognises=lambda w: WORDS in w and "layers.0.attn.Wqkv.weight" in w,
+    recognises=lambda w: _WORDS in w and "layers.0.attn.Wqkv.weight" in w,
     prefixes=("model.",),
+    model_types=("modernbert",),
     table={
         "embeddings.tok_embeddings": "embedding.table",
         "embeddings.norm": "embedding.norm",
-        **inside(
+        **names.layers(
             "layers.#.",
-            block(
-                "encoder",
-                {
-                    "attn_norm": family.ATTENTION_NORM,
-                    "attn.Wqkv": family.QKV,
-                    "attn.Wo": family.OUT,
-                    "mlp_norm": family.MLP_NORM,
-                    "mlp.Wi": family.UP,
-                    "mlp.Wo": family.DOWN,
-                },
-            ),
+            "encoder",
+            {
+                "attn_norm": names.ATTENTION_NORM,
+                "attn.Wqkv": names.QKV,
+                "attn.Wo": names.OUT,
+                "mlp_norm": names.MLP_NORM,
+                "mlp.Wi": names.UP,
+                "mlp.Wo": names.DOWN,
+            },
         ),
         "final_norm": "encoder.norm",
         "head.dense": "transform.linear",
         "head.norm": "transform.norm",
-        "decoder.bias": "head.bias",
-        "classifier": "head",
+        "decoder": "scores",
+        "classifier": "classifier",
     },
     settings=_settings,
-    parts={
-        "classifier": r"classifier\..*",
-        "transform": r"head\..*",
-        "scores": r"decoder\..*",
+    copies={"decoder.weight": _WORDS},
+    refused={
+        "classifier": (
+            "ModernBERT's classifier normalises what it reads, which TextEncoder does not. Give "
+            "num_classes=, or head=False, for a head of your own."
+        )
     },
-    copies={"decoder.weight": WORDS},
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 from attention_core import Rotary
 from attention_core.errors import UsageError
+from attention_core.pretrained.family import Config
 from attention_core.rotary_scaling import LinearScaling, Llama3Scaling, RotaryScaling, YaRN
-from nlp.pretrained.family import Config
 
 
 def rotary(config: Config, head_dim: int) -> Rotary:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from attention_core.pretrained.files import located
 from attention_core.training import UsageError, train
 from attention_core.training.predict import predict
-from nlp.loading import located
 from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
 
 pytest.importorskip("tokenizers")

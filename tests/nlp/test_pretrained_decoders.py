@@ -7,9 +7,9 @@ import torch
 import transformers as hf
 
 from attention_core.errors import UsageError
+from attention_core.pretrained import load_pretrained
 from nlp import Seq2SeqTransformer, TextDecoder
 from nlp.batches import pad, unpad
-from nlp.pretrained import load_pretrained
 from tests.nlp.test_pretrained import (
     LENGTHS,
     SMALL,

@@ -7,10 +7,10 @@ import torch
 from transformers import BertModel
 
 from attention_core.errors import UsageError
+from attention_core.pretrained import load_pretrained
 from nlp import TextEncoder, Tokenizer
 from nlp.batches import pad
 from nlp.data.tweets import packaged, read_tweets
-from nlp.pretrained import load_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,10 @@ def nested_loggers(folder: Path, canary: Path) -> Any:
     inner = {"logger": {"x": {"_target_": "evil.touch"}}, "allow": ["evil"]}
     return {
         "_target_": "attention_core.training.loggers.build_loggers",
-        "config": {"_target_": "attention_core.training.weights.without_prefix", "weights": inner},
+        "config": {
+            "_target_": "attention_core.pretrained.renaming.without_prefix",
+            "weights": inner,
+        },
         "folder": str(folder),
     }
 

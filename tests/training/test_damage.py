@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from attention_core.pretrained import read_weights
 from attention_core.training import UsageError, evaluate, export, load_model, resume, train
 from attention_core.training.checkpoint import (
     SHAPE,
@@ -29,7 +30,6 @@ from attention_core.training.folder import (
 )
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.predict import predict
-from attention_core.training.weights import read_weights
 from tests.training.conftest import Compose, assert_same_run, interrupt, same
 
 STATE = {"weight": torch.randn(4, 3), "bias": torch.ones(2).half()}

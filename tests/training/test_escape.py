@@ -22,9 +22,7 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from attention_core.training import UsageError, evaluate, resume, train
-from attention_core.training.cli import main
-from attention_core.training.escape import (
+from attention_core.escape import (
     csv_cell,
     for_terminal,
     html_text,
@@ -33,9 +31,11 @@ from attention_core.training.escape import (
     markdown_code,
     on_one_line,
     plot_label,
-    rich_text,
     shell_word,
 )
+from attention_core.training import UsageError, evaluate, resume, train
+from attention_core.training.cli import main
+from attention_core.training.console import rich_text
 from attention_core.training.metrics import CSVMetrics, read_metrics, read_rows
 from attention_core.training.plots import confusion_matrix, learning_curves
 from attention_core.training.predict import predict

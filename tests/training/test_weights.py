@@ -14,15 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from attention_core.pretrained import LoadReport, load_strictly, read_weights
+from attention_core.pretrained.renaming import rename, split_off, without_prefix
 from attention_core.training import UsageError
-from attention_core.training.weights import (
-    LoadReport,
-    load_strictly,
-    read_weights,
-    rename,
-    split_off,
-    without_prefix,
-)
 
 
 class Evil:
@@ -201,7 +195,7 @@ def test_a_model_gets_all_or_none() -> None:
 
 def test_no_framework_is_loaded() -> None:
     code = (
-        "import sys, attention_core.training.weights, vision.pretrained;"
+        "import sys, attention_core.pretrained, vision.pretrained;"
         "print(*sys.modules.keys() & {'lightning', 'hydra', 'torchvision', 'timm', 'matplotlib'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,8 +13,9 @@ import transformers
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
+from attention_core.pretrained import load_pretrained
 from vision import VisionTransformer
-from vision.pretrained import load_pretrained, to_timm
+from vision.pretrained import to_timm
 from vision.swin import SwinTransformer
 
 NATIVE = (32, 32)

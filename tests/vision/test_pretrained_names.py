@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from timm.models import eva, vision_transformer
 from torch import Tensor
 
+from attention_core.pretrained import load_pretrained
 from tests.vision.test_pretrained import (
     HF,
     NATIVE,
@@ -24,7 +25,6 @@ from tests.vision.test_pretrained import (
     timm_model,
 )
 from vision import NeighborhoodTransformer, SwinTransformer, VisionTransformer
-from vision.pretrained import load_pretrained
 
 Weights = dict[str, Tensor]
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from attention_core.escape import on_one_line, plot_label
 from attention_core.interpret.plots import (
     bare,
     distance_figure,
@@ -23,7 +24,6 @@ from attention_core.interpret.plots import (
     put_title,
     verdict_color,
 )
-from attention_core.training.escape import on_one_line, plot_label
 from vision.interpret.maps import (
     Model,
     attention_maps,

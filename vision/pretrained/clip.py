@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 
-from attention_core.training.weights import Weights, inside, rename, split_off, without_prefix
-from vision.pretrained import names
-from vision.pretrained.timm import from_timm
+from attention_core.errors import UsageError
+from attention_core.pretrained import Checkpoint, names
+from attention_core.pretrained.renaming import Weights, split_off, without_prefix
+from vision.pretrained import timm, vit
+from vision.pretrained.positions import CLASS, POSITIONS
 
 TEXT = "it is of the text tower, or compares it with images"
 
 TRANSFORMERS = {
-    "embeddings.class_embedding": names.CLASS,
-    "embeddings.patch_embedding": names.PATCHES,
-    "embeddings.position_embedding.weight": names.POSITIONS,
-    "pre_layrnorm": names.EMBEDDING_NORM,
-    "post_layernorm": names.NORM,
-    "visual_projection": names.HEAD,
-    "classifier": names.HEAD,
-    **inside(
+    "embeddings.class_embedding": CLASS,
+    "embeddings.patch_embedding": vit.PATCHES,
+    "embeddings.position_embedding.weight": POSITIONS,
+    "pre_layrnorm": vit.EMBEDDING_NORM,
+    "post_layernorm": vit.NORM,
+    "visual_projection": names.CLASSIFIER,
+    "classifier": names.CLASSIFIER,
+    **names.layers(
         "encoder.layers.#.",
+        "encoder",
         {
             "layer_norm1": names.ATTENTION_NORM,
             "self_attn.q_proj": names.QUERY,
@@ -32,28 +35,29 @@ TRANSFORMERS = {
         },
     ),
     # SigLIP's pooling
-    "head.probe": names.POOL_QUERIES,
-    "head.attention.in_proj_weight": names.POOL_QKV + ".weight",
-    "head.attention.in_proj_bias": names.POOL_QKV + ".bias",
-    "head.attention.out_proj": names.POOL_OUT,
-    "head.layernorm": names.POOL_MLP_NORM,
-    "head.mlp.fc1": names.POOL_UP,
-    "head.mlp.fc2": names.POOL_DOWN,
+    "head.probe": vit.POOL_QUERIES,
+    "head.attention.in_proj_weight": "pool.attention.qkv.weight",
+    "head.attention.in_proj_bias": "pool.attention.qkv.bias",
+    "head.attention.out_proj": "pool.attention.out",
+    "head.layernorm": "pool.feed_forward_residual.norm",
+    "head.mlp.fc1": "pool.feed_forward.up",
+    "head.mlp.fc2": "pool.feed_forward.down",
 }
 
 OPENAI = {
-    "class_embedding": names.CLASS,
-    "positional_embedding": names.POSITIONS,
-    "conv1": names.PATCHES,
-    "ln_pre": names.EMBEDDING_NORM,
-    "ln_post": names.NORM,
-    "proj": names.HEAD + ".weight",
-    **inside(
+    "class_embedding": CLASS,
+    "positional_embedding": POSITIONS,
+    "conv1": vit.PATCHES,
+    "ln_pre": vit.EMBEDDING_NORM,
+    "ln_post": vit.NORM,
+    "proj": f"{names.CLASSIFIER}.weight",
+    **names.layers(
         "transformer.resblocks.#.",
+        "encoder",
         {
             "ln_1": names.ATTENTION_NORM,
-            "attn.in_proj_weight": names.QKV + ".weight",
-            "attn.in_proj_bias": names.QKV + ".bias",
+            "attn.in_proj_weight": f"{names.QKV}.weight",
+            "attn.in_proj_bias": f"{names.QKV}.bias",
             "attn.out_proj": names.OUT,
             "ls_1.gamma": names.ATTENTION_SCALE,
             "ln_2": names.MLP_NORM,
@@ -64,49 +68,76 @@ OPENAI = {
     ),
 }
 
+TABLE = {**timm.TABLE, **TRANSFORMERS, **OPENAI}
+UNUSED = {
+    r"text_.*|logit_(scale|bias)": TEXT,
+    r".*position_ids": "it counts positions",
+}
 
-def is_clip(weights: Weights) -> bool:
+
+def _is_clip(weights: Weights) -> bool:
     """By a class token and a norm before the first block; timm's other such models differ."""
-    timm = {"norm_pre.weight", "norm.weight", "cls_token"} <= weights.keys()
-    if timm and "attn_pool.latent" not in weights:
+    by_timm = {"norm_pre.weight", "norm.weight", "cls_token"} <= weights.keys()
+    if by_timm and "attn_pool.latent" not in weights:
         return True
-    tower = re.compile(r"(visual\.|(vision_model\.)?embeddings\.)class_embedding")
-    return any(tower.fullmatch(name) for name in weights)
+    return not {"visual.class_embedding", "embeddings.class_embedding"}.isdisjoint(weights)
 
 
-def from_clip(weights: Weights) -> tuple[Weights, dict[str, str]]:
-    """Ours, and what was dropped."""
-    if "patch_embed.proj.weight" in weights:
-        return from_timm(weights)
-    if any(name.startswith("visual.") for name in weights):
-        weights, dropped = split_off(weights, {r"(?!visual\.).*": TEXT})
-        ours = rename(without_prefix(weights, "visual."), OPENAI)
-        if "head.weight" in ours:
-            ours["head.weight"] = ours["head.weight"].T
-        return ours, dropped
-    weights, dropped = split_off(
-        weights,
-        {
-            r"text_.*|logit_(scale|bias)": TEXT,
-            r".*position_ids": "it counts positions",
-        },
+def _from_clip(weights: Weights) -> tuple[Weights, dict[str, str]]:
+    """OpenAI's text tower has the names of its image tower, which alone have a prefix."""
+    if not any(name.startswith("visual.") for name in weights):
+        return weights, {}
+    rest, dropped = split_off(weights, {r"(?!visual\.).*": TEXT})
+    rest = without_prefix(rest, "visual.")
+    if "proj" in rest:
+        rest["proj"] = rest["proj"].T
+    return rest, dropped
+
+
+def _activation(checkpoint: Checkpoint) -> str:
+    if "input_resolution" in checkpoint.dropped:  # OpenAI's own files have it
+        return "quick_gelu"
+    raise UsageError(
+        "weights: CLIP's do not say which activation they were trained with. Give activation="
+        "'quick-gelu' (OpenAI's models) or 'gelu' (most of open_clip's), or config=."
     )
-    return rename(without_prefix(weights, "vision_model."), TRANSFORMERS), dropped
 
 
-def is_siglip(weights: Weights) -> bool:
+CLIP = vit.vit_family(
+    recognises=_is_clip,
+    prefixes=("vision_model.",),
+    model_types=("clip", "clip_vision_model"),
+    table=TABLE,
+    settings=partial(vit.vit_settings, eps=1e-5, activation=_activation),
+    unused=UNUSED,
+    prepare=_from_clip,
+)
+
+
+def _is_siglip(weights: Weights) -> bool:
     """By its pooling, or by patches with a bias in place of CLIP's class token."""
     if "attn_pool.latent" in weights:
         return "norm_pre.weight" not in weights
-    tower = re.compile(r"(vision_model\.)?embeddings\.patch_embedding\.bias")
-    return any(tower.fullmatch(name) for name in weights)
+    return "embeddings.patch_embedding.bias" in weights
 
 
-def from_siglip(weights: Weights) -> tuple[Weights, dict[str, str]]:
-    """Ours, and what was dropped."""
-    unread = {}
-    if "classifier.weight" in weights:
-        unread = {r"(vision_model\.)?head\..*": "the classifier reads the mean over the patches"}
-    weights, dropped = split_off(weights, unread)
-    ours, text = from_clip(weights)
-    return ours, {**dropped, **text}
+def _from_siglip(weights: Weights) -> tuple[Weights, dict[str, str]]:
+    if "classifier.weight" not in weights:
+        return weights, {}
+    return split_off(weights, {r"head\..*": "the classifier reads the mean over the patches"})
+
+
+def _head_dim(checkpoint: Checkpoint, dim: int, depth: int) -> int:
+    giant = (dim, depth) == (1536, 40)  # SigLIP 2's; not DINOv2's
+    return 96 if giant else vit.published_head(checkpoint, dim, depth)
+
+
+SIGLIP = vit.vit_family(
+    recognises=_is_siglip,
+    prefixes=("vision_model.",),
+    model_types=("siglip", "siglip_vision_model"),
+    table=TABLE,
+    settings=partial(vit.vit_settings, activation="gelu_pytorch_tanh", head_dim=_head_dim),
+    unused=UNUSED,
+    prepare=_from_siglip,
+)

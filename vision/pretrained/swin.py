@@ -1,79 +1,106 @@
-"""torchvision's names of Swin transformers, v1 and v2."""
+"""Swin transformers, v1 and v2, by torchvision's names."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 
-#: Buffers that follow from the window, at the end of a name.
-DROPPED = ("relative_position_index", "relative_coords_table")
+from attention_core.errors import UsageError
+from attention_core.pretrained import Checkpoint, Family, names
+from attention_core.pretrained.renaming import Weights, without_key_bias
+
+#: Of a stage.
+STAGE = {
+    "norm1": f"blocks.#.{names.ATTENTION_NORM}",
+    "attn.qkv": f"blocks.#.{names.QKV}",
+    "attn.q_bias": f"blocks.#.{names.QUERY}.bias",
+    "attn.v_bias": f"blocks.#.{names.VALUE}.bias",
+    "attn.logit_scale": "blocks.#.attention.log_temperature",
+    "attn.proj": f"blocks.#.{names.OUT}",
+    "attn.relative_position_bias_table": "biases.#.table",
+    "attn.cpb_mlp.0": "biases.#.mlp.0",
+    "attn.cpb_mlp.2": "biases.#.mlp.2",
+    "norm2": f"blocks.#.{names.MLP_NORM}",
+    "mlp.0": f"blocks.#.{names.UP}",
+    "mlp.3": f"blocks.#.{names.DOWN}",
+}
 
 # Stage i and what merges its tokens are features 2i + 1 and 2i + 2; feature 0 is the embedding.
-_BLOCK = re.compile(r"features\.(\d*[13579])\.(\d+)\.(.+)")
-_MERGING = re.compile(r"features\.(\d*[02468])\.((?:norm|reduction)\..+)")
-_EMBEDDING = {"features.0.0.": "embedding.project.", "features.0.2.": "embedding_norm."}
-_IN_BLOCK = {
-    "norm1.": "attention_residual.norm.",
-    "attn.proj.": "attention.out.",
-    "attn.logit_scale": "attention.log_temperature",
-    "norm2.": "feed_forward_residual.norm.",
-    "mlp.0.": "feed_forward.up.",
-    "mlp.3.": "feed_forward.down.",
+TABLE = {
+    "features.0.0": "embedding.project",
+    "features.0.2": "embedding_norm",
+    "norm": "norm",
+    "head": names.CLASSIFIER,
+    **{
+        f"features.{2 * stage + 1}.#.{theirs}": f"stages.{stage}.{ours}"
+        for stage in range(8)
+        for theirs, ours in STAGE.items()
+    },
+    **{
+        f"features.{2 * stage + 2}.{part}": f"stages.{stage}.merging.{part}"
+        for stage in range(8)
+        for part in ("norm", "reduction")
+    },
 }
-_IN_BIAS = {"attn.relative_position_bias_table": "table", "attn.cpb_mlp.": "mlp."}
 
 
-def swin_from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of torchvision's `swin_*` and `swin_v2_*` under the names of our
-    `SwinTransformer`.
+def _prepare(weights: Weights) -> tuple[Weights, dict[str, str]]:
+    """In version 2 keys have no bias, and the network takes query minus key, ours the reverse."""
+    if not any(name.endswith("attn.logit_scale") for name in weights):
+        return weights, {}
+    weights, dropped = without_key_bias(weights, "the forward pass makes it zero")
+    turned = "attn.cpb_mlp.0.weight"
+    return {n: -w if n.endswith(turned) else w for n, w in weights.items()}, dropped
 
-    `DROPPED` buffers are left out; names that are not torchvision's stay as they are, so that
-    `load_state_dict` lists them.
 
-    Args:
-        state_dict: as torchvision's model gives it.
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The arguments of `SwinTransformer`.
+
+    Raises:
+        UsageError: windows are not square, and `window` does not say what they are.
     """
-    second = any(name.endswith("attn.logit_scale") for name in state_dict)
-    ours: dict[str, Tensor] = {}
-    for name, value in state_dict.items():
-        if name.endswith(DROPPED):
-            continue
-        if found := _BLOCK.fullmatch(name):
-            stage, block, rest = int(found[1]) // 2, found[2], found[3]
-            prefix = f"stages.{stage}.blocks.{block}."
-            if rest.startswith("attn.qkv."):
-                kind = rest.removeprefix("attn.qkv.")
-                ours |= _projections(f"{prefix}attention.", kind, value, key_bias=not second)
-                continue
-            if rest == "attn.cpb_mlp.0.weight":
-                value = -value  # their network takes query minus key, ours key minus query
-            if own := _renamed(rest, _IN_BIAS):
-                ours[f"stages.{stage}.biases.{block}.{own}"] = value
-            elif own := _renamed(rest, _IN_BLOCK):
-                ours[prefix + own] = value
-            else:
-                ours[name] = value
-        elif found := _MERGING.fullmatch(name):
-            ours[f"stages.{int(found[1]) // 2 - 1}.merging.{found[2]}"] = value
-        else:
-            ours[_renamed(name, _EMBEDDING) or name] = value
-    return ours
+    if checkpoint.heads is not None or checkpoint.given_config is not None:
+        raise UsageError(
+            "heads, config: the weights of a Swin transformer say all that either could."
+        )
+    ours, project = checkpoint.ours, checkpoint.tensor("embedding.project.weight")
+    depths: dict[int, int] = {}
+    for name in ours:
+        if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+            stage, block = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    second = "stages.0.blocks.0.attention.log_temperature" in ours
+    per_head = "blocks.0.attention.log_temperature" if second else "biases.0.table"
+    of_heads = [checkpoint.tensor(f"stages.{stage}.{per_head}") for stage in sorted(depths)]
+    return {
+        "dim": len(project),
+        "depths": [depths[stage] for stage in sorted(depths)],
+        "heads": [len(one) if second else one.shape[1] for one in of_heads],
+        "window": checkpoint.options.get("window") or _window(checkpoint, of_heads[0]),
+        "patch_size": (project.shape[2], project.shape[3]),
+        "channels": project.shape[1],
+        "num_classes": checkpoint.length("classifier.weight") or None,
+        "version": 2 if second else 1,
+    }
 
 
-def _renamed(name: str, table: Mapping[str, str]) -> str | None:
-    for theirs, own in table.items():
-        if name.startswith(theirs):
-            return own + name.removeprefix(theirs)
-    return None
+def _window(checkpoint: Checkpoint, first: Tensor) -> int | tuple[int, ...]:
+    coordinates = [w for n, w in checkpoint.theirs.items() if n.endswith("relative_coords_table")]
+    if coordinates:
+        return tuple((n + 1) // 2 for n in coordinates[0].shape[1:3])
+    side = math.isqrt(len(first))
+    if first.ndim != 2 or side * side != len(first):
+        raise UsageError("weights: their windows are not square; give window=(height, width).")
+    return (side + 1) // 2
 
 
-def _projections(prefix: str, kind: str, fused: Tensor, *, key_bias: bool) -> dict[str, Tensor]:
-    """Theirs, queries, keys and values in one, as ours: queries, and keys with values."""
-    query, key, value = fused.chunk(3)
-    if kind == "bias" and not key_bias:  # theirs is zeroed in each forward pass
-        return {f"{prefix}query.bias": query, f"{prefix}value_bias": value}
-    both = torch.cat([key, value])
-    return {f"{prefix}query.{kind}": query, f"{prefix}key_value.{kind}": both}
+TORCHVISION_SWIN = Family(
+    recognises=lambda w: "features.0.0.weight" in w,
+    table=TABLE,
+    settings=_settings,
+    unused={r".*\.relative_(position_index|coords_table)": "the window gives it"},
+    prepare=_prepare,
+)

@@ -4,64 +4,63 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from attention_core.errors import UsageError
-from attention_core.training.weights import Weights, inside, rename, some
+from attention_core.pretrained import names
+from attention_core.pretrained.renaming import Weights, modules, rename, some
 from vision.positions import ResampledPosition
-from vision.pretrained import names
-from vision.pretrained.names import disassemble
+from vision.pretrained import vit
+from vision.pretrained.positions import CLASS, POSITIONS, REGISTERS, TABLES
 
 if TYPE_CHECKING:
     from vision.models import VisionTransformer
 
-BLOCK = inside(
-    "blocks.#.",
-    {
-        "norm1": names.ATTENTION_NORM,
-        "attn.qkv": names.QKV,
-        "attn.q_norm": names.QUERY_NORM,
-        "attn.k_norm": names.KEY_NORM,
-        "attn.proj": names.OUT,
-        "ls1.gamma": names.ATTENTION_SCALE,
-        "norm2": names.MLP_NORM,
-        "mlp.fc1": names.UP,
-        "mlp.fc2": names.DOWN,
-        "ls2.gamma": names.MLP_SCALE,
-    },
-)
-
-OUTSIDE = {
-    "cls_token": names.CLASS,
-    "reg_token": names.REGISTERS,
-    "pos_embed": names.POSITIONS,
-    "patch_embed.proj": names.PATCHES,
-    "norm_pre": names.EMBEDDING_NORM,
-    "norm": names.NORM,
-    "fc_norm": names.POOL_NORM,
-    "attn_pool.latent": names.POOL_QUERIES,
-    "attn_pool.q": names.POOL_QUERY,
-    "attn_pool.kv": names.POOL_KEY_VALUE,
-    "attn_pool.proj": names.POOL_OUT,
-    "attn_pool.norm": names.POOL_MLP_NORM,
-    "attn_pool.mlp.fc1": names.POOL_UP,
-    "attn_pool.mlp.fc2": names.POOL_DOWN,
-    "head": names.HEAD,
+TABLE = {
+    "cls_token": CLASS,
+    "reg_token": REGISTERS,
+    "pos_embed": POSITIONS,
+    "patch_embed.proj": vit.PATCHES,
+    "norm_pre": vit.EMBEDDING_NORM,
+    "norm": vit.NORM,
+    "fc_norm": vit.POOL_NORM,
+    "attn_pool.latent": vit.POOL_QUERIES,
+    "attn_pool.q": "pool.attention.query",
+    "attn_pool.kv": "pool.attention.key_value",
+    "attn_pool.proj": "pool.attention.out",
+    "attn_pool.norm": "pool.feed_forward_residual.norm",
+    "attn_pool.mlp.fc1": "pool.feed_forward.up",
+    "attn_pool.mlp.fc2": "pool.feed_forward.down",
+    "head": names.CLASSIFIER,
+    **names.layers(
+        "blocks.#.",
+        "encoder",
+        {
+            "norm1": names.ATTENTION_NORM,
+            "attn.qkv": names.QKV,
+            "attn.q_norm": names.QUERY_NORM,
+            "attn.k_norm": names.KEY_NORM,
+            "attn.proj": names.OUT,
+            "ls1.gamma": names.ATTENTION_SCALE,
+            "norm2": names.MLP_NORM,
+            "mlp.fc1": names.UP,
+            "mlp.fc2": names.DOWN,
+            "ls2.gamma": names.MLP_SCALE,
+        },
+    ),
 }
 
-TIMM = {**OUTSIDE, **BLOCK}
-
-
-def is_timm(weights: Weights) -> bool:
-    """By the name of the patches, but for models with rotary positions, which nothing names."""
-    return "patch_embed.proj.weight" in weights and "norm_pre.weight" not in weights
-
-
-def from_timm(weights: Weights) -> tuple[Weights, dict[str, str]]:
-    """Ours, and what was dropped."""
-    return rename(weights, TIMM), {}
+TIMM = vit.vit_family(
+    # By the patches, but for models with a norm in front of the blocks, whose eps differs
+    recognises=lambda w: "patch_embed.proj.weight" in w and "norm_pre.weight" not in w,
+    table=TABLE,
+    settings=vit.vit_settings,
+)
 
 
 def to_timm(model: VisionTransformer) -> Weights:
-    """The weights of `model` by the names of timm's `VisionTransformer`, which loads them strictly.
+    """Return the weights of `model` by the names of timm's `VisionTransformer`, which loads them
+    strictly.
 
     timm's model must be made with what has no weights: `num_heads`, `global_pool`, the `eps` of
     `norm_layer`, `act_layer`. Where there are registers, the vector for the place of the class
@@ -75,16 +74,34 @@ def to_timm(model: VisionTransformer) -> Weights:
     without = [name for name, used in _unknown_to_timm(model).items() if used]
     if without:
         raise UsageError(f"to_timm: timm's VisionTransformer has no {some(without)}.")
-    weights = disassemble({name: value.detach() for name, value in model.state_dict().items()})
+    weights = _fused({name: value.detach() for name, value in model.state_dict().items()})
     positions = model.positions
     if isinstance(positions, ResampledPosition) and positions.special and len(model.registers):
-        weights[names.CLASS] = weights[names.CLASS] + weights[names.POSITIONS][:1]
-        weights[names.POSITIONS] = weights[names.POSITIONS][1:]
-    for name in names.TABLES:
+        weights[CLASS] = weights[CLASS] + weights[POSITIONS][:1]
+        weights[POSITIONS] = weights[POSITIONS][1:]
+    for name in TABLES:
         if name in weights:
             weights[name] = weights[name][None]
-    back = {ours: theirs for theirs, ours in TIMM.items()}
+    back = {ours: theirs for theirs, ours in TABLE.items()}
+    back[model.parts[names.CLASSIFIER]] = back.pop(names.CLASSIFIER)
     return {name: value.clone() for name, value in rename(weights, back).items()}
+
+
+def _fused(ours: Weights) -> Weights:
+    """With the queries, keys and values of each block in one; without what is empty."""
+    fused = {name: value for name, value in ours.items() if value.numel()}
+    for prefix in modules(fused, "key_value"):
+        if not prefix.startswith("encoder."):
+            continue
+        for kind in ("weight", "bias"):
+            query = fused.pop(f"{prefix}query.{kind}", None)
+            both = fused.pop(f"{prefix}key_value.{kind}", None)
+            if both is None and f"{prefix}value_bias" in fused:
+                value = fused.pop(f"{prefix}value_bias")
+                both = torch.cat([torch.zeros_like(value), value])
+            if query is not None and both is not None:
+                fused[f"{prefix}qkv.{kind}"] = torch.cat([query, both])
+    return fused
 
 
 def _unknown_to_timm(model: VisionTransformer) -> dict[str, bool]:

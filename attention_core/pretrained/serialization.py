@@ -18,7 +18,8 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -29,7 +30,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attention_core.errors import Damaged, UsageError, reading
-from attention_core.training.unpickling import torchs_own_globals
 
 # The comment of a zip file, which ends it; the two bytes before it are its length.
 COMMENT = b"attention-core crc32="
@@ -91,6 +91,24 @@ def load_torch(path: Path, what: str, *, ours: bool, map_location: Any = "cpu") 
                 f"{what}: {str(path)!r} is refused: it holds more than plain data, and reading "
                 f"that could run code ({code[1] if code else str(error).splitlines()[0]})."
             ) from error
+
+
+@contextmanager
+def torchs_own_globals(more: Container[str] = ()) -> Iterator[None]:
+    """Within it, `torch.load(weights_only=True)` makes what torch itself has listed, and `more`.
+
+    Packages add classes of theirs to the list as they are imported, and files may call these with
+    any arguments: PyG's `ClusterData` opens, and unpickles, the file that it is told to.
+    """
+    known = torch.serialization.get_safe_globals()
+    names = {id(one): f"{one.__module__}.{one.__qualname__}" for one in known if callable(one)}
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([one for one in known if names.get(id(one)) in more])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
 
 
 def _check(file: BinaryIO, ours: bool) -> bool:

@@ -12,10 +12,7 @@ import json
 import re
 import shlex
 from numbers import Number
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.text import Text
+from typing import Any
 
 # Control characters (C0, DEL, C1), separators of lines, what turns the direction of writing, and
 # surrogates, which stand for the bytes of a file name that are no UTF-8
@@ -36,13 +33,6 @@ def on_one_line(text: object) -> str:
 def for_terminal(text: object) -> str:
     """A message of several lines, for a terminal: ends of lines and tabs stay."""
     return _IN_LINES.sub(_visible, str(text))
-
-
-def rich_text(text: object, style: str = "") -> "Text":
-    """Text for a console of rich, as `for_terminal`; no bracket is markup, and `:x:` no emoji."""
-    from rich.text import Text  # here: `attn --help` must not wait for it
-
-    return Text(for_terminal(text), style)
 
 
 def shell_word(text: object) -> str:

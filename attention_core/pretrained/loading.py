@@ -1,0 +1,320 @@
+"""Models from published weights: whose they are, the model that they are for, all of them in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from torch import nn
+
+from attention_core.errors import UsageError, did_you_mean
+from attention_core.escape import on_one_line
+from attention_core.pretrained.family import Checkpoint, Config, Family, same
+from attention_core.pretrained.files import folder_of, read, read_json
+from attention_core.pretrained.names import PARTS, POOLER
+from attention_core.pretrained.renaming import Weights, some
+
+Published = Mapping[str, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the weights that were loaded into a model.
+
+    Attributes:
+        source: where they come from, such as "timm".
+        dropped: each weight that was left out deliberately, by its own name, and why.
+        kept: the model's parameters that stay as they were.
+    """
+
+    source: str
+    dropped: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"weights: from {self.source}"]
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self.dropped.items():
+            by_reason.setdefault(why, []).append(name)
+        lines += [f"  dropped, {why}: {some(names)}" for why, names in by_reason.items()]
+        if self.kept:
+            lines.append(f"  kept as they were: {some(self.kept)}")
+        return "\n".join(map(on_one_line, lines))  # names come from files
+
+
+class Pretrained(nn.Module):
+    """A model that can be made from the weights of a published one.
+
+    Attributes:
+        families: the published models that it can be made from, by name, what is more particular
+            first.
+        parts: what of theirs, beside the transformer itself, it reads, one or several of
+            `names.PARTS`, to what it calls it; a fine-tuning starts these parts anew.
+    """
+
+    families: ClassVar[Mapping[str, Family]] = {}
+    parts: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: Published,
+        *,
+        source: str | None = None,
+        heads: int | None = None,
+        config: Config | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return the model that published weights are for, with these weights.
+
+        Args:
+            weights: a state dict, a `.safetensors` or torch file of one, or the folder of a
+                published model; ``package:NAME/PATH`` is one inside an installed package.
+            source: one of the class's `families`; by default it is recognised by the configuration,
+                or by the names.
+            heads: which shapes do not tell; by default those of the configuration, and else those
+                of the published model of this size, or heads of 64 features.
+            config: transformers' `config.json` as a dict: what shapes do not tell. By default that
+                of the folder or beside the file. ALBERT's depth and all of Llama's heads need it.
+            options: arguments that replace those found, such as `num_classes`, whose head is new;
+                `image_size`, to which positions are resampled; or `pooling`.
+
+        Raises:
+            UsageError: as of `load_pretrained`; or something cannot be told.
+
+        Example::
+
+            model = VisionTransformer.from_pretrained("dinov2_vits14.pth", image_size=224)
+            model = TextEncoder.from_pretrained("all-MiniLM-L6-v2", num_classes=3)
+        """
+        return build(cls, weights, source=source, heads=heads, config=config, **options)
+
+
+Model = TypeVar("Model", bound=Pretrained)
+
+
+def load_pretrained(
+    model: nn.Module, weights: Published, source: str | None = None, *, head: bool = True
+) -> LoadReport:
+    """Load published weights into `model`, all of them or none.
+
+    The model's configuration must be the one that they were trained with: shapes are checked, but
+    what has none, such as `eps`, `activation`, rotary positions or the number of heads, cannot be.
+    The model's `from_pretrained` chooses it. Learned positions of images are resampled to the
+    model's image size.
+
+    Args:
+        model: one with `families`, such as a `VisionTransformer` or a `TextEncoder`.
+        weights: a state dict, a `.safetensors` or torch file of one, or the folder of a published
+            model.
+        source: one of `model.families`; by default it is recognised by the configuration beside
+            the file, or by the names.
+        head: False leaves the model's head as it is, and a pooler that the weights have none for,
+            to fine-tune it on other classes.
+
+    Returns: what was dropped, and why, and what of the model is as before.
+
+    Raises:
+        UsageError: the file cannot be read, the source is unknown, or something of theirs has no
+            place in the model, or the reverse; the message has the first names and shapes.
+
+    Example::
+
+        model = VisionTransformer.preset("small", patch_size=16, num_classes=10, image_size=96)
+        print(load_pretrained(model, "vit_small_patch16_224.safetensors", head=False))
+    """
+    if not isinstance(model, Pretrained) or not model.families:
+        known = ", ".join(kind.__name__ for kind in _kinds())
+        raise TypeError(f"model must be one of {known}; got {type(model).__name__}")
+    return _load(model, open_checkpoint(type(model), weights, source), head=head)
+
+
+def build(
+    model_type: type[Model],
+    weights: Published,
+    *,
+    source: str | None = None,
+    heads: int | None = None,
+    config: Config | None = None,
+    **options: Any,
+) -> Model:
+    """Return the model that published weights are for, with them; see `from_pretrained`."""
+    checkpoint = open_checkpoint(
+        model_type, weights, source, heads=heads, config=config, options=options
+    )
+    model = model_type(**{**checkpoint.family.settings(checkpoint), **options})
+    _load(model, checkpoint, head="num_classes" not in options)
+    return model
+
+
+def open_checkpoint(
+    model_type: type[Pretrained],
+    weights: Published,
+    source: str | None = None,
+    *,
+    heads: int | None = None,
+    config: Config | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Return published weights, read, recognised and by our names; arguments as of `build`."""
+    theirs, folder = read(weights), folder_of(weights)
+    found = {} if folder is None else read_json(folder / "config.json")
+    source = recognise(model_type, theirs, found if config is None else config, source)
+    family = model_type.families[source]
+    return Checkpoint(
+        source=source,
+        family=family,
+        parts=model_type.parts,
+        **family.translate(theirs, model_type.parts)._asdict(),
+        config=found if config is None else config,
+        given_config=config,
+        folder=folder,
+        heads=heads,
+        options=options or {},
+    )
+
+
+def recognise(
+    model_type: type[Pretrained],
+    weights: Weights,
+    config: Config | None = None,
+    source: str | None = None,
+) -> str:
+    """Return the name of the family, of those of `model_type`, that weights are of.
+
+    Raises:
+        UsageError: they are of none, or of one that another model loads; the message says which.
+    """
+    families = model_type.families
+    if source is not None:
+        if source in families:
+            return source
+        _refuse_another(model_type, lambda name, family: name == source)
+        raise UsageError(
+            f"source must be one of {', '.join(families)}, got {source!r}."
+            f"{did_you_mean(source, families)}"
+        )
+    named = (config or {}).get("model_type")
+    if named is not None:
+        for name, family in families.items():
+            if named in family.model_types:
+                return name
+        _refuse_another(model_type, lambda name, family: named in family.model_types)
+        known = [one for family in families.values() for one in family.model_types]
+        # It may have the names of one of these, and yet compute something else
+        raise UsageError(
+            f"config: model_type {named!r} is none of {', '.join(known)}. Where it computes the "
+            "same as one of them, give source=."
+        )
+    for name, family in families.items():
+        if family.owns(weights):
+            return name
+    if any(".attention_residual." in name for name in weights):
+        raise UsageError(
+            "weights: they have our own names; model.load_state_dict loads them, or init.weights= "
+            "on the command line."
+        )
+    _refuse_another(model_type, lambda name, family: family.owns(weights))
+    raise UsageError(
+        f"weights: they are of none of {', '.join(families)}; the first are {some(list(weights))}."
+    )
+
+
+def _refuse_another(model_type: type[Pretrained], fits: Callable[[str, Family], bool]) -> None:
+    """Refuse the weights of an encoder for a decoder, and the like, where any model loads them."""
+    found = [
+        (name, kind.__name__)
+        for kind in _kinds()
+        for name, family in kind.families.items()
+        if fits(name, family)
+    ]
+    if found:
+        own, source = model_type.__name__, found[0][0]
+        fitting = list(dict.fromkeys(kind for name, kind in found if name == source))
+        raise UsageError(
+            f"weights: they are of {source!r}, for {' or '.join(fitting)}, not for {own}: "
+            f"{own}.from_pretrained cannot make one of them, {fitting[0]}.from_pretrained does."
+        )
+
+
+def _kinds() -> list[type[Pretrained]]:
+    """Return all models imported so far that name families of their own, the plainest first."""
+    found, below = [], [Pretrained]
+    while below:
+        kind = below.pop()
+        below += [one for one in kind.__subclasses__() if one not in found]
+        found.append(kind)
+    named = [kind for kind in dict.fromkeys(found) if vars(kind).get("families")]
+    return sorted(named, key=lambda kind: (len(kind.__mro__), kind.__name__))
+
+
+def _load(model: Pretrained, checkpoint: Checkpoint, *, head: bool) -> LoadReport:
+    family, state = checkpoint.family, model.state_dict()
+    ours: Weights = {}
+    dropped = dict(checkpoint.dropped)
+    for name, value in family.fit(model, checkpoint).items():
+        part, _, rest = name.partition(".")
+        place = f"{model.parts[part]}.{rest}" if part in PARTS else name
+        theirs = checkpoint.names.get(name, name)
+        copied = family.copies.get(theirs)
+        why = None
+        if part == POOLER and place not in state:
+            why = f"the model has no {part}"
+        elif part in PARTS and part != POOLER and not head:
+            why = "the model keeps its own head"
+        elif part in family.refused:
+            raise UsageError(f"weights: {family.refused[part]}")
+        elif copied in checkpoint.theirs and place not in state:
+            why = same(checkpoint.theirs, theirs, copied)
+        if why is None:
+            ours[place] = value
+        elif name in checkpoint.names:  # and not made up, as a bias of zeros is
+            dropped[theirs] = why
+    kept = []
+    if not head:
+        own = tuple(f"{part}." for part in model.parts.values())
+        kept = [name for name in state if name.startswith(own) and name not in ours]
+    load_strictly(model, ours, keep=kept)
+    return LoadReport(checkpoint.source, dropped, kept)
+
+
+def load_strictly(model: nn.Module, weights: Weights, *, keep: Iterable[str] = ()) -> None:
+    """Copy `weights` into `model`, all of them or, where something does not fit, none.
+
+    Args:
+        weights: for each parameter and persistent buffer of the model that is not empty, by its
+            name there.
+        keep: names of those that stay as they are.
+
+    Raises:
+        UsageError: names are missing or surplus, or shapes differ; the message has the first ones.
+    """
+    own = model.state_dict()
+    kept = set(keep)
+    missing = [
+        f"{name} {tuple(value.shape)}"
+        for name, value in own.items()
+        if name not in weights and name not in kept and value.numel()
+    ]
+    surplus = [f"{name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
+    differing = [
+        f"{name} is {tuple(value.shape)}, the model's {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    wrong = [
+        f"{len(names)} {what}: {some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("surplus", surplus),
+            ("of another shape", differing),
+        )
+        if names
+    ]
+    if wrong:
+        raise UsageError(
+            f"weights: they do not fit this {type(model).__name__}; {'; '.join(wrong)}."
+        )
+    model.load_state_dict({**own, **weights})
