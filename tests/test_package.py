@@ -91,7 +91,7 @@ def test_imports_run_one_way(package: str) -> None:
         ("attention_core.masks", "vision", False),
         ("attention_core.masks", "attention_core.interpret.maps", False),
         ("attention_core.interpret.maps", "attention_core.record", True),
-        ("attention_core.interpret.maps", "attention_core.escape", False),
+        ("attention_core.interpret.maps", "attention_core.training.folder", False),
         ("attention_core.interpret.maps", "matplotlib.figure", False),
         ("attention_core.interpret.plots", "matplotlib.figure", True),
         ("attention_core.interpret.plots", "vision", False),
