@@ -93,6 +93,7 @@ def test_imports_run_one_way(package: str) -> None:
         ("attention_core.interpret.maps", "attention_core.record", True),
         ("attention_core.interpret.maps", "attention_core.training.console", False),
         ("attention_core.interpret.plots", "attention_core.training.console", False),
+        ("attention_core.interpret.maps", "attention_core.training.folder", False),
         ("attention_core.interpret.maps", "matplotlib.figure", False),
         ("attention_core.interpret.plots", "matplotlib.figure", True),
         ("attention_core.interpret.plots", "vision", False),

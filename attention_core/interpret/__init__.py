@@ -8,6 +8,8 @@
 
 from attention_core.interpret.maps import (
     LayerAttention,
+    RolloutOptions,
+    all_layers,
     attention_layers,
     mean_distance,
     occlusion,
@@ -21,6 +23,8 @@ from attention_core.interpret.maps import (
 
 __all__ = [
     "LayerAttention",
+    "RolloutOptions",
+    "all_layers",
     "attention_layers",
     "mean_distance",
     "occlusion",

@@ -7,8 +7,8 @@ weights are recorded beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attention_core.layers import Encoder, Pool
 from attention_core.models import Model
 from attention_core.record import record_attention
-from attention_core.spaces import Space
+from attention_core.spaces import Pairs, Space
 from attention_core.weights import PairWeights
 
 
@@ -113,15 +113,21 @@ def record_to_pool(
     return recorded, found[-1]
 
 
-def attention_layers(*stacks: Encoder, part: str = "attention") -> dict[int, nn.Module]:
-    """Return the attention of each layer that is told apart, by its number, counted through all
-    stacks from 0.
+def attention_layers(
+    *stacks: Encoder, part: str = "attention", wanted: Sequence[int] | None = None
+) -> dict[int, nn.Module]:
+    """Return the attention of the layers wanted, by their numbers, counted through all stacks.
 
-    Where blocks serve several layers (ALBERT), these are the last of each block: a recording holds
-    the latest use of a module.
+    Where blocks serve several layers (ALBERT), a recording holds the last use of each: the layers
+    before are not told apart from it.
 
     Args:
         part: of the blocks, "attention" or "cross_attention".
+        wanted: which layers, in this order, negative ones from the last; all that are told apart
+            by default.
+
+    Raises:
+        ValueError: there is no such layer, or it is not told apart from others.
     """
     layers: dict[int, nn.Module] = {}
     start = 0
@@ -130,18 +136,7 @@ def attention_layers(*stacks: Encoder, part: str = "attention") -> dict[int, nn.
         for number, block in enumerate(stack.blocks, start=1):
             layers[start + number * uses - 1] = getattr(block, part)
         start += len(stack.masks)
-    return layers
-
-
-def choose_layers(
-    layers: Mapping[int, nn.Module], wanted: Sequence[int] | None
-) -> dict[int, nn.Module]:
-    """Return those of `attention_layers` that are wanted, in that order; all by default.
-
-    Raises:
-        ValueError: there is no such layer, or it is not told apart from others.
-    """
-    numbers = list(layers) if wanted is None else choose("layer", wanted, max(layers) + 1)
+    numbers = list(layers) if wanted is None else choose("layer", wanted, start)
     for number in numbers:
         if number not in layers:
             raise ValueError(
@@ -149,6 +144,21 @@ def choose_layers(
                 f"them: give some of {', '.join(map(str, layers))}"
             )
     return {number: layers[number] for number in numbers}
+
+
+def all_layers(*stacks: Encoder) -> dict[int, nn.Module]:
+    """Return the `attention_layers` of a model whose layers are all told apart.
+
+    Raises:
+        ValueError: some blocks serve several layers.
+    """
+    layers = attention_layers(*stacks)
+    if len(layers) < sum(len(stack.masks) for stack in stacks):
+        raise ValueError(
+            "model has blocks that serve several layers (num_groups=), whose weights are not told "
+            "apart"
+        )
+    return layers
 
 
 def choose(name: str, wanted: Sequence[int] | None, count: int) -> list[int]:
@@ -216,6 +226,14 @@ def reaching(
     return received(layers[-1], pooled), layers[-1]
 
 
+class RolloutOptions(TypedDict, total=False):
+    """Options of `rollout`, which the domains pass on."""
+
+    residual: float
+    head_fusion: Literal["mean", "max", "min"]
+    discard: float
+
+
 def rollout(
     layers: Sequence[LayerAttention],
     pooled: LayerAttention | Tensor,
@@ -232,9 +250,7 @@ def rollout(
     part in it, so it says where information may have come from.
 
     Args:
-        layers: all of a model, from the first on, with the same tokens.
-        pooled: shares (L,) of the tokens in the pooled vector; or an `AttentionPool`'s layer, whose
-            keys are the tokens that are not special.
+        layers, pooled: as of `record_to_pool`: all layers of a model, with the same tokens.
         residual: share of a token that stays where it is in a layer, between 0 and 1.
         head_fusion: what W is of the weights of the heads.
         discard: share of each token's smallest weights in W that are taken for noise, in [0, 1).
@@ -270,22 +286,24 @@ def rollout(
     return shares
 
 
-def mean_distance(layer: LayerAttention, distance: Tensor) -> Tensor:
+def mean_distance(layer: LayerAttention, distance: Callable[[Pairs], Tensor]) -> Tensor:
     """Return how far each head looks, (H,): the mean of a distance, weighted by attention.
 
     Pairs with a special token, which sits nowhere, have no part in it.
 
     Args:
-        layer: recorded with `pairs`.
-        distance: (P,) of its pairs; those that are not finite are left out.
+        distance: of pairs, in their shape; those that are not finite are left out.
     """
-    assert layer.pairs is not None
-    pairs, values = layer.pairs
-    counted = distance.isfinite()
+    spaces = layer.queries, layer.keys
+    pairs = Pairs.all(spaces) if layer.pairs is None else layer.pairs.pairs
+    weights = layer.table if layer.pairs is None else layer.pairs.values.T
+    far = distance(pairs)
+    counted = far.isfinite()
     if pairs.special is not None:
         counted = counted & ~pairs.special
-    values = values[counted]
-    return distance[counted].to(values) @ values / values.sum(0)
+    weights = weights * counted.view(counted.shape[-weights.ndim + 1 :])
+    far = far.to(weights).masked_fill(~counted, 0).view(counted.shape[-weights.ndim + 1 :])
+    return (weights * far).flatten(1).sum(1) / weights.flatten(1).sum(1)
 
 
 def occlusion(

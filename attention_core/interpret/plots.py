@@ -25,7 +25,7 @@ from torch import Tensor
 
 from attention_core.checks import check_choice
 from attention_core.escape import plot_label
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 
 #: The one colour of what is right, in words and lines too, and the one of what is wrong.
 RIGHT, WRONG = "#1f6fb4", "#c0392b"

@@ -17,9 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch import Trainer
 
 from attention_core.escape import markdown, markdown_code, shell_word
+from attention_core.files import replace_file
 from attention_core.interpret.plots import Format
 from attention_core.training.data import DataModule
-from attention_core.training.folder import RunFolder, from_here, replace_file
+from attention_core.training.folder import RunFolder, from_here
 from attention_core.training.own import needed_config_dir
 from attention_core.training.trust import trusting
 

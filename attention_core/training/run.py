@@ -28,6 +28,7 @@ from rich.table import Table
 
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.escape import on_one_line
+from attention_core.files import replace_file
 from attention_core.interpret.plots import Format, save_figure
 from attention_core.training.before import check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
@@ -39,7 +40,6 @@ from attention_core.training.fingerprint import deciding
 from attention_core.training.folder import (
     RunFolder,
     read_results,
-    replace_file,
     write_config,
     write_json,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -148,24 +148,15 @@ def pooling_attention(model: GraphTransformer, inputs: Mapping[str, Any]) -> Ten
 
 
 def attention_rollout(
-    model: GraphTransformer,
-    inputs: Mapping[str, Any],
-    *,
-    residual: float = 0.5,
-    head_fusion: Literal["mean", "max", "min"] = "mean",
-    discard: float = 0.0,
+    model: GraphTransformer, inputs: Mapping[str, Any], **options: Unpack[core.RolloutOptions]
 ) -> Tensor:
-    """Return how much of each node is in its graph's vector, (N,), going back through all layers,
-    see `attention_core.interpret.rollout`. It makes tables of all pairs of a batch.
-
-    Args:
-        model: in eval mode, for whole graphs, with one attention a layer.
-        inputs: its arguments by name, of one batch.
-        residual, head_fusion, discard: as there.
+    """Return how much of each node is in its graph's vector, (N,), going back through all layers:
+    see `attention_core.interpret.rollout`, whose `options` these are. It makes tables of all pairs
+    of a batch.
 
     Raises:
-        TypeError, ValueError: as `pooling_attention`; a number out of range; or blocks that serve
-            several layers, or that attend locally, too.
+        TypeError, ValueError: as `pooling_attention`; a number out of range; or layers that share
+            their blocks, or attend locally, too.
     """
     _check_pools(model)
     encoder = model.encoder
@@ -175,10 +166,7 @@ def attention_rollout(
             f"a rollout needs one attention for each layer, but {len(encoder.masks)} layers have "
             f"{len(layers)} (num_groups=, local=)"
         )
-    shares = core.rollout(
-        layers, pooled, residual=residual, head_fusion=head_fusion, discard=discard
-    )
-    return _of_nodes(shares, layers[0].queries)
+    return _of_nodes(core.rollout(layers, pooled, **options), layers[0].queries)
 
 
 def mean_attention_distance(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -191,7 +179,7 @@ def mean_attention_distance(model: nn.Module, inputs: Mapping[str, Any]) -> Tens
     Args, Raises: as of `attention_maps`.
     """
     found = _record(model, inputs)
-    rows = [core.mean_distance(one, one.pairs.pairs.distance) for one in found if one.pairs]
+    rows = [core.mean_distance(one, lambda pairs: pairs.distance) for one in found]
     return nn.utils.rnn.pad_sequence(rows, True, padding_value=math.nan)
 
 

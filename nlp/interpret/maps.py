@@ -7,14 +7,14 @@ A layer's weights take (heads, L, L) numbers for a text of L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
 import attention_core.interpret as core
 from attention_core import Encoder, Sequence as Line
-from attention_core.interpret.maps import check_eval, choose_layers
+from attention_core.interpret.maps import check_eval
 from nlp.decoder import TextDecoder
 from nlp.encoder import TextEncoder, TokenEncoder
 from nlp.seq2seq import Seq2SeqTransformer
@@ -84,7 +84,7 @@ def attention_maps(
         ValueError: there is no such layer or head, or no token; or the model is in training mode.
     """
     ids = _ids(model, tokenizer, inputs)
-    chosen = choose_layers(core.attention_layers(_stack(model)), layers)
+    chosen = core.attention_layers(_stack(model), wanted=layers)
     found = core.record(model, lambda: model.encode(ids), _part(chosen), heads=heads)
     sides = [_Side(tokenizer, ids.tolist(), words)] * 2
     return _attention(found, sides, list(chosen))
@@ -120,28 +120,17 @@ def attention_rollout(
     *,
     tokenizer: Tokenizer,
     words: bool = True,
-    residual: float = 0.5,
-    head_fusion: Literal["mean", "max", "min"] = "mean",
-    discard: float = 0.0,
+    **options: Unpack[core.RolloutOptions],
 ) -> WordWeights:
-    """Return how much of each word is in the vector of a text, (W,), going back through all layers,
-    see `attention_core.interpret.rollout`.
+    """Return how much of each word is in the vector of a text, (W,), going back through all layers:
+    see `attention_core.interpret.rollout`, whose `options` these are.
 
-    Args:
-        model, inputs, tokenizer, words: as of `pooling_attention`.
-        residual, head_fusion, discard: as there.
-
-    Raises:
-        TypeError, ValueError: as `attention_maps`; or a number out of range, or blocks that serve
-            several layers.
+    The other arguments are those of `pooling_attention`.
     """
     _check_pools(model)
     ids = _ids(model, tokenizer, inputs)
-    layers, pooled = _to_pool(model, ids, _part(_all_layers(model)))
-    shares = core.rollout(
-        layers, pooled, residual=residual, head_fusion=head_fusion, discard=discard
-    )
-    return _Side(tokenizer, ids.tolist(), words).weights(shares)
+    layers, pooled = _to_pool(model, ids, _part(core.all_layers(_stack(model))))
+    return _Side(tokenizer, ids.tolist(), words).weights(core.rollout(layers, pooled, **options))
 
 
 def mean_attention_distance(model: Model, inputs: str | Tensor, *, tokenizer: Tokenizer) -> Tensor:
@@ -151,13 +140,9 @@ def mean_attention_distance(model: Model, inputs: str | Tensor, *, tokenizer: To
     Args, Raises: as of `attention_maps`; also where blocks serve several layers.
     """
     ids = _ids(model, tokenizer, inputs)
-    part = _part(_all_layers(model))
-    found = core.record(model, lambda: model.encode(ids), part, pairs=True)
-    rows = []
-    for layer in found:
-        assert layer.pairs is not None
-        rows.append(core.mean_distance(layer, layer.pairs.pairs.distance))
-    return torch.stack(rows)
+    part = _part(core.all_layers(_stack(model)))
+    found = core.record(model, lambda: model.encode(ids), part)
+    return torch.stack([core.mean_distance(one, lambda pairs: pairs.distance) for one in found])
 
 
 def occlusion(
@@ -247,7 +232,7 @@ def alignment(
         written = ids.new_tensor(listed)
     else:
         written = translation.to(ids)
-    chosen = choose_layers(core.attention_layers(model.decoder, part="cross_attention"), layers)
+    chosen = core.attention_layers(model.decoder, part="cross_attention", wanted=layers)
     given = torch.cat([ids.new_tensor([start]), written])
     found = core.record(model, lambda: model(ids, None, given), _part(chosen), heads=heads)
     rows = _Side(tokenizer, [*written.tolist(), tokenizer.end], words)
@@ -320,16 +305,6 @@ def _to_pool(
 
 def _part(layers: dict[int, nn.Module]) -> nn.Module:
     return nn.ModuleList(layers.values())
-
-
-def _all_layers(model: Model) -> dict[int, nn.Module]:
-    stack = _stack(model)
-    if len(stack.blocks) < len(stack.masks):
-        raise ValueError(
-            "model has blocks that serve several layers (num_groups=), whose weights are not told "
-            "apart"
-        )
-    return core.attention_layers(stack)
 
 
 def _ids(model: Model, tokenizer: Tokenizer, inputs: str | Tensor) -> Tensor:

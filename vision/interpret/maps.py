@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeVar, cast
+from functools import partial
+from typing import Literal, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
-from attention_core import Grid
+from attention_core import Encoder, Grid
 from attention_core.interpret.maps import (
     LayerAttention,
+    RolloutOptions,
+    all_layers,
     attention_layers,
     check_eval,
-    choose_layers,
     mean_distance,
     pooled_shares,
     reaching,
@@ -26,6 +28,7 @@ from attention_core.interpret.maps import (
     record_to_pool,
     rollout,
 )
+from attention_core.spaces import Pairs
 from vision.models import VisionTransformer
 from vision.swin import SwinTransformer
 
@@ -69,7 +72,7 @@ def attention_maps(
         query = "class" if has_class_token(model) else "mean"
     if query == "class" and not has_class_token(model):
         raise ValueError("query='class' needs a model with a class token; give 'mean' or a patch")
-    chosen = choose_layers(_layers(model), layers)
+    chosen = attention_layers(*stacks(model), wanted=layers)
     found = []
     for image in images:
         recorded = _record(model, chosen, image, heads=heads)
@@ -89,30 +92,20 @@ def pooling_attention(model: Model, inputs: Images) -> Images:
     Returns: (B, heads, rows, columns); of a list of images a list of (heads, rows, columns).
     """
     images = _one_by_one(model, inputs)
-    *_, last = _layers(model).items()
+    last = attention_layers(*stacks(model), wanted=[-1])
     found = []
     for image in images:
-        layers, pooled = _record_to_pool(model, dict([last]), image)
+        layers, pooled = _record_to_pool(model, last, image)
         shares, layer = reaching(layers, pooled)
         found.append(_on_grid(layer, shares))
     return _as_given(found, inputs)
 
 
 def attention_rollout(
-    model: VisionTransformer,
-    inputs: Images,
-    *,
-    residual: float = 0.5,
-    head_fusion: Literal["mean", "max", "min"] = "mean",
-    discard: float = 0.0,
+    model: VisionTransformer, inputs: Images, **options: Unpack[RolloutOptions]
 ) -> Images:
-    """Return how much of each patch is in the pooled vector, going back through all layers, see
-    `attention_core.interpret.rollout`.
-
-    Args:
-        model: in eval mode.
-        inputs: images (B, C, H, W), or a list of (C, H, W) of any sizes.
-        residual, head_fusion, discard: as there.
+    """Return how much of each patch is in the pooled vector, going back through all layers: see
+    `attention_core.interpret.rollout`, whose `options` these are.
 
     Returns: (B, rows, columns); of a list of images a list of (rows, columns). The sum is 1, less
     what is left of the special tokens themselves.
@@ -127,15 +120,10 @@ def attention_rollout(
             "model must be a VisionTransformer, whose layers share their tokens, got "
             f"{type(model).__name__}"
         )
-    images = _one_by_one(model, inputs)
-    _check_apart(model)
     found = []
-    for image in images:
-        layers, pooled = _record_to_pool(model, _layers(model), image)
-        shares = rollout(
-            layers, pooled, residual=residual, head_fusion=head_fusion, discard=discard
-        )
-        found.append(_on_grid(layers[0], shares))
+    for image in _one_by_one(model, inputs):
+        layers, pooled = _record_to_pool(model, all_layers(model.encoder), image)
+        found.append(_on_grid(layers[0], rollout(layers, pooled, **options)))
     return _as_given(found, inputs)
 
 
@@ -158,20 +146,16 @@ def mean_attention_distance(model: Model, inputs: Images) -> Tensor:
         ValueError: the model is in training mode, or has blocks that serve several layers.
     """
     images = _one_by_one(model, inputs)
-    _check_apart(model)
+    layers = all_layers(*stacks(model))
+    # Where masks keep patches apart, all pairs would be far more than those allowed
+    local = any(mask is not None for stack in stacks(model) for mask in stack.masks)
     distances = []
     for image in images:
-        rows = []
-        # From pairs alone: all those of a large image would be far more than what windows allow
-        recorded = _record(model, _layers(model), image, pairs=True)
-        for layer, scale in zip(recorded, _scales(model), strict=True):
-            assert layer.pairs is not None
-            pairs, size = layer.pairs.pairs, cast(Grid, layer.queries).sizes[0]
-            step = pairs.key.new_tensor(model.embedding.stride) * scale
-            far = (pairs.offset * step).to(layer.pairs.values.dtype).norm(dim=-1)
-            # Windows go beyond the image
-            inside = (pairs.take("coordinates", "key") < pairs.key.new_tensor(size)).all(-1)
-            rows.append(mean_distance(layer, far.masked_fill(~inside, math.inf)))
+        recorded = _record(model, layers, image, pairs=local)
+        rows = [
+            mean_distance(layer, partial(_pixels, model, scale, _size(layer)))
+            for layer, scale in zip(recorded, _scales(model), strict=True)
+        ]
         distances.append(nn.utils.rnn.pad_sequence(rows, True, padding_value=math.nan))
     return torch.stack(distances).nanmean(0)
 
@@ -186,19 +170,9 @@ def patch_distances(model: Model, image_size: tuple[int, int]) -> Tensor:
     return torch.cdist(at, at).float()
 
 
-def num_layers(model: Model) -> int:
-    """Return how many layers attend."""
-    return len(_scales(model))
-
-
 def has_class_token(model: Model) -> bool:
     """Return whether there is a class token to ask for by query="class"."""
     return isinstance(model, VisionTransformer) and len(model.class_token) > 0
-
-
-def tells_layers_apart(model: Model) -> bool:
-    """Return whether every layer has a block of its own."""
-    return len(_layers(model)) == num_layers(model)
 
 
 def _one_by_one(model: Model, inputs: Images) -> list[Tensor]:
@@ -220,9 +194,9 @@ def _as_given(found: list[Tensor], inputs: Images) -> Images:
     return torch.stack(found) if isinstance(inputs, Tensor) else found
 
 
-def _layers(model: Model) -> dict[int, nn.Module]:
-    stacks = [model.encoder] if isinstance(model, VisionTransformer) else model.stages
-    return attention_layers(*stacks)
+def stacks(model: Model) -> Sequence[Encoder]:
+    """Return what holds the layers, from the first on."""
+    return [model.encoder] if isinstance(model, VisionTransformer) else model.stages
 
 
 def _record(
@@ -285,16 +259,14 @@ def _attending(layer: LayerAttention, query: Query) -> Tensor:
     return layer.table[:, place]
 
 
-def _check_apart(model: Model) -> None:
-    if not tells_layers_apart(model):
-        raise ValueError(
-            "model has blocks that serve several layers (num_groups=), whose weights are not told "
-            "apart"
-        )
+def _pixels(model: Model, scale: int, size: Sequence[int], pairs: Pairs) -> Tensor:
+    """How far apart patches are whose tokens are `scale` patches wide; infinite beyond the image,
+    where windows reach."""
+    step = pairs.key.new_tensor(model.embedding.stride) * scale
+    inside = (pairs.take("coordinates", "key") < pairs.key.new_tensor(size)).all(-1)
+    return (pairs.offset * step).float().norm(dim=-1).masked_fill(~inside, math.inf)
 
 
 def _scales(model: Model) -> list[int]:
     """How many patches wide a token is in each layer."""
-    if isinstance(model, VisionTransformer):
-        return [1] * len(model.encoder.masks)
-    return [2**number for number, stage in enumerate(model.stages) for _ in stage.masks]
+    return [2**number for number, stack in enumerate(stacks(model)) for _ in stack.masks]

@@ -32,7 +32,7 @@ from vision.interpret.maps import (
     mean_attention_distance,
     patch_distances,
     pooling_attention,
-    tells_layers_apart,
+    stacks,
 )
 from vision.models import VisionTransformer
 
@@ -64,7 +64,7 @@ def attention_figures(model: Model, inputs: Tensor, shown: Sequence[Label]) -> d
         "attention": attention_sheet(inputs, pooling_attention(model, inputs), shown),
         "attention_layers": layer_sheet(inputs[0], layers, shown[0], query=query),
     }
-    if tells_layers_apart(model):
+    if len(layers) == sum(len(stack.masks) for stack in stacks(model)):
         even = float(patch_distances(model, (inputs.shape[-2], inputs.shape[-1])).mean())
         distances = mean_attention_distance(model, inputs)
         figures["attention_distance"] = distance_figure(distances, unit="pixels", even=even)

@@ -18,7 +18,7 @@ from attention_core.interpret import (
     record,
     rollout,
 )
-from attention_core.interpret.maps import check_eval, choose_layers
+from attention_core.interpret.maps import all_layers, check_eval
 
 DOMAINS = ("vision", "nlp", "graph")
 
@@ -45,10 +45,11 @@ def test_pairs_and_tables_tell_the_same(mask: Any) -> None:
         torch.testing.assert_close(received(table, shares), expected)
         torch.testing.assert_close(received(pair, shares), expected)
     torch.testing.assert_close(rollout(pairs, shares), rollout(tables, shares))
-    (distance, *_) = [mean_distance(one, one.pairs.pairs.distance) for one in pairs]
+    (distance, *_) = [mean_distance(one, lambda p: p.distance) for one in pairs]
     apart = (torch.arange(7)[:, None] - torch.arange(7)).abs()
     expected = (tables[0].table * apart).sum((1, 2)) / tables[0].table.sum((1, 2))
     torch.testing.assert_close(distance, expected)
+    torch.testing.assert_close(mean_distance(tables[0], lambda p: p.distance), expected)
 
 
 def test_weights_are_wide_and_of_the_heads_asked_for() -> None:
@@ -70,9 +71,12 @@ def test_layers_are_counted_through_all_stacks_and_shared_blocks_by_their_last_u
     layers = attention_layers(first, second)
     assert list(layers) == [0, 1, 2, 5]
     assert layers[1] is first.blocks[1].attention and layers[5] is second.blocks[0].attention
-    assert list(choose_layers(layers, [-1, 0])) == [5, 0]
+    assert list(attention_layers(first, second, wanted=[-1, 0])) == [5, 0]
+    assert list(all_layers(first)) == [0, 1, 2]
+    with pytest.raises(ValueError, match="blocks that serve several layers"):
+        all_layers(first, second)
     with pytest.raises(ValueError, match="layer 4 shares its block .* give some of 0, 1, 2, 5"):
-        choose_layers(layers, [4])
+        attention_layers(first, second, wanted=[4])
 
 
 def test_shares_in_what_is_pooled() -> None:
@@ -136,7 +140,7 @@ def test_who_knows_one_domain_knows_the_others(name: str) -> None:
     wanted = ["model", "inputs"] + (["shown"] if name == "attention_figures" else [])
     for parameters in signatures:
         kinds = {each.name: each.kind for each in parameters.values()}
-        positional = [n for n, kind in kinds.items() if kind is not inspect.Parameter.KEYWORD_ONLY]
+        positional = [n for n, kind in kinds.items() if kind.name.startswith("POSITIONAL")]
         assert positional == wanted
     shared = set.intersection(*map(set, signatures))
     orders = [[each for each in parameters if each in shared] for parameters in signatures]
@@ -145,6 +149,6 @@ def test_who_knows_one_domain_knows_the_others(name: str) -> None:
         assert len({str(parameters[each].default) for parameters in signatures}) == 1, each
     of_all = {
         "attention_maps": {"layers", "heads"},
-        "attention_rollout": {"residual", "head_fusion", "discard"},
+        "attention_rollout": {"options"},
     }
     assert shared == {*wanted, *of_all.get(name, set())}
