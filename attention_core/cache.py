@@ -94,7 +94,7 @@ class KVCache:
 
     @checked
     def next_space(self, length: int, device: torch.device | str = "cpu") -> Sequence:
-        """The places of the next `length` tokens: each sample goes on after its last one."""
+        """Return the places of the next `length` tokens: each sample goes on after its last one."""
         space = self.space
         if space is None:
             return Sequence(length, device=device)

@@ -86,7 +86,7 @@ class Job:
         return listed is not None and listed.edge is not None and space.edges.repeated is not None
 
     def pairs(self) -> Pairs:
-        """Every pair of query and key."""
+        """Return every pair of query and key."""
         return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
 
     def allowed(self, pairs: Pairs) -> Tensor | None:
@@ -149,11 +149,11 @@ class Plan:
         return self._memory.memo(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
-        """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
+        """Return the scores that `bias` adds to `pairs`, computed once for layers that share it."""
         return None if bias is None else self.memo(("bias", bias), lambda: bias(pairs))
 
     def renewed(self) -> Plan:
-        """This plan for another forward pass; what was found in the mask stays."""
+        """Return this plan for another forward pass; what was found in the mask stays."""
         return replace(self, _memory=Memory())
 
     def __str__(self) -> str:

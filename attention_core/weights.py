@@ -24,7 +24,7 @@ class PairWeights(NamedTuple):
     values: Tensor
 
     def dense(self) -> Tensor:
-        """(B, H, Lq, Lk). An edge that is listed twice has the sum of both."""
+        """Return them as (B, H, Lq, Lk). An edge that is listed twice has the sum of both."""
         batch, _, queries, keys = self.pairs.shape
         heads = self.values.shape[1]
         at = (self.pairs.batch * queries + self.pairs.query) * keys + self.pairs.key
@@ -32,7 +32,7 @@ class PairWeights(NamedTuple):
         return dense.index_add(1, at, self.values.T).view(heads, batch, queries, keys).movedim(0, 1)
 
     def of_edges(self) -> Tensor:
-        """(B, E, H) weights of a Graph's edges, in the order of its `edge_index`.
+        """Return the weights of a Graph's edges, (B, E, H), in the order of its `edge_index`.
 
         An edge that the mask does not allow, or whose node was dropped, has 0.
 

@@ -79,7 +79,7 @@ class NodeEmbedding(nn.Module):
         laplacian: Tensor | None = None,
         laplacian_values: Tensor | None = None,
     ) -> Tensor:
-        """The tokens (N, D) of nodes x.
+        """Embed nodes x as tokens (N, D).
 
         Args:
             x: (N,) types or (N, F) features.

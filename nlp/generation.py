@@ -29,16 +29,16 @@ class Generative(Protocol):
         ...
 
     def modules(self) -> Iterator[nn.Module]:
-        """Those that are in evaluation mode meanwhile."""
+        """Return the modules that are in evaluation mode meanwhile."""
         ...
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
-        """An empty cache for texts of at most this length."""
+        """Make an empty cache for texts of at most this length."""
         ...
 
     def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
-        """The scores (B, V) of what follows texts (B, L), padded on the left; with a cache that
-        holds tokens, of what follows those and `ids`."""
+        """Compute the scores (B, V) of what follows texts (B, L), padded on the left; with a cache
+        that holds tokens, of what follows those and `ids`."""
         ...
 
 

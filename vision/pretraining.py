@@ -30,7 +30,7 @@ class MaskedImageModelling(Task):
         return self.model.loss(batch["image"], output)
 
     def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
-        """Refuses: what is pretrained is the part `vit` of the weights, and no program."""
+        """Refuse: what is pretrained is the part `vit` of the weights, and no program."""
         raise UsageError(
             "export: a masked autoencoder completes images that it hides itself, which is of no "
             "use as a program. Its weights can be written, by format=safetensors."
@@ -69,7 +69,7 @@ def completed(
 
 
 def reconstruction_sheet(model: MaskedAutoencoder, image: Tensor, output: Reconstruction) -> Figure:
-    """Images, what the model saw of them and what it made of that: a column per image.
+    """Draw images, what the model saw of them and what it made of that: a column per image.
 
     Arguments are those of `completed`, with images of one channel or three.
     """

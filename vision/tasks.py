@@ -80,8 +80,8 @@ class ImageClassification(ClassificationTask):
         super().update_metrics(metrics, output, batch)
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        """The confusion matrix, and `attention_figures` of up to ten images of `batch`, all of the
-        size of the first: one of each class, errors first."""
+        """Draw the confusion matrix, and `attention_figures` of up to ten images of `batch`, all of
+        the size of the first: one of each class, errors first."""
         from vision.interpret import attention_figures
         from vision.interpret.maps import Model
 

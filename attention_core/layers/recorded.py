@@ -38,7 +38,7 @@ class RecordedAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, plan: Plan, weights: bool = False, **options: Any
     ) -> tuple[Tensor, PairWeights | None]:
-        """`attention_core.attend` with this plan and options, which a recorder is shown.
+        """Call `attention_core.attend` with this plan and options, and show them to a recorder.
 
         Args:
             weights: also return the weights.

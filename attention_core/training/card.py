@@ -34,7 +34,7 @@ def write_card(
     seconds: float,
     resumed: bool = False,
 ) -> None:
-    """Writes `README.md` of the run in `folder`, once it is tested and its figures are drawn.
+    """Write `README.md` of the run in `folder`, once it is tested and its figures are drawn.
 
     Args:
         config: resolved.

@@ -51,7 +51,7 @@ class PlainCheckpointIO(TorchCheckpointIO):
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of plain data, every byte of it checked; code inside is refused, not run.
+    """Read a checkpoint of plain data, every byte of it checked; code inside is refused, not run.
 
     Where it is a folder, written by several processes, their shards are put together.
 
@@ -84,7 +84,7 @@ def _check_number(path: Path, content: Mapping[str, Any], number: int) -> None:
 
 
 def shard_path(path: Path, rank: int) -> Path:
-    """The file of one process in the folder of a sharded checkpoint."""
+    """Return the file of one process in the folder of a sharded checkpoint."""
     return path / f"rank-{rank:05}.ckpt"
 
 
@@ -209,7 +209,7 @@ class Checkpoint(callbacks.Checkpoint):
             logger.truncate(checkpoint["metrics_rows"])
 
     def after_batch(self, trainer: Trainer) -> None:
-        """Called by `EpochLoop` between two batches."""
+        """Write what is due between two batches; `EpochLoop` calls it."""
         # Not between two steps: gradients half accumulated are in no checkpoint
         step = trainer.global_step
         due = self.every_steps and step % self.every_steps == 0

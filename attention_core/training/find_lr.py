@@ -31,7 +31,7 @@ LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 300
 
 
 def find_lr(config: dict[str, Any], folder: Path) -> float:
-    """Trains a few steps at rates that rise from 1e-6 to 1 and suggests one (Smith, "Cyclical
+    """Train a few steps at rates that rise from 1e-6 to 1 and suggest one (Smith, "Cyclical
     learning rates for training neural networks", 2017).
 
     Writes `lr_finder.png` into `folder` and no run: there is nothing in it to continue.
@@ -82,14 +82,14 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
 
 
 def rising(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
-    """From LOWEST to HIGHEST, by the same factor each step."""
+    """Raise the rate from LOWEST to HIGHEST, by the same factor each step."""
     factor = (HIGHEST / LOWEST) ** (1 / max(1, total_steps - 1))
     return LambdaLR(optimizer, lambda step: factor**step)
 
 
 def suggest(rates: Values, changes: Values) -> float:
-    """A tenth of the highest rate at which the smoothed loss is still down by nine tenths of its
-    deepest fall, in two digits.
+    """Return a tenth of the highest rate at which the smoothed loss is still down by nine tenths of
+    its deepest fall, in two digits.
 
     The usual choice where the loss falls fastest is led astray by models whose first loss is poor:
     getting the size of the output right takes almost no rate.
@@ -112,7 +112,7 @@ def suggest(rates: Values, changes: Values) -> float:
 
 
 def smoothed(changes: Values) -> Values:
-    """Mean under a bell curve that is a third of a decade wide, without lag; (N,) as `changes`.
+    """Return the mean under a bell curve a third of a decade wide, without lag; (N,) as `changes`.
 
     A rise counts for no more than the deepest fall: what diverges would drown what comes before.
     """

@@ -22,7 +22,7 @@ def start_from(
     prefix: str = "",
     new: Iterable[str] = (),
 ) -> str:
-    """Loads weights into `model` in place of its random ones; says which.
+    """Load weights into `model` in place of its random ones; say which.
 
     The rule: what the source has under `prefix` is the model, but for the parts that are `new`. A
     classifier starts from a masked autoencoder, whose transformer is its part `vit`, by
@@ -74,7 +74,7 @@ def start_from(
 
 
 def find_weights(*, run: str | None = None, weights: str | None = None) -> Path | None:
-    """The file that a run starts from, None for random weights. Arguments: as of `start_from`.
+    """Find the file that a run starts from, None for random weights. Arguments: as of `start_from`.
 
     Raises:
         UsageError: both are given, or what is given does not exist.
@@ -94,7 +94,7 @@ def find_weights(*, run: str | None = None, weights: str | None = None) -> Path 
 
 
 def freeze(model: nn.Module, parts: Iterable[str]) -> None:
-    """Keeps `parts` of the model, by name, from training: a linear probe freezes all but the head.
+    """Keep `parts` of the model, by name, from training: a linear probe freezes all but the head.
 
     Only their weights stand still: dropout in them is that of training.
 

@@ -62,7 +62,7 @@ class RunFolder:
         return [path for path in (self.next, self.last, self.previous) if path.exists()]
 
     def advance(self) -> None:
-        """Makes the next checkpoint the last one, and the last one the previous."""
+        """Make the next checkpoint the last one, and the last one the previous."""
         if self.last.exists():
             _move(self.last, self.previous)
         _move(self.next, self.last)
@@ -77,7 +77,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other run out of this folder until the end, or until this process is killed.
+        """Keep every other run out of this folder until the end, or until this process is killed.
 
         What runs that were killed have left half written is removed.
 
@@ -113,7 +113,7 @@ class RunFolder:
                     path.unlink()
 
     def existing(self) -> "RunFolder":
-        """This folder, where it is a run's.
+        """Return this folder, where it is a run's.
 
         Raises:
             UsageError: it does not exist, or has no `config.yaml`.
@@ -128,14 +128,14 @@ class RunFolder:
 
 
 def write_config(config: Mapping[str, Any], folder: RunFolder) -> None:
-    """Writes the configuration of a run, of which `read_config` notices when it is cut short."""
+    """Write the configuration of a run, of which `read_config` notices when it is cut short."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     with replace_file(folder.config, "w") as file:
         file.write(f"{text}{END_OF_CONFIG}\n")
 
 
 def read_config(folder: RunFolder) -> dict[str, Any]:
-    """The configuration of a run, resolved.
+    """Read the configuration of a run, resolved.
 
     Raises:
         UsageError: the file is damaged or cut short.
@@ -167,7 +167,7 @@ def _check_ends(config: Any, within: frozenset[int] = frozenset()) -> None:
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
-    """Writes JSON, in which what is no finite number is null: JSON knows no other."""
+    """Write JSON, in which what is no finite number is null: JSON knows no other."""
     with replace_file(path, "w") as file:
         json.dump(_finite(value), file, indent=2, allow_nan=False)
 
@@ -179,7 +179,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_results(folder: RunFolder) -> dict[str, float]:
-    """The test metrics of a finished run by name, and its "best_epoch"; NaN where there is none.
+    """Read the test metrics of a finished run by name, and its "best_epoch"; NaN for none.
 
     Raises:
         UsageError: the file is damaged.
@@ -202,8 +202,8 @@ def read_results(folder: RunFolder) -> dict[str, float]:
 
 
 def from_here(path: Path) -> str:
-    """A path as it is shortest to write in the current folder, which it is relative to if it lies
-    there."""
+    """Return a path as it is shortest to write in the current folder, which it is relative to if it
+    lies there."""
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 

@@ -15,7 +15,7 @@ OURS = ("attention_core", "vision", "graph", "nlp")
 
 
 def new_domain(name: str, into: Path) -> None:
-    """Writes `<into>/<name>.py` and `<into>/experiment/<name>.yaml`, which train as they are.
+    """Write `<into>/<name>.py` and `<into>/experiment/<name>.yaml`, which train as they are.
 
     Raises:
         UsageError: `name` cannot be a module of the user's own, or one of the files is there.

@@ -46,13 +46,13 @@ def parsed(override: str) -> "Override | None":
 
 
 def is_sweep(override: str) -> bool:
-    """Whether it gives several values, or a range to draw them from."""
+    """Return whether it gives several values, or a range to draw them from."""
     read = parsed(override)
     return read is not None and read.is_sweep_override()
 
 
 def texts(value: Any) -> Iterator[str]:
-    """The texts in the value of an override, in its lists and in what it sweeps over."""
+    """Yield the texts in the value of an override, in its lists and in what it sweeps over."""
     if isinstance(value, str):
         yield value
     for element in value if isinstance(value, list) else getattr(value, "list", ()):
@@ -60,14 +60,14 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def quoted(value: str) -> str:
-    """A value in quotes of Hydra's, which only OmegaConf looks into, for interpolations."""
+    """Put a value in quotes of Hydra's, which only OmegaConf looks into, for interpolations."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(value, Quote.double).with_quotes()
 
 
 def exact(text: str) -> str:
-    """The value that gives exactly `text`, in an override and in a list there.
+    """Return the value that gives exactly `text`, in an override and in a list there.
 
     No value gives `???`, which is to OmegaConf that there is none.
     """
@@ -75,7 +75,7 @@ def exact(text: str) -> str:
 
 
 def shell_override(key: str, text: str) -> str:
-    """A word of a shell that gives `key` exactly the value `text`; quoted where it must be."""
+    """Return a word of a shell that gives `key` exactly the value `text`, quoted if it must be."""
     plain = parsed(f"{key}={text}")
     simple = plain is not None and plain.value() == text and "${" not in text
     return shell_word(f"{key}={text if simple else exact(text)}")

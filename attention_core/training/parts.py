@@ -38,8 +38,8 @@ class Parts:
 
 
 def look(config: Config, folder: RunFolder) -> Parts:
-    """Builds what it takes to look at a trained model: data, model and task, and a plain trainer
-    in one process. Nothing is written, and what the configuration says of training is left out."""
+    """Build what it takes to look at a trained model: data, model and task, and a plain trainer in
+    one process. Nothing is written, and what the configuration says of training is left out."""
     data, task = data_and_task(config, optimizer=_no_training, schedule=None)
     given = config["trainer"]
     plain = {key: given[key] for key in LOOKING if isinstance(given.get(key), str | int | float)}
@@ -59,7 +59,7 @@ def _no_training(*args: Any, **kwargs: Any) -> Any:
 
 
 def data_and_task(config: Config, **training: Any) -> tuple[DataModule, Task]:
-    """The seed is set first: the same configuration gives the same weights."""
+    """Build data and task. The seed is set first: the same configuration gives the same weights."""
     allow = config.get("allow") or ()
     _quiet()
     keep_freed_memory()

@@ -30,7 +30,7 @@ JSON_LINES = (".jsonl", ".json-lines")
 
 
 def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str] = ()) -> int:
-    """Predicts everything in `source` with the best weights of the run in `folder`.
+    """Predict everything in `source` with the best weights of the run in `folder`.
 
     The inputs are read in batches of the run's `data.batch_size`, by its `data.workers`, and no
     more than a few batches are in memory at any time, however many there are. A row has `input`,
@@ -79,7 +79,7 @@ def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str
 def load_trained(
     path: Path, allow: Sequence[str] = (), command: str = "predict"
 ) -> tuple[DataModule, Task]:
-    """The data module and the task of a run, with the best weights, in evaluation mode.
+    """Load the data module and the task of a run, with the best weights, in evaluation mode.
 
     They are on one device, however many trained: that of the run, or the CPU where there is none.
 

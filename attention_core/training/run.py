@@ -106,7 +106,7 @@ TYPES: dict[str, tuple[type, str]] = {
 
 
 def train(config: Config, path: Path) -> dict[str, float]:
-    """Trains from scratch in the folder `path`; returns the results.
+    """Train from scratch in the folder `path`; return the results.
 
     Args:
         config: resolved, and yours: the packages in its `allow` are trusted.
@@ -129,7 +129,7 @@ def train(config: Config, path: Path) -> dict[str, float]:
 
 
 def prepare(config: Config, path: Path) -> None:
-    """Writes the folder of a run that `resume` then starts, in one process or in many.
+    """Write the folder of a run that `resume` then starts, in one process or in many.
 
     Raises:
         UsageError: as `train`.
@@ -166,7 +166,7 @@ def _located(config: Config) -> Config:
 
 
 def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
-    """Continues the run in the folder `path` to its end, bit for bit as if never interrupted.
+    """Continue the run in the folder `path` to its end, bit for bit as if never interrupted.
 
     Args:
         allow: packages that you trust with running their code, where the run uses any.
@@ -188,7 +188,7 @@ def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
 
 
 def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
-    """Tests the best checkpoint of the run in `path` again and compares with its `results.json`.
+    """Test the best checkpoint of the run in `path` again and compare with its `results.json`.
 
     Args:
         allow: packages that you trust with running their code, where the run uses any.
@@ -208,7 +208,7 @@ def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
 
 
 def trained_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:
-    """The checked configuration of a run that has a best checkpoint, as of `trusted_config`.
+    """Read the checked configuration of a run that has a best checkpoint, as of `trusted_config`.
 
     Raises:
         UsageError: it has none yet; or as of `trusted_config` and `check_config`.
@@ -224,7 +224,7 @@ def trained_config(folder: RunFolder, allow: Sequence[str], command: str) -> Con
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Checks the keys of the top level and every target, before anything is built.
+    """Check the keys of the top level and every target, before anything is built.
 
     Raises:
         UsageError: naming the key, what came and what was expected.
@@ -281,7 +281,7 @@ def figure_format(format: Format = "png") -> Format:
 
 
 def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
-    """Builds all that a training needs: data, model, task and trainer.
+    """Build all that a training needs: data, model, task and trainer.
 
     Args:
         log: False to try something out: nothing is written, and one process does it all.

@@ -98,7 +98,7 @@ class Task(LightningModule):
         self._weights: Tensor | float = 0.0  # the sum of its batches' weights, in units
 
     def configure_model(self) -> None:
-        """Lightning's hook, called once the processes of a run know each other."""
+        """Shard the model where the strategy does, once the processes of a run know each other."""
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and not isinstance(self.model, FSDPModule):
             strategy.shard(self.model, self.trainer.precision)
@@ -191,15 +191,15 @@ class Task(LightningModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """The scalar to minimise, a mean over the samples of the batch, or what `weight` counts."""
+        """Return the loss to minimise, a mean over the batch's samples, or what `weight` counts."""
         raise NotImplementedError(f"{type(self).__name__}.loss must return the loss of a batch.")
 
     def samples(self, batch: Batch) -> int:
-        """How many samples a batch has; by default as many as targets."""
+        """Return how many samples a batch has; by default as many as targets."""
         return len(batch["target"])
 
     def weight(self, batch: Batch) -> Tensor | int:
-        """How many items the loss of a batch is the mean of; by default its samples."""
+        """Return how many items the loss of a batch is the mean of; by default its samples."""
         return self.samples(batch)
 
     def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
@@ -208,8 +208,8 @@ class Task(LightningModule):
         return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
-        """One row per sample of what `attn predict` writes: values by column, the same columns in
-        every row, of text, numbers and truth values."""
+        """Return one row per sample of what `attn predict` writes: values by column, the same
+        columns in every row, of text, numbers and truth values."""
         raise UsageError(
             f"predict: {type(self).__name__} does not say what to write of an output. Write its "
             "method predictions(output), which returns a row (a dict) per sample."
@@ -233,16 +233,16 @@ class Task(LightningModule):
         return inputs, {name: {0: "batch"} for name in inputs}
 
     def attention_figure(self, batch: Batch) -> "Figure | None":
-        """A figure of attention over one real input of `batch`, or None; drawn after every run."""
+        """Draw attention over one real input of `batch`, or return None; called after every run."""
         return None
 
     def figures(self, batch: Batch) -> dict[str, "Figure"]:
-        """Figures to write after testing, by file name, given the first test batch."""
+        """Draw the figures to write after testing, by file name, given the first test batch."""
         figure = self.attention_figure(batch)
         return {} if figure is None else {"attention": figure}
 
     def pages(self, batch: Batch) -> dict[str, str]:
-        """HTML pages to write beside the figures, by file name, given the same batch."""
+        """Return the HTML pages to write beside the figures, by file name, given the same batch."""
         return {}
 
     def forward(self, **inputs: Any) -> Any:
@@ -263,7 +263,7 @@ class Task(LightningModule):
         return weighed
 
     def on_after_backward(self) -> None:
-        """Lightning's hook; gradients are summed over processes by now."""
+        """Scale the gradients of a step, which are summed over processes by now."""
         if self._unit is None or self.trainer.fit_loop._should_accumulate():
             return
         self._unit = None
@@ -320,7 +320,7 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
-        """Adds a batch to the metrics; override where they want more than (output, target)."""
+        """Add a batch to the metrics; override where they want more than (output, target)."""
         metrics.update(output, batch["target"])
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
@@ -425,13 +425,13 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:
-        """The probability of each class for each sample of a batch, (B, C), in float32."""
+        """Compute the probability of each class for each sample of a batch, (B, C), in float32."""
         output: Tensor = self(**model_inputs(batch))
         return output.float().softmax(dim=-1)
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """`prediction`, the name of the likeliest class, its `probability`, and the probability
-        of each class as `probability_<class>`."""
+        """Return `prediction`, the name of the likeliest class, its `probability`, and the
+        probability of each class as `probability_<class>`."""
         # In the shortest digits that give the same float32 again
         shares = output.float().softmax(dim=-1).cpu().numpy().astype(str).astype(float)
         columns = [f"probability_{name}" for name in self.classes]

@@ -15,7 +15,7 @@ from graph.data.graphs import Sample
 
 
 def read_tu(folder: Path) -> list[Sample]:
-    """The graphs of a folder in TU format (Morris et al., TUDataset, 2020), named as the folder.
+    """Read the graphs of a folder in TU format (Morris et al., TUDataset, 2020), named alike.
 
     Returns: for each graph
 

@@ -92,7 +92,7 @@ class SampledNodes(Sampled):
         self.node_type, self.sampling = node_type, dict(sampling or {})
 
     def graph(self) -> Data | HeteroData:
-        """The graph; called once per process."""
+        """Return the graph; called once per process."""
         raise NotImplementedError(f"{type(self).__name__}.graph must return the graph.")
 
     def load(self) -> None:
@@ -154,7 +154,7 @@ class SampledLinks(Sampled):
         self.negatives, self.sampling = negatives, dict(sampling or {})
 
     def graphs(self) -> tuple[Any, Any, Any]:
-        """The graphs for training, validation and test; called once per process."""
+        """Return the graphs for training, validation and test; called once per process."""
         raise NotImplementedError(f"{type(self).__name__}.graphs must return three graphs.")
 
     def load(self) -> None:
@@ -204,7 +204,7 @@ class Clusters(Sampled):
         self.parts = parts
 
     def graph(self) -> Data:
-        """The graph; called once per process."""
+        """Return the graph; called once per process."""
         raise NotImplementedError(f"{type(self).__name__}.graph must return the graph.")
 
     def load(self) -> None:

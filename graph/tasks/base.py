@@ -28,7 +28,7 @@ class GraphTask(Task):
         return []
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        """Those of the task, and `attention_figures` of what `shown` chooses."""
+        """Draw those of the task, and `attention_figures` of what `shown` chooses."""
         from graph.interpret import attention_figures
 
         figures = super().figures(batch)
@@ -44,7 +44,7 @@ class GraphTask(Task):
         return {**figures, **drawn}
 
     def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
-        """Refuses: no fixed program computes a graph transformer."""
+        """Refuse: no fixed program computes a graph transformer."""
         raise UsageError(
             "export: a graph model has no form as a program: the distances between nodes and the "
             "pairs that attend are searched in each graph, with as many steps and results as that "

@@ -24,7 +24,7 @@ class GraphRegression(GraphTask, RegressionTask):
     """
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Four graphs of typical size, with the first of their targets."""
+        """Choose four graphs of typical size, with the first of their targets."""
         from graph.interpret import Shown
 
         with torch.no_grad():
@@ -48,7 +48,7 @@ class GraphClassification(GraphTask, ClassificationTask):
     """
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Up to four graphs, the classes in turn, those of typical size first."""
+        """Choose up to four graphs, the classes in turn, those of typical size first."""
         from graph.interpret import Shown
 
         share, says = self.probabilities(batch).max(-1)
@@ -64,7 +64,7 @@ class GraphClassification(GraphTask, ClassificationTask):
 
 
 def verdict(classes: list[str], says: int, label: int, share: float) -> str:
-    """Such as "a (70%), is b"."""
+    """Return a verdict such as "a (70%), is b"."""
     said, true = on_one_line(classes[says]), on_one_line(classes[label])
     return f"{said} ({share:.0%})" + ("" if says == label else f", is {true}")
 

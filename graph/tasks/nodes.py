@@ -46,8 +46,8 @@ class NodeClassification(NodeTask, ClassificationTask):
     """
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Up to four of the nodes in question with those near them, the classes in turn, nodes with
-        a typical number of edges first."""
+        """Choose up to four of the nodes in question with those near them, the classes in turn,
+        nodes with a typical number of edges first."""
         from graph.interpret.plots import Shown, around
 
         share, says = self.probabilities(batch).max(-1)

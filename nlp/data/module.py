@@ -130,14 +130,14 @@ class TokenData(DataModule):
         return {"ids": torch.tensor(self.encode([text])[0])}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, as a model is given them."""
+        """Encode texts as ids, as a model is given them."""
         return self.tokenizer.encode(texts)
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         return collate(samples, padded=self.padded)
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Sets `tokenizer`: the run's where it has one, else the given one, or one that learns from
+        """Set `tokenizer`: the run's where it has one, else the given one, or one that learns from
         `texts`.
 
         Raises:
@@ -218,17 +218,17 @@ class TextData(TokenData):
         self.texts: dict[str, list[Labelled]] = {}
 
     def rows(self) -> list[Labelled]:
-        """All texts of the data, duplicates and all."""
+        """Return all texts of the data, duplicates and all."""
         raise NotImplementedError(f"{type(self).__name__}.rows must return the texts.")
 
     def parts(self) -> dict[str, list[Labelled]]:
-        """The texts to train, validate and test with: "train", "val", "test"."""
+        """Split the texts to train, validate and test with: "train", "val", "test"."""
         rows = distinct(self.rows())
         self.check_classes(rows)
         return dict(zip(("train", "val", "test"), split(self.wanted(rows)), strict=True))
 
     def check_classes(self, rows: Iterable[Labelled]) -> None:
-        """Refuses classes that are none of the labels in `rows`."""
+        """Refuse classes that are none of the labels in `rows`."""
         if self.objective is not None:
             return
         labels = {row.label for row in rows}

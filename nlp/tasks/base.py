@@ -39,7 +39,7 @@ class TextTask(Task):
         return []
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        """Those of the task, and `text_figures` of what `shown` chooses."""
+        """Draw those of the task, and `text_figures` of what `shown` chooses."""
         from nlp.interpret import text_figures
 
         shown = self.shown(batch)
@@ -47,7 +47,7 @@ class TextTask(Task):
         return {**super().figures(batch), **drawn}
 
     def pages(self, batch: dict[str, Any]) -> dict[str, str]:
-        """Those of the task, and the `attention_page` of what `shown` chooses."""
+        """Write those of the task, and the `attention_page` of what `shown` chooses."""
         from nlp.interpret import attention_page
 
         shown = self.shown(batch)
@@ -60,7 +60,7 @@ class TextTask(Task):
 
 
 def check_positions(model: nn.Module, data: Any) -> None:
-    """Refuses data with texts that are longer than the learned positions of the model.
+    """Refuse data with texts that are longer than the learned positions of the model.
 
     Raises:
         UsageError: naming both numbers.
@@ -76,7 +76,7 @@ def check_positions(model: nn.Module, data: Any) -> None:
 
 
 def readable(lengths: Tensor, count: int) -> list[int]:
-    """Up to `count` texts to draw: those of 8 to 24 tokens first, then those closest to that.
+    """Choose up to `count` texts to draw: of 8 to 24 tokens first, then those closest to that.
 
     Args:
         lengths: (B,) tokens.

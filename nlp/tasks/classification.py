@@ -29,13 +29,13 @@ class TextClassification(TextTask, ClassificationTask):
     def export_inputs(
         self, batch: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-        """The texts padded, `ids` (batch, length), and their `lengths` (batch,)."""
+        """Return the texts padded, `ids` (batch, length), and their `lengths` (batch,)."""
         ids, lengths = batch["ids"], batch["lengths"]
         inputs = {"ids": pad(ids, lengths) if ids.ndim == 1 else ids, "lengths": lengths}
         return inputs, {"ids": {0: "batch", 1: "length"}, "lengths": {0: "batch"}}
 
     def shown(self, batch: dict[str, Any]) -> list[ReadText]:
-        """One test text of each class."""
+        """Choose one test text of each class."""
         from nlp.interpret import Shown, read_text
 
         if not isinstance(self.model, TextEncoder):
@@ -57,7 +57,7 @@ class TextClassification(TextTask, ClassificationTask):
 
 
 def choose(lengths: Tensor, target: Tensor, shares: Tensor) -> list[int]:
-    """One text of each class that is there: of readable length if any is, else the shortest;
+    """Choose one text of each class that is there: of readable length if any is, else the shortest;
     rightly classified if any is, and of those the surest; not only the flattering ones where there
     are no such.
 

@@ -65,7 +65,7 @@ class TokenTask(TextTask):
         return len(batch["lengths"])
 
     def weight(self, batch: dict[str, Any]) -> Tensor:
-        """The tokens that are asked for."""
+        """Count the tokens that are asked for."""
         asked: Tensor = (batch["target"] != IGNORED).sum()
         return asked
 
@@ -74,7 +74,7 @@ class TokenTask(TextTask):
         return nats(output, batch["target"], smoothing) / self.weight(batch).clamp(min=1)
 
     def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
-        """Refuses: a program would have to generate."""
+        """Refuse: a program would have to generate."""
         raise UsageError(
             f"export: {type(self).__name__} asks a model for tokens, which no fixed program is "
             "written for. Its weights can be written, by format=safetensors."
@@ -82,7 +82,7 @@ class TokenTask(TextTask):
 
 
 def nats(output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The cross-entropy of logits (..., V) with `target` (...), summed.
+    """Compute the cross-entropy of logits (..., V) with `target` (...), summed.
 
     Raises:
         UsageError: logits of another shape.
@@ -114,7 +114,7 @@ class BitsPerByte(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nats: Tensor, bytes: Tensor) -> None:
-        """Adds the cross-entropy of tokens, summed, and the number of bytes that they stand for."""
+        """Add the cross-entropy of tokens, summed, and the number of bytes that they stand for."""
         self.nats += nats
         self.bytes += bytes
 
@@ -123,7 +123,7 @@ class BitsPerByte(Metric):
 
 
 def check_generation(options: Mapping[str, Any], max_length: int | None = None) -> None:
-    """Refuses wrong options of `nlp.generate`, before an epoch is spent.
+    """Refuse wrong options of `nlp.generate`, before an epoch is spent.
 
     Args:
         options: those of a task.
@@ -193,14 +193,14 @@ class CausalLanguageModelling(TokenTask):
         metrics["bits_per_byte"].update(nats(output, target), count)
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
-        """`completion`: what the model writes after each prompt."""
+        """Return `completion`: what the model writes after each prompt."""
         tokenizer = data.tokenizer  # type: ignore[attr-defined]
         options = {"stop": tokenizer.end, **self.generation}
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [{"completion": tokenizer.decode(row.tolist())} for row in written]
 
     def shown(self, batch: dict[str, Any]) -> list[ReadText]:
-        """Two test texts that the model completes from their first tokens."""
+        """Choose two test texts that the model completes from their first tokens."""
         from nlp.interpret import ReadText, attention_maps
 
         if not isinstance(self.model, TextDecoder):
@@ -236,7 +236,7 @@ class MaskedLanguageModelling(TokenTask):
         super().__init__(model, metrics={"accuracy": accuracy}, **settings)
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
-        """`embedding_0` ...: the mean of each text's encoded tokens."""
+        """Return `embedding_0` ...: the mean of each text's encoded tokens."""
         from attention_core import pool
         from nlp.batches import token_space
 
@@ -248,7 +248,7 @@ class MaskedLanguageModelling(TokenTask):
         ]
 
     def shown(self, batch: dict[str, Any]) -> list[ReadText]:
-        """Two test texts as the model sees them, and what it takes the hidden tokens for."""
+        """Choose two test texts as the model sees them, and what it takes the hidden tokens for."""
         from nlp.interpret import ReadText, attention_maps
 
         if not isinstance(self.model, MaskedLanguageModel):

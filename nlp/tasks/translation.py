@@ -90,14 +90,14 @@ class Translation(TokenTask):
         self.log_dict({f"{stage}/{name}": value for name, value in found.items()})
 
     def translated(self, batch: dict[str, Any], data: DataModule) -> list[str]:
-        """The translations of a batch's sources."""
+        """Translate a batch's sources."""
         tokenizer = data.tokenizer  # type: ignore[attr-defined]
         options = {"start": tokenizer.start, "stop": tokenizer.end, **self.generation}
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [tokenizer.decode(row.tolist()) for row in written]
 
     def shown(self, batch: dict[str, Any]) -> list[ReadText]:
-        """Four test texts with their translations by the model."""
+        """Choose four test texts and translate them by the model."""
         from nlp.interpret import ReadText, alignment
 
         if not isinstance(self.model, Seq2SeqTransformer):
@@ -120,16 +120,16 @@ class Translation(TokenTask):
         return texts
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
-        """`translation` of each text."""
+        """Return the `translation` of each text."""
         return [{"translation": text} for text in self.translated(batch, data)]
 
 
 def scores(
     sources: Sequence[str], references: Sequence[str], translations: Sequence[str]
 ) -> dict[str, float]:
-    """How good translations are, by sacrebleu (Post, 2018): "bleu" (Papineni et al., 2002) and
-    "chrf" (Popović, 2015), each 0 to 100, over all texts together; and "chrf_copy", the chrF of the
-    sources, as if nothing were translated.
+    """Measure how good translations are, by sacrebleu (Post, 2018): "bleu" (Papineni et al., 2002)
+    and "chrf" (Popović, 2015), each 0 to 100, over all texts together; and "chrf_copy", the chrF of
+    the sources, as if nothing were translated.
     """
     import sacrebleu
 

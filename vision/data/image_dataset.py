@@ -102,7 +102,7 @@ class ImageData(DataModule):
         self.corrupted = corrupted
 
     def fill(self, train: Source, val: Source | None, test: Source | None, *, name: str) -> None:
-        """Fills the three data sets; a part that is None is taken off `train`, see `SHARE`.
+        """Fill the three data sets; a part that is None is taken off `train`, see `SHARE`.
 
         The split is stratified and depends on the names of the images and `name` alone.
         """

@@ -99,7 +99,7 @@ class Prepared:
 
     @lasting
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
-        """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
+        """Return the arrangements of the blocks of a group that the mask and `bias` tell apart."""
         spaces = self.job.spaces
         by_bias = bias is not None and any(bias.block_key(space) is None for space in spaces)
         key = (number, bias is None, by_bias)  # what is known of biases is always their places

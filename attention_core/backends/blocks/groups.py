@@ -37,7 +37,7 @@ class Group:
 
 
 def group(query: Tiles, key: Tiles, reached: Reached) -> list[Group]:
-    """The blocks that hold all pairs of the tiles `reached`, in groups of about the same shape."""
+    """Group the blocks that hold all pairs of the tiles `reached` by about the same shape."""
     keys = query.sizes.new_zeros(len(query)).index_add(0, reached.query, key.sizes[reached.key])
     partial = torch.zeros_like(keys).index_add(0, reached.query, (~reached.every).long()) > 0
     shape = torch.stack([query.sizes, keys, partial.long()], dim=-1)[keys > 0]
@@ -105,7 +105,7 @@ class Patterns:
 
 
 def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None]) -> Patterns:
-    """Finds the blocks of a group that are arranged alike.
+    """Find the blocks of a group that are arranged alike.
 
     Args:
         rows: rows of tokens; a batch shares one row where its samples have the same places.

@@ -81,7 +81,7 @@ def _adjusted(x: Inputs, scores: Scores) -> tuple[Tensor, Tensor | None]:
 
 
 def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (Lq, H, Dv), log-sum-exp (H, Lq), and that of the scores and the sink together."""
+    """Compute output (Lq, H, Dv), log-sum-exp (H, Lq), and that of scores and sink together."""
     if not len(pairs.row):
         lse = x.v.new_full((x.heads, pairs.rows), -torch.inf)
         return x.v.new_zeros(pairs.rows, x.heads, x.v.shape[-1]), lse, torch.zeros_like(lse)
@@ -146,7 +146,7 @@ def backward(
     of_lse: Tensor | None,
     of_bias: bool,
 ) -> Gradients:
-    """The gradients, from what `forward` returned and the gradients of output (Lq, H, Dv) and lse.
+    """Compute the gradients from what `forward` returned and those of output (Lq, H, Dv) and lse.
 
     The bias has one where `of_bias` says so.
     """

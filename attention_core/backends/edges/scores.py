@@ -19,7 +19,7 @@ class NoScores:
         self.shape, self.like = (heads, len(pairs.row)), like
 
     def values(self) -> Tensor:
-        """The scores (H, E), which the caller may change."""
+        """Return the scores (H, E), which the caller may change."""
         return self.like.new_zeros(self.shape)
 
     def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
