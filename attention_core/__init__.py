@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         Block as Block,
         Decoder as Decoder,
         Encoder as Encoder,
+        EncoderOptions as EncoderOptions,
         FeedForward as FeedForward,
         MultiheadAttention as MultiheadAttention,
+        Pool as Pool,
         RecordedAttention as RecordedAttention,
         pool as pool,
     )
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         PrefixLM as PrefixLM,
         Window as Window,
     )
+    from attention_core.models import Model as Model
     from attention_core.planning import explain as explain, plan as plan
     from attention_core.positions import (
         LearnedPosition as LearnedPosition,
@@ -80,8 +83,10 @@ _HOMES = {
         "Block",
         "Decoder",
         "Encoder",
+        "EncoderOptions",
         "FeedForward",
         "MultiheadAttention",
+        "Pool",
         "RecordedAttention",
         "pool",
     ],
@@ -96,6 +101,7 @@ _HOMES = {
         "PrefixLM",
         "Window",
     ],
+    "models": ["Model"],
     "planning": ["explain", "plan"],
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],

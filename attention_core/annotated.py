@@ -116,7 +116,7 @@ def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P
         hints, more = taken[0]
         for name in kwargs:
             if name not in hints and not more:
-                raise TypeError(_not_taken(function, args, name, taken[0], reasons))
+                raise TypeError(_not_taken(function, args, name, reasons))
         for given in (zip(names, args, strict=False), kwargs.items()):
             for name, value in given:
                 if (name, type(value)) in known or name not in hints:
@@ -132,16 +132,13 @@ def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P
 
 
 def _not_taken(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    name: str,
-    taken: Takes,
-    reasons: Mapping[str, str],
+    function: Callable[..., Any], args: tuple[Any, ...], name: str, reasons: Mapping[str, str]
 ) -> str:
-    owner = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
+    # Of a subclass, which passes on what it does not know, all that it takes is near
+    owner = type(args[0]) if function.__name__ == "__init__" else function
     if name in reasons:
-        return f"{owner} takes no {name}=: {reasons[name]}"
-    return f"{owner} takes no argument {name!r}.{taken.nearest(name)}"
+        return f"{owner.__name__} takes no {name}=: {reasons[name]}"
+    return f"{owner.__name__} takes no argument {name!r}.{takes(owner).nearest(name)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

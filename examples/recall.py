@@ -66,7 +66,7 @@ class Attending(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The scores (B, 8, 8) of the values of the last eight ids."""
-        scores: Tensor = self.encoder.head(self.encoder.encode(ids)[:, -KEYS:])
+        scores: Tensor = self.encoder.head(self.encoder.encode(ids)[0][:, -KEYS:])
         return scores
 
 

@@ -8,11 +8,12 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from attention_core import AttentionPool, Bias, EdgeBias, Graph, Mask, RelativeTable, pool
+from attention_core import Bias, EdgeBias, Graph, Mask, RelativeTable, Space
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.tokens import learned_tokens
+from attention_core.models import Model
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
 from graph.encoder import GraphEncoder
@@ -22,7 +23,7 @@ from graph.heads import EdgeHead, LinkHead, check_pairs
 Level = Literal["graph", "node", "edge", "link"]
 
 
-class GraphTransformer(nn.Module):
+class GraphTransformer(Model):
     """A transformer over the nodes of graphs, with outputs for graphs, nodes, edges or links.
 
     Masks say who attends to whom, biases what a pair is to each other, encodings where a node is:
@@ -86,6 +87,15 @@ class GraphTransformer(nn.Module):
         logits = model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
     """
 
+    #: Sizes alone: of Graphormer (Ying et al., 2021), and of what was trained on ZINC of GPS
+    #: (Rampášek et al., 2022) and GRIT (Ma et al., 2023).
+    presets = {
+        "graphormer-slim": {"dim": 80, "depth": 12, "heads": 8, "hidden": 80},
+        "graphormer": {"dim": 768, "depth": 12, "heads": 32, "hidden": 768},
+        "gps": {"dim": 64, "depth": 10, "heads": 4, "hidden": 128},
+        "grit": {"dim": 64, "depth": 10, "heads": 8, "hidden": 128},
+    }
+
     @checked(edge_bias="edge_types and edge_features make one")
     def __init__(
         self,
@@ -117,7 +127,6 @@ class GraphTransformer(nn.Module):
         check_whole(dim=dim, heads=heads, relations=relations)
         check_whole(0, virtual_nodes=virtual_nodes)
         check_whole(
-            num_classes=num_classes,
             node_types=node_types,
             node_features=node_features,
             edge_types=edge_types,
@@ -126,8 +135,9 @@ class GraphTransformer(nn.Module):
             expander_degree=expander_degree,
             or_none=True,
         )
-        _check_outputs(level, num_classes, relations, pooling, virtual_nodes)
+        _check_outputs(level, relations, pooling, virtual_nodes)
         self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
+        self.relations, self.edge_dim = relations, edge_dim
         self.embedding = NodeEmbedding(
             dim,
             types=node_types,
@@ -170,19 +180,24 @@ class GraphTransformer(nn.Module):
             degree_scaler=degree_scaler,
             **encoder,
         )
-        self.pool: AttentionPool | None = None
-        if level == "graph":
-            like = self.encoder.blocks[0].feed_forward
-            self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
-        self.head: nn.Module = nn.Identity()
-        if level == "link":
-            self.head = LinkHead(dim, relations)
-        elif level == "edge":
+        like = self.encoder.blocks[0].feed_forward
+        pooling = pooling if level == "graph" else "mean"  # nothing to learn that nothing trains
+        self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
+        self.reset_head(num_classes)
+
+    def _new_head(self, num_classes: int | None) -> nn.Module:
+        dim = self.encoder.dim
+        if self.level == "link":
+            if num_classes is not None:
+                raise ValueError(
+                    f"level='link' gives one score per pair; got num_classes={num_classes}"
+                )
+            return LinkHead(dim, self.relations)
+        if self.level == "edge":
             if num_classes is None:
                 raise ValueError("level='edge' needs num_classes: a pair of nodes has no vector")
-            self.head = EdgeHead(dim, num_classes, edge_dim=edge_dim)
-        elif num_classes is not None:
-            self.head = nn.Linear(dim, num_classes)
+            return EdgeHead(dim, num_classes, edge_dim=self.edge_dim)
+        return super()._new_head(num_classes)
 
     @checked
     def space(
@@ -224,7 +239,7 @@ class GraphTransformer(nn.Module):
         )
 
     @checked
-    def encode(
+    def embed(
         self,
         x: Tensor,
         edge_index: Tensor,
@@ -237,15 +252,11 @@ class GraphTransformer(nn.Module):
         laplacian: Tensor | None = None,
         laplacian_values: Tensor | None = None,
         spectral: Tensor | None = None,
-        backend: str | None = None,
         **pair_attr: Tensor,
     ) -> tuple[Tensor, Graph]:
-        """The encoded tokens (L, D) of all nodes and virtual nodes, and the space they sit in.
+        """Return the tokens (L, D) of all nodes and virtual nodes, and the space they sit in.
 
-        Args:
-            backend: a name to override the plan's choice.
-
-        The other arguments are those of `forward`.
+        Arguments are those of `forward`.
         """
         check_whole(0, num_graphs=num_graphs, or_none=True)
         check_dense(x=x, edge_index=edge_index, batch=batch)
@@ -281,11 +292,10 @@ class GraphTransformer(nn.Module):
             laplacian=laplacian,
             laplacian_values=laplacian_values,
         )
-        tokens = space.place(nodes, self.virtual_tokens)
-        return self.encoder(tokens, space, backend=backend), space
+        return space.place(nodes, self.virtual_tokens), space
 
     @checked
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         edge_index: Tensor,
@@ -296,9 +306,10 @@ class GraphTransformer(nn.Module):
         node_mask: Tensor | None = None,
         edge_label_index: Tensor | None = None,
         edge_label_type: Tensor | None = None,
+        backend: str | None = None,
         **encodings: Any,
     ) -> Tensor:
-        """The outputs for graphs packed in one row, PyG's convention throughout.
+        """Return the outputs for graphs packed in one row, PyG's convention throughout.
 
         Args:
             x: (N,) integer types or (N, F) float features of all nodes.
@@ -311,6 +322,7 @@ class GraphTransformer(nn.Module):
             edge_label_index: (2, B), the pairs of nodes that outputs are asked for, at level
                 "edge", where None asks for those of all edges; at level "link" (2, ...).
             edge_label_type: their relations, integers that broadcast to (...), at level "link".
+            backend: a name to override the plan's choice.
             encodings: of nodes, `degree`, `rwse`, `laplacian` and `laplacian_values`; `spectral`,
                 coordinates (N, A); and tables of pairs, `hops`, `rrwp`, `path` or those of a
                 `PairBias`: as the transforms of `graph.encodings` name and make them. Of the first
@@ -321,11 +333,12 @@ class GraphTransformer(nn.Module):
         Raises:
             TypeError, ValueError: an input of another shape, kind or range; the message names it.
         """
-        tokens, space = self.encode(x, edge_index, edge_attr, batch, num_graphs, **encodings)
+        tokens, space = self.encode(
+            x, edge_index, edge_attr, batch, num_graphs, backend=backend, **encodings
+        )
         if self.level == "graph":
-            output: Tensor = self.head(self._pooled(tokens, space))
-            return output
-        nodes = tokens if space.special is None else tokens[~space.special]
+            return self.read(tokens, space)
+        nodes, _ = space.without_special(tokens)
         if self.level == "node":
             if node_mask is not None and (
                 node_mask.shape != x.shape[:1] or node_mask.dtype != torch.bool
@@ -334,7 +347,7 @@ class GraphTransformer(nn.Module):
                     f"node_mask must be bool ({len(x)},), got {node_mask.dtype} "
                     f"{tuple(node_mask.shape)}"
                 )
-            output = self.head(nodes if node_mask is None else nodes[node_mask])
+            output: Tensor = self.head(nodes if node_mask is None else nodes[node_mask])
             return output
         if edge_label_index is not None:
             check_pairs(edge_label_index, len(x))
@@ -343,14 +356,22 @@ class GraphTransformer(nn.Module):
                 raise ValueError("edge_label_index is missing: whose links are to be scored?")
             output = self.head(nodes, edge_label_index, edge_label_type)
             return output
+        assert isinstance(space, Graph)
         output = self.head(nodes, *self._pairs(space, edge_index, edge_label_index))
         return output
 
-    def _pooled(self, tokens: Tensor, space: Graph) -> Tensor:
-        if self.pool is not None:
-            pooled: Tensor = self.pool(tokens, space)
-            return pooled
-        return pool(tokens, space, self.pooling)
+    def read(self, tokens: Tensor, space: Space) -> Tensor:
+        """Return the outputs of graphs (G, C), or of all nodes (N, C), for encoded tokens (L, D).
+
+        Raises:
+            TypeError: at other levels, whose outputs are of pairs that `forward` is given.
+        """
+        if self.level == "graph":
+            return super().read(tokens, space)
+        if self.level == "node":
+            output: Tensor = self.head(space.without_special(tokens)[0])
+            return output
+        raise TypeError(f"level={self.level!r}: outputs are of pairs of nodes; call the model")
 
     def _pairs(
         self, space: Graph, edge_index: Tensor, asked: Tensor | None
@@ -367,9 +388,7 @@ class GraphTransformer(nn.Module):
         return pairs, torch.cat([space.edge_attr, none])[edge]
 
 
-def _check_outputs(
-    level: str, num_classes: int | None, relations: int, pooling: str, virtual_nodes: int
-) -> None:
+def _check_outputs(level: str, relations: int, pooling: str, virtual_nodes: int) -> None:
     for name, value, known in (("level", level, Level), ("pooling", pooling, Pooling)):
         names = known.__args__  # type: ignore[attr-defined]
         if value not in names:
@@ -380,7 +399,5 @@ def _check_outputs(
             f"pooling={pooling!r} with virtual_nodes={virtual_nodes}: "
             + ("at least 1 is needed" if virtual_nodes == 0 else "there is no negative number")
         )
-    if level == "link" and num_classes is not None:
-        raise ValueError(f"level='link' gives one score per pair; got num_classes={num_classes}")
     if level != "link" and relations != 1:
         raise ValueError(f"relations={relations} are of links, but level={level!r}")

@@ -70,29 +70,6 @@ def _check_lengths(lengths: Tensor, name: str = "lengths") -> None:
         raise ValueError(f"{name} must be at least 0, got {int(lengths.min())}")
 
 
-def first_tokens(tokens: Tensor, lengths: Tensor | None = None, side: Side = "right") -> Tensor:
-    """The first token of each text, (B, D), of tokens (T, D) or (B, L, D).
-
-    Raises:
-        ValueError: a text has no token.
-    """
-    if lengths is None and not is_exporting() and not tokens.shape[-2]:
-        lengths = torch.zeros(len(tokens) if tokens.ndim == 3 else 1)
-    if lengths is None:
-        return tokens[:, 0] if tokens.ndim == 3 else tokens[:1]
-    if not is_exporting() and bool((lengths < 1).any()):
-        text = int((lengths < 1).nonzero()[0])
-        raise ValueError(f"pooling='class' needs a first token: text {text} has length 0")
-    if not tokens.shape[-2]:  # of no text
-        return tokens.flatten(0, -2)
-    lengths = lengths.to(tokens.device)
-    if tokens.ndim == 2:
-        return tokens[lengths.cumsum(0) - lengths]
-    if side == "right":
-        return tokens[:, 0]
-    return tokens[torch.arange(len(lengths), device=tokens.device), tokens.shape[1] - lengths]
-
-
 @checked
 def pad(
     packed: Tensor,

@@ -7,18 +7,19 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from attention_core import Decoder, KVCache, Neighborhood
+from attention_core import Decoder, Encoder, KVCache, Neighborhood, Sequence
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_number, check_whole
 from attention_core.layers import EncoderOptions
-from attention_core.pretrained import Pretrained, names
+from attention_core.pretrained import names
+from nlp.base import LanguageModel
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
 from nlp.pretrained import DECODERS
 
 
-class TextDecoder(Pretrained):
+class TextDecoder(LanguageModel):
     """A causal language model (Radford et al., GPT-2, 2019; Touvron et al., Llama, 2023).
 
     Texts come packed, end to end in one row, or padded on either side; the outputs are the same.
@@ -54,6 +55,13 @@ class TextDecoder(Pretrained):
         model.generate(padded, lengths, max_tokens=50, temperature=0.8, top_p=0.95)
     """
 
+    #: Sizes alone, of GPT-2 (Radford et al., 2019).
+    presets = {
+        "small": {"dim": 768, "depth": 12, "heads": 12},
+        "medium": {"dim": 1024, "depth": 24, "heads": 16},
+        "large": {"dim": 1280, "depth": 36, "heads": 20},
+        "xl": {"dim": 1600, "depth": 48, "heads": 25},
+    }
     families = DECODERS
     parts = {names.SCORES: "head"}
 
@@ -105,9 +113,8 @@ class TextDecoder(Pretrained):
         self.head = TokenScores(vocab_size, dim, tied=tied, projection_bias=scores_bias)
 
     @property
-    def max_length(self) -> int | None:
-        """The longest text that there are positions for; None for any."""
-        return self.embedding.max_length
+    def stack(self) -> Encoder:
+        return self.decoder
 
     @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
@@ -115,23 +122,22 @@ class TextDecoder(Pretrained):
         return self.decoder.new_cache(max_length)
 
     @checked
-    def encode(
+    def embed(
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
         *,
         side: Side = "right",
         cache: KVCache | None = None,
-    ) -> Tensor:
-        """The tokens in front of the scores, (T, D) or (B, L, D) with zeros on padding.
+    ) -> tuple[Tensor, Sequence]:
+        """Return the embedded tokens, (T, D) or (B, L, D), and where they sit.
 
         Args:
             ids: (T,) packed, all texts end to end; or (B, L) padded, with any id in the padding.
             lengths: (B,) tokens of each text; without it, packed ids are one text and padded ids
                 have no padding.
             side: of padded ids, where the padding is.
-            cache: from `new_cache`: ids (B, L) go on after what it holds, and are added to it.
-                A cache with a window takes padding on the left alone.
+            cache: from `new_cache`: ids (B, L) go on after what it holds.
 
         Raises:
             TypeError, ValueError: ids or lengths of another shape, kind or range.
@@ -146,29 +152,52 @@ class TextDecoder(Pretrained):
             raise ValueError("lengths say what of a prompt is padding: what follows it has none")
         else:
             space = cache.next_space(ids.shape[1], ids.device)
-        tokens: Tensor = self.decoder(self.embedding(ids, space), space, cache=cache)
-        return tokens
-
-    def scores(self, tokens: Tensor) -> Tensor:
-        """The scores of all ids, (..., V), for tokens (..., D) of `encode`."""
-        scores: Tensor = self.head(tokens, self.embedding.table.weight)
-        return scores
+        return self.embedding(ids, space), space
 
     @checked
-    def forward(
+    def encode(  # type: ignore[override]
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
         *,
         side: Side = "right",
         cache: KVCache | None = None,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Sequence]:
+        """Return the tokens in front of the scores, (T, D) or (B, L, D), and where they sit.
+
+        Padding is zeros.
+
+        Args:
+            ids, lengths, side: as of `embed`.
+            cache: from `new_cache`: ids go on after what it holds, and are added to it. A cache
+                with a window takes padding on the left alone.
+            backend: a name to override the plan's choice.
+        """
+        tokens, space = self.embed(ids, lengths, side=side, cache=cache)
+        return self.decoder(tokens, space, cache=cache, backend=backend), space
+
+    @checked
+    def forward(  # type: ignore[override]
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        cache: KVCache | None = None,
+        backend: str | None = None,
     ) -> Tensor:
-        """The scores (T, V) or (B, L, V) of what follows each token; arguments as `encode`."""
-        return self.scores(self.encode(ids, lengths, side=side, cache=cache))
+        """Return the scores (T, V) or (B, L, V) of what follows each token.
+
+        Arguments are those of `encode`.
+        """
+        return self.read(*self.encode(ids, lengths, side=side, cache=cache, backend=backend))
 
     def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
-        """The scores (B, V) of what follows texts (B, L), padded on the left; see `generate`."""
-        tokens = self.encode(ids, lengths, side="left", cache=cache)
+        """Return the scores (B, V) of what follows texts (B, L), padded on the left; see
+        `generate`.
+        """
+        tokens, _ = self.encode(ids, lengths, side="left", cache=cache)
         return self.scores(tokens[:, -1])
 
     def generate(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, Unpack
+from collections.abc import Iterable, Sequence as Listing
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from attention_core import Encoder, Sequence, pool
+from attention_core import Encoder, Sequence, Space
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_choice, check_index, check_number, check_whole
 from attention_core.evaluation import evaluating
 from attention_core.layers import EncoderOptions, Pooling, make_pool
-from attention_core.pretrained import Pretrained, names
-from nlp.batches import Side, first_tokens, pad, token_space, unpad, window_lengths
+from attention_core.pretrained import names
+from nlp.base import LanguageModel, TextModel
+from nlp.batches import Side, pad, token_space, unpad, window_lengths
 from nlp.embeddings import (
     Positions,
     TokenEmbedding,
@@ -26,6 +27,16 @@ from nlp.embeddings import (
 )
 from nlp.pretrained import ENCODERS
 from nlp.tokenizer import Tokenizer
+
+#: Sizes alone, of BERT (Devlin et al., 2019) and of its smaller ones (Turc et al., 2019).
+BERT_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"dim": 128, "depth": 2, "heads": 2},
+    "mini": {"dim": 256, "depth": 4, "heads": 4},
+    "small": {"dim": 512, "depth": 4, "heads": 8},
+    "medium": {"dim": 512, "depth": 8, "heads": 8},
+    "base": {"dim": 768, "depth": 12, "heads": 12},
+    "large": {"dim": 1024, "depth": 24, "heads": 16},
+}
 
 
 class TokenEncoderOptions(EncoderOptions, total=False):
@@ -42,7 +53,7 @@ class TokenEncoderOptions(EncoderOptions, total=False):
     first_norm: bool
 
 
-class TokenEncoder(Pretrained):
+class TokenEncoder(TextModel):
     """A bidirectional transformer from token ids to tokens that have read each other.
 
     Texts come packed, end to end in one row, or padded; the outputs are the same. `TextEncoder`
@@ -74,6 +85,8 @@ class TokenEncoder(Pretrained):
         ValueError: unknown `positions`; the message lists the known ones. Or `windowed` without
             "learned" ones.
     """
+
+    presets = BERT_SIZES
 
     @checked
     def __init__(
@@ -123,15 +136,17 @@ class TokenEncoder(Pretrained):
             self.encoder.blocks[0].attention_residual.norm = nn.Identity()
 
     @checked
-    def encode(
+    def embed(
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
         *,
         side: Side = "right",
         types: Tensor | None = None,
-    ) -> Tensor:
-        """The encoded tokens, (T, D) or (B, L, D) with zeros on padding.
+    ) -> tuple[Tensor, Sequence]:
+        """Return the embedded tokens, (T, D) or (B, L, D), and where they sit.
+
+        Texts that are read in windows are packed, the windows of a text as samples of their own.
 
         Args:
             ids: (T,) packed, all texts end to end; or (B, L) padded, with any id in the padding.
@@ -144,30 +159,79 @@ class TokenEncoder(Pretrained):
             TypeError, ValueError: ids, lengths or types of another shape, kind or range.
         """
         space = token_space(ids, lengths, side)
-        limit = self.embedding.max_length
-        if self.windowed and limit is not None and not is_exporting() and ids.shape[-1] > limit:
-            return self._encode_windows(ids, lengths, side, types, limit)
-        encoded: Tensor = self.encoder(self.embedding(ids, space, types), space)
-        return encoded
+        limit = self._window(ids)
+        if limit is not None:
+            lengths = _lengths(ids, lengths)
+            if ids.ndim == 2:
+                types = None if types is None else unpad(types, lengths, side)
+                ids = unpad(ids, lengths, side)
+            space = Sequence.packed(window_lengths(lengths, limit), device=ids.device)
+        return self.embedding(ids, space, types), space
 
-    def _encode_windows(
+    @checked
+    def encode(  # type: ignore[override]
         self,
         ids: Tensor,
-        lengths: Tensor | None,
-        side: Side,
-        types: Tensor | None,
-        limit: int,
-    ) -> Tensor:
-        if lengths is None:
-            rows = 1 if ids.ndim == 1 else len(ids)
-            lengths = ids.new_full((rows,), ids.shape[-1])
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        types: Tensor | None = None,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Sequence]:
+        """Return the encoded tokens, (T, D) or (B, L, D) with zeros on padding, and their space.
+
+        Args:
+            ids, lengths, side, types: as of `embed`.
+            backend: a name to override the plan's choice.
+        """
+        tokens, space = self.embed(ids, lengths, side=side, types=types)
+        tokens = self.encoder(tokens, space, backend=backend)
+        if self._window(ids) is None:
+            return tokens, space
+        return self._joined(tokens, ids, lengths, side), token_space(ids, lengths, side)
+
+    @checked
+    def features(  # type: ignore[override]
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        types: Tensor | None = None,
+        layers: Listing[int] = (-1,),
+        norm: bool = True,
+        backend: str | None = None,
+    ) -> list[Tensor]:
+        """Return the tokens after some layers, each (T, D) or (B, L, D) with zeros on padding.
+
+        Args:
+            ids, lengths, side, types: as of `embed`.
+            layers, norm, backend: as of `Model.features`.
+        """
+        found = super().features(
+            ids, lengths, side=side, types=types, layers=layers, norm=norm, backend=backend
+        )
+        if self._window(ids) is None:
+            return found
+        return [self._joined(x, ids, lengths, side) for x in found]
+
+    def _window(self, ids: Tensor) -> int | None:
+        """The size of the windows that ids are read in; None where they are read as they are."""
+        limit = self.max_length
+        if not self.windowed or limit is None or is_exporting() or ids.shape[-1] <= limit:
+            return None
+        return limit
+
+    def _joined(self, tokens: Tensor, ids: Tensor, lengths: Tensor | None, side: Side) -> Tensor:
+        """The packed tokens of all windows in the shape of ids."""
         if ids.ndim == 1:
-            space = Sequence.packed(window_lengths(lengths, limit), device=ids.device)
-            encoded: Tensor = self.encoder(self.embedding(ids, space, types), space)
-            return encoded
-        types = None if types is None else unpad(types, lengths, side)
-        packed = self._encode_windows(unpad(ids, lengths, side), lengths, side, types, limit)
-        return pad(packed, lengths, side=side, length=ids.shape[1])
+            return tokens
+        return pad(tokens, _lengths(ids, lengths), side=side, length=ids.shape[1])
+
+
+def _lengths(ids: Tensor, lengths: Tensor | None) -> Tensor:
+    rows = 1 if ids.ndim == 1 else len(ids)
+    return ids.new_full((rows,), ids.shape[-1]) if lengths is None else lengths
 
 
 class TextEncoder(TokenEncoder):
@@ -210,7 +274,6 @@ class TextEncoder(TokenEncoder):
         **tokens: Unpack[TokenEncoderOptions],
     ) -> None:
         super().__init__(vocab_size, dim, depth, heads, **tokens)
-        check_whole(num_classes=num_classes, or_none=True)
         check_choice(("tanh", "gelu", "relu", None), pooler=pooler)
         if pooling == "special":
             raise ValueError("pooling='special': texts have no special tokens; give 'class'")
@@ -218,31 +281,35 @@ class TextEncoder(TokenEncoder):
         like = self.encoder.blocks[0].feed_forward
         self.pool = make_pool(pooling, dim, heads, like=like, eps=tokens.get("eps", 1e-6))
         self.pooler = nn.Identity() if pooler is None else Transform(dim, pooler)
-        self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
+        self.reset_head(num_classes)
+
+    def read(self, tokens: Tensor, space: Space) -> Tensor:
+        """Return the outputs (B, num_classes) for encoded tokens (B, L, D), or (T, D) packed."""
+        output: Tensor = self.head(self.pooler(self.pool(tokens, space)))
+        return output
 
     @checked
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
         *,
         side: Side = "right",
         types: Tensor | None = None,
+        backend: str | None = None,
     ) -> Tensor:
-        """The outputs (B, num_classes) of B texts; arguments are those of `encode`.
+        """Return the outputs (B, num_classes) of B texts; arguments are those of `encode`.
 
         The mean and maximum of a text of length 0 are zeros; it has no first token.
         """
-        tokens = self.encode(ids, lengths, side=side, types=types)
-        output: Tensor = self.head(self.pooler(self._pool(tokens, ids, lengths, side)))
-        return output
+        return self.read(*self.encode(ids, lengths, side=side, types=types, backend=backend))
 
     @torch.no_grad()
     @checked
-    def embed(
+    def embed_texts(
         self, texts: Iterable[str], tokenizer: Tokenizer, *, batch: int = 32, normalize: bool = True
     ) -> Tensor:
-        """A vector for each text, (N, D): its pooled tokens (Reimers & Gurevych, 2019).
+        """Return a vector for each text, (N, D): its pooled tokens (Reimers & Gurevych, 2019).
 
         It is computed without dropout and without the head, on the model's device.
 
@@ -258,39 +325,26 @@ class TextEncoder(TokenEncoder):
         """
         check_whole(batch=batch)
         rows = [torch.tensor(row, dtype=torch.long) for row in tokenizer.encode(texts)]
-        limit = None if self.windowed else self.embedding.max_length
+        limit = None if self.windowed else self.max_length
         for index, row in enumerate(rows):
             if limit is not None and len(row) > limit:
                 raise ValueError(
                     f"texts[{index}] has {len(row)} tokens, but the model has positions for "
                     f"{limit}: one made with windowed=True reads such a text in windows"
                 )
-        device = self.embedding.table.weight.device
+        table = self.embedding.table.weight
         with evaluating(self.modules()):
-            pooled = [
-                self.embedding.table.weight.new_empty(
-                    0, self.encoder.blocks[0].attention.out.out_features
-                )
-            ]
+            pooled = [table.new_empty(0, self.encoder.dim)]
             for start in range(0, len(rows), batch):
                 some = rows[start : start + batch]
-                ids, lengths = torch.cat(some).to(device), torch.tensor([len(row) for row in some])
-                tokens = self.encode(ids, lengths.to(device))
-                pooled.append(self.pooler(self._pool(tokens, ids, lengths.to(device), "right")))
+                lengths = torch.tensor([len(row) for row in some], device=table.device)
+                tokens, space = self.encode(torch.cat(some).to(table.device), lengths)
+                pooled.append(self.pooler(self.pool(tokens, space)))
         vectors = torch.cat(pooled)
         return F.normalize(vectors, dim=-1) if normalize else vectors
 
-    def _pool(self, tokens: Tensor, ids: Tensor, lengths: Tensor | None, side: Side) -> Tensor:
-        if self.pooling == "class":
-            return first_tokens(tokens, lengths, side)
-        space = token_space(ids, lengths, side)
-        if self.pool is not None:
-            pooled: Tensor = self.pool(tokens, space)
-            return pooled
-        return pool(tokens, space, self.pooling)
 
-
-class MaskedLanguageModel(TokenEncoder):
+class MaskedLanguageModel(TokenEncoder, LanguageModel):
     """A bidirectional transformer that names masked tokens (Devlin et al., BERT, 2019).
 
     The scores come from the table of the embedding.
@@ -338,12 +392,10 @@ class MaskedLanguageModel(TokenEncoder):
         self.head = TokenScores(vocab_size, size, projection_bias=True)
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """The scores of all ids, (..., V), for encoded tokens (..., D)."""
-        scores: Tensor = self.head(self.transform(tokens), self.embedding.table.weight)
-        return scores
+        return super().scores(self.transform(tokens))
 
     @checked
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
@@ -351,13 +403,14 @@ class MaskedLanguageModel(TokenEncoder):
         side: Side = "right",
         types: Tensor | None = None,
         at: Tensor | None = None,
+        backend: str | None = None,
     ) -> Tensor:
-        """The scores (T, V) or (B, L, V) of each token; arguments are those of `encode`.
+        """Return the scores (T, V) or (B, L, V) of each token; arguments are those of `encode`.
 
         Args:
             at: (M,) places in the flattened ids: the scores (M, V) of these tokens alone.
         """
-        tokens = self.encode(ids, lengths, side=side, types=types)
+        tokens, _ = self.encode(ids, lengths, side=side, types=types, backend=backend)
         if at is None:
             return self.scores(tokens)
         tokens = tokens.flatten(0, -2)

@@ -15,8 +15,8 @@ from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_number
 from attention_core.evaluation import evaluating
 from nlp.batches import Side, pad, token_space, unpad
-from nlp.beams import BeamSearch
-from nlp.logits import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from nlp.beam_search import BeamSearch
+from nlp.logits_processors import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
 
 
 class Generative(Protocol):

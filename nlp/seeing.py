@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attention_core import Encoder, record_attention
+from attention_core import AttentionPool, Encoder, record_attention
 from nlp.decoder import TextDecoder
 from nlp.encoder import TextEncoder, TokenEncoder
 from nlp.seq2seq import Seq2SeqTransformer
 from nlp.tokenizer import Tokenizer
-from nlp.words import words as words_of
+from nlp.word_alignment import words as words_of
 
 #: What can be seen into.
 Model = TokenEncoder | TextDecoder | Seq2SeqTransformer
@@ -112,7 +112,7 @@ def pooling_attention(
     if not isinstance(model, TextEncoder):
         raise TypeError(f"model must be a TextEncoder, which pools, got {type(model).__name__}")
     ids = _ids(model, tokenizer, text)
-    part = model.encoder.blocks[-1] if model.pool is None else model.pool
+    part = model.pool if isinstance(model.pool, AttentionPool) else model.encoder.blocks[-1]
     with record_attention(part) as maps, torch.no_grad():
         model(ids)
     weights = _wide(maps[0])[0]

@@ -16,14 +16,15 @@ from attention_core.checks import (
     check_whole,
 )
 from attention_core.layers import EncoderOptions
-from attention_core.pretrained import Pretrained, names
+from attention_core.pretrained import names
+from nlp.base import LanguageModel
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
 from nlp.generation import generate
 from nlp.pretrained import SEQ2SEQ
 
 
-class Seq2SeqTransformer(Pretrained):
+class Seq2SeqTransformer(LanguageModel):
     """An encoder-decoder (Vaswani et al., 2017; Raffel et al., T5, 2020).
 
     Source, target and scores share one table of embeddings. Texts come packed, end to end in one
@@ -57,6 +58,11 @@ class Seq2SeqTransformer(Pretrained):
         model.generate(ids, lengths, start=1, stop=2, beams=4)  # a list of ids for each source
     """
 
+    #: Sizes alone, of the paper (Vaswani et al., 2017).
+    presets = {
+        "base": {"dim": 512, "depth": 6, "heads": 8, "hidden": 2048},
+        "big": {"dim": 1024, "depth": 6, "heads": 16, "hidden": 4096},
+    }
     families = SEQ2SEQ
     parts = {names.SCORES: "head"}
 
@@ -102,17 +108,16 @@ class Seq2SeqTransformer(Pretrained):
         self.decoder = Decoder(dim, decoder_depth, heads, cross=True, **of_decoder)
         self.head = TokenScores(vocab_size, dim, tied=tied, scale=scores_scale)
 
-    @property
-    def max_length(self) -> int | None:
-        """The longest text that there are positions for; None for any."""
-        return self.embedding.max_length
-
     @checked
-    def encode(self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right") -> Tensor:
-        """The encoded source, (T, D) or (B, L, D); arguments as in `TextEncoder.encode`."""
+    def embed(
+        self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right"
+    ) -> tuple[Tensor, Sequence]:
+        """Return the embedded source, (T, D) or (B, L, D), and where it sits.
+
+        Arguments are those of `TextEncoder.embed`.
+        """
         space = token_space(ids, lengths, side)
-        encoded: Tensor = self.encoder(self.embedding(ids, space), space)
-        return encoded
+        return self.embedding(ids, space), space
 
     @checked
     def decode(
@@ -123,8 +128,9 @@ class Seq2SeqTransformer(Pretrained):
         context_space: Sequence,
         *,
         cache: KVCache | None = None,
+        backend: str | None = None,
     ) -> Tensor:
-        """The target's tokens in front of the scores, (T, D) or (B, L, D).
+        """Return the target's tokens in front of the scores, (T, D) or (B, L, D).
 
         Args:
             ids: of the target, (T,) or (B, L), where `space` has them.
@@ -132,6 +138,7 @@ class Seq2SeqTransformer(Pretrained):
             context: the encoded source, (Ts, D) packed as the target is, or (B, Ls, D).
             context_space: where it sits.
             cache: of what was decoded before, to which these are added.
+            backend: a name to override the plan's choice.
         """
         tokens: Tensor = self.decoder(
             self.embedding(ids, space),
@@ -139,16 +146,12 @@ class Seq2SeqTransformer(Pretrained):
             context=context,
             context_space=context_space,
             cache=cache,
+            backend=backend,
         )
         return tokens
 
-    def scores(self, tokens: Tensor) -> Tensor:
-        """The scores of all ids, (..., V), for tokens (..., D) of `decode`."""
-        scores: Tensor = self.head(tokens, self.embedding.table.weight)
-        return scores
-
     @checked
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         ids: Tensor,
         lengths: Tensor | None,
@@ -157,8 +160,9 @@ class Seq2SeqTransformer(Pretrained):
         *,
         side: Side = "right",
         target_side: Side = "right",
+        backend: str | None = None,
     ) -> Tensor:
-        """The scores (T, V) or (B, L, V) of what follows each token of the target.
+        """Return the scores (T, V) or (B, L, V) of what follows each token of the target.
 
         Args:
             ids: of the sources, (Ts,) packed or (B, Ls) padded.
@@ -167,6 +171,7 @@ class Seq2SeqTransformer(Pretrained):
                 start token, as each token's scores are for the next one.
             target_lengths: (B,) tokens of each target.
             side, target_side: of padded ids, where the padding is.
+            backend: a name to override the plan's choice.
 
         Raises:
             TypeError, ValueError: ids or lengths of another shape, kind or range, or sources and
@@ -187,9 +192,10 @@ class Seq2SeqTransformer(Pretrained):
             raise ValueError(
                 f"there are {sources} sources, but {targets} targets, in ids and target_ids"
             )
-        context = self.encoder(self.embedding(ids, where), where)
+        context = self.encoder(self.embedding(ids, where), where, backend=backend)
         target = self.embedding(target_ids, space, name="target_ids")
-        return self.scores(self.decoder(target, space, context=context, context_space=where))
+        decoded = self.decoder(target, space, context=context, context_space=where, backend=backend)
+        return self.scores(decoded)
 
     @checked
     def generate(
@@ -252,7 +258,7 @@ class _Target:
 
     def _encode(self) -> tuple[Tensor, Tensor | None, Side]:
         ids, lengths, side = self.source
-        encoded = self.model.encode(ids, lengths, side=side)
+        encoded, _ = self.model.encode(ids, lengths, side=side)
         if ids.ndim == 2:
             return encoded, lengths, side
         lengths = ids.new_tensor([len(ids)]) if lengths is None else lengths

@@ -198,7 +198,7 @@ class Tokenizer:
             FileNotFoundError: there is no such file.
             ValueError: it is no such file.
         """
-        from nlp.vocabulary import read_tokenizer
+        from nlp.tokenizer_files import read_tokenizer
 
         return cls(read_tokenizer(_package(), Path(path), lowercase))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from attention_core import Encoder, Sinusoidal
+from attention_core import Encoder, Grid, Sinusoidal
 from attention_core.annotated import checked
 from attention_core.checks import check_number, check_whole
+from attention_core.models import Model
 from vision.embeddings import choose_patches
 from vision.models import VisionTransformer
 
@@ -29,7 +30,7 @@ class Reconstruction(NamedTuple):
     hidden: Tensor
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Model):
     """Predicts hidden patches of images from the visible ones (He et al., MAE, 2022).
 
     The transformer encodes the visible patches alone, in each image a random choice of its own. A
@@ -98,16 +99,42 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Encoder(dim, depth, heads)
         self.pixels = nn.Linear(dim, vit.embedding.channels * math.prod(vit.embedding.patch_size))
 
+    def embed(self, image: Tensor | Sequence[Tensor]) -> tuple[Tensor, Grid]:
+        """Return what `vit` embeds the images as, without hiding any patch."""
+        return self.vit.embed(image)
+
+    def encode(  # type: ignore[override]
+        self, image: Tensor | Sequence[Tensor], *, backend: str | None = None
+    ) -> tuple[Tensor, Grid]:
+        """Return what `vit` encodes the images as, without hiding any patch."""
+        tokens, space = self.embed(image)
+        return self.vit.encoder(tokens, space, backend=backend), space
+
+    def features(self, *inputs: Any, **options: Any) -> list[Any]:
+        """Return maps of the layers of `vit`; arguments are those of its `features`."""
+        return self.vit.features(*inputs, **options)
+
+    def _new_head(self, num_classes: int | None) -> NoReturn:
+        raise TypeError(
+            "a MaskedAutoencoder has no head: fine-tune its part `vit`, by vit.reset_head, or by "
+            "init.prefix=vit init.new=[head] on the command line"
+        )
+
     @checked
-    def forward(
-        self, image: Tensor | Sequence[Tensor], *, noise: Tensor | None = None
+    def forward(  # type: ignore[override]
+        self,
+        image: Tensor | Sequence[Tensor],
+        *,
+        noise: Tensor | None = None,
+        backend: str | None = None,
     ) -> Reconstruction:
-        """Hides patches of the images and predicts them.
+        """Hide patches of the images and predict them.
 
         Args:
             image: (B, C, H, W), or a list of (C, H, W), as `VisionTransformer` takes them.
             noise: (B, N), or (T,) of packed images: a number for each patch; those of an image
                 with the largest are hidden. Random by default.
+            backend: a name to override the plan's choice.
 
         Raises:
             TypeError, ValueError: an image is of another kind or shape, or has one patch only.
@@ -119,16 +146,16 @@ class MaskedAutoencoder(nn.Module):
         visible = choose_patches(tokens, space, self.mask_ratio, lots=noise)
         if visible[-1].shape[-1] == space.length:
             raise ValueError("image has one patch only, so that nothing can be hidden")
-        encoded = self.narrow(self.vit.encoder(tokens[visible], space.keep(visible[-1])))
+        seen = self.vit.encoder(tokens[visible], space.keep(visible[-1]), backend=backend)
+        encoded = self.narrow(seen)
         everywhere = self.mask_token.to(encoded.dtype).expand(*tokens.shape[:-1], -1)
         decoded = everywhere.index_put(visible, encoded) + self.positions(space).to(encoded.dtype)
-        decoded = self.decoder(decoded, space)
+        decoded = self.decoder(decoded, space, backend=backend)
         hidden = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
         hidden[visible] = False
-        if space.special is not None:
-            patch = (~space.special).nonzero().squeeze(-1)
-            decoded, hidden = decoded.index_select(-2, patch), hidden.index_select(-1, patch)
-        return Reconstruction(self.pixels(decoded), hidden)
+        decoded, _ = space.without_special(decoded)
+        hidden, _ = space.without_special(hidden[..., None])
+        return Reconstruction(self.pixels(decoded), hidden.squeeze(-1))
 
     @checked
     def loss(self, image: Tensor | Sequence[Tensor], output: Reconstruction) -> Tensor:

@@ -56,11 +56,11 @@ class TokenMerging(nn.Module):
         Raises:
             TypeError, ValueError: as in `VisionTransformer.forward`; or it is a list of images.
         """
-        tokens, space, source = self.encode(image)
+        tokens, space, source = self.merged(image)
         whole = tokens.gather(1, source[..., None].expand(-1, -1, tokens.shape[-1]))
-        return self.model.classify(whole, space)
+        return self.model.read(whole, space)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Grid, Tensor]:
+    def merged(self, image: Tensor) -> tuple[Tensor, Grid, Tensor]:
         """The merged tokens, and what has become of each token.
 
         Args:

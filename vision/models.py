@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from attention_core import (
-    Encoder,
-    Grid,
-    Rotary,
-    Sinusoidal,
-    pool,
-)
+from attention_core import Encoder, Grid, Rotary, Sinusoidal, Space
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_options, check_whole
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.residual import make_norm
 from attention_core.layers.tokens import learned_tokens
-from attention_core.pretrained import Pretrained, names
+from attention_core.models import Model
+from attention_core.pretrained import names
 from vision.embeddings import PatchEmbedding, drop_patches, pair
 from vision.positions import ResampledPosition
-from vision.presets import preset
+from vision.presets import PRESETS
 from vision.pretrained import VISION_TRANSFORMERS
 
 Positions = Literal["learned", "sinusoidal", "rotary"]
@@ -47,7 +42,7 @@ class VisionTransformerOptions(EncoderOptions, total=False):
     patch_dropout: float
 
 
-class VisionTransformer(Pretrained):
+class VisionTransformer(Model):
     """A transformer over the patches of images (Dosovitskiy et al., ViT, 2021).
 
     In front of the patches stand the class token, then the registers. They sit nowhere, so no mask
@@ -87,10 +82,12 @@ class VisionTransformer(Pretrained):
 
     Example::
 
-        model = VisionTransformer(384, 12, 6, patch_size=16, num_classes=1000, image_size=224)
-        logits = model(torch.rand(8, 3, 224, 224))
+        model = VisionTransformer.preset("small", patch_size=16, num_classes=10, image_size=224)
+        logits = model(torch.rand(8, 3, 224, 224))                         # (8, 10)
+        maps = model.features(torch.rand(8, 3, 224, 224), layers=[5, -1])  # two of (8, 384, 14, 14)
     """
 
+    presets = PRESETS
     families = VISION_TRANSFORMERS
     parts = {names.CLASSIFIER: "head"}
 
@@ -123,7 +120,6 @@ class VisionTransformer(Pretrained):
             raise ValueError("pooling='class' reads the class token, but class_token=False")
         if pooling == "special" and not (class_token or registers):
             raise ValueError("pooling='special' reads class_token and registers: there is none")
-        check_whole(num_classes=num_classes, or_none=True)
         check_whole(0, registers=registers)
         check_chance(patch_dropout=patch_dropout)
         self.pooling, self.patch_dropout = pooling, patch_dropout
@@ -167,34 +163,20 @@ class VisionTransformer(Pretrained):
         like = self.encoder.blocks[0].feed_forward
         self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
         self.pool_norm = norm(pool_norm)
-        self.head = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
-
-    @classmethod
-    def preset(cls, name: str, **options: object) -> Self:
-        """A model of the sizes that the literature calls `name`, see `vision.PRESETS`.
-
-        Args:
-            name: "tiny", "small", "base", "large", "huge", "giant", "gigantic" or "so400m".
-            options: all other arguments; they may replace those of the preset.
-
-        Example::
-
-            VisionTransformer.preset("small", patch_size=16, num_classes=1000, image_size=224)
-
-        Raises:
-            ValueError: there is no such preset.
-        """
-        return cls(**{**preset(name), **options})
+        self.reset_head(num_classes)
 
     @property
     def num_special(self) -> int:
         """How many tokens stand in front of an image's patches: class token, then registers."""
         return len(self.class_token) + len(self.registers)
 
+    @checked
     def embed(self, image: Tensor | Sequence[Tensor]) -> tuple[Tensor, Grid]:
-        """What the encoder gets: tokens (B, L, D), or (T, D) packed, and where they sit.
+        """Return what the encoder gets, tokens (B, L, D), or (T, D) packed, and where they sit.
 
         No patch is dropped: to do so, see `drop_patches`.
+
+        Args, Raises: as of `forward`.
         """
         patches, space = self.embedding(image, special=self.num_special)
         tokens = space.place(patches, torch.cat([self.class_token, self.registers]))
@@ -202,24 +184,18 @@ class VisionTransformer(Pretrained):
             tokens = tokens + self.positions(space).to(tokens.dtype)
         return self.embedding_norm(tokens), space
 
-    def classify(self, tokens: Tensor, space: Grid) -> Tensor:
-        """The outputs (B, num_classes) from encoded tokens (B, L, D), or (T, D) packed."""
-        if self.pool is not None:
-            if self.num_special:
-                places = _places(space.to(tokens.device))
-                tokens, space = tokens.index_select(-2, places), space.keep(places)
-            pooled = self.pool(tokens, space)
-        else:
-            pooled = pool(tokens, space, self.pooling)
-        output: Tensor = self.head(self.pool_norm(pooled))
+    def read(self, tokens: Tensor, space: Space) -> Tensor:
+        """Return the outputs (B, num_classes) for encoded tokens (B, L, D), or (T, D) packed."""
+        output: Tensor = self.head(self.pool_norm(self.pool(tokens, space)))
         return output
 
-    def forward(self, image: Tensor | Sequence[Tensor]) -> Tensor:
-        """The outputs (B, num_classes) of B images.
+    def forward(self, image: Tensor | Sequence[Tensor], *, backend: str | None = None) -> Tensor:  # type: ignore[override]
+        """Return the outputs (B, num_classes) of B images.
 
         Args:
             image: (B, C, H, W) float, H and W multiples of the patch; or a list of (C, H, W) of
                 different sizes, which are packed in one row and do not see each other.
+            backend: a name to override the plan's choice.
 
         Raises:
             TypeError, ValueError: an image of another kind or shape; the message names it.
@@ -227,47 +203,12 @@ class VisionTransformer(Pretrained):
         tokens, space = self.embed(image)
         if self.training and self.patch_dropout:
             tokens, space = drop_patches(tokens, space, self.patch_dropout)
-        return self.classify(self.encoder(tokens, space), space)
+        return self.read(self.encoder(tokens, space, backend=backend), space)
 
-    @checked
-    def features(
-        self,
-        image: Tensor | Sequence[Tensor],
-        layers: Sequence[int] = (-1,),
-        *,
-        norm: bool = True,
-    ) -> list[Tensor] | list[list[Tensor]]:
-        """Maps of the tokens after some layers, as dense tasks need them. No patch is dropped.
-
-        Args:
-            image: as in `forward`.
-            layers: which blocks, in the order wanted; negative numbers count from the last.
-            norm: normalise them as the encoder does its output.
-
-        Returns: for each layer a map (B, D, rows, columns); of a list of images for each layer a
-        list of maps (D, rows, columns).
-
-        Raises:
-            ValueError: there is no such layer.
-        """
-        tokens, space = self.embed(image)
-        outputs = self.encoder.intermediates(tokens, space, layers=layers, norm=norm)
-        places = _places(space)
-        patches = [x.index_select(-2, places) for x in outputs]
+    def _shaped(self, tokens: Tensor, space: Space) -> Tensor | list[Tensor]:
+        """Maps (B, D, rows, columns); of a list of images a list of (D, rows, columns)."""
+        assert isinstance(space, Grid)
         if space.segments is None:
-            return [x.mT.unflatten(-1, space.sizes[0]) for x in patches]
-        counts = [rows * columns for rows, columns in space.sizes]
-        return [
-            [
-                one.mT.unflatten(-1, size)
-                for one, size in zip(x.split(counts), space.sizes, strict=True)
-            ]
-            for x in patches
-        ]
-
-
-def _places(space: Grid) -> Tensor:
-    """(N,) indices of the tokens that sit somewhere, the same in every sample of a batch."""
-    if space.segments is not None and space.special is not None:
-        return (~space.special).nonzero().squeeze(-1)
-    return torch.arange(space.num_special, space.length, device=space.device)
+            return tokens.mT.unflatten(-1, space.sizes[0])
+        each = tokens.split([rows * columns for rows, columns in space.sizes])
+        return [x.mT.unflatten(-1, size) for x, size in zip(each, space.sizes, strict=True)]

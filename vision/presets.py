@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 #: ViT-Ti (Touvron et al., DeiT, 2021); ViT-S, B, L and H (Dosovitskiy et al., 2021); ViT-g and G
@@ -18,19 +17,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gigantic": {"dim": 1664, "depth": 48, "heads": 16, "hidden": 8192},
     "so400m": {"dim": 1152, "depth": 27, "heads": 16, "hidden": 4304},
 }
-
-
-def check_preset(name: object, presets: Mapping[str, object]) -> None:
-    """Raise ValueError where there is no preset of this name."""
-    if not isinstance(name, str) or name not in presets:
-        raise ValueError(f"name must be one of {', '.join(presets)}; got {name!r:.80}")
-
-
-def preset(name: str) -> dict[str, Any]:
-    """The arguments of `VisionTransformer` that the preset `name` stands for.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    check_preset(name, PRESETS)
-    return dict(PRESETS[name])

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from attention_core import Grid, PairWeights
+from attention_core import AttentionPool, Grid, PairWeights
 from vision.models import VisionTransformer
 from vision.recording import Images, Model, Recorded, as_given, one_by_one, record, run, stack, wide
 from vision.swin import SwinTransformer
@@ -62,7 +62,7 @@ def pooling_attention(model: Model, image: Images) -> Images:
     """
     if not isinstance(model, VisionTransformer):
         return attention_maps(model, image, query="mean")
-    if model.pool is None:
+    if not isinstance(model.pool, AttentionPool):
         return attention_maps(model, image, query="class" if model.pooling == "class" else "mean")
     found = []
     for one in one_by_one(model, image):
@@ -123,7 +123,7 @@ def attention_rollout(
         length, special = layers[0].queries.length, layers[0].queries.num_special
         # From the last layer back, and only for what is pooled
         share = layers[0].weights.new_zeros(length)
-        if model.pool is not None:
+        if isinstance(model.pool, AttentionPool):
             (pool,) = record(model, model.pool, one)
             share[special:] = fused(pool.weights[0])[0]
         else:

@@ -8,14 +8,14 @@ from typing import Any, Literal, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from attention_core import Bias, ContinuousBias, Encoder, Grid, RelativeTable, Window, pool
-from attention_core.annotated import checked
+from attention_core import Bias, ContinuousBias, Encoder, Grid, RelativeTable, Window
+from attention_core.annotated import Unchecked, checked
 from attention_core.checks import check_whole
-from attention_core.layers import BlockOptions
+from attention_core.layers import BlockOptions, Pool
 from attention_core.layers.residual import make_norm
-from attention_core.pretrained import Pretrained, names
+from attention_core.models import Model
+from attention_core.pretrained import names
 from vision.embeddings import PatchEmbedding, pair
-from vision.presets import check_preset
 from vision.pretrained import SWIN_TRANSFORMERS
 from vision.windows import WindowAttention, pad_grid
 
@@ -145,7 +145,7 @@ def _windows(window: Any, stages: int) -> list[tuple[int, int]]:
     return [pair("window", one) for one in window]
 
 
-class SwinTransformer(Pretrained):
+class SwinTransformer(Model):
     """A pyramid of stages that attend inside shifted windows (Liu et al., Swin, 2021; Swin v2,
     2022).
 
@@ -176,6 +176,7 @@ class SwinTransformer(Pretrained):
         maps = model.features(torch.rand(1, 3, 256, 320))  # 64×80, 32×40, 16×20, 8×10
     """
 
+    presets = SWIN_PRESETS
     families = SWIN_TRANSFORMERS
     parts = {names.CLASSIFIER: "head"}
 
@@ -196,7 +197,6 @@ class SwinTransformer(Pretrained):
     ) -> None:
         super().__init__()
         eps = block.setdefault("eps", _EPS)
-        check_whole(num_classes=num_classes, or_none=True)
         if version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {version!r}")
         for depth in depths:
@@ -226,62 +226,100 @@ class SwinTransformer(Pretrained):
         )
         width = dim * 2 ** (len(depths) - 1)
         self.norm = make_norm("layer", width, eps)
-        self.head = nn.Identity() if num_classes is None else nn.Linear(width, num_classes)
+        self.pool = Pool("mean")
+        self.reset_head(num_classes)
 
     @classmethod
-    def preset(cls, name: str, **options: object) -> Self:
-        """A model of the sizes that the literature calls `name`, see `SWIN_PRESETS`.
+    def preset(cls, name: str, **options: Any) -> Self:
+        """Make a model of the sizes that the literature calls `name`, see `SWIN_PRESETS`.
 
         Args:
             name: "tiny", "small", "base" or "large".
             options: all other arguments; they may replace those of the preset. Windows are of 7×7
                 by default, in version 2 of 8×8.
 
-        Example::
-
-            SwinTransformer.preset("tiny", version=2, num_classes=1000)
-
         Raises:
             ValueError: there is no such preset.
         """
-        check_preset(name, SWIN_PRESETS)
         window = 8 if options.get("version") == 2 else 7
-        return cls(**{"window": window, **SWIN_PRESETS[name], **options})
+        return super().preset(name, **{"window": window, **options})
 
-    def _run(self, image: Tensor) -> list[tuple[Tensor, Grid]]:
-        """The tokens of each stage, and where they sit."""
+    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Return what the first stage gets, tokens (B, L, D), and where they sit.
+
+        Args, Raises: as of `forward`.
+        """
         if not isinstance(image, Tensor):
             raise TypeError(
                 f"image must be a tensor (B, C, H, W), got {type(image).__name__}: windows need "
                 "images of one size"
             )
         tokens, grid = self.embedding(image)
-        tokens = self.embedding_norm(tokens)
+        return self.embedding_norm(tokens), grid
+
+    def _run(self, image: Tensor, backend: str | None) -> list[tuple[Tensor, Grid]]:
+        """The tokens of each stage, and where they sit."""
+        tokens, grid = self.embed(image)
         stages = []
         for stage in self.stages:
-            tokens = stage(tokens, grid)
+            tokens = stage(tokens, grid, backend=backend)
             stages.append((tokens, grid))
             if stage.merging is not None:
                 tokens, grid = stage.merging(tokens, grid)
         return stages
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """The map of each stage, (B, D, H/patch_size, W/patch_size), then half as high and wide
-        and so on with twice as many features; as the blocks leave them, without a norm.
+    def encode(self, image: Tensor, *, backend: str | None = None) -> tuple[Tensor, Grid]:  # type: ignore[override]
+        """Return the tokens of the last stage, (B, L, D) normalised, and where they sit.
 
-        Args, Raises: as in `forward`.
+        Args, Raises: as of `forward`.
         """
-        return [tokens.mT.unflatten(-1, grid.size) for tokens, grid in self._run(image)]
+        tokens, grid = self._run(image, backend)[-1]
+        return self.norm(tokens), grid
 
-    def forward(self, image: Tensor) -> Tensor:
-        """The outputs (B, num_classes) of B images.
+    @checked
+    def features(  # type: ignore[override]
+        self,
+        image: Unchecked[Tensor],
+        *,
+        layers: Sequence[int] | None = None,
+        norm: bool = False,
+        backend: str | None = None,
+    ) -> list[Tensor]:
+        """Return the maps of stages: (B, D, H/patch_size, W/patch_size) of the first, and of each
+        further one half as high and wide with twice as many features.
+
+        Args:
+            image, backend: as of `forward`.
+            layers: which stages, in the order wanted; negative numbers count from the last. All of
+                them by default.
+            norm: normalise that of the last stage as the head gets it. The others have no norm.
+
+        Raises:
+            ValueError: there is no such stage; or as of `forward`.
+        """
+        count = len(self.stages)
+        chosen = range(count) if layers is None else layers
+        for stage in chosen:
+            check_whole(-count, layers=stage)
+            if stage >= count:
+                raise ValueError(f"layers: there are {count} stages, no stage {stage}")
+        maps = self._run(image, backend)
+        if norm:
+            maps[-1] = self.norm(maps[-1][0]), maps[-1][1]
+        return [tokens.mT.unflatten(-1, grid.size) for tokens, grid in (maps[n] for n in chosen)]
+
+    def forward(self, image: Tensor, *, backend: str | None = None) -> Tensor:  # type: ignore[override]
+        """Return the outputs (B, num_classes) of B images.
 
         Args:
             image: (B, C, H, W) float, H and W any multiples of the patch.
+            backend: a name to override the plan's choice.
 
         Raises:
             TypeError, ValueError: an image of another kind or shape; the message names it.
         """
-        tokens, grid = self._run(image)[-1]
-        output: Tensor = self.head(pool(self.norm(tokens), grid, "mean"))
-        return output
+        return self.read(*self.encode(image, backend=backend))
+
+    def _new_head(self, num_classes: int | None) -> nn.Module:
+        width = self.stages[-1].dim
+        return nn.Identity() if num_classes is None else nn.Linear(width, num_classes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from attention_core.training import ClassificationTask, UsageError
+from attention_core.training.task import ClassificationOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +42,12 @@ class ImageClassification(ClassificationTask):
     mode = "min"
 
     def __init__(
-        self, model: nn.Module, *, mixup: float = 0.0, cutmix: float = 0.0, **settings: Any
+        self,
+        model: nn.Module,
+        *,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        **settings: Unpack[ClassificationOptions],
     ) -> None:
         super().__init__(model, **settings)
         from torchvision.transforms import v2

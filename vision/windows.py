@@ -25,14 +25,8 @@ class WindowAttention(MultiheadAttention):
     where one window holds all, windows are not shifted.
 
     Plans are kept, since all that they depend on is the size of the grid.
-
-    Args:
-        arguments, options: those of `MultiheadAttention`.
+    Arguments are those of `MultiheadAttention`.
     """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def plan(
         self,
@@ -56,11 +50,12 @@ class WindowAttention(MultiheadAttention):
             return self._planned(x, grid, mask, bias, backend)
         batch = x.shape[0] if x.ndim == 3 else 1
         key = (grid.size, mask, bias, batch, x.device, torch.is_grad_enabled(), backend)
-        if key not in self._plans:
-            if len(self._plans) >= _KEPT:
-                self._plans.clear()
-            self._plans[key] = self._planned(x, grid, mask, bias, backend)
-        return self._plans[key].renewed()
+        plans: dict[tuple[Any, ...], Plan] = self.__dict__.setdefault("_plans", {})
+        if key not in plans:
+            if len(plans) >= _KEPT:
+                plans.clear()
+            plans[key] = self._planned(x, grid, mask, bias, backend)
+        return plans[key].renewed()
 
     def _planned(
         self, x: Tensor, grid: Grid, mask: Window, bias: Bias | None, backend: str | None

@@ -7,7 +7,7 @@ from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.block import Block, BlockOptions
 from attention_core.layers.encoder import Decoder, Encoder, EncoderOptions
 from attention_core.layers.feed_forward import FeedForward
-from attention_core.layers.pooling import AttentionPool, Pooling, make_pool, pool
+from attention_core.layers.pooling import AttentionPool, Pool, Pooling, make_pool, pool
 from attention_core.layers.recorded import RecordedAttention
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "EncoderOptions",
     "FeedForward",
     "MultiheadAttention",
+    "Pool",
     "Pooling",
     "RecordedAttention",
     "make_pool",

@@ -78,6 +78,7 @@ class Encoder(nn.Module):
         **block: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
+        self.dim = dim
         check_whole(depth=depth)
         check_whole(num_groups=num_groups, or_none=True)
         if isinstance(drop_path, Listing):

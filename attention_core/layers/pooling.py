@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import (
-    Literal,
-    Unpack,
-    get_args,
-)
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_choice, check_kind, check_number, check_tokens, check_whole
@@ -22,8 +19,9 @@ from attention_core.spaces import Sequence, Space
 class AttentionPool(nn.Module):
     """Learned queries that attend to all tokens of a sample (Lee et al., Set Transformer, 2019).
 
-    With `hidden`, what they found is passed on through x + f(norm(x)), f a feed-forward network
-    (Zhai et al., Scaling Vision Transformers, 2022; SigLIP).
+    Special tokens have no part, as in `pool`. With `hidden`, what the queries found is passed on
+    through x + f(norm(x)), f a feed-forward network (Zhai et al., Scaling Vision Transformers,
+    2022; SigLIP).
 
     Args:
         dim: size of a token.
@@ -66,6 +64,7 @@ class AttentionPool(nn.Module):
         check_tokens(self.attention.key_value, "(B, L, D), or (T, D) packed", x=x)
         check_kind(Space, space=space)
         space = Sequence(x.shape[-2]) if space is None else space
+        x, space = space.without_special(x)
         count, dim = self.queries.shape
         segments = space.segments
         if x.ndim == 2:
@@ -101,14 +100,13 @@ _COMPUTED = ("class", "mean", "sum", "max", "special")
 
 def make_pool(
     pooling: Pooling, dim: int, heads: int, *, like: FeedForward, eps: float = 1e-6
-) -> AttentionPool | None:
-    """Return what a model learns for a pooling: an `AttentionPool` for "attention" and "map".
-
-    The others are computed by `pool`: there is nothing to learn, None.
+) -> AttentionPool | Pool:
+    """Return the module of a pooling: an `AttentionPool` for "attention" and "map", else a `Pool`.
 
     Args:
         pooling: "attention", a learned query (Lee et al., Set Transformer, 2019); "map", the same
-            followed by a residual feed-forward network (Zhai et al., Scaling ViT, 2022).
+            followed by a residual feed-forward network (Zhai et al., Scaling ViT, 2022); or one of
+            those that `pool` computes.
         dim, heads, eps: of the pool.
         like: a feed-forward network, whose width and activation that of "map" has.
 
@@ -117,21 +115,45 @@ def make_pool(
     """
     check_choice(get_args(Pooling), pooling=pooling)
     if pooling not in ("attention", "map"):
-        return None
+        return Pool(pooling)
     hidden = like.down.in_features if pooling == "map" else None
     return AttentionPool(dim, heads, hidden=hidden, activation=like.activation, eps=eps)
 
 
+class Pool(nn.Module):
+    """`pool` as a module, which learns nothing.
+
+    Args:
+        pooling: as of `pool`.
+    """
+
+    def __init__(self, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        check_choice(_COMPUTED, pooling=pooling)
+        self.pooling = pooling
+
+    def forward(self, x: Tensor, space: Space) -> Tensor:
+        """Pool (B, L, D), or (T, D) packed, to (samples, D)."""
+        return pool(x, space, self.pooling)
+
+    def extra_repr(self) -> str:
+        return f"{self.pooling!r}"
+
+
 @checked
 def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
-    """One vector for each sample: (B, L, D), or (T, D) packed, to (samples, D).
+    """Pool (B, L, D), or (T, D) packed, to one vector for each sample, (samples, D).
 
     Args:
         x: tokens.
         space: where they sit; padding has no part.
         pooling: "mean", "sum" or "max" over the tokens that sit somewhere; "special" for the mean
             of the special ones; or "class" for the first of these, whatever others (registers)
-            there are. A sample without such tokens gives 0.
+            there are, in a `Sequence` without any for its first token. A sample without such
+            tokens gives 0.
+
+    Raises:
+        ValueError: nothing is there to pool; or a sample of a `Sequence` has no first token.
     """
     if x.ndim not in (2, 3) or not x.is_floating_point() or x.is_sparse:
         got = f"{x.layout} {x.dtype} {tuple(x.shape)}"
@@ -141,6 +163,8 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
     check_choice(_COMPUTED, pooling=pooling)
     space = space.to(x.device)
     of_special = pooling in ("special", "class")
+    if pooling == "class" and space.special is None and isinstance(space, Sequence):
+        return _first(x, space)
     if of_special and space.special is None:
         raise ValueError(f"{space.describe()} has no special tokens to pool")
     if space.size is not None and space.length:  # one sample a row, special tokens in front
@@ -169,6 +193,25 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
     if pooling != "sum":
         pooled = pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None]
     return pooled.to(x.dtype)
+
+
+def _first(x: Tensor, space: Sequence) -> Tensor:
+    """Return the first token of each sample, (samples, D)."""
+    sample, present = _samples(x, space)
+    count = sample.shape[0] * space.num_segments  # len() would fix the batch of a program
+    if space.segments is None:
+        first = present & (present.cumsum(1) == 1)
+    else:
+        before = torch.cat([sample[:, :1] - 1, sample[:, :-1]], dim=1)
+        first = present & (sample != before)
+    on_host = x.device.type == "cpu" and not is_exporting()
+    if on_host and int(first.sum()) < count:
+        empty = torch.bincount(sample[first], minlength=count).argmin()
+        raise ValueError(f"pooling='class' needs a first token: sample {empty} has length 0")
+    if space.segments is None:
+        return _pool_rows(x if x.ndim == 3 else x[None], first[..., None], "sum")
+    rows = x.reshape(-1, x.shape[-1])[first.flatten()]
+    return rows.new_zeros(count, x.shape[-1]).index_add(0, sample[first], rows)
 
 
 def _pool_rows(x: Tensor, counted: Tensor, pooling: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -239,12 +239,15 @@ def _refuse_another(model_type: type[Pretrained], fits: Callable[[str, Family], 
         )
 
 
-def _kinds(of: type[Pretrained] = Pretrained) -> Iterator[type[Pretrained]]:
-    """All models imported so far that name families of their own."""
-    for kind in of.__subclasses__():
-        if vars(kind).get("families"):
-            yield kind
-        yield from _kinds(kind)
+def _kinds() -> list[type[Pretrained]]:
+    """Return all models imported so far that name families of their own, the plainest first."""
+    found, below = [], [Pretrained]
+    while below:
+        kind = below.pop()
+        below += [one for one in kind.__subclasses__() if one not in found]
+        found.append(kind)
+    named = [kind for kind in dict.fromkeys(found) if vars(kind).get("families")]
+    return sorted(named, key=lambda kind: (len(kind.__mro__), kind.__name__))
 
 
 def weights_for(

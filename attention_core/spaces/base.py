@@ -235,6 +235,40 @@ class Space:
         source = torch.where(self.special, self.special_rank, nth_token + count)
         return together.index_select(-2, source)
 
+    def without_special(self, tokens: Tensor) -> tuple[Tensor, Self]:
+        """Take special tokens away, as `place` has put them there.
+
+        Args:
+            tokens: (..., L, D).
+
+        Returns: (..., N, D), those that sit somewhere, and the space of these.
+
+        Raises:
+            ValueError: the samples of a batch have different numbers of special tokens.
+        """
+        if self.special is None:
+            return tokens, self
+        special = self.special
+        if self.size is not None:
+            index = torch.arange(self.num_special, self.length, device=self.device)
+        elif special.ndim == 1:
+            index = (~special).nonzero().squeeze(-1)
+        else:
+            counts = special.sum(-1)
+            if int(counts.min()) < int(counts.max()):
+                raise ValueError(
+                    f"{self.describe()}: samples have {int(counts.min())} to {int(counts.max())}"
+                )
+            index = special.long().argsort(dim=-1, stable=True)
+            index = index[:, : self.length - int(counts.max())]
+        kept = self.keep(index)
+        kept.special = kept.special_rank = None
+        kept.size = self.size
+        index = index.to(tokens.device)
+        if index.ndim == 1:
+            return tokens.index_select(-2, index), kept
+        return tokens[torch.arange(len(index), device=index.device)[:, None], index], kept
+
     def zero_padding(self, x: Tensor) -> Tensor:
         """x, (B, L, D) or (T, D), with zeros where this space has padding."""
         return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)

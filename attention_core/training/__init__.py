@@ -5,8 +5,8 @@ To add one, write a data module and a model, then a YAML file that names them.
 **1. Data**: a `DataModule` that fills three map-style data sets whose samples are dicts::
 
     class Rings(DataModule):
-        def __init__(self, *, noise: float = 0.1, **settings):    # settings: batch_size, workers,
-            super().__init__(**settings)                          #           seed, classes
+        def __init__(self, *, noise: float = 0.1, **settings: Unpack[DataModuleOptions]):
+            super().__init__(**settings)          # batch_size, workers, seed, classes
             self.noise = noise
 
         def load(self):                           # called once per process; `require` a package
@@ -22,8 +22,10 @@ in `logits = model(points=...)`. Split the data with a seed of its own, fixed in
 `splits.stratified_split`, never with `seed`: another seed is then another training, tested on the
 same samples.
 
-**2. Model**: any `nn.Module`. Name a matrix that multiplies activations `...weight` and a table
-that is added or looked up anything else, and weight decay is right (`optim.decay_groups`).
+**2. Model**: any `nn.Module`; an `attention_core.Model` is one that says in `embed` what tokens its
+inputs become, and has the rest of what models have. Name a matrix that multiplies activations
+`...weight` and a table that is added or looked up anything else, and weight decay is right
+(`optim.decay_groups`).
 
 **3. Task**: nothing to write for classification. To draw attention over a real input after every
 run, subclass and return a figure (two lines with `attention_core.record_attention`); for another
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from attention_core.errors import UsageError as UsageError
     from attention_core.training.data import (
         DataModule as DataModule,
+        DataModuleOptions as DataModuleOptions,
         Loader as Loader,
         require as require,
     )
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClassificationTask": ".task",
     "DataModule": ".data",
+    "DataModuleOptions": ".data",
     "Loader": ".data",
     "RegressionTask": ".regression",
     "Task": ".task",

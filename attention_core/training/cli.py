@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from attention_core.errors import UsageError, did_you_mean
-from attention_core.escape import for_terminal, on_one_line, shell_word
-from attention_core.training.console import rich_text
+from attention_core.escape import for_terminal, on_one_line
 
 if "ATTENTION_CORE_SERVES" in os.environ:  # in a process of a command's
     from attention_core.training.own import serve_as_parent
@@ -28,7 +27,8 @@ usage: attn COMMAND [...]
   attn evaluate run=FOLDER           test the best checkpoint of a run again
   attn predict run=FOLDER input=...  classify the files, folders or records at a path
   attn export run=FOLDER format=...  write the model as safetensors, torch_export or onnx
-  attn list                          the experiments, what each needs and gives
+  attn list                          the experiments, in a line each
+  attn list NAME                     what one needs and gives, and how to train it
   attn new-domain NAME               write the files that a domain of your own begins with
 
 examples:
@@ -184,30 +184,15 @@ def _export(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    parser = _parser("list", "The experiments, what each needs and gives.")
-    given = parser.parse_args(arguments)
-    from rich.console import Console
-    from rich.table import Table
+    parser = _parser("list", "The experiments in a line each, or all that is known of one.")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment")
+    given = parser.parse_intermixed_args(arguments)
+    from attention_core.training.listing import list_experiments, show_experiment
 
-    from attention_core.packages import is_installed
-    from attention_core.training.compose import about, config_roots
-
-    table = Table(header_style="bold", row_styles=["", "dim"])
-    table.add_column("experiment", no_wrap=True)  # to be copied
-    for column in ("what it does", "data it needs", "what it gives"):
-        table.add_column(column, overflow="fold")
-    for name, section in about(config_roots(given.config_dir)).items():
-        title, data, gives = (rich_text(section.get(k, "")) for k in ("title", "data", "gives"))
-        missing = [
-            package for package in section.get("needs") or [] if not is_installed(str(package))
-        ]
-        if missing:
-            package = shell_word(f"attention-core[{section.get('extra', 'data')}]")
-            data.append_text(rich_text(f"\npip install {package}", "yellow"))
-        table.add_row(rich_text(on_one_line(name)), title, data, gives)
-    console = Console()
-    console.print(table)
-    console.print("train one with: attn train experiment=NAME", highlight=False)
+    if given.name is None:
+        list_experiments(given.config_dir)
+    else:
+        show_experiment(given.name, given.config_dir)
 
 
 def _new_domain(arguments: list[str]) -> None:

@@ -375,23 +375,34 @@ def _flatten(config: Any, place: str) -> Iterable[str]:
 
 def _register_resolvers() -> None:
     """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
-    this run alone; `${direction:TARGET}`: what a sweeper does with a task's score;
+    this run alone; `${monitor:TARGET}`, `${mode:TARGET}`, `${direction:TARGET}`: the value that a
+    task is judged by, which way is better, and what a sweeper does with it;
     `${class_folders:ROOT}`: the names of the folders, one for each class, of a data set."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", len, replace=True)
     OmegaConf.register_new_resolver("slug", lambda name: str(name).replace("/", "-"), replace=True)
     OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:12], replace=True)
+    # OmegaConf hands in the whole configuration by the name _root_
+    for place, name in enumerate(("monitor", "mode")):
+        OmegaConf.register_new_resolver(
+            name, lambda target, *, _root_, at=place: _monitored(target, _root_)[at], replace=True
+        )
     OmegaConf.register_new_resolver("direction", _direction, replace=True)
     OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
 
 
-def _direction(target: str, *, _root_: "DictConfig") -> str:
-    # By what the configuration as a whole allows: OmegaConf hands it in by this name
-    from attention_core.training.sweep import DIRECTIONS, monitored
+def _monitored(target: str, root: "DictConfig") -> tuple[str, str]:
+    from attention_core.training.sweep import monitored
 
-    config = {"task": {"_target_": target}, "allow": list(_root_.get("allow") or ())}
-    return DIRECTIONS[monitored(config)[1]]
+    # By what the configuration as a whole allows
+    return monitored({"task": {"_target_": target}, "allow": list(root.get("allow") or ())})
+
+
+def _direction(target: str, *, _root_: "DictConfig") -> str:
+    from attention_core.training.sweep import DIRECTIONS
+
+    return DIRECTIONS[_monitored(target, _root_)[1]]
 
 
 def _class_folders(root: str) -> list[str]:

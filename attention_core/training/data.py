@@ -6,7 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Required, TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -27,6 +27,16 @@ def require(package: str, extra: str = "data") -> None:
             f"The package {package!r} is needed for this and is not installed. "
             f"Install it with: pip install 'attention-core[{extra}]'"
         )
+
+
+class DataModuleOptions(TypedDict, total=False):
+    """Options of every `DataModule`, which subclasses pass on."""
+
+    batch_size: Required[int]
+    workers: int
+    seed: int
+    classes: Sequence[str]
+    largest_input: int | None
 
 
 class DataModule(LightningDataModule):

@@ -76,7 +76,7 @@ class FitLoop(_FitLoop):
     checkpoint: "Checkpoint"
     epoch_loop: EpochLoop
 
-    def __init__(self, trainer: Trainer, **limits: Any) -> None:
+    def __init__(self, trainer: Trainer, **limits: int | None) -> None:
         super().__init__(trainer, **limits)
         self._since_validation = 0.0
         self._should_stop = False

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from attention_core.errors import UsageError
-from attention_core.training.task import Batch, Task
+from attention_core.training.task import Batch, Task, TaskOptions
 
 
 class RegressionTask(Task):
@@ -25,8 +23,7 @@ class RegressionTask(Task):
 
     Args:
         loss: the mean of "squared" or of "absolute" errors.
-
-    The other arguments are those of `Task`.
+        settings: those of `Task`, without `metrics`.
 
     Raises:
         UsageError: there is no such loss.
@@ -36,23 +33,19 @@ class RegressionTask(Task):
         self,
         model: nn.Module,
         *,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., Any] | None = None,
-        layer_decay: float = 1.0,
         loss: Literal["squared", "absolute"] = "squared",
+        **settings: Unpack[TaskOptions],
     ) -> None:
         if loss not in ("squared", "absolute"):
             raise UsageError(f"task.loss must be squared or absolute, got {loss!r}.")
         super().__init__(
             model,
-            optimizer=optimizer,
-            schedule=schedule,
-            layer_decay=layer_decay,
             metrics={
                 "mae": MeanAbsoluteError(),
                 "rmse": MeanSquaredError(squared=False),
                 "r2": _R2(),
             },
+            **settings,
         )
         self.error = F.mse_loss if loss == "squared" else F.l1_loss
 

@@ -159,7 +159,7 @@ KINDS = {
             "RemoveSelfLoops RemoveTrainingClasses SIGN SVDFeatureReduction SamplePoints "
             "Spherical TargetIndegree ToUndirected TwoHop VirtualNode",
         ),
-        _of("vision.data.preparation", "Preparation"),
+        _of("vision.data.transforms", "ImageTransform"),
     ),
     "samples": Kind(
         "a data set or an objective",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
+
+
+class TaskOptions(TypedDict, total=False):
+    """Options of every `Task`, which subclasses pass on."""
+
+    optimizer: Required[Callable[..., Optimizer]]
+    schedule: Callable[..., Any] | None
+    layer_decay: float
 
 
 class Task(LightningModule):
@@ -342,6 +350,14 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class ClassificationOptions(TaskOptions, total=False):
+    """Options of every `ClassificationTask`, which subclasses pass on."""
+
+    classes: Required[Sequence[str]]
+    label_smoothing: float
+    class_weights: Sequence[float] | None
+
+
 class ClassificationTask(Task):
     """Cross-entropy over classes, with accuracy, macro F1 and a confusion matrix.
 
@@ -352,8 +368,7 @@ class ClassificationTask(Task):
         label_smoothing: the share of a label spread over all classes (Szegedy et al., 2016).
         class_weights: what a sample of each class counts for in every loss, in the order of
             `classes`; None for 1 each. Metrics count each sample once.
-
-    The other arguments are those of `Task`.
+        settings: those of `Task`, without `metrics`.
     """
 
     monitor = "val/accuracy"
@@ -364,11 +379,9 @@ class ClassificationTask(Task):
         model: nn.Module,
         *,
         classes: Sequence[str],
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., Any] | None = None,
-        layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        **settings: Unpack[TaskOptions],
     ) -> None:
         if len(classes) < 2:
             raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
@@ -381,13 +394,11 @@ class ClassificationTask(Task):
         count = len(classes)
         super().__init__(
             model,
-            optimizer=optimizer,
-            schedule=schedule,
-            layer_decay=layer_decay,
             metrics={
                 "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
                 "f1": MulticlassF1Score(count, average="macro", validate_args=False),
             },
+            **settings,
         )
         self.classes = [str(name) for name in classes]
         self.label_smoothing = label_smoothing

@@ -1,14 +1,14 @@
 """Words told apart by the order of their vowels: a spectrogram is a Grid(time, frequency)."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn, tensor
 from torch.utils.data import random_split
 
-from attention_core import AttentionPool, Encoder, Grid, record_attention
-from attention_core.training import ClassificationTask, DataModule
+from attention_core import AttentionPool, Encoder, EncoderOptions, Grid, Model, record_attention
+from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 RATE, HOP, BANDS, PATCH = 8000, 80, 40, 5  # Hz, samples, mel bands, frames and bands of a patch
 # The two resonances of the mouth, in Hz, that make a vowel (Peterson and Barney, 1952)
@@ -40,7 +40,7 @@ def spectrogram(sound: Tensor) -> Tensor:
 
 
 class Words(DataModule):
-    def __init__(self, *, samples: int, **settings: Any) -> None:
+    def __init__(self, *, samples: int, **settings: Unpack[DataModuleOptions]) -> None:
         super().__init__(**settings)
         self.samples = samples
 
@@ -62,16 +62,18 @@ class Words(DataModule):
         }
 
 
-class SpectrogramEncoder(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Any) -> None:
+class SpectrogramEncoder(Model):
+    def __init__(
+        self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
+    ) -> None:
         super().__init__()
         self.embedding = nn.Linear(PATCH**2, dim)
         self.encoder = Encoder(dim, depth, heads, **encoder)
-        self.pool, self.head = AttentionPool(dim, heads), nn.Linear(dim, num_classes)
+        self.pool = AttentionPool(dim, heads)
+        self.reset_head(num_classes)
 
-    def forward(self, patches: Tensor, grids: Tensor) -> Tensor:
-        space = Grid.packed(grids.tolist(), device=patches.device)
-        return self.head(self.pool(self.encoder(self.embedding(patches), space), space))
+    def embed(self, patches: Tensor, grids: Tensor) -> tuple[Tensor, Grid]:
+        return self.embedding(patches), Grid.packed(grids.tolist(), device=patches.device)
 
 
 class WordTask(ClassificationTask):

@@ -1,7 +1,7 @@
 """Solids told apart by points measured on their surface: a cloud is a Points space."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from matplotlib.figure import Figure
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import random_split
 
-from attention_core import Encoder, Points, pool, record_attention
-from attention_core.training import ClassificationTask, DataModule
+from attention_core import Encoder, EncoderOptions, Model, Points, Pool, record_attention
+from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 
 def turned(radius: Tensor, height: Tensor) -> Tensor:
@@ -37,7 +37,9 @@ def surface(solid: str, n: int) -> Tensor:
 class Clouds(DataModule):
     """Each class is a solid, stretched and turned at random and measured with noise."""
 
-    def __init__(self, *, samples: int, points: int, noise: float, **settings: Any) -> None:
+    def __init__(
+        self, *, samples: int, points: int, noise: float, **settings: Unpack[DataModuleOptions]
+    ) -> None:
         super().__init__(**settings)
         self.samples, self.points, self.noise = samples, points, noise
 
@@ -54,16 +56,18 @@ class Clouds(DataModule):
         return {"points": points, "target": torch.tensor(target)}
 
 
-class CloudEncoder(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Any) -> None:
+class CloudEncoder(Model):
+    def __init__(
+        self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
+    ) -> None:
         super().__init__()
         self.embedding = nn.Sequential(nn.Linear(3, dim), nn.GELU(), nn.Linear(dim, dim))
         self.encoder = Encoder(dim, depth, heads, **encoder)
-        self.head = nn.Linear(dim, num_classes)
+        self.pool = Pool("mean")
+        self.reset_head(num_classes)
 
-    def forward(self, points: Tensor) -> Tensor:
-        space = Points(points)
-        return self.head(pool(self.encoder(self.embedding(points), space), space))
+    def embed(self, points: Tensor) -> tuple[Tensor, Points]:
+        return self.embedding(points), Points(points)
 
 
 class CloudTask(ClassificationTask):

@@ -9,7 +9,7 @@ from graph.data.karate import Karate
 from graph.data.module import GraphData
 from graph.data.molecules import Molecules
 from graph.data.mutag import Mutag
-from graph.data.published import PyGDataset
+from graph.data.pyg_datasets import PyGDataset
 from graph.data.tu import read_tu
 from graph.data.umls import UMLS
 

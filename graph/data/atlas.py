@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from attention_core.training import UsageError, require
 from graph.data.graphs import Sample
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 
 PROPERTIES = ("planarity", "algebraic_connectivity")
 
@@ -33,7 +33,7 @@ class Atlas(GraphData):
         UsageError: there is no such property.
     """
 
-    def __init__(self, property: str, **settings: Any) -> None:
+    def __init__(self, property: str, **settings: Unpack[GraphDataOptions]) -> None:
         super().__init__(**settings)
         if property not in PROPERTIES:
             raise UsageError(

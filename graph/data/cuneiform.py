@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from graph.data.graphs import Sample
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 from graph.data.mutag import grakel_folder
 from graph.data.tu import read_tu
 
@@ -36,7 +36,12 @@ class Cuneiform(GraphData):
     """
 
     def __init__(
-        self, *, rotation: float = 10.0, scale: float = 0.2, noise: float = 0.05, **settings: Any
+        self,
+        *,
+        rotation: float = 10.0,
+        scale: float = 0.2,
+        noise: float = 0.05,
+        **settings: Unpack[GraphDataOptions],
     ) -> None:
         super().__init__(**settings)
         self.rotation, self.scale, self.noise = rotation, scale, noise

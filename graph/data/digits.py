@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import numpy
 import torch
 from torch import Tensor
 
 from attention_core.training import UsageError, require
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 
 
 class DigitsKNN(GraphData):
@@ -31,7 +31,13 @@ class DigitsKNN(GraphData):
         UsageError: there are not so many digits.
     """
 
-    def __init__(self, *, neighbors: int = 10, labels_per_class: int = 10, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        neighbors: int = 10,
+        labels_per_class: int = 10,
+        **settings: Unpack[GraphDataOptions],
+    ) -> None:
         super().__init__(**settings)
         if self.fold is not None:
             raise UsageError("data.fold: the labels of digits are chosen by seed, not in folds.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attention_core.training import UsageError
 from attention_core.training.inputs import class_folders
 from graph.data.graphml import read_graphml
 from graph.data.graphs import Sample
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 from graph.data.tu import read_tu
 
 
@@ -51,7 +51,7 @@ class GraphFolder(GraphData):
         edge_type: str | None = None,
         edge_features: Sequence[str] = (),
         target: str | None = None,
-        **settings: Any,
+        **settings: Unpack[GraphDataOptions],
     ) -> None:
         super().__init__(**settings)
         for kind, features, of in (

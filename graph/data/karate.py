@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from attention_core.training import UsageError
 from attention_core.training.splits import stratified_split
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 
 
 class Karate(GraphData):
@@ -25,7 +25,7 @@ class Karate(GraphData):
         settings: those of `GraphData`, of which `fold` has no meaning here.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: Unpack[GraphDataOptions]) -> None:
         super().__init__(**settings)
         if self.fold is not None:
             raise UsageError("data.fold: the nodes of the karate club are split in one way only.")

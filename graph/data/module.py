@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from attention_core.training import DataModule, UsageError
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.splits import stratified_folds, stratified_split
 from graph.data.graphs import Graphs, Sample, check_graph, pack
 
 Transform = Callable[[Any], Any]  # of PyG's Data
+
+
+class GraphDataOptions(DataModuleOptions, total=False):
+    """Options of every `GraphData`, which subclasses pass on."""
+
+    fold: int | None
+    folds: int
+    pre_transform: dict[str, Transform] | None
+    transform: dict[str, Transform] | None
 
 
 class GraphData(DataModule):
@@ -42,7 +52,7 @@ class GraphData(DataModule):
         folds: int = 10,
         pre_transform: dict[str, Transform] | None = None,
         transform: dict[str, Transform] | None = None,
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(**settings)
         if folds < 3:

@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.nn.functional import one_hot
@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 from attention_core.training import UsageError, require
 from attention_core.training.inputs import csv_rows, files
 from graph.data.graphs import Sample
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 
 
 class Molecules(GraphData):
@@ -52,7 +52,7 @@ class Molecules(GraphData):
         smiles: str = "smiles",
         target: str = "target",
         split: str | None = None,
-        **settings: Any,
+        **settings: Unpack[GraphDataOptions],
     ) -> None:
         super().__init__(**settings)
         self.path = Path(root).expanduser()

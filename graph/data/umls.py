@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from attention_core.training import UsageError, require
 from graph.data.graphs import Sample
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 
 _PARTS = ("train", "valid", "test")
 
@@ -35,7 +35,7 @@ class UMLS(GraphData):
     #: All links, (3, 6529): source, target and relation.
     known_links: Tensor
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: Unpack[GraphDataOptions]) -> None:
         super().__init__(**settings)
         if self.fold is not None:
             raise UsageError("data.fold: the links of UMLS are split in one way only.")

@@ -14,9 +14,9 @@ from graph.encodings.biases import PairBias, PathBias, RandomWalkBias, SpectralB
 from graph.encodings.centrality import CentralityEmbedding, degrees
 from graph.encodings.expander import expander_edges
 from graph.encodings.laplacian import flip_signs, laplacian_eigenvectors, spectral_coordinates
-from graph.encodings.paths import path_features
-from graph.encodings.signs import SignInvariant
-from graph.encodings.walks import relative_walks, return_probabilities, walk_table
+from graph.encodings.random_walks import relative_walks, return_probabilities, walk_table
+from graph.encodings.shortest_paths import path_features
+from graph.encodings.sign_invariance import SignInvariant
 
 __all__ = [
     "CentralityEmbedding",

@@ -11,8 +11,8 @@ from attention_core.biases import by_head
 from attention_core.checks import check_whole
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
-from graph.encodings.paths import path_features
-from graph.encodings.walks import walk_table
+from graph.encodings.random_walks import walk_table
+from graph.encodings.shortest_paths import path_features
 
 
 class PairBias(Bias):

@@ -36,8 +36,8 @@ from graph.encodings.laplacian import (
     laplacian_eigenvectors,
     spectral_coordinates,
 )
-from graph.encodings.paths import path_features
-from graph.encodings.walks import relative_walks, return_probabilities, walk_table
+from graph.encodings.random_walks import relative_walks, return_probabilities, walk_table
+from graph.encodings.shortest_paths import path_features
 
 
 def edge_list(data: Data) -> EdgeList:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,15 @@ from torch_geometric.sampler import NodeSamplerInput
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_whole
 from graph.sampling.checks import check_edges, check_graph, check_nodes
+from graph.sampling.loaders import DataLoaderOptions
 from graph.sampling.sampler import NeighborSampler
+
+
+class PartitionOptions(TypedDict, total=False):
+    """Options of `partition`."""
+
+    imbalance: float
+    seed: int
 
 
 @checked
@@ -114,7 +122,9 @@ class ClusterData:
         TypeError, ValueError: an argument that cannot be; the message names it.
     """
 
-    def __init__(self, data: Data, num_parts: int | Tensor, **options: Any) -> None:
+    def __init__(
+        self, data: Data, num_parts: int | Tensor, **options: Unpack[PartitionOptions]
+    ) -> None:
         if not isinstance(data, Data):
             raise TypeError(f"data must be PyG's Data, got {type(data).__name__}")
         check_graph(data)
@@ -149,7 +159,7 @@ class ClusterLoader(NodeLoader):
         self,
         cluster_data: ClusterData,
         transform: Callable[[Any], Any] | None = None,
-        **options: Any,
+        **options: Unpack[DataLoaderOptions],
     ) -> None:
         parts = cluster_data.parts
         members = parts.argsort(stable=True).split(torch.bincount(parts).tolist())

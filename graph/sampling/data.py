@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data, HeteroData
 
 from attention_core.training import DataModule, UsageError
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.seeding import seed_generators
 from graph.sampling.clusters import ClusterData, ClusterLoader
 from graph.sampling.loaders import LinkNeighborLoader, NeighborLoader, make_sampler
@@ -83,7 +84,7 @@ class SampledNodes(Sampled):
         eval_neighbors: Any = None,
         node_type: str | None = None,
         sampling: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(**settings)
         self.num_neighbors = num_neighbors
@@ -144,7 +145,7 @@ class SampledLinks(Sampled):
         edge_type: Sequence[str] | None = None,
         negatives: float = 0.0,
         sampling: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(**settings)
         self.num_neighbors = num_neighbors
@@ -198,7 +199,7 @@ class Clusters(Sampled):
         settings: those of `DataModule`; `batch_size` counts clusters.
     """
 
-    def __init__(self, *, parts: int, **settings: Any) -> None:
+    def __init__(self, *, parts: int, **settings: Unpack[DataModuleOptions]) -> None:
         super().__init__(**settings)
         self.parts = parts
 

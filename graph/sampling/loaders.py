@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch_geometric.sampler
@@ -24,6 +24,35 @@ from graph.sampling.checks import (
     check_nodes,
 )
 from graph.sampling.sampler import NeighborSampler
+
+
+class DataLoaderOptions(TypedDict, total=False):
+    """Options of torch's `DataLoader`."""
+
+    batch_size: int | None
+    shuffle: bool | None
+    sampler: Any
+    batch_sampler: Any
+    num_workers: int
+    pin_memory: bool
+    drop_last: bool
+    timeout: float
+    worker_init_fn: Callable[[int], None] | None
+    multiprocessing_context: Any
+    generator: torch.Generator | None
+    prefetch_factor: int | None
+    persistent_workers: bool
+    pin_memory_device: str
+    in_order: bool
+
+
+class LoaderOptions(DataLoaderOptions, total=False):
+    """Options of PyG's `NodeLoader` and `LinkLoader`."""
+
+    transform_sampler_output: Callable[[Any], Any] | None
+    filter_per_worker: bool | None
+    custom_cls: Any
+    input_id: Tensor | None
 
 
 class NeighborLoader(NodeLoader):
@@ -70,7 +99,7 @@ class NeighborLoader(NodeLoader):
         *,
         is_sorted: bool = False,
         neighbor_sampler: BaseSampler | None = None,
-        **options: Any,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         check_data(data)
         if input_time is not None and time_attr is None and neighbor_sampler is None:
@@ -144,7 +173,7 @@ class LinkNeighborLoader(LinkLoader):
         *,
         is_sorted: bool = False,
         neighbor_sampler: BaseSampler | None = None,
-        **options: Any,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         check_data(data)
         if neighbor_sampler is None and (edge_label_time is None) != (time_attr is None):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from attention_core.training import UsageError
+from attention_core.training.task import TaskOptions
 from graph.tasks.base import GraphTask
 
 HITS = (1, 3, 10)
@@ -40,8 +39,7 @@ class LinkPrediction(GraphTask):
         model: a `GraphTransformer(level="link")`, or another that takes `edge_label_index`
             (2, ...) and `edge_label_type`, which broadcasts to (...), and returns scores (...).
         negatives: with how many random nodes a link is compared in training; None for all.
-
-    The other arguments are those of `Task`.
+        settings: those of `Task`, without `metrics`.
 
     Raises:
         UsageError: `negatives` is less than 1; or before training: there are no `known_links`.
@@ -54,22 +52,14 @@ class LinkPrediction(GraphTask):
         self,
         model: nn.Module,
         *,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., Any] | None = None,
-        layer_decay: float = 1.0,
         negatives: int | None = None,
+        **settings: Unpack[TaskOptions],
     ) -> None:
         if negatives is not None and negatives < 1:
             raise UsageError(f"task.negatives must be at least 1, or null, got {negatives}.")
         metrics: dict[str, Metric] = {"mrr": MeanMetric()}
         metrics |= {f"hits_at_{most}": MeanMetric() for most in HITS}
-        super().__init__(
-            model,
-            optimizer=optimizer,
-            schedule=schedule,
-            layer_decay=layer_decay,
-            metrics=metrics,
-        )
+        super().__init__(model, metrics=metrics, **settings)
         self.negatives = negatives
 
     @property

@@ -7,9 +7,9 @@ What a model is asked about a text is its label, or an objective: `NextToken`, `
 """
 
 from nlp.data.bbc import BBCTopics
-from nlp.data.catalogs import MessageCatalogs
 from nlp.data.files import LabelledFile, TextFiles
-from nlp.data.hub import HubTexts
+from nlp.data.gettext_catalogs import MessageCatalogs
+from nlp.data.hf_datasets import HubTexts
 from nlp.data.module import TextData, TokenData
 from nlp.data.objectives import Masking, NextToken, Objective
 from nlp.data.packing import IGNORED, Texts, collate

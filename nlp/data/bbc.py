@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from attention_core.training import UsageError
-from nlp.data.module import TextData
+from nlp.data.module import TextData, TextDataOptions
 from nlp.data.texts import Labelled, read_text
 from nlp.data.tweets import packaged
 
@@ -20,7 +20,7 @@ class BBCTopics(TextData):
     `attn predict` takes a whole .txt file as one text, where a model tells topics.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: Unpack[TextDataOptions]) -> None:
         super().__init__(**settings)
         self.whole_files = self.objective is None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from attention_core.training import UsageError
 from attention_core.training.inputs import column, files
 from attention_core.training.tables import TableRow, table_rows
-from nlp.data.module import TextData
+from nlp.data.module import TextData, TextDataOptions
 from nlp.data.objectives import NextToken
 from nlp.data.texts import (
     Labelled,
@@ -38,7 +38,12 @@ class TextFiles(TextData):
     """
 
     def __init__(
-        self, *, root: str, lines: bool = False, errors: str = "strict", **settings: Any
+        self,
+        *,
+        root: str,
+        lines: bool = False,
+        errors: str = "strict",
+        **settings: Unpack[TextDataOptions],
     ) -> None:
         settings["objective"] = settings.get("objective") or NextToken()
         super().__init__(**settings)
@@ -88,7 +93,7 @@ class LabelledFile(TextData):
         quotes: bool | None = None,
         malformed: str = "refuse",
         errors: str = "strict",
-        **settings: Any,
+        **settings: Unpack[TextDataOptions],
     ) -> None:
         super().__init__(**settings)
         self.root, self.text, self.label = Path(root).expanduser(), text, label

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, Unpack
 
 import torch
 
 from attention_core.errors import reading, too_large
 from attention_core.pretrained.files import located
 from attention_core.training import DataModule, UsageError
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.inputs import (
     check_file,
@@ -28,6 +29,16 @@ from nlp.tokenizer import Tokenizer
 
 #: What `tokenizer` may name that is no file.
 KINDS = ("bpe", "wordpiece")
+
+
+class TokenDataOptions(DataModuleOptions, total=False):
+    """Options of every `TokenData`, which subclasses pass on."""
+
+    vocab_size: Required[int]
+    tokenizer: str
+    tokens: int | None
+    padded: bool
+    limit: int | None
 
 
 class TokenData(DataModule):
@@ -65,7 +76,7 @@ class TokenData(DataModule):
         tokens: int | None = None,
         padded: bool = False,
         limit: int | None = None,
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(**settings)
         for name, value, least in (("limit", limit, 10), ("tokens", tokens, 1)):
@@ -162,6 +173,13 @@ def _load(path: Path) -> Tokenizer:
         return Tokenizer.load(path)
 
 
+class TextDataOptions(TokenDataOptions, total=False):
+    """Options of every `TextData`, which subclasses pass on."""
+
+    objective: Objective | None
+    window: int | None
+
+
 class TextData(TokenData):
     """Texts with a label each, or with an objective: what of a text is asked for.
 
@@ -184,7 +202,11 @@ class TextData(TokenData):
     """
 
     def __init__(
-        self, *, objective: Objective | None = None, window: int | None = None, **settings: Any
+        self,
+        *,
+        objective: Objective | None = None,
+        window: int | None = None,
+        **settings: Unpack[TokenDataOptions],
     ) -> None:
         super().__init__(**settings)
         if window is not None and window < 2:

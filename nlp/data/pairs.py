@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 
 from attention_core.training import UsageError
-from nlp.data.module import TokenData
+from nlp.data.module import TokenData, TokenDataOptions
 from nlp.data.packing import Sample, Texts
 from nlp.data.texts import (
     check_errors,
@@ -53,7 +53,7 @@ class PairData(TokenData):
         texts: the parts "train", "val" and "test" as pairs, set by `load`.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: Unpack[TokenDataOptions]) -> None:
         super().__init__(**settings)
         self.texts: dict[str, list[Pair]] = {}
 
@@ -123,7 +123,12 @@ class PairFile(PairData):
     """
 
     def __init__(
-        self, *, root: str, malformed: str = "refuse", errors: str = "strict", **settings: Any
+        self,
+        *,
+        root: str,
+        malformed: str = "refuse",
+        errors: str = "strict",
+        **settings: Unpack[TokenDataOptions],
     ) -> None:
         super().__init__(**settings)
         self.root = Path(root).expanduser()

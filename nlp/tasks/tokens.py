@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from attention_core import KVCache
 from attention_core.training import DataModule, UsageError
+from attention_core.training.task import TaskOptions
 from nlp.data.packing import IGNORED, unpack
 from nlp.decoder import TextDecoder
 from nlp.encoder import MaskedLanguageModel
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 GIVEN, WRITTEN = 12, 24
 
 
+class TokenTaskOptions(TaskOptions, total=False):
+    """Options of every `TokenTask`, which subclasses pass on."""
+
+    label_smoothing: float
+
+
 class TokenTask(TextTask):
     """Cross-entropy over tokens, each with the same weight, however they are dealt to batches.
 
@@ -38,9 +44,7 @@ class TokenTask(TextTask):
         model: any such.
         label_smoothing: the share of a target spread over all tokens (Szegedy et al., 2016), in
             training alone: what is validated and tested is the cross-entropy.
-        metrics: as in `Task`.
-
-    The other arguments are those of `Task`.
+        metrics, settings: as in `Task`.
 
     Raises:
         UsageError: before training, where the data has longer texts than the model has positions.
@@ -50,19 +54,11 @@ class TokenTask(TextTask):
         self,
         model: nn.Module,
         *,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., Any] | None = None,
-        layer_decay: float = 1.0,
         label_smoothing: float = 0.0,
         metrics: Mapping[str, Metric] | None = None,
+        **settings: Unpack[TaskOptions],
     ) -> None:
-        super().__init__(
-            model,
-            optimizer=optimizer,
-            schedule=schedule,
-            layer_decay=layer_decay,
-            metrics=metrics,
-        )
+        super().__init__(model, metrics=metrics, **settings)
         self.label_smoothing = label_smoothing
 
     def samples(self, batch: dict[str, Any]) -> int:
@@ -171,7 +167,11 @@ class CausalLanguageModelling(TokenTask):
     """
 
     def __init__(
-        self, model: nn.Module, *, generation: Mapping[str, Any] | None = None, **settings: Any
+        self,
+        model: nn.Module,
+        *,
+        generation: Mapping[str, Any] | None = None,
+        **settings: Unpack[TokenTaskOptions],
     ) -> None:
         super().__init__(model, metrics={"bits_per_byte": BitsPerByte()}, **settings)
         self.generation = dict(generation or {})
@@ -229,7 +229,7 @@ class MaskedLanguageModelling(TokenTask):
         settings: those of `TokenTask`.
     """
 
-    def __init__(self, model: nn.Module, **settings: Any) -> None:
+    def __init__(self, model: nn.Module, **settings: Unpack[TokenTaskOptions]) -> None:
         count = getattr(
             getattr(getattr(model, "embedding", None), "table", None), "num_embeddings", 0
         )
@@ -241,7 +241,7 @@ class MaskedLanguageModelling(TokenTask):
         from attention_core import pool
         from nlp.batches import token_space
 
-        tokens = self.model.encode(batch["ids"], batch["lengths"])  # type: ignore[operator]
+        tokens, _ = self.model.encode(batch["ids"], batch["lengths"])  # type: ignore[operator]
         pooled = pool(tokens, token_space(batch["ids"], batch["lengths"]), "mean").float()
         return [
             {f"embedding_{place}": value for place, value in enumerate(row)}

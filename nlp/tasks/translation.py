@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from attention_core.training.processes import gather
 from nlp.data.packing import unpack
 from nlp.seq2seq import Seq2SeqTransformer
 from nlp.tasks.base import readable
-from nlp.tasks.tokens import TokenTask, check_generation
+from nlp.tasks.tokens import TokenTask, TokenTaskOptions, check_generation
 
 if TYPE_CHECKING:
     from nlp.figures import Shown
@@ -37,7 +37,11 @@ class Translation(TokenTask):
     mode = "max"
 
     def __init__(
-        self, model: nn.Module, *, generation: Mapping[str, Any] | None = None, **settings: Any
+        self,
+        model: nn.Module,
+        *,
+        generation: Mapping[str, Any] | None = None,
+        **settings: Unpack[TokenTaskOptions],
     ) -> None:
         super().__init__(model, **settings)
         self.generation = dict(generation or {})

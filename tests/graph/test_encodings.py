@@ -80,7 +80,7 @@ def transition(edges: EdgeList) -> Tensor:
 def test_walks_are_powers_of_the_transition_matrix(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graph.encodings.walks._CHUNK", chunk)
+    monkeypatch.setattr("graph.encodings.random_walks._CHUNK", chunk)
     edges = batch()
     step = transition(edges)
     powers = torch.stack([torch.linalg.matrix_power(step, k) for k in range(7)], dim=-1)
@@ -284,7 +284,7 @@ def shortest_paths_by_hand(edges: EdgeList, features: Tensor, max_hops: int) -> 
 def test_paths_equal_those_of_networkx(
     max_hops: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graph.encodings.paths._CHUNK", chunk)
+    monkeypatch.setattr("graph.encodings.shortest_paths._CHUNK", chunk)
     ladder, n = edges_of(networkx.grid_2d_graph(3, 4)), 12  # many shortest paths
     whole = batch()
     edge_index = torch.stack([whole.source, whole.target]).unique(dim=1)  # no edge twice

@@ -107,15 +107,21 @@ CALLS: dict[str, Call] = {
         MODEL, x=X, edge_index=EDGE, edge_attr=ATTR, batch=None, num_graphs=None,
     ),
     "GraphTransformer() of nodes": call(
-        NODES, GraphTransformer.encode, x=TYPES, edge_index=EDGE, node_mask=None, laplacian=VECTORS,
+        NODES, GraphTransformer.embed, x=TYPES, edge_index=EDGE, node_mask=None, laplacian=VECTORS,
         laplacian_values=VALUES,
     ),
     "GraphTransformer() of links": call(
         LINKS, x=X, edge_index=EDGE, edge_label_index=EDGE, edge_label_type=torch.zeros(4).long(),
     ),
     "GraphTransformer.encode": call(
-        MODEL.encode, x=X, edge_index=EDGE, edge_attr=ATTR, degree=degrees(EDGES),
+        MODEL.encode, MODEL.embed, x=X, edge_index=EDGE, edge_attr=ATTR, degree=degrees(EDGES),
         rwse=return_probabilities(EDGES, 2), backend=None,
+    ),
+    "GraphTransformer.features": call(
+        MODEL.features, MODEL.embed, x=X, edge_index=EDGE, edge_attr=ATTR, layers=(-1,), norm=True,
+    ),
+    "GraphTransformer.preset": call(
+        GraphTransformer.preset, GraphTransformer, name="gps", depth=1, num_classes=3, node_types=3,
     ),
     "NodeEmbedding": call(
         NodeEmbedding, dim=4, types=None, features=4, max_degree=None, walk_steps=None,

@@ -285,7 +285,7 @@ FILES = ["graph_transformer", "gat", "graphormer", "gps", "grit", "exphormer"]
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_model_file_trains(name: str, compose: Compose) -> None:  # noqa: F811
-    config = compose("experiment=graph/mutag", f"model={name}", "model.dropout=0")["model"]
+    config = compose("experiment=graph/mutag", f"model=graph/{name}", "model.dropout=0")["model"]
     torch.manual_seed(0)
     model = build(config)
     batch = pack([molecule(n, seed=n) for n in range(4, 16)])

@@ -46,10 +46,10 @@ def test_gpt2(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
     folder = tmp_path / "gpt2"
     theirs.save_pretrained(folder)
     tokenizer.save(folder / "tokenizer.json")
-    given = ["task=causal_language_modelling", "data=text_files", *STILL, "data.lines=true"]
+    given = ["task=causal_language_modelling", "data=nlp/text_files", *STILL, "data.lines=true"]
     given += [f"data.root={tmp_path / 'texts.txt'}", "data.vocab_size=300"]
     given += [f"data.tokenizer={folder}", f"model.weights={folder}"]
-    train(compose(*given, "model=pretrained_text_decoder", config_dir=None), tmp_path / "run")
+    train(compose(*given, "model=nlp/pretrained_text_decoder", config_dir=None), tmp_path / "run")
     _, task = load_trained(tmp_path / "run")
     ids = torch.tensor(tokenizer.encode(["the cat sat"])[0])
     torch.testing.assert_close(task.model.eval()(ids), theirs(ids[None]).logits[0])
@@ -73,9 +73,14 @@ def test_t5(compose: Compose, tmp_path: Path) -> None:  # noqa: F811
     backend.save(str(folder / "tokenizer.json"))
     pairs = zip(texts[:40], texts[40:], strict=True)
     (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
-    given = ["task=translation", "data=pair_file", f"data.root={tmp_path / 'pairs.tsv'}", *STILL]
+    given = [
+        "task=translation",
+        "data=nlp/pair_file",
+        f"data.root={tmp_path / 'pairs.tsv'}",
+        *STILL,
+    ]
     given += ["data.vocab_size=20", f"data.tokenizer={folder}", f"model.weights={folder}"]
-    given += ["model=pretrained_seq2seq", "task.generation.max_tokens=5"]
+    given += ["model=nlp/pretrained_seq2seq", "task.generation.max_tokens=5"]
     train(compose(*given, config_dir=None), tmp_path / "run")
 
     (tmp_path / "new.txt").write_text("the dog ran home\n")

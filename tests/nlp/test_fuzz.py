@@ -118,12 +118,22 @@ CALLS: dict[str, Call] = {
     "Tokenizer.decode": call(TOKENIZER.decode, ids=[8, 9]),
     "Tokenizer.pieces": call(TOKENIZER.pieces, ids=[8, 9]),
     "Tokenizer.spell": call(TOKENIZER.spell, ids=[8, 9]),
-    "TextEncoder.embed": call(
-        TextEncoder(300, 8, 1, 2, num_classes=3).eval().embed,
+    "TextEncoder.embed_texts": call(
+        TextEncoder(300, 8, 1, 2, num_classes=3).eval().embed_texts,
         texts=["one"],
         tokenizer=TOKENIZER,
         batch=2,
         normalize=True,
+    ),
+    "TextEncoder.features": call(
+        TextEncoder(**SIZES, num_classes=3).eval().features,
+        ids=IDS,
+        lengths=LENGTHS,
+        side="right",
+        types=None,
+        layers=(-1,),
+        norm=True,
+        backend=None,
     ),
     "TextEncoder()": call(
         TextEncoder(**SIZES, num_classes=3, num_token_types=2).eval(),

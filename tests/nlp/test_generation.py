@@ -18,7 +18,7 @@ from transformers import (
 
 from nlp import Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer, generate, pad
 from nlp.embeddings import Positions
-from nlp.logits import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from nlp.logits_processors import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
 from tests.nlp.gpt2 import ENDS, VOCABULARY, models
 
 LENGTHS = [5, 1, 9, 3]
@@ -196,7 +196,7 @@ def embedding() -> tuple[Any, str, Callable[[], list[Any]]]:
     pytest.importorskip("tokenizers")
     tokenizer = Tokenizer.train(["a"], 300)
     model = TextEncoder(300, 16, 1, 2, num_classes=2, dropout=0.9)
-    return model, "encode", lambda: model.embed(["abc", "d"], tokenizer).tolist()
+    return model, "encode", lambda: model.embed_texts(["abc", "d"], tokenizer).tolist()
 
 
 @pytest.mark.parametrize("make", [generating, translating, embedding])

@@ -34,11 +34,11 @@ def of_files(experiment: str, folder: Path) -> list[str]:
         path = folder / "pairs.tsv"
         path.write_text("\n".join(f"{text}\t{text[::-1]}" for text in WORDS))
         few = ["task.generation.max_tokens=4", "trainer.check_val_every_n_epoch=1"]
-        return ["data=pair_file", f"data.root={path}", *few]
+        return ["data=nlp/pair_file", f"data.root={path}", *few]
     path = folder / "texts.txt"
     path.write_text("\n".join(WORDS))
     few = ["task.generation.max_tokens=4"] if experiment == "nlp/bbc_gpt" else []
-    return ["data=text_files", f"data.root={path}", "data.lines=true", *few]
+    return ["data=nlp/text_files", f"data.root={path}", "data.lines=true", *few]
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_embeddings_of_100_texts(folder: Path) -> None:
     ours = TextEncoder.from_pretrained(folder)
     assert ours.pooling == "mean"
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    embedded = ours.embed(texts, tokenizer)
+    embedded = ours.embed_texts(texts, tokenizer)
     assert ours.training
     theirs = BertModel.from_pretrained(folder, attn_implementation="eager").eval()
     rows = tokenizer.encode(texts)
@@ -41,7 +41,7 @@ def test_embeddings_of_100_texts(folder: Path) -> None:
     wanted = torch.nn.functional.normalize(mean, dim=-1)
     assert embedded.shape == (100, 384)
     torch.testing.assert_close(embedded, wanted, atol=1e-5, rtol=0)
-    assert ours.embed([], tokenizer).shape == (0, 384)
+    assert ours.embed_texts([], tokenizer).shape == (0, 384)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer
 from nlp.seeing import alignment, attention_maps, pooling_attention
-from nlp.words import words
+from nlp.word_alignment import words
 from tests.nlp.test_pretrained import random
 
 TEXT = "the plane is late again, 😡 grün"
@@ -67,7 +67,7 @@ def test_an_alignment_by_hand() -> None:
     (written,) = TOKENIZER.encode(["time thanks"], special=False)
     seen = alignment(model, TOKENIZER, TEXT, "time thanks", words=False)
     with torch.no_grad():
-        context = model.encode(torch.tensor(IDS))
+        context, _ = model.encode(torch.tensor(IDS))
         block = model.decoder.blocks[0]
         x = model.embedding.table.weight[[TOKENIZER.start, *written]]
         h = block.attention_residual.norm(x)
@@ -164,7 +164,7 @@ def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
     tokens = pooling_attention(model, TOKENIZER, TEXT, words=False)
     if pooling == "attention":
         with torch.no_grad():
-            x, pool = model.encode(torch.tensor(IDS)), model.pool.attention
+            x, pool = model.encode(torch.tensor(IDS))[0], model.pool.attention
             wanted = by_hand(pool, model.pool.queries, x)[:, 0]
     else:
         rows = attention_maps(model, TOKENIZER, TEXT, layers=[-1]).weights[0]

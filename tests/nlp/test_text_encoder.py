@@ -92,10 +92,10 @@ def test_a_text_of_length_0_is_defined_and_disturbs_no_other(pooling: Any) -> No
 
 
 def test_the_first_token_of_a_text_without_one() -> None:
-    with pytest.raises(ValueError, match="pooling='class' .* text 1 has length 0"):
+    with pytest.raises(ValueError, match="pooling='class' .* sample 1 has length 0"):
         build(pooling="class")(torch.arange(3), torch.tensor([3, 0]))
     for nothing in (torch.zeros(2, 0).long(), torch.zeros(0).long()):
-        with pytest.raises(ValueError, match="pooling='class' .* text 0 has length 0"):
+        with pytest.raises(ValueError, match="pooling='class' .* sample 0 has length 0"):
             build(pooling="class")(nothing)
     assert build(pooling="class")(torch.zeros(0, 3).long()).shape[0] == 0
 
@@ -134,8 +134,8 @@ def test_longer_texts_are_read_in_windows_where_asked(pooling: Any, side: Any) -
     torch.testing.assert_close(model(padded, lengths, side=side), together)
     torch.testing.assert_close(model(ids[6:18][None]), together[2:3])
     # The text of 12 tokens as windows of 5, 5 and 2; the others as they are
-    windows = model.encode(ids, torch.tensor([5, 1, 5, 5, 2, 5, 2]))
-    torch.testing.assert_close(model.encode(ids, lengths), windows)
+    windows, _ = model.encode(ids, torch.tensor([5, 1, 5, 5, 2, 5, 2]))
+    torch.testing.assert_close(model.encode(ids, lengths)[0], windows)
     short = build(**options)
     torch.testing.assert_close(short(ids[:6], lengths[:2]), together[:2])
     with pytest.raises(ValueError, match=r"learned for places up to \(5,\)"):
@@ -173,7 +173,7 @@ def test_scores_of_masked_tokens_are_the_same_packed_and_padded(positions: Any) 
     alone = torch.cat([model(row) for row in ids.split(LENGTHS)])
     torch.testing.assert_close(alone, together)
     masked = torch.tensor([2, 9, 20])
-    chosen = model.scores(model.encode(ids, lengths)[masked])
+    chosen = model.scores(model.encode(ids, lengths)[0][masked])
     torch.testing.assert_close(chosen, together[masked])
 
 
@@ -233,13 +233,13 @@ def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
     texts = ["the cat sat", "", "a dog"]
     tokenizer = Tokenizer.train(texts, 300)
     model = TextEncoder(300, 16, 1, 4, num_classes=3, pooling=pooling)
-    vectors = model.embed(texts, tokenizer, batch=2)
+    vectors = model.embed_texts(texts, tokenizer, batch=2)
     assert vectors.shape == (3, 16)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
-    torch.testing.assert_close(model.embed((text for text in texts), tokenizer), vectors)
-    assert model.embed([], tokenizer).shape == (0, 16)
+    torch.testing.assert_close(model.embed_texts((text for text in texts), tokenizer), vectors)
+    assert model.embed_texts([], tokenizer).shape == (0, 16)
     with pytest.raises(ValueError, match="batch must be at least 1, got -2"):
-        model.embed(texts, tokenizer, batch=-2)
+        model.embed_texts(texts, tokenizer, batch=-2)
     short = TextEncoder(300, 16, 1, 4, num_classes=3, positions="learned", max_length=4)
     with pytest.raises(ValueError, match=r"texts\[1\] has 11 tokens, but .* positions for 4"):
-        short.embed(["", 10 * "!"], tokenizer)
+        short.embed_texts(["", 10 * "!"], tokenizer)

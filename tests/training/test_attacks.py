@@ -480,7 +480,9 @@ ATTACKS: dict[str, tuple[Change, str]] = {
         "run.LambdaCallback' is refused",
     ),
     "a data set that one of ours has imported": (
-        at("data.x", target("vision.data.published.datasets.DatasetFolder", loader=EVIL)),
+        at(
+            "data.x", target("vision.data.torchvision_datasets.datasets.DatasetFolder", loader=EVIL)
+        ),
         "datasets.DatasetFolder' is refused",
     ),
     "what a module of ours has imported": (

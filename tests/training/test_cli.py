@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from attention_core.training.cli import main
+from attention_core.training.compose import about, config_roots
 from tests.training.conftest import CONF
 
 Attn = Any
@@ -138,20 +139,58 @@ def test_a_mistake_is_answered_in_a_sentence(
     assert "Error executing job" not in err
 
 
-def test_list_shows_title_needs_and_gives(
-    attn_here: Attn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.fixture
+def with_missing(tmp_path: Path) -> Path:
+    """The toy's configurations, and an experiment whose package nobody has."""
     shutil.copytree(CONF, tmp_path / "conf")
     experiment = tmp_path / "conf" / "experiment" / "toy.yaml"
     missing = yaml.safe_load(experiment.read_text())
-    missing["about"] |= {"needs": ["a_package_nobody_has"], "extra": "rings"}
+    missing["about"] |= {"needs": ["yaml", "a_package_nobody_has"], "extra": "rings"}
+    missing["about"]["title"] = (
+        "Tells the points of two rings apart with more words than 80 columns"
+    )
     (experiment.parent / "missing.yaml").write_text(yaml.safe_dump(missing))
+    return tmp_path / "conf"
+
+
+def test_list_has_a_line_of_80_columns_for_each_experiment(
+    attn_here: Attn, with_missing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = attn_here("list", "--config-dir", "conf")
     assert code == 0
-    assert "Tells the points of two rings apart" in out
-    assert "98% test accuracy" in out
-    assert "pip install 'attention-core[rings]'" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    *blocks, end = out.strip().split("\n\n")
+    lines = {line.split()[0].rstrip("*"): line for block in blocks for line in block.splitlines()}
+    assert list(lines) == list(about(config_roots(with_missing)))
+    first = [block.split()[0].rpartition("/")[0] for block in blocks]
+    assert sorted(first) == ["", "graph", "nlp", "vision"]
+    assert [name for name, line in lines.items() if line.endswith("…")] == ["missing"]
+    assert lines["missing"].split()[:2] == ["missing*", "Tells"]
+    assert lines["toy"].split(maxsplit=1)[1] == (
+        "Tells the points of two rings apart with a small MLP"
+    )
+    assert end.startswith("* needs a package") and "attn list NAME" in end
+
+
+def test_list_name_tells_all_of_an_experiment(attn_here: Attn, with_missing: Path) -> None:
+    code, out, _ = attn_here("list", "missing", "--config-dir", "conf")
+    assert code == 0
+    for shown in (
+        "more words than 80 columns",
+        "240 points made on the spot",
+        "98% test accuracy",
+        "yaml, a_package_nobody_has",
+        "not installed: a_package_nobody_has",
+        "pip install 'attention-core[rings]'",
+        "attn train experiment=missing --config-dir conf",
+    ):
+        assert shown in " ".join(out.split()), shown
+    _, out, _ = attn_here("list", "toy", "--config-dir", "conf")
+    assert "not installed" not in out and "pip" not in out
+    code, out, err = attn_here("list", "vision/digit")
+    assert (code, out) == (2, "")
+    assert "there is no experiment 'vision/digit'. Did you mean vision/digits" in err
 
 
 def test_show_the_configuration(attn_here: Attn, tmp_path: Path) -> None:

@@ -403,6 +403,7 @@ def test_the_list_shows_titles_as_they_are(
     about = {"title": "[/] :x: \x1b[31m", "data": 7, "gives": "[red]\u202e", "needs": ["no_such"]}
     (folder / "[b]x\n.yaml").write_text(json.dumps({"about": {**about, "extra": "[/]"}}))
     main(["list", "--config-dir", str(tmp_path)])
+    main(["list", "[b]x\n", "--config-dir", str(tmp_path)])
     out = capsys.readouterr().out
     assert calm(out, but="\n")
     main(["train", "experiment=toy", "--config-dir", str(CONF), "--cfg=job", "+about.x='\u202e'"])

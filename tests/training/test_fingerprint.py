@@ -57,8 +57,8 @@ def test_a_data_file_may_move_but_not_change(
     rows = [f"{text},{'pos' if number % 2 else 'neg'}" for number, text in enumerate(words)]
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]))
     config = compose(
-        *["~experiment", "data=labelled_file", f"data.root={tmp_path}/a.csv"],
-        *["data.classes=[pos,neg]", "model=text_encoder", "task=text_classification"],
+        *["~experiment", "data=nlp/labelled_file", f"data.root={tmp_path}/a.csv"],
+        *["data.classes=[pos,neg]", "model=nlp/text_encoder", "task=text_classification"],
         *["model.dim=16", "model.depth=1", "model.heads=2", "data.vocab_size=300"],
         *["data.tokens=128", "trainer.max_epochs=1", "checkpoint.every_steps=1"],
         *["allow=[toy_domain]", "+callbacks.kill._target_=toy_domain.KillAt"],

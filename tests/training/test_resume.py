@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attention_core.training import resume, train
+from attention_core.training import RegressionTask, resume, train
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import read_metrics
 from tests.command_line import attn
@@ -90,6 +90,34 @@ def test_a_run_that_was_stopped_early_is_not_trained_on(compose: Compose, tmp_pa
     assert cut.results.read_text() == whole.results.read_text()
     trained = [[r for r in read_metrics(f.metrics) if "test/loss" not in r] for f in (whole, cut)]
     assert trained[0] == trained[1]
+
+
+EARLY = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2"]
+
+
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 17])
+def test_early_stopping_waits_as_long_after_a_resume(
+    step: int, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No epoch is better by 0.9 than the first: it stops after the third, which a count that began
+    anew, within the third, would not."""
+    more = ["callbacks.early_stopping.min_delta=0.9", "checkpoint.every_steps=3"]
+    config = compose("experiment=toy", "trainer.max_epochs=9", *EARLY, *more)
+    stopping = config["callbacks"]["early_stopping"]
+    assert (stopping["monitor"], stopping["mode"]) == ("val/accuracy", "max")
+    train(config, tmp_path / "whole")
+    rows = read_metrics(RunFolder(tmp_path / "whole").metrics)
+    assert sum("val/accuracy" in row for row in rows) == 3
+    interrupt(config, tmp_path / "cut", step, monkeypatch)
+    resume(tmp_path / "cut", ["toy_domain"])
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_early_stopping_goes_by_what_the_task_is_judged_by(compose: Compose) -> None:
+    given = compose("callbacks=[ema,early_stopping]", "task=regression", config_dir=None)
+    assert given["callbacks"]["early_stopping"]["monitor"] == RegressionTask.monitor == "val/loss"
+    assert given["callbacks"]["early_stopping"]["mode"] == "min"
+    assert "ema" in given["callbacks"]
 
 
 @pytest.mark.slow

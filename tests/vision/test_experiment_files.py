@@ -16,7 +16,7 @@ from tests.training.conftest import (  # noqa: F401
     one_thread,
 )
 from tests.vision.test_data_folder import damage, write
-from tests.vision.test_data_published import write_cifar10
+from tests.vision.test_torchvision_datasets import write_cifar10
 
 SMALL = ["model.dim=24", "model.hidden=24", "model.depth=1", "model.heads=2", "data.batch_size=8"]
 SHORT = ["data.workers=0", "trainer.log_every_n_steps=1", *SMALL]

@@ -63,7 +63,7 @@ def test_a_published_checkpoint_is_fine_tuned(
     file: Path,
     tmp_path: Path,
 ) -> None:
-    given = ["model=pretrained_vit", f"model.weights={file}", "+model.heads=4"]
+    given = ["model=vision/pretrained_vit", f"model.weights={file}", "+model.heads=4"]
     train(compose(*STILL, *given, config_dir=None), tmp_path / "run")
     assert_is_theirs(tmp_path / "run", theirs, head=False)
     _, task = load_trained(tmp_path / "run")
@@ -80,9 +80,18 @@ def test_images_of_ones_own_in_one_command(compose: Compose, tmp_path: Path) -> 
             pixels = numpy.random.default_rng(number).integers(256, size=(40, 40, 3))
             path = tmp_path / "images" / name / f"{number}.png"
             Image.fromarray(pixels.astype(numpy.uint8)).save(path)
-    given = ["~experiment", "task=image_classification", "data=image_folder", "data.normalize=half"]
+    given = [
+        "~experiment",
+        "task=image_classification",
+        "data=vision/image_folder",
+        "data.normalize=half",
+    ]
     given += [f"data.root={tmp_path}/images", "data.size=32", "data.workers=0", "data.batch_size=8"]
-    given += ["model=pretrained_vit", f"model.weights={tmp_path}/vit.safetensors", "+model.heads=2"]
+    given += [
+        "model=vision/pretrained_vit",
+        f"model.weights={tmp_path}/vit.safetensors",
+        "+model.heads=2",
+    ]
     train(compose(*given, *STILL[1:], config_dir=None), tmp_path / "run")
     assert_is_theirs(tmp_path / "run", theirs.eval(), head=False, size=(3, 32))
 

@@ -99,10 +99,15 @@ CALLS: dict[str, Call] = {
         dim=None, layout="half",
     ),
     "TokenMerging": call(TokenMerging, model=VIT, count=1),
-    "VisionTransformer()": call(VIT, image=IMAGES),
-    "VisionTransformer.features": call(VIT.features, image=IMAGES, layers=(-1,), norm=True),
+    "VisionTransformer()": call(VIT, image=IMAGES, backend=None),
+    "VisionTransformer.encode": call(VIT.encode, VIT.embed, image=IMAGES, backend=None),
+    "VisionTransformer.features": call(
+        VIT.features, VIT.embed, image=IMAGES, layers=(-1,), norm=True
+    ),
     "SwinTransformer()": call(_swin, image=IMAGES),
-    "SwinTransformer.features": call(SWIN.features, image=IMAGES),
+    "SwinTransformer.features": call(
+        SWIN.features, image=IMAGES, layers=None, norm=False, backend=None
+    ),
     "MaskedAutoencoder()": call(AUTOENCODER, image=IMAGES, noise=torch.rand(2, 4)),
     "MaskedAutoencoder.loss": call(AUTOENCODER.loss, image=IMAGES, output=AUTOENCODER(IMAGES)),
     "MaskedAutoencoder.patches": call(AUTOENCODER.patches, image=IMAGES),

@@ -83,7 +83,7 @@ def test_merging_equal_tokens_changes_nothing(pooling: Any, registers: int, qk_n
     )
     image = torch.randn(2, 1, 12, 6).unflatten(-1, (3, 2)).repeat_interleave(2, 3).flatten(3)
     merging = TokenMerging(model, [18, 0, 0])
-    tokens, whole, source = merging.encode(image)
+    tokens, whole, source = merging.merged(image)
     assert tokens.shape[1] == whole.length - 18
     assert all(source[0, model.num_special :].bincount()[model.num_special :] == 2)
     torch.testing.assert_close(merging(image), model(image), atol=1e-5, rtol=1e-4)
@@ -94,7 +94,7 @@ def test_tokens_go_by_the_count_and_special_ones_stay(registers: int) -> None:
     model = vit(registers=registers, mask=[None, Neighborhood(2)], bias=RelativeTable.swin(2, 6))
     special = registers + 1
     for counts, left in (([4, 0, 7], 36 - 11), (10, 36 - 10 - 10 - 8), ([18, 9, 4], 5)):
-        tokens, whole, source = TokenMerging(model, counts).encode(torch.randn(2, 1, 12, 12))
+        tokens, whole, source = TokenMerging(model, counts).merged(torch.randn(2, 1, 12, 12))
         assert tokens.shape == (2, special + left, 32)
         assert whole.length == special + 36 and source.shape == (2, whole.length)
         for row in source:
@@ -122,7 +122,7 @@ def test_a_gradient_goes_through() -> None:
 def test_blocks_that_serve_several_layers() -> None:
     model, image = vit(depth=4, num_groups=2), torch.randn(2, 1, 12, 12)
     torch.testing.assert_close(TokenMerging(model, 0)(image), model(image))
-    tokens, whole, _ = TokenMerging(model, [1, 2, 3, 4]).encode(image)
+    tokens, whole, _ = TokenMerging(model, [1, 2, 3, 4]).merged(image)
     assert tokens.shape[1] == whole.length - 10
 
 

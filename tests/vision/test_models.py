@@ -143,7 +143,7 @@ def _same_alone_packed_and_padded(model: VisionTransformer) -> None:
     embedded = [model.embed(image[None]) for image in images]
     tokens = [model.encoder(*one) for one in embedded]
     alone = torch.cat(
-        [model.classify(x, space) for x, (_, space) in zip(tokens, embedded, strict=True)]
+        [model.read(x, space) for x, (_, space) in zip(tokens, embedded, strict=True)]
     )
     torch.testing.assert_close(model(images), alone, atol=1e-5, rtol=1e-4)
     packed, space = model.embed(images)
@@ -153,7 +153,7 @@ def _same_alone_packed_and_padded(model: VisionTransformer) -> None:
     sizes = [model.embedding.grid_size(image.shape[-2:]) for image in images]
     padded = Grid.padded(sizes, special=model.num_special)
     torch.testing.assert_close(
-        model.classify(model.encoder(rows, padded), padded), alone, atol=1e-5, rtol=1e-4
+        model.read(model.encoder(rows, padded), padded), alone, atol=1e-5, rtol=1e-4
     )
 
 
@@ -165,7 +165,7 @@ def test_equal_images_in_a_list_equal_a_batch() -> None:
 def test_without_classes_the_pooled_image_comes_out() -> None:
     model = vit(num_classes=None, pooling="mean", positions="rotary")
     tokens, grid = model.embed(torch.randn(2, 1, 4, 4))
-    torch.testing.assert_close(model.classify(tokens, grid), tokens.mean(1))
+    torch.testing.assert_close(model.read(tokens, grid), tokens.mean(1))
 
 
 def test_autocast_keeps_the_shape_and_is_close() -> None:
@@ -212,18 +212,18 @@ def test_the_class_token_alone_is_pooled_and_registers_are_not() -> None:
     model = vit(registers=2, num_classes=None)
     tokens, grid = model.embed(torch.randn(3, 1, 8, 8))
     assert grid.num_special == model.num_special == 3
-    torch.testing.assert_close(model.classify(tokens, grid), tokens[:, 0])
+    torch.testing.assert_close(model.read(tokens, grid), tokens[:, 0])
     torch.testing.assert_close(tokens[:, 1:3], model.registers.expand(3, -1, -1))
     packed, row = model.embed([torch.randn(1, 4, 4), torch.randn(1, 2, 6)])
-    torch.testing.assert_close(model.classify(packed, row), packed[[0, 7]])
+    torch.testing.assert_close(model.read(packed, row), packed[[0, 7]])
     kept = torch.tensor([1, 0, 9])  # the class token stays one, wherever it goes
-    torch.testing.assert_close(model.classify(tokens[:, kept], grid.keep(kept)), tokens[:, 0])
+    torch.testing.assert_close(model.read(tokens[:, kept], grid.keep(kept)), tokens[:, 0])
     for pooling in ("mean", "attention", "map"):  # they read neither
         model = vit(registers=2, class_token=True, pooling=pooling, num_classes=None)
         tokens, grid = model.embed(torch.randn(3, 1, 8, 8))
         other = tokens.clone()
         other[:, :3] = 9.0
-        torch.testing.assert_close(model.classify(other, grid), model.classify(tokens, grid))
+        torch.testing.assert_close(model.read(other, grid), model.read(tokens, grid))
 
 
 def test_a_norm_after_pooling_stands_for_that_of_all_tokens() -> None:
@@ -231,7 +231,7 @@ def test_a_norm_after_pooling_stands_for_that_of_all_tokens() -> None:
     assert isinstance(model.encoder.norm, torch.nn.Identity)
     tokens, grid = model.embed(torch.randn(2, 1, 8, 8))
     expected = torch.nn.functional.layer_norm(tokens.mean(1), (32,), eps=1e-6)
-    torch.testing.assert_close(model.classify(tokens, grid), expected)
+    torch.testing.assert_close(model.read(tokens, grid), expected)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from attention_core import Neighborhood, record_attention
+from attention_core import AttentionPool, Neighborhood, record_attention
 from tests.allocated import Allocated
 from vision import SwinTransformer, TokenMerging, VisionTransformer
 from vision.embeddings import drop_patches
@@ -59,7 +59,7 @@ def plain_weights(model: VisionTransformer, image: Tensor) -> tuple[list[Tensor]
     """Of each layer (B, H, L, L), and of the pooling layer (B, H, 1, N): softmax of q·k."""
     inputs: dict[Any, list[Tensor]] = {}
     modules = [block.attention for block in model.encoder.blocks]
-    modules += [] if model.pool is None else [model.pool.attention]
+    modules += [model.pool.attention] if isinstance(model.pool, AttentionPool) else []
     for module in modules:
         module.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, list(args[:2])))
     with torch.no_grad():
@@ -365,7 +365,7 @@ def test_distances_of_windows_are_in_pixels_of_the_image() -> None:
 class Dropping(VisionTransformer):
     def forward(self, image: Any) -> Tensor:
         tokens, space = drop_patches(*self.embed(image), 0.5)
-        return self.classify(self.encoder(tokens, space), space)
+        return self.read(self.encoder(tokens, space), space)
 
 
 @pytest.mark.parametrize(

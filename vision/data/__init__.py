@@ -1,21 +1,21 @@
 """Image data sets: in memory, in folders, and those of torchvision."""
 
+from vision.data.digit_images import digit_from_image
 from vision.data.digits import Digits
 from vision.data.folder import ImageFolder
-from vision.data.handwriting import digit_from_image
-from vision.data.memory import Images, jitter
+from vision.data.image_dataset import ImageData
 from vision.data.mnist import MNIST5k
-from vision.data.pictures import Pictures
-from vision.data.preparation import Preparation
-from vision.data.published import TorchvisionImages
+from vision.data.tensor_dataset import Images, jitter
+from vision.data.torchvision_datasets import TorchvisionImages
+from vision.data.transforms import ImageTransform
 
 __all__ = [
     "Digits",
+    "ImageData",
     "ImageFolder",
+    "ImageTransform",
     "Images",
     "MNIST5k",
-    "Pictures",
-    "Preparation",
     "TorchvisionImages",
     "digit_from_image",
     "jitter",

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from attention_core.training import require
-from vision.data.handwriting import Handwriting
+from attention_core.training.data import DataModuleOptions
+from vision.data.digit_images import DigitImages
 
 
-class Digits(Handwriting):
+class Digits(DigitImages):
     """Handwritten digits (Alpaydin & Kaynak, UCI, 1998): 1,797 images of 8×8 in scikit-learn.
 
     The split is stratified and fixed: 20% test, 20% of the rest for validation. A batch holds
-    `image` (B, 1, 8, 8), ink in [0, 1], and `target` (B,). Arguments are those of `Handwriting`.
+    `image` (B, 1, 8, 8), ink in [0, 1], and `target` (B,). Arguments are those of `DigitImages`.
     """
 
     side = ink = 8
 
     def __init__(
-        self, *, rotation: float = 10.0, scale: float = 0.1, shift: float = 0.5, **settings: Any
+        self,
+        *,
+        rotation: float = 10.0,
+        scale: float = 0.1,
+        shift: float = 0.5,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(rotation=rotation, scale=scale, shift=shift, **settings)
 

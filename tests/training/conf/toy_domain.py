@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -12,13 +12,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attention_core.training import ClassificationTask, DataModule
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.inputs import csv_rows, files
 
 
 class Rings(DataModule):
     """Points on two noisy rings; each training point is jittered anew whenever it is drawn."""
 
-    def __init__(self, *, samples: int = 120, noise: float = 0.2, **settings: Any) -> None:
+    def __init__(
+        self, *, samples: int = 120, noise: float = 0.2, **settings: Unpack[DataModuleOptions]
+    ) -> None:
         super().__init__(**settings)
         self.samples = samples
         self.noise = noise

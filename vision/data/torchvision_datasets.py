@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 from torchvision import datasets
@@ -13,7 +13,7 @@ from torchvision import datasets
 from attention_core.errors import did_you_mean
 from attention_core.training import UsageError
 from attention_core.training.unpickling import plain_pickles
-from vision.data.pictures import Pictures
+from vision.data.image_dataset import ImageData, ImageDataOptions
 
 #: The data sets of torchvision that can be read: images with one class each, from files that are no
 #: programs, without functions to call.
@@ -28,7 +28,7 @@ READABLE = frozenset(
 )
 
 
-class TorchvisionImages(Pictures):
+class TorchvisionImages(ImageData):
     """A data set of `torchvision.datasets` for classification: CIFAR10, Flowers102, FashionMNIST...
 
     A part that the data set does not have is taken off the training part, stratified and fixed:
@@ -41,7 +41,7 @@ class TorchvisionImages(Pictures):
         train, val, test: the arguments of the class that select each part, such as
             ``train={"split": "trainval"}``; None where there is no such part. By default what
             torchvision's parameters `train` or `split` call training and test.
-        settings: those of `Pictures`.
+        settings: those of `ImageData`.
 
     Raises:
         UsageError: the name is none; or when it loads: files are missing, or are no images with
@@ -57,7 +57,7 @@ class TorchvisionImages(Pictures):
         train: Mapping[str, Any] | None = None,
         val: Mapping[str, Any] | None = None,
         test: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[ImageDataOptions],
     ) -> None:
         super().__init__(**settings)
         if name not in READABLE:
@@ -89,7 +89,7 @@ class TorchvisionImages(Pictures):
         train, val, test = (
             None
             if arguments is None
-            else _Published(self._open(part, arguments), self.dataset, part)
+            else _TorchvisionSource(self._open(part, arguments), self.dataset, part)
             for part, arguments in self.parts.items()
         )
         assert train is not None
@@ -129,7 +129,7 @@ class TorchvisionImages(Pictures):
             ) from error
 
 
-class _Published:
+class _TorchvisionSource:
     """A data set of torchvision as a source of images."""
 
     def __init__(self, dataset: Any, name: str, part: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Required, Unpack
 
 import torch
 from PIL import Image
@@ -14,11 +14,12 @@ from torch import Tensor
 from attention_core.escape import on_one_line
 from attention_core.training import DataModule, UsageError
 from attention_core.training.console import rich_text
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
-from vision.data.memory import Sample
-from vision.data.preparation import Preparation
-from vision.data.reading import IMAGES, LARGEST, open_image
+from vision.data.image_io import IMAGES, LARGEST, open_image
+from vision.data.tensor_dataset import Sample
+from vision.data.transforms import ImageTransform
 
 #: A part that a data set does not have is taken off its training part: so much of it for the test,
 #: and so much of the rest for validation.
@@ -37,7 +38,20 @@ class Source(Protocol):
         """What the image is known by."""
 
 
-class Pictures(DataModule):
+class ImageDataOptions(DataModuleOptions, total=False):
+    """Options of every `ImageData`, which subclasses pass on."""
+
+    size: Required[int | Sequence[int] | None]
+    crop: float
+    multiple: int
+    longest: int | None
+    channels: int | None
+    normalize: str | Sequence[Any] | None
+    augment: dict[str, Any] | None
+    corrupted: Literal["raise", "skip"]
+
+
+class ImageData(DataModule):
     """Images that are read, decoded and augmented whenever they are drawn.
 
     A subclass fills the data sets from its `Source`s by `fill`. A batch holds `image`
@@ -49,7 +63,7 @@ class Pictures(DataModule):
     It holds for training as well.
 
     Args:
-        size, crop, multiple, longest, channels, normalize, augment: see `Preparation`. `augment`
+        size, crop, multiple, longest, channels, normalize, augment: see `ImageTransform`. `augment`
             is for training images alone.
         corrupted: what to do about a file that is no image, or one cut short, when it is drawn:
             "raise" an error that names it; or "skip" it, so that its batch has an image less, and
@@ -70,10 +84,10 @@ class Pictures(DataModule):
         normalize: str | Sequence[Any] | None = None,
         augment: dict[str, Any] | None = None,
         corrupted: Literal["raise", "skip"] = "raise",
-        **settings: Any,
+        **settings: Unpack[DataModuleOptions],
     ) -> None:
         super().__init__(**settings)
-        self.prepare = Preparation(
+        self.prepare = ImageTransform(
             size,
             crop,
             multiple,
@@ -103,11 +117,11 @@ class Pictures(DataModule):
 
     def _set(
         self, source: Source, indices: list[int] | None, *, augmented: bool = False
-    ) -> PictureSet:
+    ) -> ImageDataset:
         if indices is None:
             indices = list(range(len(source.targets)))
         skip = self.corrupted == "skip"
-        return PictureSet(source, indices, self.prepare, augmented=augmented, skip=skip)
+        return ImageDataset(source, indices, self.prepare, augmented=augmented, skip=skip)
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         images = [sample["image"] for sample in samples]
@@ -132,7 +146,7 @@ class Pictures(DataModule):
         return {"image": self.prepare(open_image(raw, self.largest_input))}
 
 
-class PictureSet(torch.utils.data.Dataset[Sample]):
+class ImageDataset(torch.utils.data.Dataset[Sample]):
     """Some of the images of a source, made tensors when they are drawn.
 
     Args:
@@ -150,7 +164,7 @@ class PictureSet(torch.utils.data.Dataset[Sample]):
         self,
         source: Source,
         indices: Sequence[int],
-        prepare: Preparation,
+        prepare: ImageTransform,
         *,
         augmented: bool = False,
         skip: bool = False,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from attention_core.training import UsageError, require
+from nlp.data.module import TokenDataOptions
 from nlp.data.pairs import Pair, PairData
 from nlp.data.tweets import packaged
 
@@ -29,7 +30,9 @@ class MessageCatalogs(PairData):
             that language; the message names those that there are.
     """
 
-    def __init__(self, *, language: str, package: str = "django", **settings: Any) -> None:
+    def __init__(
+        self, *, language: str, package: str = "django", **settings: Unpack[TokenDataOptions]
+    ) -> None:
         super().__init__(**settings)
         self.language, self.package = language, package
 

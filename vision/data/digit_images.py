@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from attention_core.errors import too_large
 from attention_core.training import DataModule, require
+from attention_core.training.data import DataModuleOptions
 from attention_core.training.inputs import check_file, files
-from vision.data.memory import Images, Sample
-from vision.data.reading import IMAGES, LARGEST, open_image
+from vision.data.image_io import IMAGES, LARGEST, open_image
+from vision.data.tensor_dataset import Images, Sample
 
 
-class Handwriting(DataModule):
+class DigitImages(DataModule):
     """A data set of handwritten digits, ink in [0, 1]; a subclass says where they come from.
 
     Training images are turned, scaled and shifted a little, anew in each epoch.
@@ -41,7 +42,9 @@ class Handwriting(DataModule):
     ink: ClassVar[int]
     largest_input = LARGEST
 
-    def __init__(self, *, rotation: float, scale: float, shift: float, **settings: Any) -> None:
+    def __init__(
+        self, *, rotation: float, scale: float, shift: float, **settings: Unpack[DataModuleOptions]
+    ) -> None:
         super().__init__(**settings)
         self.rotation, self.scale, self.shift = rotation, scale, shift
 

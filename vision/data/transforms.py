@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional as transform
 
 from attention_core.errors import did_you_mean, too_large
 from attention_core.training import UsageError
-from vision.data.reading import LARGEST, in_channels
+from vision.data.image_io import LARGEST, in_channels
 from vision.embeddings import pair
 
 #: Mean and standard deviation of each channel that pretrained models were trained with: most of
@@ -27,7 +27,7 @@ NORMALIZATIONS = {
 
 
 @dataclass
-class Preparation:
+class ImageTransform:
     """Makes an image a tensor (C, H, W): augmented, brought to one size, normalised.
 
     Args:

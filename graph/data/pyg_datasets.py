@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attention_core.errors import did_you_mean
 from attention_core.training import UsageError, require
 from attention_core.training.unpickling import plain_pickles
 from graph.data.graphs import Sample
-from graph.data.module import GraphData
+from graph.data.module import GraphData, GraphDataOptions
 
 _PARTS = ("train", "val", "test")
 
@@ -67,7 +67,7 @@ class PyGDataset(GraphData):
         root: str,
         *,
         options: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[GraphDataOptions],
     ) -> None:
         super().__init__(**settings)
         if "://" in root or "::" in root:

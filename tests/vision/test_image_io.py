@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from vision.data import ImageFolder
-from vision.data.handwriting import digit_from_image
-from vision.data.preparation import Preparation
-from vision.data.reading import in_channels, open_image, plain
+from vision.data.digit_images import digit_from_image
+from vision.data.image_io import in_channels, open_image, plain
+from vision.data.transforms import ImageTransform
 
 GRAY, COLOUR, PALETTE, GRAY_ALPHA = 0, 2, 3, 4
 
@@ -171,10 +171,10 @@ def test_an_image_that_would_be_resized_to_too_much_is_refused(tmp_path: Path) -
     """The middle of 1,000 × 1 pixels, 224 × 224, would be cut from 224,000 × 224 pixels."""
     long = Image.new("L", (1000, 1), 255)
     with pytest.raises(ValueError, match="50,000,000 pixels: 1,000 × 1, resized to 224,000 × 224;"):
-        Preparation(size=224)(long)
-    assert Preparation(size=16)(long).shape == (3, 16, 16)
+        ImageTransform(size=224)(long)
+    assert ImageTransform(size=16)(long).shape == (3, 16, 16)
     with pytest.raises(ValueError, match="more than 15,871 pixels: 1,000 × 1, resized to 992 × 16"):
-        Preparation(size=None, multiple=16, largest=15_871)(long)
+        ImageTransform(size=None, multiple=16, largest=15_871)(long)
     drawn = Image.new("L", (200, 20), 255)
     drawn.paste(0, (20, 8, 180, 12))
     drawn.save(tmp_path / "stroke.png")

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from attention_core.training import UsageError
-from vision.data import Preparation
-from vision.data.reading import in_channels, open_image
+from vision.data import ImageTransform
+from vision.data.image_io import in_channels, open_image
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -32,16 +32,16 @@ def test_evaluation_is_that_of_pretrained_models(shape: tuple[int, int]) -> None
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    ours = Preparation(32, crop=0.875, normalize="imagenet")(image)
+    ours = ImageTransform(32, crop=0.875, normalize="imagenet")(image)
     torch.testing.assert_close(ours, theirs(image).as_subclass(torch.Tensor), atol=1e-6, rtol=0)
 
 
 def test_a_rectangle_is_covered_and_cut_in_the_middle() -> None:
     image = noise(50, 30)
-    cut = Preparation((30, 20))(image)
+    cut = ImageTransform((30, 20))(image)
     pixels = v2.functional.pil_to_tensor(image).float() / 255
     torch.testing.assert_close(cut, pixels[:, :, 15:35])
-    assert Preparation([16, 40])(image).shape == (3, 16, 40)
+    assert ImageTransform([16, 40])(image).shape == (3, 16, 40)
 
 
 @pytest.mark.parametrize(
@@ -57,25 +57,27 @@ def test_a_rectangle_is_covered_and_cut_in_the_middle() -> None:
 def test_without_a_size_each_image_keeps_its_own(
     shape: tuple[int, int], options: dict[str, int], expected: tuple[int, int]
 ) -> None:
-    assert Preparation(None, **options)(noise(*shape)).shape[1:] == expected
+    assert ImageTransform(None, **options)(noise(*shape)).shape[1:] == expected
 
 
 def test_augmentation_is_for_training_alone() -> None:
     flip = {"none": None, "flip": v2.RandomHorizontalFlip(p=1.0)}
-    prepare = Preparation(32, crop=0.5, augment=flip)
+    prepare = ImageTransform(32, crop=0.5, augment=flip)
     image = noise(32, 32)
     pixels = v2.functional.pil_to_tensor(image).float() / 255
     # What has its size after augmentation is left as it is; evaluation sees the middle, larger
     torch.testing.assert_close(prepare(image, augmented=True), pixels.flip(-1))
     assert (prepare(image) - pixels).abs().max() > 0.1
-    cropped = Preparation(16, crop=0.5, augment={"crop": v2.RandomResizedCrop(16, antialias=True)})
+    cropped = ImageTransform(
+        16, crop=0.5, augment={"crop": v2.RandomResizedCrop(16, antialias=True)}
+    )
     assert cropped(image, augmented=True).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_published_policies_take_what_they_get(channels: int) -> None:
     policy = {"policy": v2.RandAugment(3, 15), "erase": v2.RandomErasing(p=1.0)}
-    prepare = Preparation(16, channels=channels, augment=policy)
+    prepare = ImageTransform(16, channels=channels, augment=policy)
     torch.manual_seed(0)
     seen = [prepare(noise(16, 16), augmented=True) for _ in range(20)]
     assert all(image.shape == (channels, 16, 16) for image in seen)
@@ -141,11 +143,11 @@ def test_pixels_that_are_no_bytes() -> None:
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Preparation(**options)
+        ImageTransform(**options)
 
 
 def test_gray_images_are_normalised_by_the_mean_of_the_channels() -> None:
     image = Image.fromarray(GRAY)
-    values = Preparation((2, 3), channels=1, normalize="imagenet")(image)
+    values = ImageTransform((2, 3), channels=1, normalize="imagenet")(image)
     expected = (torch.from_numpy(GRAY)[None] / 255 - 0.449) / 0.226
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)

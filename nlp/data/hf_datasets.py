@@ -5,12 +5,12 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from attention_core.training import UsageError, require
 from attention_core.training.inputs import whole_path
 from attention_core.training.unpickling import plain_pickles
-from nlp.data.module import TextData
+from nlp.data.module import TextData, TextDataOptions
 from nlp.data.texts import Labelled, distinct, same, split
 
 #: The readers of files that can be named. Others of the package `datasets` unpickle, or import what
@@ -46,7 +46,7 @@ class HubTexts(TextData):
         text: str = "text",
         label: str | None = "label",
         options: Mapping[str, Any] | None = None,
-        **settings: Any,
+        **settings: Unpack[TextDataOptions],
     ) -> None:
         super().__init__(**settings)
         if label is None and self.objective is None:

@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from attention_core.training import UsageError
 from vision.data import TorchvisionImages
-from vision.data.published import _Published
+from vision.data.torchvision_datasets import _TorchvisionSource
 
 GENERATOR = numpy.random.default_rng(0)
 
@@ -133,9 +133,9 @@ def test_what_is_no_data_set_of_classes(tmp_path: Path) -> None:
         load("CIFAR11", tmp_path)
     for sample in [(torch.zeros(3, 8, 8), 1), (Image.new("L", (8, 8)), {"boxes": []})]:
         with pytest.raises(UsageError, match="X is no data set of images with one class each"):
-            _Published([sample], "X", "train")
+            _TorchvisionSource([sample], "X", "train")
 
 
 def test_labels_are_read_where_torchvision_does_not_keep_them() -> None:
     images = [(Image.new("L", (8, 8)), label) for label in (2, 0, 1)]
-    assert _Published(images, "X", "train").targets == [2, 0, 1]
+    assert _TorchvisionSource(images, "X", "train").targets == [2, 0, 1]

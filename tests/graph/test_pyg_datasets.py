@@ -182,6 +182,6 @@ def test_every_configuration_of_graph_data_builds(
     more: list[str],
     compose: Compose,  # noqa: F811
 ) -> None:
-    config = compose("experiment=graph/mutag", f"data={name}", *more, config_dir=None)
+    config = compose("experiment=graph/mutag", f"data=graph/{name}", *more, config_dir=None)
     data = build(config["data"], allow=[])
     assert isinstance(data, GraphData) and data.seed == config["seed"]

@@ -1,0 +1,153 @@
+"""The contract of every model: tokens and where they sit, encoded, pooled and read by a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from attention_core.checks import check_whole
+from attention_core.errors import did_you_mean
+from attention_core.layers import AttentionPool, Encoder, Pool
+from attention_core.pretrained import Pretrained
+from attention_core.spaces import Space
+
+
+class Model(Pretrained):
+    """The base of every model, also of a domain of your own.
+
+    A subclass makes its parts, `encoder` and `pool`, and with `reset_head` the `head`; and it says
+    in `embed` what tokens its inputs become and where these sit. The rest follows::
+
+        class SeriesEncoder(Model):
+            def __init__(
+                self, dim: int, depth: int, heads: int, *, num_classes: int | None,
+                **encoder: Unpack[EncoderOptions],
+            ) -> None:
+                super().__init__()
+                self.embedding = nn.Linear(1, dim)
+                self.encoder = Encoder(dim, depth, heads, **encoder)
+                self.pool = Pool("mean")
+                self.reset_head(num_classes)
+
+            def embed(self, series: Tensor, lengths: Tensor) -> tuple[Tensor, Sequence]:
+                return self.embedding(series), Sequence.padded(lengths)
+
+        model = SeriesEncoder(64, depth=4, heads=4, num_classes=3)
+        logits = model(series, lengths)                          # (B, 3)
+        tokens, space = model.encode(series, lengths)            # (B, L, 64)
+        maps = model.features(series, lengths, layers=[1, -1])   # two of (B, L, 64)
+
+    Attributes:
+        encoder: what `encode` runs.
+        pool: from tokens to one vector for each sample, see `make_pool`.
+        head: from this vector to the outputs.
+        num_classes: number of outputs; None where the head is none, or gives no classes.
+    """
+
+    #: Arguments by the names that the literature has for them, see `preset`.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    encoder: Encoder
+    pool: AttentionPool | Pool
+    head: nn.Module
+    num_classes: int | None = None
+
+    @property
+    def stack(self) -> Encoder:
+        """What `encode` runs, by default `encoder`."""
+        return self.encoder
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Self:
+        """Make a model of the sizes that the literature calls `name`, see `presets`.
+
+        Args:
+            name: a key of `presets`.
+            options: all other arguments; they may replace those of the preset.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if not isinstance(name, str) or name not in cls.presets:
+            known = ", ".join(cls.presets) or f"none, {cls.__name__} has no presets"
+            raise ValueError(
+                f"name must be one of {known}; got {name!r:.80}."
+                f"{did_you_mean(str(name), cls.presets)}"
+            )
+        return cls(**{**cls.presets[name], **options})
+
+    def embed(self, *inputs: Any, **more: Any) -> tuple[Tensor, Space]:
+        """Return what the encoder gets: tokens (B, L, D), or (T, D) packed, and where they sit."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define embed(self, ...) -> (tokens, space)"
+        )
+
+    def encode(self, *inputs: Any, backend: str | None = None, **more: Any) -> tuple[Tensor, Space]:
+        """Return the encoded tokens (B, L, D), or (T, D) packed, and where they sit.
+
+        Args:
+            inputs, more: as of `embed`.
+            backend: a name to override the plan's choice.
+        """
+        tokens, space = self.embed(*inputs, **more)
+        return self.stack(tokens, space, backend=backend), space
+
+    def read(self, tokens: Tensor, space: Space) -> Tensor:
+        """Return the outputs (samples, num_classes) for encoded tokens, by `pool` and `head`."""
+        output: Tensor = self.head(self.pool(tokens, space))
+        return output
+
+    def forward(self, *inputs: Any, backend: str | None = None, **more: Any) -> Any:
+        """Return the outputs (samples, num_classes).
+
+        Args:
+            inputs, more: as of `embed`.
+            backend: a name to override the plan's choice.
+        """
+        return self.read(*self.encode(*inputs, backend=backend, **more))
+
+    def features(
+        self,
+        *inputs: Any,
+        layers: Sequence[int] = (-1,),
+        norm: bool = True,
+        backend: str | None = None,
+        **more: Any,
+    ) -> list[Any]:
+        """Return the tokens after some layers, in the shape of the inputs: no special ones.
+
+        Args:
+            inputs, more: as of `embed`.
+            layers: which blocks, in the order wanted; negative numbers count from the last.
+            norm: normalise them as the encoder does its output.
+            backend: a name to override the plan's choice.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        tokens, space = self.embed(*inputs, **more)
+        outputs = self.stack.intermediates(tokens, space, layers=layers, norm=norm, backend=backend)
+        return [self._shaped(*space.without_special(x)) for x in outputs]
+
+    def _shaped(self, tokens: Tensor, space: Space) -> Any:
+        """Tokens that sit somewhere, as the inputs are: on a grid, say."""
+        return tokens
+
+    def reset_head(self, num_classes: int | None) -> None:
+        """Replace the head by a new one of `num_classes` outputs; None: the pooled vector itself.
+
+        It lies where the model does, and in its dtype.
+
+        Raises:
+            TypeError, ValueError: the model has no such head.
+        """
+        check_whole(num_classes=num_classes, or_none=True)
+        head = self._new_head(num_classes)
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        self.head, self.num_classes = head.to(like.device, like.dtype), num_classes
+
+    def _new_head(self, num_classes: int | None) -> nn.Module:
+        return nn.Identity() if num_classes is None else nn.Linear(self.stack.dim, num_classes)

@@ -1,0 +1,237 @@
+"""One contract: what every model of three domains has, and one of a user's own."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attention_core import Encoder, EncoderOptions, Model, Pool, Sequence
+from attention_core.layers import Pooling
+from graph import GraphTransformer
+from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder
+from vision import MaskedAutoencoder, SwinTransformer, VisionTransformer
+
+IMAGE = torch.rand(2, 3, 16, 16)
+GRAPHS = {
+    "x": torch.tensor([5, 0, 3, 1, 1]),
+    "edge_index": torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]]),
+    "batch": torch.tensor([0, 0, 0, 1, 1]),
+}
+TEXTS = {"ids": torch.randint(30, (2, 9)), "lengths": torch.tensor([9, 4])}
+
+
+class Own(Model):
+    def __init__(
+        self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(1, dim)
+        self.encoder = Encoder(dim, depth, heads, **encoder)
+        self.pool = Pool("mean")
+        self.reset_head(num_classes)
+
+    def embed(self, series: Tensor) -> tuple[Tensor, Sequence]:
+        return self.embedding(series), Sequence(series.shape[1])
+
+
+class Case(NamedTuple):
+    make: Callable[..., Model]
+    inputs: dict[str, Any]
+    features: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def vit(**options: Any) -> VisionTransformer:
+    return VisionTransformer(
+        16, 2, 2, **{"patch_size": 4, "image_size": 16, "num_classes": 3, "registers": 2, **options}
+    )
+
+
+def swin(**options: Any) -> SwinTransformer:
+    return SwinTransformer(8, (1, 1), (2, 2), window=2, **{"num_classes": 3, **options})
+
+
+def graph(**options: Any) -> GraphTransformer:
+    return GraphTransformer(
+        16, 2, 2, **{"node_types": 7, "num_classes": 3, "virtual_nodes": 1, **options}
+    )
+
+
+def text(**options: Any) -> TextEncoder:
+    return TextEncoder(30, 16, 2, 2, **{"num_classes": 3, **options})
+
+
+def own(**options: Any) -> Own:
+    return Own(16, 2, 2, **{"num_classes": 3, **options})
+
+
+CASES = {
+    "vit": Case(vit, {"image": IMAGE}, (2, 16, 4, 4), (2, 3)),
+    "swin": Case(swin, {"image": IMAGE}, (2, 16, 2, 2), (2, 3)),
+    "graphs": Case(graph, GRAPHS, (5, 16), (2, 3)),
+    "nodes": Case(lambda **o: graph(level="node", **o), GRAPHS, (5, 16), (5, 3)),
+    "texts": Case(text, TEXTS, (2, 9, 16), (2, 3)),
+    "texts in windows": Case(
+        lambda **o: text(positions="learned", max_length=4, windowed=True, **o),
+        TEXTS,
+        (2, 9, 16),
+        (2, 3),
+    ),
+    "own": Case(own, {"series": torch.rand(2, 5, 1)}, (2, 5, 16), (2, 3)),
+}
+SCORED = {
+    "masked": MaskedLanguageModel(30, 16, 2, 2),
+    "decoder": TextDecoder(30, 16, 2, 2),
+    "seq2seq": Seq2SeqTransformer(30, 16, 2, 2),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@every_case
+def test_outputs_are_what_is_encoded_pooled_and_read(case: Case) -> None:
+    model = case.make().eval()
+    tokens, space = model.encode(**case.inputs)
+    output = model(**case.inputs)
+    assert output.shape == case.outputs
+    torch.testing.assert_close(model.read(tokens, space), output)
+    embedded, where = model.embed(**case.inputs)
+    assert embedded.shape[-2] == where.length and tokens.shape[-2] == space.length
+
+
+@every_case
+def test_features_end_with_what_is_encoded_in_the_shape_of_the_inputs(case: Case) -> None:
+    model = case.make().eval()
+    last, first = model.features(**case.inputs, layers=[-1, 0], norm=True)
+    assert last.shape == case.features
+    assert last.shape != first.shape or not torch.allclose(last, first)
+    encoded, space = model.encode(**case.inputs)
+    tokens, _ = space.without_special(encoded)
+    as_tokens = last.flatten(2).mT if last.ndim == 4 else last
+    torch.testing.assert_close(as_tokens, tokens)
+    with pytest.raises(ValueError, match="there are 2 .* 2"):
+        model.features(**case.inputs, layers=[2])
+
+
+@every_case
+def test_a_backend_is_passed_on_by_every_call(case: Case) -> None:
+    model = case.make().eval()
+    for call in (model, model.encode, model.features):
+        chosen, wanted = call(**case.inputs, backend="reference"), call(**case.inputs)
+        pairs = zip(chosen, wanted, strict=True) if isinstance(chosen, tuple | list) else []
+        for one, other in pairs or [(chosen, wanted)]:
+            if isinstance(one, Tensor):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        with pytest.raises(ValueError, match="refrence"):
+            call(**case.inputs, backend="refrence")
+
+
+@every_case
+def test_a_new_head_has_other_classes_and_the_rest_stays(case: Case) -> None:
+    model = case.make().double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.reset_head(num_classes=7)
+    assert model.num_classes == 7 and model.head.weight.dtype == torch.float64
+    after = model.state_dict()
+    assert list(after) == list(before)
+    changed = [name for name in before if not torch.equal(after[name], before[name])]
+    assert changed == ["head.weight", "head.bias"]
+    model.reset_head(None)
+    assert model.num_classes is None and not list(model.head.parameters())
+    for wrong, error in ((0, ValueError), ("7", TypeError)):
+        with pytest.raises(error, match="num_classes"):
+            model.reset_head(wrong)
+
+
+def test_heads_that_are_of_no_classes_are_refused_by_name() -> None:
+    for model in SCORED.values():
+        with pytest.raises(TypeError, match=f"{type(model).__name__} scores the ids"):
+            model.reset_head(3)
+    link = graph(level="link", num_classes=None, virtual_nodes=0)
+    with pytest.raises(ValueError, match="level='link' gives one score per pair"):
+        link.reset_head(3)
+    edge = graph(level="edge")
+    edge.reset_head(5)
+    assert edge(GRAPHS["x"], GRAPHS["edge_index"]).shape == (6, 5)
+    mae = MaskedAutoencoder(vit(num_classes=None), dim=16, depth=1, heads=2)
+    with pytest.raises(TypeError, match="no head: fine-tune its part `vit`"):
+        mae.reset_head(3)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_models_that_score_ids_keep_the_contract(name: str) -> None:
+    model = SCORED[name].eval()
+    tokens, space = model.encode(**TEXTS)
+    assert tokens.shape == (2, 9, 16) and space.length == 9
+    (last,) = model.features(**TEXTS)
+    torch.testing.assert_close(last, tokens)
+    if name != "seq2seq":
+        torch.testing.assert_close(model(**TEXTS, backend="reference"), model.read(tokens, space))
+
+
+@pytest.mark.parametrize("make", [vit, graph, text], ids=["vit", "graph", "text"])
+def test_one_vocabulary_of_pooling(make: Callable[..., Model]) -> None:
+    inputs = {vit: {"image": IMAGE}, graph: GRAPHS, text: TEXTS}[make]
+    for pooling in get_args(Pooling):
+        if make is text and pooling == "special":
+            with pytest.raises(ValueError, match="texts have no special tokens"):
+                text(pooling=pooling)
+            continue
+        assert make(pooling=pooling).eval()(**inputs).shape == (2, 3)
+    with pytest.raises(ValueError, match="pooling must be .*'map'.* got 'avg'"):
+        make(pooling="avg")
+
+
+def test_special_tokens_have_no_part_in_learned_pooling() -> None:
+    for make, inputs in ((vit, {"image": IMAGE}), (graph, GRAPHS)):
+        model = make(pooling="attention").eval()
+        tokens, space = model.encode(**inputs)
+        odd = tokens.where(~space.special[..., None], 1e3)
+        torch.testing.assert_close(model.read(odd, space), model.read(tokens, space))
+
+
+@pytest.mark.parametrize(
+    "model", [VisionTransformer, SwinTransformer, GraphTransformer, TextEncoder]
+)
+def test_a_misspelt_preset_is_answered_with_the_nearest(model: type[Model]) -> None:
+    known = next(iter(model.presets))
+    with pytest.raises(ValueError, match=f"name must be one of {known}.*Did you mean '?{known}"):
+        model.preset(known + "x", num_classes=3)
+    with pytest.raises(ValueError, match="none, Own has no presets"):
+        Own.preset("tiny")
+
+
+def test_every_model_says_in_its_signature_that_it_takes_a_backend() -> None:
+    models = [case.make() for case in CASES.values()] + list(SCORED.values())
+    for model in models:
+        for call in (model.forward, model.encode, model.features):
+            assert "backend" in inspect.signature(call).parameters, (type(model), call)
+
+
+def test_the_table_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same eight calls on a ViT, a GraphTransformer and a TextEncoder, as they stand there."""
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    section = guide.split("## Models\n")[1].split("\n## ")[0]
+    scope: dict[str, Any] = {"torch": torch}
+    imports, own_model = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    exec(imports, scope)
+    rows = [re.findall(r"`([^`]+)`", line) for line in section.splitlines() if line[:3] == "| `"]
+    assert len(rows) == 8 and all(len(row) == 3 for row in rows)
+    monkeypatch.chdir(tmp_path)
+    names = ("vit", "gt", "bert")
+    for row in rows[:-1]:
+        for call in row:
+            exec(call, scope)
+    for column, name in enumerate(names):  # the head has ten classes by now
+        assert scope[name].num_classes == 10, rows[6][column]
+    exec(
+        "from torch import nn, Tensor\nfrom typing import Unpack\n"
+        "from attention_core import *\n" + own_model,
+        scope,
+    )
+    made = scope["SeriesEncoder"](16, 1, 2, num_classes=3, dropout=0.1)
+    assert made(torch.rand(2, 5, 1), torch.tensor([5, 3])).shape == (2, 3)
