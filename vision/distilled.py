@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from attention_core import Grid
+from attention_core import Space
 from attention_core.annotated import checked
 from attention_core.pretrained import names
 from vision.models import VisionTransformer, VisionTransformerOptions
@@ -40,19 +40,23 @@ class DistilledVisionTransformer(VisionTransformer):
         if options["registers"] == 0:
             raise ValueError("registers must be at least 1: the first is the distillation token")
         super().__init__(dim, depth, heads, **options)
-        classes = options["num_classes"]
-        self.head_dist = nn.Identity() if classes is None else nn.Linear(dim, classes)
 
-    def classify(self, tokens: Tensor, space: Grid) -> Tensor:
-        """The outputs (B, num_classes) from encoded tokens (B, L, D), or (T, D) packed."""
-        heads = (self.head, self.head_dist)
+    def reset_head(self, num_classes: int | None) -> None:
+        """Replace both heads by new ones, see `Model.reset_head`."""
+        super().reset_head(num_classes)
+        like = self.class_token
+        self.head_dist = self._new_head(num_classes).to(like.device, like.dtype)
+
+    def read(self, tokens: Tensor, space: Space) -> Tensor:
+        """Return the outputs (B, num_classes) for encoded tokens (B, L, D), or (T, D) packed."""
         outputs = [
-            head(self.pool_norm(_special(tokens, space, rank))) for rank, head in enumerate(heads)
+            head(self.pool_norm(_special(tokens, space, rank)))
+            for rank, head in enumerate((self.head, self.head_dist))
         ]
-        return sum(outputs[1:], outputs[0]) / 2
+        return (outputs[0] + outputs[1]) / 2
 
 
-def _special(tokens: Tensor, space: Grid, rank: int) -> Tensor:
+def _special(tokens: Tensor, space: Space, rank: int) -> Tensor:
     """(B, D), each sample's special token of this rank; they stand in front."""
     if space.segments is None:
         return tokens[..., rank, :]

@@ -166,6 +166,8 @@ def test_timm_deit_with_two_heads() -> None:
     )
     tuned = DistilledVisionTransformer.from_pretrained(weights, heads=2, num_classes=3)
     report = load_pretrained(tuned, weights, head=False)
+    tuned.reset_head(4)
+    assert tuned(images).shape == (2, 4) and not tuned.head.weight.equal(tuned.head_dist.weight)
     heads = [f"{head}.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias")]
     assert report.kept == heads and sorted(report.dropped) == sorted(heads)
     with pytest.raises(ValueError, match=r"DistilledVisionTransformer\.from_pretrained does"):
