@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         FeedForward as FeedForward,
         MultiheadAttention as MultiheadAttention,
         Pool as Pool,
-        RecordedAttention as RecordedAttention,
         pool as pool,
     )
     from attention_core.masks import (
@@ -54,20 +53,16 @@ if TYPE_CHECKING:
         LinearScaling as LinearScaling,
         Llama3Scaling as Llama3Scaling,
         NTKScaling as NTKScaling,
-        RotaryScaling as RotaryScaling,
         YaRN as YaRN,
     )
     from attention_core.scores import Additive as Additive, AdditiveV2 as AdditiveV2, Score as Score
     from attention_core.spaces import (
-        BlockKey as BlockKey,
         Graph as Graph,
         Grid as Grid,
         Pairs as Pairs,
         Points as Points,
         Sequence as Sequence,
         Space as Space,
-        TilePairs as TilePairs,
-        TileStatus as TileStatus,
     )
     from attention_core.weights import PairWeights as PairWeights
 
@@ -87,7 +82,6 @@ _HOMES = {
         "FeedForward",
         "MultiheadAttention",
         "Pool",
-        "RecordedAttention",
         "pool",
     ],
     "masks": [
@@ -105,19 +99,9 @@ _HOMES = {
     "planning": ["explain", "plan"],
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],
-    "rotary_scaling": ["LinearScaling", "Llama3Scaling", "NTKScaling", "RotaryScaling", "YaRN"],
+    "rotary_scaling": ["LinearScaling", "Llama3Scaling", "NTKScaling", "YaRN"],
     "scores": ["Additive", "AdditiveV2", "Score"],
-    "spaces": [
-        "Graph",
-        "Grid",
-        "Pairs",
-        "Points",
-        "TileStatus",
-        "Sequence",
-        "Space",
-        "TilePairs",
-        "BlockKey",
-    ],
+    "spaces": ["Graph", "Grid", "Pairs", "Points", "Sequence", "Space"],
     "weights": ["PairWeights"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

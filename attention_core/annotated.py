@@ -36,7 +36,7 @@ Unchecked = Annotated[T, "by `checked`"]
 
 
 class Takes(NamedTuple):
-    """What a function takes by name.
+    """Arguments that a function takes by name.
 
     Attributes:
         hints: the annotation of each argument, also of those in ``**options: Unpack[...]``.
@@ -178,7 +178,7 @@ def _is_known_by_type(value: Any, hint: Any) -> bool:
 
 
 def _words(hint: Any) -> Iterator[str]:
-    """What an annotation allows, in words."""
+    """Yield what an annotation allows, in words."""
     origin, parts = get_origin(hint), get_args(hint)
     known = {int: "a whole number", float: "a number", bool: "True or False", Tensor: "a tensor"}
     if origin is Union or origin is UnionType:

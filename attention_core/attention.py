@@ -45,7 +45,7 @@ def attend(
     backend: str | None = None,
     plan: Plan | None = None,
 ) -> Any:
-    """Attention of queries to keys: softmax(scores) · values over the allowed pairs.
+    """Compute the attention of queries to keys: softmax(scores) · values over the allowed pairs.
 
     The order on a score is scale, softcap, bias, mask, sink, softmax, dropout. A query with no
     allowed key, such as padding, gives output 0, weights 0, log-sum-exp -inf and no gradient. NaN

@@ -39,19 +39,19 @@ class Bias(nn.Module):
     heads: int | None = None
 
     def score(self, pairs: Pairs) -> Tensor:
-        """Float of (at most) the broadcast shape of `pairs`, for pairs without special tokens."""
+        """Compute the score of pairs without special tokens, float that broadcasts to `pairs`."""
         raise NotImplementedError(f"{type(self).__name__} must define score(self, pairs)")
 
     def special_score(self, pairs: Pairs) -> Tensor | float:
-        """The score of pairs with a special token."""
+        """Return the score of pairs with a special token."""
         return 0.0
 
     def block_key(self, space: Space) -> BlockKey | None:
-        """What of the tokens decides the score; None if unknown. (Being special always may.)"""
+        """Return what of tokens decides the score, None if unknown. (Being special always may.)"""
         return None
 
     def tensors(self) -> list[Tensor]:
-        """What the scores are made of and may need a gradient."""
+        """Return the tensors that scores are made of, which may need a gradient."""
         return list(self.parameters())
 
     @property
@@ -60,7 +60,7 @@ class Bias(nn.Module):
         return any(tensor.requires_grad for tensor in self.tensors())
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """The score of every pair, in float32 or better.
+        """Compute the score of every pair, in float32 or better.
 
         Raises:
             ValueError: it is made for another number of heads.
@@ -107,7 +107,7 @@ class _Sum(Bias):
 
 
 def as_bias(bias: Bias | Tensor | None) -> Bias | None:
-    """A float tensor becomes a `DenseBias`; anything else that is no bias raises TypeError."""
+    """Make a `DenseBias` of a float tensor; anything else that is no bias raises TypeError."""
     if bias is None or isinstance(bias, Bias):
         return bias
     if isinstance(bias, Tensor):
@@ -116,7 +116,7 @@ def as_bias(bias: Bias | Tensor | None) -> Bias | None:
 
 
 def by_head(table: Tensor, row: Tensor, head: Tensor) -> Tensor:
-    """``table[row, head]`` for a table (rows, H) and indices that broadcast to each other.
+    """Return ``table[row, head]`` for a table (rows, H) and indices that broadcast to each other.
 
     Where heads have a dimension of their own, whole rows are taken: as is their gradient, at a
     fraction of the cost of one number at a time.
@@ -255,7 +255,7 @@ class RelativeTable(Bias):
         *,
         special: bool = False,
     ) -> RelativeTable:
-        """Exact for near offsets, logarithmic up to `max_distance` (Raffel et al., T5, 2020)."""
+        """Make a table, exact for near offsets, logarithmic up to `max_distance` (T5, 2020)."""
         check_whole(heads=heads, buckets=buckets, max_distance=max_distance)
         if buckets < (4 if bidirectional else 2) or max_distance <= buckets // 2:
             raise ValueError(
@@ -270,7 +270,7 @@ class RelativeTable(Bias):
     def swin(
         cls, heads: int, window: int | tuple[int, ...], *, special: bool = False
     ) -> RelativeTable:
-        """A row for each offset inside a window (Liu et al., Swin, 2021).
+        """Make a table of a row for each offset inside a window (Liu et al., Swin, 2021).
 
         Offsets beyond the window, where a mask lets them through, share the border's row.
 
@@ -286,7 +286,7 @@ class RelativeTable(Bias):
     @classmethod
     @checked
     def hops(cls, heads: int, max_hops: int, *, special: bool = False) -> RelativeTable:
-        """A row for each distance up to `max_hops`, one beyond, and one for "unreachable".
+        """Make a row for each distance up to `max_hops`, one beyond, one for "unreachable".
 
         On a Graph this is Graphormer's spatial encoding (Ying et al., 2021).
         """

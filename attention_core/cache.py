@@ -11,7 +11,7 @@ from attention_core.spaces import Sequence, Space
 
 
 class LayerCache:
-    """What one layer keeps: keys and values (B, Hkv, L, D) of past tokens, and of the context."""
+    """One layer's memory: keys and values (B, Hkv, L, D) of past tokens, and of the context."""
 
     def __init__(self, max_length: int | None, window: int | None) -> None:
         self.max_length, self.window = max_length, window
@@ -94,7 +94,7 @@ class KVCache:
 
     @checked
     def next_space(self, length: int, device: torch.device | str = "cpu") -> Sequence:
-        """The places of the next `length` tokens: each sample goes on after its last one."""
+        """Return the places of the next `length` tokens: each sample goes on after its last one."""
         space = self.space
         if space is None:
             return Sequence(length, device=device)

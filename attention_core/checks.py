@@ -39,7 +39,7 @@ def check_whole(least: int | None = 1, *, or_none: bool = False, **arguments: ob
 
 
 def check_whole_each(least: int | None = 1, **arguments: Iterable[object]) -> None:
-    """`check_whole` of each number in lists, of which none may be empty."""
+    """Check each number in lists as `check_whole` does; none of the lists may be empty."""
     for name, values in arguments.items():
         given = list(values)
         if not given:
@@ -49,7 +49,7 @@ def check_whole_each(least: int | None = 1, **arguments: Iterable[object]) -> No
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value stands for a whole number, as those of numpy and of tensors do."""
+    """Return whether a value stands for a whole number, as those of numpy and of tensors do."""
     if isinstance(value, int):
         return True
     try:  # arrays and tensors have the method, and only some of them the number

@@ -20,7 +20,7 @@ class Damaged(UsageError):
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Names the file `path`, a part of `what`, in whatever goes wrong while it is read.
+    """Name the file `path`, a part of `what`, in whatever goes wrong while it is read.
 
     Raises:
         Damaged: in place of any exception; damaged bytes make a reader raise every kind.
@@ -38,14 +38,14 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def too_large(most: int, what: str) -> ValueError:
-    """What is said of an input that has more than `most` of `what`, such as characters."""
+    """Return the error for an input that has more than `most` of `what`, such as characters."""
     return ValueError(
         f"it has more than {most:,} {what}; data.largest_input says how many are read"
     )
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Returns " Did you mean a or b?" for the nearest candidates, or "" where none is near."""
+    """Return " Did you mean a or b?" for the nearest candidates, or "" where none is near."""
     known = sorted(set(candidates))
     near = get_close_matches(name, known, n=3, cutoff=0.6)
     # Only what is about as near as the nearest: model.dim for model.dimm, and not model.norm

@@ -26,17 +26,17 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def on_one_line(text: object) -> str:
-    r"""A name or a path, for a line of a terminal: also an end of a line becomes a visible `\n`."""
+    r"""Make a name or a path fit a line of a terminal: an end of a line is a visible `\n`."""
     return _ON_A_LINE.sub(_visible, str(text))
 
 
 def for_terminal(text: object) -> str:
-    """A message of several lines, for a terminal: ends of lines and tabs stay."""
+    """Make a message of several lines harmless for a terminal: ends of lines and tabs stay."""
     return _IN_LINES.sub(_visible, str(text))
 
 
 def shell_word(text: object) -> str:
-    """A word of a command to be copied into a shell, on one line; it means exactly this text."""
+    """Quote a word to be copied into a shell, on one line; it means exactly this text."""
     word = str(text)
     if not _ON_A_LINE.search(word):
         return shlex.quote(word)
@@ -44,8 +44,8 @@ def shell_word(text: object) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell of a CSV file that may be opened in a spreadsheet. Numbers stay numbers, also those
-    written as text; a text that would begin a formula begins with an apostrophe."""
+    """Make a cell of a CSV file that may be opened in a spreadsheet. Numbers stay numbers, also
+    those written as text; a text that would begin a formula begins with an apostrophe."""
     if value is None or isinstance(value, Number):
         return value
     text = for_terminal(value)
@@ -53,22 +53,22 @@ def csv_cell(value: Any) -> Any:
 
 
 def json_line(value: Any) -> str:
-    r"""JSON on one line, which reads back as `value`; but a surrogate, which half of all readers
-    refuse, reads back as the text `\udcff`."""
+    r"""Write JSON on one line, which reads back as `value`; but a surrogate, which half of all
+    readers refuse, reads back as the text `\udcff`."""
     text = _SURROGATE.sub(lambda c: "\\" + _visible(c), json.dumps(value, ensure_ascii=False))
     return _ON_A_LINE.sub(lambda c: f"\\u{ord(c[0]):04x}", text)
 
 
 def markdown(text: object) -> str:
-    """Words of Markdown on one line, in which no character means anything: no link, no HTML, no
-    cell of a table and, as on GitHub, no formula."""
+    """Write words of Markdown on one line, in which no character means anything: no link, no HTML,
+    no cell of a table and, as on GitHub, no formula."""
     escaped = re.sub(r"([\\|*_`~<>\[\]#&])", r"\\\1", _words(text))
     escaped = re.sub(r"^(\d*)([-+=.)])(?!\w)", r"\1\\\2", escaped)  # which would begin a list
     return escaped.replace("$", "&#36;")
 
 
 def markdown_code(text: object) -> str:
-    """Code between backticks, on one line, for a cell of a table."""
+    """Write code between backticks, on one line, for a cell of a table."""
     code = _words(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", code)), default=0))
     space = " " if "`" in code or not code else ""
@@ -76,13 +76,13 @@ def markdown_code(text: object) -> str:
 
 
 def html_text(text: str) -> str:
-    """Text for a page, to be escaped as any: without what no page may hold, or what would turn what
-    follows it around."""
+    """Make text for a page, to be escaped as any: without what no page may hold, or what would turn
+    what follows it around."""
     return _IN_LINES.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def plot_label(text: object) -> str:
-    """A text in a figure of Matplotlib: "$" starts no formula. Ends of lines stay."""
+    """Make a text for a figure of Matplotlib: "$" starts no formula. Ends of lines stay."""
     return "\n".join(map(on_one_line, str(text).split("\n"))).replace("$", r"\$")
 
 

@@ -15,7 +15,7 @@ _held: dict[nn.Module, tuple[int, bool]] = {}
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Holds modules in evaluation mode, as those of ``model.modules()``.
+    """Hold modules in evaluation mode, as those of ``model.modules()``.
 
     Where several threads hold a module at the same time, the last to end puts it back into the mode
     that it had before the first; each module into its own, as a part may be in another than the

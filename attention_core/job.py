@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """What one attention has to compute: all that the choice of a backend may depend on."""
+    """One attention to compute: all that the choice of a backend may depend on."""
 
     spaces: tuple[Space, Space]
     mask: Mask | None = None
@@ -86,11 +86,11 @@ class Job:
         return listed is not None and listed.edge is not None and space.edges.repeated is not None
 
     def pairs(self) -> Pairs:
-        """Every pair of query and key."""
+        """Return every pair of query and key."""
         return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
 
     def allowed(self, pairs: Pairs) -> Tensor | None:
-        """What mask and segments allow, in at most the broadcast shape of `pairs`; None: all.
+        """Return the pairs that mask and segments allow, bool, broadcasts to `pairs`; None: all.
 
         Validity is left to the backend, which may know a cheaper way to drop padding.
         """
@@ -106,7 +106,7 @@ class Job:
 
 
 class Options(NamedTuple):
-    """What one call of an attention adds to its plan; the backends' arguments."""
+    """The arguments of one call of an attention, beside those of its plan."""
 
     bias: Bias | None
     score: Score | None
@@ -121,7 +121,7 @@ class Options(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a backend returns: the output and, where asked for, weights and log-sum-exp."""
+    """The output of a backend and, where asked for, weights and log-sum-exp."""
 
     output: Tensor
     weights: Tensor | None = None
@@ -144,18 +144,16 @@ class Plan:
     _memory: Memory = field(default_factory=Memory, repr=False)
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return the value cached under `key`, computing it on a miss.
-
-        It lives for one forward pass.
-        """
+        """Return the value cached under `key`, computing it on a miss; it is kept
+        for one forward pass."""
         return self._memory.memo(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
-        """The scores that `bias` adds to `pairs`, computed once for all layers that share it."""
+        """Return the scores that `bias` adds to `pairs`, computed once for layers that share it."""
         return None if bias is None else self.memo(("bias", bias), lambda: bias(pairs))
 
     def renewed(self) -> Plan:
-        """This plan for another forward pass; what was found in the mask stays."""
+        """Return this plan for another forward pass; what was found in the mask stays."""
         return replace(self, _memory=Memory())
 
     def __str__(self) -> str:

@@ -57,7 +57,7 @@ class Model(Pretrained):
 
     @property
     def stack(self) -> Encoder:
-        """What `encode` runs, by default `encoder`."""
+        """The layers that `encode` runs, by default `encoder`."""
         return self.encoder
 
     @classmethod

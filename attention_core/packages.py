@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def is_installed(name: str) -> bool:
-    """Whether there is the top-level module of `name`; nothing is imported, as of a part of it."""
+    """Return whether the top-level module of `name` is there; nothing is imported."""
     try:
         return importlib.util.find_spec(name.partition(".")[0]) is not None
     except (ImportError, ValueError):  # no name, or __main__
@@ -16,7 +16,7 @@ def is_installed(name: str) -> bool:
 
 
 def package_folder(name: str) -> Path | None:
-    """The folder of a package, or None where there is no such package. Nothing is imported, not
+    """Find the folder of a package, None where there is no such package. Nothing is imported, not
     even the package that `name` is in, as by `importlib.util.find_spec`."""
     top, *inner = name.split(".")
     if not all(part.isidentifier() for part in (top, *inner)):

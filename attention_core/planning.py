@@ -147,7 +147,8 @@ def explain(
     bias: Bias | Tensor | None = None,
     **options: Any,
 ) -> str:
-    """In words: which backend `plan` chooses, what it will compute, and why. Arguments as there."""
+    """Say in words which backend `plan`, of the same arguments, chooses, what it will compute,
+    why."""
     return str(plan(space, mask, bias, **options))
 
 

@@ -31,7 +31,7 @@ def _check_layout(layout: str, type_: Any = Layout) -> None:
 
 
 def angles(space: Space, places: Tensor, frequencies: Tensor) -> Tensor:
-    """Angles (L, A · F) or (B, L, A · F) in float32: place · frequency.
+    """Compute angles (L, A · F) or (B, L, A · F) in float32: place · frequency.
 
     The axes follow each other in the last dimension. Special tokens have angle 0.
 
@@ -147,11 +147,11 @@ class Rotary(nn.Module):
 
     @property
     def amplitude(self) -> float:
-        """What turned features are multiplied with."""
+        """The factor on turned features."""
         return 1.0 if self.scaling is None else self.scaling.amplitude
 
     def angles(self, space: Space, head_dim: int) -> Tensor:
-        """(L, dim/2), or (B, 1, L, dim/2) to broadcast over the heads of a batch."""
+        """Compute angles (L, dim/2), or (B, 1, L, dim/2) to broadcast over the heads of a batch."""
         dim = head_dim if self.dim is None else self.dim
         if dim > head_dim:
             raise ValueError(f"dim={dim} exceeds the size of a head, {head_dim}")
@@ -171,14 +171,14 @@ class Rotary(nn.Module):
         return angle.unsqueeze(1) if angle.ndim == 3 else angle
 
     def places(self, space: Space) -> Tensor:
-        """(L, A) or (B, L, A): what the frequencies are multiplied with."""
+        """Return what the frequencies are multiplied with, (L, A) or (B, L, A)."""
         at = _coordinates(space, self.axes)
         if self.extent is None:
             return at
         return at * (at.new_tensor(self.extent, dtype=torch.float32) / self.extent_of(space))
 
     def extent_of(self, space: Space) -> Tensor:
-        """The extent of the grid that each token comes from, (L, A) or what broadcasts to it.
+        """Return the extent of the grid of each token, (L, A) or what broadcasts to it.
 
         Raises:
             ValueError: the tokens do not sit on a grid, or on one of another number of axes.
@@ -244,7 +244,7 @@ class Sinusoidal(nn.Module):
 
     @checked
     def forward(self, space: Space) -> Tensor:
-        """(L, D) or (B, L, D) in float32; special tokens have zeros."""
+        """Compute the positions (L, D) or (B, L, D) in float32; special tokens have zeros."""
         places = _coordinates(space, self.axes)
         if self.reverse:
             places = places.flip(-1)
@@ -285,7 +285,7 @@ class LearnedPosition(nn.Module):
 
     @checked
     def forward(self, space: Space) -> Tensor:
-        """(L, D) or (B, L, D).
+        """Return the positions of a space's tokens, (L, D) or (B, L, D).
 
         Raises:
             ValueError: a token sits outside the table, or has no row.

@@ -45,7 +45,7 @@ class AttentionMaps(Generic[W]):
         return self._of(index)[0]
 
     def spaces(self, index: int) -> tuple[Space, Space]:
-        """Where the queries and the keys of the weights `self[index]` sit."""
+        """Return where the queries and the keys of the weights `self[index]` sit."""
         return self._of(index)[1]
 
     def _of(self, index: int) -> tuple[W, tuple[Space, Space]]:

@@ -17,11 +17,11 @@ from attention_core.checks import check_flag, check_number, check_whole
 
 
 class RotaryScaling(Protocol):
-    """What `Rotary(scaling=...)` takes."""
+    """A rule for longer contexts, as `Rotary(scaling=...)` takes it."""
 
     @property
     def amplitude(self) -> float:
-        """What the rotated features of queries and of keys are multiplied with."""
+        """The factor on the rotated features of queries and of keys."""
         ...
 
     def __call__(self, frequencies: Tensor, base: float) -> Tensor:

@@ -23,7 +23,7 @@ class Score(nn.Module):
     heads: int | None = None
 
     def forward(self, query: Tensor, key: Tensor, head: Tensor) -> Tensor:
-        """Scores of pairs of broadcastable shape.
+        """Compute the scores of pairs of broadcastable shape.
 
         Args:
             query, key: (..., D), broadcastable against each other.
@@ -32,7 +32,7 @@ class Score(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(query, key, head)")
 
     def with_edge(self, query: Tensor, key: Tensor, edge: Tensor, head: Tensor) -> Tensor:
-        """Scores of pairs along edges: those of the key with the edge's features added to it.
+        """Compute the scores of pairs along edges, whose features are added to the key.
 
         Args:
             query, key, head: as in `forward`.

@@ -17,21 +17,22 @@ class PairWeights(NamedTuple):
     Attributes:
         pairs: `batch`, `query` and `key` of each pair, (P,), and what any `Pairs` tell: the
             `distance` between the two, the `edge`, ...
-        values: (P, H).
+        values: (P, H), of all heads or of some.
     """
 
     pairs: Pairs
     values: Tensor
 
     def dense(self) -> Tensor:
-        """(B, H, Lq, Lk). An edge that is listed twice has the sum of both."""
-        batch, heads, queries, keys = self.pairs.shape
+        """Return them as (B, H, Lq, Lk). An edge that is listed twice has the sum of both."""
+        batch, _, queries, keys = self.pairs.shape
+        heads = self.values.shape[1]
         at = (self.pairs.batch * queries + self.pairs.query) * keys + self.pairs.key
         dense = self.values.new_zeros(heads, batch * queries * keys)
         return dense.index_add(1, at, self.values.T).view(heads, batch, queries, keys).movedim(0, 1)
 
     def of_edges(self) -> Tensor:
-        """(B, E, H) weights of a Graph's edges, in the order of its `edge_index`.
+        """Return the weights of a Graph's edges, (B, E, H), in the order of its `edge_index`.
 
         An edge that the mask does not allow, or whose node was dropped, has 0.
 
@@ -41,7 +42,7 @@ class PairWeights(NamedTuple):
         edge, space = self.pairs.edge, self.pairs.spaces[1]
         assert isinstance(space, Graph)
         count, found = space.edges.num_edges, edge >= 0
-        batch, heads = self.pairs.shape[:2]
+        batch, heads = self.pairs.shape[0], self.values.shape[1]
         at = (self.pairs.batch * count + edge)[found]
         weights = self.values.new_zeros(batch * count, heads)
         return weights.index_copy(0, at, self.values[found]).view(batch, count, heads)

@@ -40,7 +40,7 @@ CONVS = {
 
 
 class Row(NamedTuple):
-    """Of one layer: milliseconds, and MiB beyond what lies there before."""
+    """Measures of one layer: milliseconds, and MiB beyond what lies there before."""
 
     what: str
     who: str

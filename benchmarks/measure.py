@@ -64,7 +64,7 @@ def in_turn(
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Of one call, such as a training step or a generation."""
+    """Measure the milliseconds of one call, such as a training step or a generation."""
     _finish()
     start = time.perf_counter()
     call()
@@ -104,7 +104,7 @@ def _resident(field: str) -> float:
 
 
 def machine() -> str:
-    """What measures, in words."""
+    """Return the device that measures, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()

@@ -113,7 +113,7 @@ def ours(setting: Callable[[], Setting]) -> Forward:
 
 
 def unmasked(setting: Callable[[], Setting]) -> Forward:
-    """What efficiency is measured by."""
+    """Return attention without a mask, by which efficiency is measured."""
     q, k, v = tokens(setting()[0].length)
     return lambda: scaled_dot_product_attention(q, k, v)
 
@@ -195,7 +195,7 @@ def our_graphs() -> Forward:
 
 
 def padded_graphs() -> Forward:
-    """The same as a padded batch, SDPA with a dense mask and the bias of every pair."""
+    """Return a padded batch of graphs: SDPA with a dense mask and the bias of every pair."""
     sizes, space = graphs()
     longest = int(sizes.max())
     place = torch.arange(longest)

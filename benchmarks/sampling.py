@@ -32,7 +32,7 @@ LAYERS = ("GATConv", "TransformerConv")
 
 
 class Size(NamedTuple):
-    """Of a graph, how many batches are drawn from it, and with how many of them it trains."""
+    """The size of a graph, how many batches are drawn from it, and with how many it trains."""
 
     nodes: int
     edges: int
@@ -45,7 +45,7 @@ QUICK = Size(50_000, 500_000, 5, 2)
 
 
 class Row(NamedTuple):
-    """Of one line: seconds, seeds a second, MiB beyond the graph itself, and those stated."""
+    """One line: seconds, seeds a second, MiB beyond the graph itself, and those stated."""
 
     what: str
     seconds: float

@@ -79,7 +79,7 @@ class NodeEmbedding(nn.Module):
         laplacian: Tensor | None = None,
         laplacian_values: Tensor | None = None,
     ) -> Tensor:
-        """The tokens (N, D) of nodes x.
+        """Embed nodes x as tokens (N, D).
 
         Args:
             x: (N,) types or (N, F) features.
@@ -118,7 +118,7 @@ class NodeEmbedding(nn.Module):
 
 
 class EdgeEmbedding(nn.Module):
-    """What attention is told of an edge: its type or its features, as they are or as a token.
+    """The features of an edge in attention: its type or its features, as they are or as a token.
 
     Args:
         types: number of edge types, for integer edge_attr of shape (E,).
@@ -157,7 +157,7 @@ class EdgeEmbedding(nn.Module):
 
     @checked
     def forward(self, edge_attr: Tensor | None, edge_index: Tensor, added: int = 0) -> Tensor:
-        """What is known of E edges and of so many behind them.
+        """Return the types, features or tokens of E edges and of so many behind them.
 
         Args:
             edge_attr: (E,) types or (E, F) features; None where all edges are alike.

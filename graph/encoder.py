@@ -83,7 +83,7 @@ class SelfAttention(MultiheadAttention):
         bias: Bias | None = None,
         backend: str | None = None,
     ) -> Plan:
-        """The plan of this layer, which also holds that of its local attention."""
+        """Make the plan of this layer, which also holds that of its local attention."""
         plan = super().plan(x, space, mask, bias, backend)
         local = self.local
         if local is not None:

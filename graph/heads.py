@@ -32,7 +32,7 @@ class EdgeHead(nn.Module):
 
     @checked
     def forward(self, tokens: Tensor, pairs: Tensor, edges: Tensor | None = None) -> Tensor:
-        """(B, C) for pairs (2, B) of the N nodes with tokens (N, D), and edges (B, edge_dim)."""
+        """Score pairs (2, B) of the N nodes with tokens (N, D), and edges (B, edge_dim): (B, C)."""
         source, target = pairs
         known = [tokens[source], tokens[target], *([] if edges is None else [edges])]
         outputs: Tensor = self.out(nn.functional.gelu(self.hidden(torch.cat(known, dim=-1))))
@@ -65,7 +65,7 @@ class LinkHead(nn.Module):
 
     @checked
     def forward(self, tokens: Tensor, pairs: Tensor, relation: Tensor | None = None) -> Tensor:
-        """Scores (...) of pairs (2, ...) of the N nodes with tokens (N, D).
+        """Compute scores (...) of pairs (2, ...) of the N nodes with tokens (N, D).
 
         Args:
             relation: integers that broadcast to (...); None where there is one relation.
@@ -134,7 +134,7 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 def check_pairs(pairs: Tensor, nodes: int) -> None:
-    """Raises ValueError where `edge_label_index` does not hold pairs (2, ...) of so many nodes."""
+    """Raise ValueError where `edge_label_index` does not hold pairs (2, ...) of so many nodes."""
     check_dense(edge_label_index=pairs)
     integers = not pairs.is_floating_point() and pairs.dtype != torch.bool
     if pairs.ndim < 2 or len(pairs) != 2 or not integers:

@@ -211,7 +211,7 @@ class GraphTransformer(Model):
         coordinates: Tensor | None = None,
         pair_attr: dict[str, Tensor] | None = None,
     ) -> Graph:
-        """Where this model's tokens sit: the nodes, and its virtual nodes in front of each graph's.
+        """Return where this model's tokens sit: nodes, and in front of each graph its virtual ones.
 
         Its edges are those given, and behind them those of the expander graph.
 

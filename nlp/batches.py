@@ -19,7 +19,7 @@ Side = Literal["right", "left"]
 def token_space(
     ids: Tensor, lengths: Tensor | None = None, side: Side = "right", *, of: str = ""
 ) -> Sequence:
-    """Where the tokens of `ids` sit.
+    """Return where the tokens of `ids` sit.
 
     Args:
         ids: (T,) packed, all texts end to end; or (B, L) padded.
@@ -79,7 +79,7 @@ def pad(
     side: Side = "right",
     length: int | None = None,
 ) -> Tensor:
-    """Packed ids (T,), or tokens (T, ...), as padded ones (B, L, ...), with `value` on the `side`.
+    """Pad packed ids (T,), or tokens (T, ...), to (B, L, ...), with `value` on the `side`.
 
     L is that of the longest text, or `length`.
     """
@@ -101,7 +101,7 @@ def pad(
 
 @checked
 def unpad(padded: Tensor, lengths: Tensor, side: Side = "right") -> Tensor:
-    """Padded ids (B, L), or tokens (B, L, ...), as packed ones (T, ...)."""
+    """Pack padded ids (B, L), or tokens (B, L, ...), to (T, ...)."""
     _check_lengths(lengths)
     check_dense(padded=padded)
     longest = int(lengths.max()) if len(lengths) else 0
@@ -116,7 +116,7 @@ def unpad(padded: Tensor, lengths: Tensor, side: Side = "right") -> Tensor:
 
 
 def window_lengths(lengths: Tensor, size: int) -> Tensor:
-    """The lengths of texts cut into windows of `size` tokens, the last of each text shorter."""
+    """Return the lengths of texts cut into windows of `size` tokens, each text's last shorter."""
     counts = (lengths + size - 1) // size
     cut = torch.full((int(counts.sum()),), size, dtype=lengths.dtype, device=lengths.device)
     last = counts.cumsum(0)[counts > 0] - 1

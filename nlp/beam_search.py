@@ -53,7 +53,7 @@ class BeamSearch:
         return self.ended[:, 0]
 
     def step(self, log_probabilities: Tensor, past: Past) -> bool:
-        """Every candidate one token on; whether all samples are done.
+        """Take every candidate one token on; return whether all samples are done.
 
         Args:
             log_probabilities: (B · K, V) of the next token.

@@ -118,7 +118,7 @@ class TextDecoder(LanguageModel):
 
     @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
-        """A cache for `encode` that holds what the model's masks reach, see `Decoder.new_cache`."""
+        """Make a cache for `encode` that holds what masks reach, see `Decoder.new_cache`."""
         return self.decoder.new_cache(max_length)
 
     @checked
@@ -203,7 +203,7 @@ class TextDecoder(LanguageModel):
     def generate(
         self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right", **options: Any
     ) -> list[Tensor]:
-        """What follows each prompt: ids (n,) for each text.
+        """Generate what follows each prompt: ids (n,) for each text.
 
         Args:
             ids, lengths, side: the prompts, packed or padded, as in `encode`.

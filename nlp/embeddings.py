@@ -23,7 +23,7 @@ Added = Literal["learned", "sinusoidal"]
 def attention_positions(
     positions: Positions | None, heads: int, *, bidirectional: bool
 ) -> tuple[Added | None, EncoderOptions]:
-    """What of `positions` is added to tokens, and the options that attention gets for the others.
+    """Return which of `positions` is added to tokens, and the options of attention for the others.
 
     Raises:
         ValueError: unknown positions; the message lists the known ones.
@@ -103,7 +103,7 @@ class TokenEmbedding(nn.Module):
     def forward(
         self, ids: Tensor, space: Sequence, types: Tensor | None = None, *, name: str = "ids"
     ) -> Tensor:
-        """Ids (T,) or (B, L) where `space` has them, to tokens (T, D) or (B, L, D).
+        """Embed ids (T,) or (B, L), where `space` has them, as tokens (T, D) or (B, L, D).
 
         Args:
             ids: token ids.
@@ -188,7 +188,7 @@ class Transform(nn.Module):
         self.norm = nn.Identity() if norm is None else make_norm(norm, out, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., out)."""
+        """Transform tokens (..., D) to (..., out)."""
         normed: Tensor = self.norm(_FUNCTIONS[self.activation](self.linear(x)))
         return normed
 
@@ -233,7 +233,7 @@ class TokenScores(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if projection_bias else None
 
     def forward(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """(..., D) to (..., V); `table` (V, D) is the embedding's."""
+        """Score tokens (..., D), (..., V); `table` (V, D) is the embedding's."""
         tokens = tokens if self.scale == 1 else tokens * self.scale
         return F.linear(tokens, table if self.weight is None else self.weight, self.bias)
 

@@ -20,8 +20,8 @@ from nlp.logits_processors import keep_min_p, keep_top_k, keep_top_p, penalize_r
 
 
 class Generative(Protocol):
-    """What `generate` asks of a model: `TextDecoder` has it, and `Seq2SeqTransformer` for its
-    targets."""
+    """The methods that `generate` asks of a model: `TextDecoder` has them, and
+    `Seq2SeqTransformer` for its targets."""
 
     @property
     def max_length(self) -> int | None:
@@ -29,16 +29,16 @@ class Generative(Protocol):
         ...
 
     def modules(self) -> Iterator[nn.Module]:
-        """Those that are in evaluation mode meanwhile."""
+        """Return the modules that are in evaluation mode meanwhile."""
         ...
 
     def new_cache(self, max_length: int | None = None) -> KVCache:
-        """An empty cache for texts of at most this length."""
+        """Make an empty cache for texts of at most this length."""
         ...
 
     def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:
-        """The scores (B, V) of what follows texts (B, L), padded on the left; with a cache that
-        holds tokens, of what follows those and `ids`."""
+        """Compute the scores (B, V) of what follows texts (B, L), padded on the left; with a cache
+        that holds tokens, of what follows those and `ids`."""
         ...
 
 
@@ -62,7 +62,7 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> list[Tensor]:
-    """What follows each prompt: ids (n,) for each, up to and without the stop token.
+    """Generate what follows each prompt: ids (n,) for each, up to and without the stop token.
 
     Scores are changed in this order: repetition penalty, temperature, top-k, top-p, min-p. The
     model runs in evaluation mode and is left in the mode it had, even where several threads do so.

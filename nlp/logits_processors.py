@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def penalize_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Positive scores of ids that were there are divided by `penalty`, negative ones multiplied
-    (Keskar et al., CTRL, 2019).
+    """Divide positive scores of ids that were there by `penalty`, multiply negative ones (Keskar et
+    al., CTRL, 2019).
 
     Args:
         scores: (B, V).
@@ -20,13 +20,14 @@ def penalize_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """-inf but for the `k` highest scores of each text, and others as high (Fan et al., 2018)."""
+    """Keep the `k` highest scores of each text, and others as high; else -inf (Fan et al.,
+    2018)."""
     lowest = scores.topk(min(k, scores.shape[-1])).values[:, -1:]
     return scores.masked_fill(scores < lowest, -torch.inf)
 
 
 def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """-inf but for the fewest ids that together have probability `p` (Holtzman et al., 2020)."""
+    """Keep the fewest ids that together have probability `p`; -inf else (Holtzman et al., 2020)."""
     ascending, order = scores.sort(-1)
     dropped = ascending.softmax(-1).cumsum(-1) <= 1 - p
     dropped[:, -1] = False
@@ -34,7 +35,7 @@ def keep_top_p(scores: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(scores: Tensor, p: float) -> Tensor:
-    """-inf but for ids at least `p` times as probable as the likeliest (Nguyen et al., 2025)."""
+    """Keep ids at least `p` times as probable as the likeliest; -inf else (Nguyen et al., 2025)."""
     probabilities = scores.softmax(-1)
     likeliest = probabilities.amax(-1, keepdim=True)
     return scores.masked_fill(probabilities < p * likeliest, -torch.inf)

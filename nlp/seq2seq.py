@@ -207,7 +207,7 @@ class Seq2SeqTransformer(LanguageModel):
         side: Side = "right",
         **options: Any,
     ) -> list[Tensor]:
-        """The target of each source: ids (n,) without the start and stop token.
+        """Generate the target of each source: ids (n,) without the start and stop token.
 
         Args:
             ids, lengths, side: the sources, packed or padded, as in `forward`.

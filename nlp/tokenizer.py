@@ -126,7 +126,7 @@ class Tokenizer:
         kind: Literal["bpe", "wordpiece"] = "bpe",
         min_count: int = 2,
     ) -> Self:
-        """Learns pieces of words from `texts`; the same texts give the same tokenizer.
+        """Learn pieces of words from `texts`; the same texts give the same tokenizer.
 
         Args:
             texts: what to learn from: training texts alone.
@@ -184,7 +184,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str, *, lowercase: bool | None = None) -> Self:
-        """From a file, or a folder with one.
+        """Load a tokenizer from a file, or a folder with one.
 
         Args:
             path: a `tokenizer.json` (of `save`, or any of Hugging Face's), a WordPiece `vocab.txt`,
@@ -203,11 +203,11 @@ class Tokenizer:
         return cls(read_tokenizer(_package(), Path(path), lowercase))
 
     def save(self, path: Path | str) -> None:
-        """Writes `tokenizer.json`, in the format that all of Hugging Face reads."""
+        """Write `tokenizer.json`, in the format that all of Hugging Face reads."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """What `save` writes."""
+        """Return the JSON that `save` writes."""
         return str(self._backend.to_str())
 
     def __len__(self) -> int:
@@ -216,7 +216,7 @@ class Tokenizer:
 
     @checked
     def encode(self, texts: Iterable[str], *, special: bool = True) -> list[list[int]]:
-        """The ids of each text.
+        """Encode each text as ids.
 
         Args:
             texts: several of them.
@@ -236,12 +236,12 @@ class Tokenizer:
 
     @checked
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text of `ids`, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
+        """Decode `ids` to text, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(_whole(ids), skip_special_tokens=True))
 
     def byte_counts(self) -> list[int]:
-        """How many bytes of text each id stands for, as `spell` writes it; special tokens stand for
-        none. Where pieces have "▁" for a space, the one in front of a text counts, too.
+        """Count the bytes of text that each id stands for, as `spell` writes it; special tokens
+        stand for none. Where pieces have "▁" for a space, the one in front of a text counts, too.
 
         Raises:
             UsageError: its pieces do not say where spaces are, as BERT's.
@@ -254,15 +254,15 @@ class Tokenizer:
 
     @checked
     def pieces(self, ids: Sequence[int] | Tensor) -> list[str]:
-        """Each token as a reader wants to see it: a leading space as "·", part of a character as
-        its byte in hexadecimal, and an id that stands for no token, of which a model may have some
-        to spare, as its number."""
+        """Spell each token as a reader wants to see it: a leading space as "·", part of a character
+        as its byte in hexadecimal, and an id that stands for no token, of which a model may have
+        some to spare, as its number."""
         return [self._piece(token) for token in _whole(ids)]
 
     @checked
     def spell(self, ids: Sequence[int] | Tensor) -> list[bytes]:
-        """The text that each token stands for, in UTF-8, with the space in front of a word; special
-        tokens and ids of no token stand for none. A token may hold a part of a character."""
+        """Return the text of each token in UTF-8, with the space in front of a word; special tokens
+        and ids of no token stand for none. A token may hold a part of a character."""
         return [b"" if token in self.special else self._spelled(token) for token in _whole(ids)]
 
     def _spelled(self, token: int) -> bytes:

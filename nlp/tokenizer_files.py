@@ -10,7 +10,7 @@ FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 
 def read_tokenizer(package: Any, path: Path, lowercase: bool | None) -> Any:
-    """A tokenizer of `package`, tokenizers, from a file or a folder; see `Tokenizer.load`."""
+    """Read a tokenizer of `package`, tokenizers, from a file or a folder; see `Tokenizer.load`."""
     if path.is_dir():
         found = [path / name for name in FILES if (path / name).is_file()]
         if not found:

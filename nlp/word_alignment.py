@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def words(spelled: Sequence[bytes]) -> list[list[int]]:
-    """The places of the tokens of each word, in the order of the text.
+    """Return the places of the tokens of each word, in the order of the text.
 
     A word is letters and digits, or else other signs, with the white space in front of it: " late!"
     is two. A token with parts of several words belongs to the first of them; one that stands for no

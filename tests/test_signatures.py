@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from attention_core.training import DataModule, RegressionTask, Task
+from attention_core.training import DataModule, RegressionTask
 from attention_core.training.new_domain import new_domain
 from nlp.data import TextFiles
 from vision.data import Digits
@@ -76,8 +78,7 @@ def test_examples_and_what_new_domain_writes_have_typed_options(
     for path in (*EXAMPLES, tmp_path / "tides.py"):
         kinds = list(public_classes(load(path, monkeypatch)))
         assert any(issubclass(kind, DataModule) for kind in kinds)
-        of_training = [k for k in kinds if issubclass(k, Task) or not issubclass(k, nn.Module)]
-        assert not list(filter(None, map(untyped, of_training)))
+        assert not list(filter(None, map(untyped, kinds)))
 
 
 def test_untyped_options_are_found() -> None:
@@ -114,3 +115,48 @@ def test_a_misspelt_option_is_answered_with_the_nearest_of_all_that_a_class_take
 ) -> None:
     with pytest.raises(TypeError, match=said):
         call()
+
+
+# -------------------------------------------------------------- the first words of a docstring
+
+#: Of anything, and of what can be called: it says first what it does, "Return the ...".
+NEVER = re.compile(r"(What|The same|As|Of)\b")
+NEVER_OF_CALLS = re.compile(r"(The|A|An|Those|Whether|How)\b|[(`]")
+
+
+#: Files that are being rewritten.
+ELSEWHERE = {
+    *("vision.drawing", "vision.figures", "vision.recording", "vision.seeing"),
+    *("graph.drawing", "graph.explain", "graph.figures", "graph.layout", "graph.seeing"),
+    *("nlp.drawing", "nlp.figures", "nlp.html", "nlp.seeing"),
+}
+
+
+def documented(module: ModuleType) -> Iterator[tuple[str, str, bool]]:
+    """Yield name and docstring of what a module defines, and whether it can be called."""
+    assert module.__file__ is not None
+
+    def inside(node: ast.AST, place: str) -> Iterator[tuple[str, str, bool]]:
+        for part in ast.iter_child_nodes(node):
+            if not isinstance(part, ast.ClassDef | ast.FunctionDef) or part.name[0] == "_":
+                continue
+            said = ast.get_docstring(part)
+            calls = isinstance(part, ast.FunctionDef)
+            decorators = [ast.unparse(one) for one in part.decorator_list]
+            if said is not None:
+                yield f"{place}.{part.name}", said, calls and "property" not in "".join(decorators)
+            if isinstance(part, ast.ClassDef):
+                yield from inside(part, f"{place}.{part.name}")
+
+    yield from inside(ast.parse(Path(module.__file__).read_text()), module.__name__)
+
+
+def test_public_docstrings_say_first_what_it_does() -> None:
+    wrong = [
+        f"{name}: {said.splitlines()[0]}"
+        for module in modules()
+        if module.__name__ not in ELSEWHERE
+        for name, said, calls in documented(module)
+        if NEVER.match(said) or (calls and NEVER_OF_CALLS.match(said))
+    ]
+    assert not wrong, "\n".join(wrong)

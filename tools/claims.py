@@ -30,7 +30,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """What an experiment states of one metric.
+    """The figures that an experiment states of one metric.
 
     Args:
         metric: its name in `results.json`.
@@ -84,7 +84,7 @@ class Claim:
         return [f"seed={seed}" for seed in range(1, 1 + (self.seeds or len(self.values)))]
 
     def asked(self, seeds: Iterable[int] | None) -> list[str]:
-        """The same, or those of other `seeds`; of folds always all."""
+        """Return `runs`, or those of other `seeds`; of folds always all."""
         return self.runs if self.folds or not seeds else [f"seed={seed}" for seed in seeds]
 
     def cell(self, measured: Mapping[str, float | None] | None = None) -> str | None:

@@ -32,7 +32,7 @@ CODE = ("attention_core", "vision", "graph", "nlp", "conf", "examples")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has measured, nothing where it failed; None for seconds where it was only read."""
+    """The measures of a run, none where it failed; None for seconds where it was only read."""
 
     results: dict[str, float]
     seconds: float | None
@@ -51,7 +51,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """What came of the comparison, in words."""
+        """The result of the comparison, in words."""
         claim, measured = self.claim, self.measured
         if measured is None:
             return "not measured"

@@ -86,7 +86,7 @@ class PatchEmbedding(nn.Module):
             nn.init.zeros_(self.project.bias)
 
     def forward(self, image: Tensor | Sequence[Tensor], *, special: int = 0) -> tuple[Tensor, Grid]:
-        """The tokens of the patches, row by row, and where they sit.
+        """Embed the patches, row by row; return their tokens and where they sit.
 
         Args:
             image: (B, C, H, W), H and W multiples of the patch; or a list of (C, H, W) of any
@@ -111,7 +111,7 @@ class PatchEmbedding(nn.Module):
         return self._convolve(image), Grid(*size, special=special, device=image.device)
 
     def grid_size(self, image_size: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of height and width `image_size`.
+        """Return rows and columns of patches of an image of height and width `image_size`.
 
         Raises:
             ValueError: patches do not cover it.
@@ -119,7 +119,7 @@ class PatchEmbedding(nn.Module):
         return self.check_size(*pair("image_size", image_size))
 
     def check_size(self, height: int, width: int) -> tuple[int, int]:
-        """`grid_size` of an image that is there: its sizes are no arguments."""
+        """Return the `grid_size` of an image that is there: its sizes are no arguments."""
         (h, w), (down, right) = self.patch_size, self.stride
         over = height < h or width < w or (height - h) % down or (width - w) % right
         if over:
@@ -217,7 +217,7 @@ def drop_patches(tokens: Tensor, space: Grid, share: float) -> tuple[Tensor, Gri
 def choose_patches(
     tokens: Tensor, space: Grid, share: float, *, lots: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """The index of the tokens that `drop_patches` keeps: ((B, 1), (B, K)), or ((K,),) packed.
+    """Choose the tokens that `drop_patches` keeps, by index: ((B, 1), (B, K)), or ((K,),) packed.
 
     Args:
         tokens, space, share: as there.
@@ -268,7 +268,7 @@ def choose_patches(
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) from one number or two, such as a configuration file gives them.
+    """Return (height, width) from one number or two, such as a configuration file gives them.
 
     Raises:
         ValueError: it is neither, or not positive.

@@ -18,7 +18,7 @@ from vision.models import VisionTransformer
 
 
 class Reconstruction(NamedTuple):
-    """What a `MaskedAutoencoder` makes of images of N patches with P values each.
+    """The output of a `MaskedAutoencoder` for images of N patches with P values each.
 
     Attributes:
         patches: (B, N, P), or (T, P) of packed images: the values of every patch, row by row; see
@@ -159,7 +159,7 @@ class MaskedAutoencoder(Model):
 
     @checked
     def loss(self, image: Tensor | Sequence[Tensor], output: Reconstruction) -> Tensor:
-        """The mean squared error over the values of the hidden patches of `image`."""
+        """Compute the mean squared error over the values of the hidden patches of `image`."""
         target = self.patches(image)
         if output.patches.shape != target.shape:
             raise ValueError(
@@ -173,7 +173,8 @@ class MaskedAutoencoder(Model):
         return error[output.hidden].mean()
 
     def patches(self, image: Tensor | Sequence[Tensor]) -> Tensor:
-        """The pixels of images by patch: (B, N, P), or (T, P) of a list; P runs over (h, w, C)."""
+        """Cut images into pixels of patches: (B, N, P), or (T, P) of a list; P runs over (h, w,
+        C)."""
         self.vit.embedding.check(image)
         if not isinstance(image, Tensor):
             return torch.cat([self.patches(one[None])[0] for one in image])
@@ -183,7 +184,7 @@ class MaskedAutoencoder(Model):
         return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def assemble(self, patches: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """The images (B, C, H, W), H and W as `image_size` says, whose patches are (B, N, P)."""
+        """Put patches (B, N, P) together to images (B, C, H, W), H and W as `image_size` says."""
         h, w = self.vit.embedding.patch_size
         rows, columns = self.vit.embedding.grid_size(image_size)
         grid = patches.unflatten(2, (h, w, -1)).unflatten(1, (rows, columns))
@@ -191,6 +192,6 @@ class MaskedAutoencoder(Model):
 
 
 def moments(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the values of each patch, (..., 1); the latter is never 0."""
+    """Compute mean and deviation of the values of each patch, (..., 1); the latter is never 0."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()

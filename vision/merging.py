@@ -51,7 +51,7 @@ class TokenMerging(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """The outputs (B, num_classes) of images (B, C, H, W) of one size.
+        """Compute the outputs (B, num_classes) of images (B, C, H, W) of one size.
 
         Raises:
             TypeError, ValueError: as in `VisionTransformer.forward`; or it is a list of images.
@@ -61,7 +61,7 @@ class TokenMerging(nn.Module):
         return self.model.read(whole, space)
 
     def merged(self, image: Tensor) -> tuple[Tensor, Grid, Tensor]:
-        """The merged tokens, and what has become of each token.
+        """Return the merged tokens, and what has become of each token.
 
         Args:
             image: (B, C, H, W).

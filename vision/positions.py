@@ -37,7 +37,7 @@ class ResampledPosition(LearnedPosition):
 
     @checked
     def forward(self, space: Space) -> Tensor:
-        """(L, D) or (B, L, D).
+        """Return the positions of a grid's tokens, (L, D) or (B, L, D).
 
         Raises:
             ValueError: the tokens do not sit on a grid of rows and columns.
@@ -67,7 +67,7 @@ class ResampledPosition(LearnedPosition):
         return table[row.to(table.device)]
 
     def resampled(self, size: tuple[int, ...]) -> Tensor:
-        """The vectors (rows · columns, D) of a grid of `size`."""
+        """Resample the vectors to those (rows · columns, D) of a grid of `size`."""
         table = self.table[self.special :]
         if not is_exporting():  # torch.compile, too, may take sizes for symbols, which the gradient
             size = tuple(map(operator.index, size))  # of this interpolation cannot handle

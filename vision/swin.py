@@ -60,7 +60,7 @@ class PatchMerging(nn.Module):
         nn.init.xavier_uniform_(self.reduction.weight)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-        """(B, h·w, D) to (B, ⌈h/2⌉·⌈w/2⌉, 2D), and the grid of those."""
+        """Merge (B, h·w, D) to (B, ⌈h/2⌉·⌈w/2⌉, 2D); return them and their grid."""
         assert grid.size is not None
         height, width = (n + n % 2 for n in grid.size)
         x = pad_grid(x.unflatten(-2, grid.size), (height, width))

@@ -80,13 +80,13 @@ class ImageClassification(ClassificationTask):
         super().update_metrics(metrics, output, batch)
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        """The confusion matrix, and `attention_figures` of up to ten images of `batch`, all of the
-        size of the first: one of each class, errors first."""
-        from vision.figures import attention_figures
-        from vision.recording import Model, shares_blocks
+        """Draw the confusion matrix, and `attention_figures` of up to ten images of `batch`, all of
+        the size of the first: one of each class, errors first."""
+        from vision.interpret import attention_figures
+        from vision.interpret.maps import Model
 
         figures = super().figures(batch)
-        if not isinstance(self.model, Model) or shares_blocks(self.model):
+        if not isinstance(self.model, Model):
             return figures
         image, target = batch["image"], batch["target"]
         probability, predicted = self.probabilities(batch).max(dim=-1)

@@ -36,7 +36,7 @@ class WindowAttention(MultiheadAttention):
         bias: Bias | None = None,
         backend: str | None = None,
     ) -> Plan:
-        """The plan for queries from x on one `Grid` and keys on the grid that windows tile.
+        """Make the plan for queries from x on one `Grid` and keys on the grid that windows tile.
 
         Raises:
             TypeError: `space` is not one whole grid, or `mask` no `Window`.
@@ -112,7 +112,7 @@ class WindowAttention(MultiheadAttention):
 
 
 def pad_grid(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(..., h, w, D) with zeros below and to the right, up to `size`."""
+    """Pad (..., h, w, D) with zeros below and to the right, up to `size`."""
     height, width = x.shape[-3:-1]
     if (height, width) == size:
         return x

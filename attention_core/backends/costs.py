@@ -23,7 +23,7 @@ class Rate(NamedTuple):
     both_per_dim: float
 
     def of(self, job: Job) -> float:
-        """Nanoseconds for the heads of `job`, which needs a gradient or not."""
+        """Return the nanoseconds for the heads of `job`, which needs a gradient or not."""
         fixed, per_dim = self[2:] if job.grad else self[:2]
         return job.heads * (fixed + per_dim * job.head_dim)
 
@@ -36,7 +36,7 @@ LEARNED_BIAS = 7.0
 
 
 def mask_cost(job: Job, pairs: float) -> float:
-    """Time to ask mask and bias about so many pairs."""
+    """Return the nanoseconds to ask mask and bias about so many pairs."""
     time = 0.0 if job.mask is None else MASK * pairs
     if job.bias is not None:
         time += job.heads * pairs * (LEARNED_BIAS if job.bias.learned else FIXED_BIAS)

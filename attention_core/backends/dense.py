@@ -27,7 +27,7 @@ _CALL = (40_000.0, 150_000.0)
 
 
 class Prepared:
-    """What SDPA gets: `is_causal`, or a bool mask, and the queries whose output is 0.
+    """The arguments of SDPA: `is_causal`, or a bool mask, and the queries whose output is 0.
 
     Attributes:
         samples: the lengths of packed samples, if SDPA is called for each.

@@ -93,7 +93,7 @@ class _Once(torch.autograd.Function):
 
 
 def untouched(output: Tensor, *tensors: Tensor | None) -> Tensor:
-    """`output`, which no number of `tensors` has touched, with a gradient of 0 for each of them.
+    """Return `output`, which no number of `tensors` has touched, with a gradient of 0 for each.
 
     A process of several waits for the others' gradient of every parameter, whatever its own batch
     holds.

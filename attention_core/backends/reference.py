@@ -59,7 +59,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
 def weigh(
     plan: Plan, prepared: Prepared, q: Tensor, k: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """The attention weights (B, H, Lq, Lk) before dropout, and the log-sum-exp (B, H, Lq)."""
+    """Compute attention weights (B, H, Lq, Lk) before dropout, and the log-sum-exp (B, H, Lq)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(dtype), k.to(dtype).repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     pairs = prepared.pairs
@@ -84,7 +84,7 @@ def weigh(
 
 
 def at_pairs(features: Tensor, pairs: Pairs) -> Tensor:
-    """Features of edges (E, Hkv, D) at all pairs, (B or 1, H, Lq, Lk, D); 0 where there is none."""
+    """Spread features of edges (E, Hkv, D) to all pairs, (B or 1, H, Lq, Lk, D); 0 without edge."""
     with_none = torch.cat([features, features.new_zeros(1, *features.shape[1:])])
     found = with_none[pairs.edge.squeeze(1)].movedim(-2, 1)  # no edge is -1, the last row
     return found.repeat_interleave(pairs.shape[1] // features.shape[1], dim=1)
@@ -99,7 +99,7 @@ def adjust(scores: Tensor, bias: Tensor | None, options: Options) -> Tensor:
 
 
 def softmax(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimension, 0 and no gradient where every score is -inf.
+    """Compute the softmax over the last dimension, 0 and no gradient where every score is -inf.
 
     The sink (H,) is a key with no value: it takes weight and gives nothing. It has no part in the
     log-sum-exp, so that a row without a key has -inf with and without it.

@@ -171,7 +171,7 @@ class MultiheadAttention(RecordedAttention):
         bias: Bias | None = None,
         backend: str | None = None,
     ) -> Plan:
-        """The plan of this layer for queries from x, which layers of the same shape can share."""
+        """Make the plan for queries from x, which layers of the same shape can share."""
         return plan(
             space,
             mask,

@@ -141,7 +141,7 @@ class Block(nn.Module):
         bias: Bias | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x, (B, L, D) or (T, D), one block on.
+        """Take x, (B, L, D) or (T, D), one block on.
 
         Args:
             x: tokens.

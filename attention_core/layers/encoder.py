@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         mask: Mask | Tensor | None = None,
         backend: str | None = None,
     ) -> list[Tensor]:
-        """The tokens after some of the blocks, each in the shape of x; zeros on padding.
+        """Return the tokens after some of the blocks, each in the shape of x; zeros on padding.
 
         Args:
             x, space, mask, backend: as in `forward`.
@@ -258,7 +258,7 @@ class Decoder(Encoder):
 
     @checked
     def new_cache(self, max_length: int | None = None) -> KVCache:
-        """A cache that holds what the masks of all layers reach, and no more.
+        """Make a cache that holds what the masks of all layers reach, and no more.
 
         Args:
             max_length: the most tokens there will be, prompt included; allocated at once where

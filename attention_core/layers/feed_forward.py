@@ -86,7 +86,7 @@ class FeedForward(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
+        """Transform each token, (..., D) to (..., D)."""
         check_tokens(self.up, "(..., D)", x=x)
         x = self.up(x)
         if self.gated:

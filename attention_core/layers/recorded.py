@@ -15,7 +15,7 @@ from attention_core.weights import PairWeights
 
 
 class Recorder(Protocol):
-    """What `record_attention` sets."""
+    """The listener that `record_attention` sets, which layers tell what they compute."""
 
     @property
     def pairs(self) -> bool: ...
@@ -38,7 +38,7 @@ class RecordedAttention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, plan: Plan, weights: bool = False, **options: Any
     ) -> tuple[Tensor, PairWeights | None]:
-        """`attention_core.attend` with this plan and options, which a recorder is shown.
+        """Call `attention_core.attend` with this plan and options, and show them to a recorder.
 
         Args:
             weights: also return the weights.

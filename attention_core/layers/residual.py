@@ -22,7 +22,7 @@ NormOrder = Literal["pre", "post", "res-post"]
 
 
 class Residual(nn.Module):
-    """What stands around each sublayer of a block: normalisation, scale, dropout, residual.
+    """The frame of each sublayer of a block: normalisation, scale, dropout, residual.
 
     Args:
         dim: size of a token.
@@ -60,7 +60,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], space: Space) -> Tensor:
-        """x, (B, L, D) or (T, D), after one residual step through `f`."""
+        """Take x, (B, L, D) or (T, D), one residual step on through `f`."""
         branch = f(self.norm(x) if self.norm_order == "pre" else x)
         if self.norm_order == "res-post":
             branch = self.norm(branch)

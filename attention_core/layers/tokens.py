@@ -7,7 +7,7 @@ from torch import nn
 
 
 def learned_tokens(count: int, dim: int, std: float) -> nn.Parameter | nn.Buffer:
-    """Tokens (count, dim) drawn with this standard deviation, to be set as a module's attribute.
+    """Draw tokens (count, dim) with this standard deviation, to be set as a module's attribute.
 
     Where there are none it is a buffer: it keeps its name in a state dict, while a parameter that
     never gets a gradient stops DDP at the second step, and FSDP cannot cut an empty one.

@@ -36,11 +36,11 @@ class Mask:
     """
 
     def allowed(self, pairs: Pairs) -> Tensor:
-        """Bool of (at most) the broadcast shape of `pairs`: may this query attend to this key?"""
+        """Return whether each query may attend to its key, bool that broadcasts to `pairs`."""
         raise NotImplementedError(f"{type(self).__name__} must define allowed(self, pairs)")
 
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
-        """`allowed`, and `exempt` wherever a special token takes part."""
+        """Return `allowed`, and `exempt` wherever a special token takes part."""
         special = pairs.special
         allowed = self.allowed(pairs)
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
@@ -49,25 +49,25 @@ class Mask:
         return allowed if special is None else torch.where(special, exempt, allowed)
 
     def allows_all(self, spaces: Spaces) -> bool:
-        """Whether the structure alone shows that every pair of a sample is allowed."""
+        """Return whether the structure alone shows that every pair of a sample is allowed."""
         return False
 
     def count_bound(self, spaces: Spaces) -> float:
-        """At most how many pairs per batch row are allowed, special tokens aside."""
+        """Return at most how many pairs per batch row are allowed, special tokens aside."""
         return math.inf
 
     def candidates(self, spaces: Spaces) -> PairList | None:
-        """A list of pairs that holds all allowed ones, special tokens aside; None if unknown."""
+        """Return pairs that include all allowed ones, special tokens aside; None if unknown."""
         return None
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
-        """Of each pair of tiles: may any pair of tokens be allowed, are all of them?"""
+        """Return for pairs of tiles whether a pair of tokens may be allowed, and if all are."""
         found = self.candidates(tiles.spaces)
         some = tiles.answer(True) if found is None else tiles.holding(found.query, found.key)
         return TileStatus(some, tiles.answer(False))
 
     def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
-        """`tile_status`, and `exempt` wherever a special token takes part."""
+        """Return `tile_status`, and `exempt` wherever a special token takes part."""
         some, every = self.tile_status(tiles)
         if all(space.special is None for space in tiles.spaces):
             return TileStatus(some, every)
@@ -82,11 +82,11 @@ class Mask:
         return math.inf
 
     def block_key(self, space: Space) -> BlockKey | None:
-        """What of the tokens decides what is allowed; None if unknown."""
+        """Return what of the tokens decides which pairs are allowed, None if unknown."""
         return None
 
     def partition(self, space: Space) -> Tensor | None:
-        """Integers (L, A) or (B, L, A) of each token: where they differ, nothing is allowed."""
+        """Return integers (L, A) or (B, L, A): where they differ, nothing is allowed."""
         return None
 
     def __and__(self, other: Mask) -> Mask:
@@ -112,7 +112,7 @@ class Mask:
         *,
         heads: int | None = None,
     ) -> Mask:
-        """From the masks of `torch.nn.MultiheadAttention`, whose ``True`` means "may not".
+        """Make a mask of those of `torch.nn.MultiheadAttention`, whose ``True`` means "may not".
 
         Args:
             attn_mask: bool (Lq, Lk), or (B·heads, Lq, Lk), which needs `heads`.
@@ -162,7 +162,7 @@ def tuples(mask: Mask, *names: str) -> None:
 
 
 def as_mask(mask: Mask | Tensor | None) -> Mask | None:
-    """A bool tensor becomes a `DenseMask`; anything else that is no mask raises TypeError."""
+    """Make a `DenseMask` of a bool tensor; anything else that is no mask raises TypeError."""
     if mask is None or isinstance(mask, Mask):
         return mask
     if isinstance(mask, Tensor):

@@ -46,7 +46,7 @@ class GlobalTokens(Mask):
         return query | key
 
     def _are_global(self, space: Space) -> Tensor:
-        """Of each token, (L,) or (B, L)."""
+        """Return whether each token sits at a position of the mask, bool (L,) or (B, L)."""
         found = torch.zeros(space.length, dtype=torch.bool, device=space.device)
         for position in self.positions:
             found = found | space.sits_at(position)

@@ -26,7 +26,7 @@ def check_pairwise(tensor: Tensor, name: str) -> None:
 
 
 def take_pairwise(tensor: Tensor, pairs: Pairs, name: str) -> Tensor:
-    """The entries of a (Lq, Lk) or (B, H, Lq, Lk) tensor at `pairs`; sizes of 1 broadcast."""
+    """Take the entries of a (Lq, Lk) or (B, H, Lq, Lk) tensor at `pairs`; sizes of 1 broadcast."""
     have, want = tuple(tensor.shape), pairs.shape
     if have != want[2:]:
         if tensor.ndim == 2 or any(n not in (1, size) for n, size in zip(have, want, strict=True)):

@@ -21,7 +21,7 @@ Published = Mapping[str, Any] | str | Path
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the weights that were loaded into a model.
+    """The fate of the weights that were loaded into a model.
 
     Attributes:
         source: where they come from, such as "timm".

@@ -56,7 +56,7 @@ class _Checksummed:
 
 
 def save_torch(content: Any, file: IO[Any]) -> None:
-    """Writes `content` as `torch.save` does, with a checksum at the end; `torch.load` reads it."""
+    """Write `content` as `torch.save` does, with a checksum at the end; `torch.load` reads it."""
     checksummed = _Checksummed(file)
     torch.save(content, checksummed)  # type: ignore[arg-type]
     file.seek(-2, os.SEEK_END)  # the length of the archive's comment, of which torch writes none
@@ -64,7 +64,7 @@ def save_torch(content: Any, file: IO[Any]) -> None:
 
 
 def load_torch(path: Path, what: str, *, ours: bool, map_location: Any = "cpu") -> Any:
-    """The plain data in a file that `torch.save` or `save_torch` has written.
+    """Load the plain data in a file that `torch.save` or `save_torch` has written.
 
     Args:
         what: `path` is a part of; begins every message.
@@ -95,7 +95,7 @@ def load_torch(path: Path, what: str, *, ours: bool, map_location: Any = "cpu") 
 
 @contextmanager
 def torchs_own_globals(more: Container[str] = ()) -> Iterator[None]:
-    """Within it, `torch.load(weights_only=True)` makes what torch itself has listed, and `more`.
+    """Let `torch.load(weights_only=True)` make what torch itself has listed, and `more`.
 
     Packages add classes of theirs to the list as they are imported, and files may call these with
     any arguments: PyG's `ClusterData` opens, and unpickles, the file that it is told to.
@@ -156,13 +156,13 @@ def _ending(crc: int) -> bytes:
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
-    """Writes tensors by name, with `about` and a digest of all of it in the metadata."""
+    """Write tensors by name, with `about` and a digest of all of it in the metadata."""
     metadata = {"format": "pt", **about}
     save_file(dict(tensors), path, {**metadata, DIGEST: _digest(tensors, metadata)})
 
 
 def load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name.
+    """Load the tensors of a safetensors file, by name.
 
     Args:
         what: `path` is a part of; begins every message.

@@ -134,7 +134,7 @@ class Space:
         return self.length
 
     def to(self, device: torch.device | str) -> Self:
-        """The same space with its tensors on `device`."""
+        """Return the space with its tensors on `device`."""
         if self.device == torch.device(device):
             return self
         return self._map(lambda t, dims: t.to(device))
@@ -187,7 +187,7 @@ class Space:
     @lasting
     @checked
     def append(self, other: Space) -> Self:
-        """The tokens of this space followed by those of `other`, as a cache of keys holds them."""
+        """Return the tokens of this space and then those of `other`, as a cache holds them."""
         if type(other) is not type(self):
             raise TypeError(f"cannot append a {type(other).__name__} to a {type(self).__name__}")
         new = copy.copy(self)
@@ -270,11 +270,11 @@ class Space:
         return tokens[torch.arange(len(index), device=index.device)[:, None], index], kept
 
     def zero_padding(self, x: Tensor) -> Tensor:
-        """x, (B, L, D) or (T, D), with zeros where this space has padding."""
+        """Zero x, (B, L, D) or (T, D), where this space has padding."""
         return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)
 
     def zero_heads(self, x: Tensor) -> Tensor:
-        """Queries, keys or values x, (B, H, L, D), with zeros where this space has padding."""
+        """Zero queries, keys or values x, (B, H, L, D), where this space has padding."""
         if self.valid is None or self.zeroed:
             return x
         valid = self.valid if self.valid.ndim == 1 else self.valid[:, None]
@@ -295,17 +295,17 @@ class Space:
         return (self.batch or 1) * self.num_segments
 
     def distance(self, pairs: Pairs) -> Tensor:
-        """How far apart query and key are, in the broadcast shape of `pairs`."""
+        """Return how far apart query and key are, in the broadcast shape of `pairs`."""
         if self.coordinates is None:
             raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
         return self.norm(pairs.offset)
 
     def norm(self, offset: Tensor) -> Tensor:
-        """The distance that an offset (..., A) spans, (...); it grows with each component."""
+        """Return the distance that an offset (..., A) spans, (...), rising with each component."""
         raise NotImplementedError(f"{type(self).__name__} must define norm(self, offset)")
 
     def edge(self, pairs: Pairs) -> Tensor:
-        """The edge from key to query, an index into those of this space; -1 where there is none.
+        """Return the edge from key to query, an index into those of this space, or -1.
 
         In the broadcast shape of `pairs`.
         """
@@ -317,11 +317,11 @@ class Space:
         return None
 
     def pair(self, pairs: Pairs) -> Tensor:
-        """The row of each pair in tables of pairs, in the broadcast shape of `pairs`."""
+        """Return the row of each pair in tables of pairs, in the broadcast shape of `pairs`."""
         raise TypeError(f"{self.describe()} has no pair_attr: tables of pairs need a Graph")
 
     def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
-        """Whether each token sits at `position`, (L,) or (B, L)."""
+        """Return whether each token sits at `position`, (L,) or (B, L)."""
         wanted = torch.as_tensor(position).reshape(-1)
         if self.coordinates is None or len(wanted) != self.axes:
             raise ValueError(
@@ -330,7 +330,7 @@ class Space:
         return (self.coordinates == wanted.to(self.device)).all(-1)
 
     def describe(self) -> str:
-        """A few words for error messages and `explain`."""
+        """Return a few words for error messages and `explain`."""
         return self._describe(f"a set of {self.length:,} tokens")
 
     def _describe(self, words: str) -> str:

@@ -60,13 +60,13 @@ class CSR:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What the operators take: start, row, column."""
+        """The tensors of the operators: start, row, column."""
         return [self.start, self.row, self.column]
 
     @cached_property
     @lasting
     def transpose(self) -> Transpose:
-        """The same pairs sorted by key, computed once, when the first gradient asks for it."""
+        """These pairs sorted by key, computed once, when the first gradient asks for it."""
         column, pair = self.column.sort(stable=True)
         pair = pair.to(self.row.dtype)
         return Transpose(_starts(column, self.columns), self.row[pair], pair)

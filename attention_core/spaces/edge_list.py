@@ -108,8 +108,8 @@ class EdgeList:
     @cached_property
     @lasting
     def looped(self) -> tuple[EdgeList, Tensor]:
-        """The same with exactly one self-loop at each node, in the order of the nodes, behind the
-        other edges; and which of these edges the others are. Features are left out.
+        """These edges with exactly one self-loop at each node, in the order of nodes, behind the
+        others; and which of these edges the others are. Features are left out.
 
         Where targets are a set of their own, they are taken for the first of the sources, as the
         batches of neighbour samplers have it.
@@ -124,7 +124,7 @@ class EdgeList:
         return new, kept
 
     def with_attr(self, attr: Tensor | None) -> EdgeList:
-        """The same edges, in the same order when sorted, with other features, (E,) or (E, F)."""
+        """Return these edges, as they are sorted, with other features, (E,) or (E, F)."""
         new = copy.copy(self)
         new.csr, new.attr, new._computed = self.csr, kept(attr), {}
         return new
@@ -146,7 +146,7 @@ class EdgeList:
         return int(order[twice[0]]) if len(twice) else None
 
     def find(self, target: Tensor, source: Tensor) -> Tensor:
-        """Index of the edge source → target of each pair of nodes, -1 where there is none.
+        """Return the index of the edge source → target of each pair of nodes, or -1.
 
         Raises ValueError where an edge is listed twice: one pair then has two edges. (Pairs that
         come from the edge list itself, as in the `edges` backend, know their edge without this.)
@@ -192,7 +192,7 @@ class EdgeList:
         return graph, torch.arange(self.num_nodes, device=device) - starts[graph]
 
     def count_pairs(self, what: str, width: int = 1) -> int:
-        """Σ n², the pairs inside all graphs.
+        """Count the pairs inside all graphs, Σ n².
 
         Raises:
             ValueError: they are too many to hold `width` numbers of each; it speaks of `what`.
@@ -203,8 +203,8 @@ class EdgeList:
         return count
 
     def pair(self, target: Tensor, source: Tensor) -> Tensor:
-        """Row of each pair source → target in a table of all pairs inside each graph, -1 between
-        two graphs. Such a table has Σ n² rows: graph by graph, target by target."""
+        """Return the row of each pair source → target in a table of all pairs inside each graph, -1
+        between two graphs. Such a table has Σ n² rows: graph by graph, target by target."""
         if self.num_nodes == 0:
             return torch.full_like(target + source, -1)
         (graph, local), areas = self.local, self.sizes**2
@@ -213,7 +213,7 @@ class EdgeList:
         return torch.where(of == graph[source], row, -1)
 
     def all_pairs(self) -> tuple[Tensor, Tensor]:
-        """Target and source, (Σ n²,) each, of the rows that `pair` numbers."""
+        """Return target and source, (Σ n²,) each, of the rows that `pair` numbers."""
         areas = self.sizes**2
         graph = torch.repeat_interleave(areas)
         rank = torch.arange(len(graph), device=areas.device) - (areas.cumsum(0) - areas)[graph]
@@ -221,7 +221,8 @@ class EdgeList:
         return first + rank // n, first + rank % n
 
     def memo(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, the first time that `key` comes up: what layers and biases share."""
+        """Return the value cached under `key`, computing it on a miss: what layers and
+        biases share."""
         if key not in self._computed:
             self._computed[key] = lasting(compute)()
         return self._computed[key]
@@ -247,20 +248,20 @@ class EdgeList:
         return all_hops(self.target, self.source, *self.local, self.sizes)
 
     def hops(self, target: Tensor, source: Tensor) -> Tensor:
-        """Edges on the shortest path source → target, float, infinite where there is none."""
+        """Return the edges on the shortest path source → target, float, infinite without a path."""
         row = self.pair(target, source)
         if self.num_nodes == 0:
             return torch.full_like(row, torch.inf, dtype=torch.float)
         return self.hop_table[row.clamp(min=0)].masked_fill(row < 0, torch.inf)
 
     def hops_along(self, edge: Tensor) -> Tensor | None:
-        """One hop for each of the edges, none along a self-loop; None where there are no hops."""
+        """Return a hop for each edge, none along a self-loop; None where there are no hops."""
         if self.bipartite:
             return None
         return (self.source[edge] != self.target[edge]).float()
 
     def within(self, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The pairs at most `radius` hops apart as (target, source, hops), without a table."""
+        """Find the pairs at most `radius` hops apart as (target, source, hops), without a table."""
         return near_pairs(self.target, self.source, self.num_nodes, radius)
 
 

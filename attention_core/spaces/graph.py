@@ -97,7 +97,7 @@ class Graph(Space):
         *,
         edge_attr: Tensor | None = None,
     ) -> tuple[Self, Self]:
-        """Edges from one set of nodes to another, which have no distance: for `Edges()`.
+        """Make a space of edges from one set of nodes to another, without distance: for `Edges()`.
 
         Args:
             edge_index: (2, E) integers: row 0 the source (key), row 1 the target (query).
@@ -113,8 +113,8 @@ class Graph(Space):
     @classmethod
     @checked
     def over(cls, edges: EdgeList) -> tuple[Self, Self]:
-        """The space of the targets and that of the sources of these edges, which keep what they
-        have computed; one and the same space where targets are no set of their own."""
+        """Make the space of the targets and that of the sources of these edges, which keep what
+        they have computed; one and the same space where targets are no set of their own."""
         none = edges.source.new_empty(2, 0)
         source = cls(none, edges.num_nodes)
         target = cls(none, edges.num_targets) if edges.bipartite else source
@@ -131,7 +131,8 @@ class Graph(Space):
         pair_attr: Iterable[str] = (),
         coordinates: str | None = None,
     ) -> Self:
-        """From a PyG `Data` or `Batch`: `edge_index`, `edge_attr` and, as segments, `batch`.
+        """Make a space of PyG's `Data` or `Batch`: `edge_index`, `edge_attr` and, as segments,
+        `batch`.
 
         Args:
             special: virtual nodes in front of each graph's nodes.
@@ -180,8 +181,8 @@ class Graph(Space):
         )
 
     def token_of_node(self) -> Tensor | None:
-        """(N,) the token of each node, -1 where it was dropped; None where that is not one row,
-        because samples kept different nodes, or a node was kept more than once."""
+        """Return the token of each node, (N,), -1 where it was dropped; None where that is not one
+        row, because samples kept different nodes, or a node was kept more than once."""
         if self.batch is not None:
             return None
         at = (self.nodes >= 0).nonzero().squeeze(-1)
@@ -193,11 +194,11 @@ class Graph(Space):
         return self.edges.hops(*self._ends(pairs))
 
     def edge(self, pairs: Pairs) -> Tensor:
-        """The edge from key to query of each pair, -1 where there is none."""
+        """Return the edge from key to query of each pair, -1 where there is none."""
         return self.edges.find(*self._ends(pairs))
 
     def pair(self, pairs: Pairs) -> Tensor:
-        """The row of each pair in the tables of `pair_attr`, -1 between two graphs."""
+        """Return the row of each pair in the tables of `pair_attr`, -1 between two graphs."""
         return self.edges.pair(*self._ends(pairs))
 
     @staticmethod

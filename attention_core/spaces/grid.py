@@ -58,7 +58,7 @@ class Grid(Space):
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Grids of different sizes in one row of tokens, each with its own special tokens."""
+        """Make one row of tokens of grids of different sizes, each with its own special tokens."""
         check_whole(0, special=special)
         sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
@@ -85,7 +85,7 @@ class Grid(Space):
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """A batch (B, L) of grids of different sizes, each a row of tokens with padding behind."""
+        """Make a batch (B, L) of grids of different sizes, each a row with padding behind."""
         check_whole(0, special=special)
         sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
@@ -108,8 +108,8 @@ class Grid(Space):
         return self.of_sample(_extents(self.sizes, self.device)) if self.sizes else None
 
     def of_sample(self, values: Tensor) -> Tensor:
-        """Of `values` (samples, ...), one row for each of `sizes`, that of each token's sample:
-        (L, ...), (B, L, ...) or what broadcasts to them."""
+        """Return for each token the row of its sample in `values` (samples, ...), one for each of
+        `sizes`: (L, ...), (B, L, ...) or what broadcasts to them."""
         if len(self.sizes) == 1:
             return values[0]
         return values[:, None] if self.segments is None else values[self.segments]

@@ -14,7 +14,7 @@ _CHUNK = 1 << 22
 
 
 def all_hops(target: Tensor, source: Tensor, graph: Tensor, local: Tensor, sizes: Tensor) -> Tensor:
-    """Hops of all pairs inside each graph, (Σ n²,) float32, row by row: queries, then keys.
+    """Count the hops of all pairs inside each graph, (Σ n²,) float32, by query, then key.
 
     Args:
         target, source: (E,) the edges.
@@ -92,7 +92,7 @@ def _from_node_to_node(target: Tensor, source: Tensor, n: int) -> Tensor:
 def near_pairs(
     target: Tensor, source: Tensor, n: int, radius: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs at most `radius` hops apart as (target, source, hops), without a table."""
+    """Find the pairs at most `radius` hops apart as (target, source, hops), without a table."""
     incoming, start, degree = _incoming(target, source, n)
     nodes = torch.arange(n, device=target.device)
     found, frontier = nodes * n + nodes, nodes * n + nodes

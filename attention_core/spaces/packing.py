@@ -34,7 +34,7 @@ def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = 
 
 
 def packed(counts: Tensor, special: int) -> tuple[Tensor, Tensor]:
-    """The segment of each token of a packed row, and its rank among the segment's located tokens.
+    """Return the segment of each token of a packed row, and its rank among those located.
 
     Special tokens come first in their segment and have negative ranks.
     """
@@ -66,8 +66,8 @@ def check_coordinates(coordinates: Tensor, count: int) -> None:
 
 
 def unravel(rank: Tensor, extent: Tensor) -> Tensor:
-    """Row-major coordinates of the `rank`-th place of a grid of `extent`, (A,) or one per rank; 0
-    for special tokens (rank < 0)."""
+    """Return row-major coordinates of the `rank`-th place of a grid of `extent`, (A,) or one per
+    rank; 0 for special tokens (rank < 0)."""
     rank = rank.clamp(min=0)
     axes = []
     for axis in reversed(range(extent.shape[-1])):
@@ -97,7 +97,7 @@ def insert_special(
 
 
 def rows(tensor: Tensor, source: Tensor, dims: int, fill: float | bool) -> Tensor:
-    """Rows of a per-token tensor, `fill` where `source` is -1."""
+    """Take rows of a per-token tensor, `fill` where `source` is -1."""
     rows = tensor.index_select(tensor.ndim - dims, source.clamp(min=0))
     missing = (source < 0).reshape(-1, *(1,) * (dims - 1))
     return rows.masked_fill(missing, fill)

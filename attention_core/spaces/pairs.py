@@ -12,7 +12,7 @@ from attention_core.spaces.base import Space
 
 
 def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
-    """The space of the keys, in which there is a `what` to the queries.
+    """Return the space of the keys, in which there is a `what` to the queries.
 
     Raises:
         TypeError: queries and keys sit in spaces of different kinds.
@@ -27,7 +27,7 @@ def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
 
 
 def in_segments(spaces: tuple[Space, Space]) -> bool:
-    """Whether queries and keys are in segments.
+    """Return whether queries and keys are in segments.
 
     Raises:
         ValueError: only the ones or the others are.
@@ -85,7 +85,7 @@ class Pairs:
         heads: int = 1,
         device: torch.device | str = "cpu",
     ) -> Pairs:
-        """Every pair, as indices that broadcast to (B, H, Lq, Lk)."""
+        """Return every pair, as indices that broadcast to (B, H, Lq, Lk)."""
         pairs = cls(
             spaces,
             shape=(batch, heads, spaces[0].length, spaces[1].length),
@@ -98,7 +98,7 @@ class Pairs:
         return pairs
 
     def take(self, name: str, side: str) -> Tensor:
-        """The space's tensor `name` at the "query" or "key" of each pair."""
+        """Take the space's tensor `name` at the "query" or "key" of each pair."""
         space = self.spaces[side == "key"]
         tensor = getattr(space, name, None)
         if tensor is None:
@@ -106,7 +106,7 @@ class Pairs:
         return self.pick(tensor, side, dims=space._tokenwise[name])
 
     def pick(self, values: Tensor, side: str, *, dims: int) -> Tensor:
-        """The rows of `values`, one per token, at the "query" or "key" of each pair.
+        """Take the rows of `values`, one per token, at the "query" or "key" of each pair.
 
         Args:
             dims: dimensions of `values` where it has none for the batch.

@@ -74,7 +74,7 @@ class Sequence(Space):
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """A padded batch (B, L): sample b has `lengths[b]` tokens, padding fills the `side`.
+        """Make a padded batch (B, L): sample b has `lengths[b]` tokens, padding fills the `side`.
 
         Positions count from 0 at a sample's first token on either side.
         """
@@ -113,7 +113,7 @@ class Sequence(Space):
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Several samples in one row of tokens (T,); positions restart in each."""
+        """Make one row of tokens (T,) of several samples; positions restart in each."""
         check_whole(0, special=special)
         counts = whole_lengths(lengths, device)
         segments, within = packed(counts, special)

@@ -53,7 +53,7 @@ class BlockKey(NamedTuple):
 
     @classmethod
     def joined(cls, *keys: BlockKey | None) -> BlockKey | None:
-        """All of them together; None where one is unknown."""
+        """Join keys into one; None where one is unknown."""
         if any(one is None for one in keys):
             return None
         known = [one for one in keys if one is not None]
@@ -64,7 +64,7 @@ class BlockKey(NamedTuple):
 
     @classmethod
     def of_place(cls, space: Space) -> BlockKey | None:
-        """For what depends on the offset alone; None where places do not repeat."""
+        """Make the key of what depends on the offset alone; None where places do not repeat."""
         at = space.coordinates
         return None if at is None or at.is_floating_point() else cls(relative=(at,))
 
@@ -91,7 +91,7 @@ class Tiles:
         return len(self.sizes)
 
     def coarser(self) -> Tiles:
-        """Each four neighbors as one tile."""
+        """Join each four neighbors to one tile."""
         groups = math.ceil(len(self) / _BRANCHES)
         members = torch.arange(groups * _BRANCHES, device=self.sizes.device)
         members = members.clamp(max=len(self) - 1).view(groups, _BRANCHES)
@@ -100,14 +100,14 @@ class Tiles:
         return Tiles(self.space, self.rows, members, sizes, finer=self)
 
     def children(self, tile: Tensor) -> tuple[Tensor, Tensor]:
-        """The finer tiles in each of `tile` (P,): which of the P, and their own numbers."""
+        """Return the finer tiles in each of `tile` (P,): which of the P, and their own numbers."""
         assert self.finer is not None
         first = tile[:, None] * _BRANCHES + torch.arange(_BRANCHES, device=tile.device)
         inside = first < len(self.finer)
         return inside.nonzero()[:, 0], first[inside]
 
     def span(self, name: Hashable, values: Callable[[Space], Tensor]) -> Span:
-        """The range of `values(space)`, (length, A) or (batch, length, A), in each tile."""
+        """Return the range of `values(space)`, (length, A) or (batch, length, A), in each tile."""
         if name not in self._spans:
             if self.finer is None:
                 own = per_token(values(self.space), self.rows)[self.members]
@@ -131,7 +131,7 @@ class Tiles:
 
 
 def per_token(values: Tensor, rows: int) -> Tensor:
-    """(L, A), the same for all rows, or (rows, L, A), as (rows · L, A)."""
+    """Return (L, A), the same for all rows, or (rows, L, A), as (rows · L, A)."""
     return values.expand(rows, *values.shape[-2:]).flatten(0, 1)
 
 
@@ -151,7 +151,7 @@ class TilePairs:
         return torch.full(self.at[0].shape, value, device=self.at[0].device)
 
     def spans(self, name: Hashable, values: Callable[[Space], Tensor]) -> tuple[Span, Span]:
-        """The range of `values(space)` in the query tile and in the key tile of each pair.
+        """Return the range of `values(space)` in the query tile and in the key tile of each pair.
 
         Args:
             name: tells `values` from others, for tiles remember their ranges.
@@ -164,14 +164,14 @@ class TilePairs:
         return query, key
 
     def equal(self, name: Hashable, values: Callable[[Space], Tensor]) -> TileStatus:
-        """Whether query and key have the same `values`."""
+        """Return whether query and key have the same `values`."""
         query, key = self.spans(name, values)
         some = (query.low <= key.high) & (key.low <= query.high)
         every = (query.low == query.high) & (key.low == key.high) & (query.low == key.low)
         return TileStatus(some.all(-1), every.all(-1))
 
     def either(self, name: Hashable, flag: Callable[[Space], Tensor]) -> TileStatus:
-        """Whether the query or the key has the `flag`, a bool (length,) or (batch, length)."""
+        """Return whether query or key has the `flag`, a bool (length,) or (batch, length)."""
         query, key = self.spans(name, lambda space: flag(space)[..., None].long())
         some, every = query.high + key.high > 0, query.low + key.low > 0
         return TileStatus(some.squeeze(-1), every.squeeze(-1))
@@ -194,7 +194,7 @@ class TilePairs:
         return TileStatus(some, every)
 
     def holding(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether each pair of tiles holds any of these pairs of tokens, (E,) and (E,)."""
+        """Return whether each pair of tiles holds any of these pairs of tokens, (E,) and (E,)."""
         tiles = len(self.key)
         held = self.query.of_token[query] * tiles + self.key.of_token[key]
         held = torch.cat([held.unique(), held.new_tensor([torch.iinfo(held.dtype).max])])

@@ -51,7 +51,7 @@ class EMA(EMAWeightAveraging):
             self._exchange(pl_module, averaged=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: the best checkpoint is written after this."""
+        """Do nothing: the best checkpoint is written after this."""
 
     # One of these three follows every validation, before anything else happens
     def on_train_batch_start(

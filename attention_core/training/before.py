@@ -10,7 +10,7 @@ from attention_core.training.task import Task
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Checks the arguments of a trainer that would leave nothing to validate or test.
+    """Check the arguments of a trainer that would leave nothing to validate or test.
 
     Raises:
         UsageError: naming the argument, what came and what was expected.
@@ -40,7 +40,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def check_monitors(task: Task, callbacks: Iterable[Callback]) -> None:
-    """Checks that what `callbacks` wait for, as early stopping does, is logged by `task`.
+    """Check that what `callbacks` wait for, as early stopping does, is logged by `task`.
 
     Raises:
         UsageError: it is not, and nothing here logs values of its own.

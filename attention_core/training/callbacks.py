@@ -112,11 +112,11 @@ class FiniteLoss(Callback):
             raise self._error(trainer, "loss" if self.in_a_row() else "loss of validation")
 
     def in_a_row(self) -> int:
-        """How many steps until now had no finite loss, in whichever process."""
+        """Return how many steps until now had no finite loss, in whichever process."""
         return max(gather(int(self._in_a_row)))
 
     def broken(self, pl_module: LightningModule) -> bool:
-        """Whether a run would go on from here with weights that are lost."""
+        """Return whether a run would go on from here with weights that are lost."""
         weights = (weight for weight in pl_module.parameters() if weight.requires_grad)
         parts = (part.to_local() if isinstance(part, DTensor) else part for part in weights)
         finite = all(bool(part.isfinite().all()) for part in parts)

@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import torch
@@ -17,8 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch import Trainer
 
 from attention_core.escape import markdown, markdown_code, shell_word
+from attention_core.files import replace_file
+from attention_core.interpret.plots import Format
 from attention_core.training.data import DataModule
-from attention_core.training.folder import RunFolder, from_here, replace_file
+from attention_core.training.folder import RunFolder, from_here
 from attention_core.training.own import needed_config_dir
 from attention_core.training.trust import trusting
 
@@ -32,7 +34,7 @@ def write_card(
     seconds: float,
     resumed: bool = False,
 ) -> None:
-    """Writes `README.md` of the run in `folder`, once it is tested and its figures are drawn.
+    """Write `README.md` of the run in `folder`, once it is tested and its figures are drawn.
 
     Args:
         config: resolved.
@@ -66,8 +68,8 @@ def write_card(
         mode=task.mode,
         results={name: f"{value:.4f}" for name, value in results.items() if name != "best_epoch"},
         interval=_interval(results.get("test/accuracy"), sizes["test"]),
-        figures=_links(folder, "*.png"),
-        pages=_links(folder, "*.html"),
+        figures=_links(folder, *get_args(Format)),
+        pages=_links(folder, "html"),
         allow=allow,
         config_dir=needed_config_dir(allow),
         trust=trusting(allow),
@@ -81,11 +83,12 @@ def write_card(
         file.write(text)
 
 
-def _links(folder: RunFolder, pattern: str) -> list[tuple[str, str]]:
-    """What to call each figure, and its address."""
+def _links(folder: RunFolder, *endings: str) -> list[tuple[str, str]]:
+    """Return a title for each figure, and its address."""
     return [
         (path.stem.replace("_", " ").capitalize(), quote(bytes(path.relative_to(folder.path))))
-        for path in sorted(folder.figures.glob(pattern))
+        for path in sorted(folder.figures.glob("*"))
+        if path.suffix[1:] in endings
     ]
 
 
@@ -119,7 +122,7 @@ def _training(
 
 
 def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a fine-tuning is unlike a training from scratch."""
+    """Return the rows that a fine-tuning has, and a training from scratch has not."""
     init = {name: value for name, value in (config.get("init") or {}).items() if value}
     layer_decay = config["task"].get("layer_decay", 1)
     rows = {}

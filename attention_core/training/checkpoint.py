@@ -12,10 +12,11 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
 from attention_core.errors import Damaged, UsageError, reading
+from attention_core.files import replace_file
 from attention_core.pretrained.serialization import load_torch, save_torch
 from attention_core.training.callbacks import FiniteLoss
 from attention_core.training.console import rich_text
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
 from attention_core.training.trust import again
@@ -44,13 +45,13 @@ class PlainCheckpointIO(TorchCheckpointIO):
         return _newest_whole(Path(path), lambda found: load_checkpoint(found, map_location))
 
     def load_shard(self, path: Path, rank: int) -> dict[str, Any]:
-        """What process `rank` wrote into the sharded checkpoint `path`; that of the first process
-        where so many did not write it."""
+        """Read what process `rank` wrote into the sharded checkpoint `path`, or the first process
+        where fewer wrote it."""
         return _newest_whole(path, lambda found: _load_shard(found, rank))
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of plain data, every byte of it checked; code inside is refused, not run.
+    """Read a checkpoint of plain data, every byte of it checked; code inside is refused, not run.
 
     Where it is a folder, written by several processes, their shards are put together.
 
@@ -83,7 +84,7 @@ def _check_number(path: Path, content: Mapping[str, Any], number: int) -> None:
 
 
 def shard_path(path: Path, rank: int) -> Path:
-    """The file of one process in the folder of a sharded checkpoint."""
+    """Return the file of one process in the folder of a sharded checkpoint."""
     return path / f"rank-{rank:05}.ckpt"
 
 
@@ -107,7 +108,7 @@ def _put_together(parts: list[Any]) -> Any:
 
 
 def _newest_whole(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """What `read` reads of `path`, or where it is damaged of the newest one before that is not."""
+    """Read `path` or, where it is damaged, the newest one before it that is not."""
     folder = RunFolder(path.parent.parent)
     if path not in (folder.next, folder.last, folder.previous):
         return read(path)  # the best one has no predecessor
@@ -208,7 +209,7 @@ class Checkpoint(callbacks.Checkpoint):
             logger.truncate(checkpoint["metrics_rows"])
 
     def after_batch(self, trainer: Trainer) -> None:
-        """Called by `EpochLoop` between two batches."""
+        """Write what is due between two batches; `EpochLoop` calls it."""
         # Not between two steps: gradients half accumulated are in no checkpoint
         step = trainer.global_step
         due = self.every_steps and step % self.every_steps == 0

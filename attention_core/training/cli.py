@@ -45,7 +45,7 @@ HYDRA_FULL_ERROR=1 shows tracebacks.
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command; exits with 2 and one line on a mistake of the user's."""
+    """Run one command; exit with 2 and one line on a mistake of the user's."""
     if argv is None:
         _leave_current_folder()
     arguments = sys.argv[1:] if argv is None else argv

@@ -42,8 +42,8 @@ HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not wh
 
 
 def config_roots(config_dir: Path | None) -> list[Path]:
-    """The folders that configuration is looked for in, the first first: ours, those of installed
-    packages, and the user's own.
+    """Return the folders that configuration is looked for in, the first first: ours, those of
+    installed packages, and the user's own.
 
     Raises:
         UsageError: `config_dir` is not a folder.
@@ -57,7 +57,7 @@ def config_roots(config_dir: Path | None) -> list[Path]:
 
 
 def options(group: str, roots: Iterable[Path]) -> list[str]:
-    """The choices of a group, nested ones as `vision/digits`."""
+    """Return the choices of a group, nested ones as `vision/digits`."""
     return sorted(
         {
             path.relative_to(root / group).with_suffix("").as_posix()
@@ -68,7 +68,7 @@ def options(group: str, roots: Iterable[Path]) -> list[str]:
 
 
 def about(roots: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The `about` section of every experiment, by name."""
+    """Read the `about` section of every experiment, by name."""
     found: dict[str, dict[str, Any]] = {}
     for root in roots:
         for name in options("experiment", [root]):
@@ -89,7 +89,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 @dataclass
 class _Task:
-    """What Hydra calls with each composed configuration: here, or in a process of a launcher."""
+    """The function that Hydra calls with each configuration: here, or in a launcher's process."""
 
     job: Callable[[dict[str, Any], Path], Any]
     mistakes: list[Exception] = field(default_factory=list)
@@ -143,7 +143,7 @@ def run_hydra(
     config_dir: Path | None,
     sweeps: bool = False,
 ) -> int:
-    """Composes the configuration and calls `job(config, folder)`, once or once per sweep job.
+    """Compose the configuration and call `job(config, folder)`, once or once per sweep job.
 
     Args:
         job: in a sweep, a training: it leaves metrics in `folder`, by which jobs are compared.
@@ -272,7 +272,7 @@ def _quiet_sweepers() -> None:
 
 
 def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
-    """Checks the choices made among groups.
+    """Check the choices made among groups.
 
     Raises:
         UsageError: naming the nearest choice.
@@ -292,7 +292,7 @@ def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
 
 
 def explain(error: Exception, overrides: Mapping[str, str], roots: list[Path]) -> UsageError:
-    """The error that Hydra raised, as what a user needs to know.
+    """Turn the error that Hydra raised into what a user needs to know.
 
     Args:
         overrides: as Hydra has read them, each with what was given.

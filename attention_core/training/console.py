@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def rich_text(text: object, style: str = "") -> "Text":
-    """Return `text` for a console of rich, escaped as by `for_terminal`.
+    """Make text for a console of rich, as `for_terminal`; no bracket is markup, and `:x:` no emoji.
 
     No bracket is markup, and `:x:` no emoji.
     """

@@ -20,7 +20,7 @@ from attention_core.training.seeding import derive_seed, seed_generators
 
 
 def require(package: str, extra: str = "data") -> None:
-    """Raises a UsageError that names the extra to install where `package` is not importable."""
+    """Raise a UsageError that names the extra to install where `package` is not importable."""
     # Of a dotted name, that of what it is in: to look into it would import it
     if importlib.util.find_spec(package.partition(".")[0]) is None:
         raise UsageError(
@@ -109,8 +109,8 @@ class DataModule(LightningDataModule):
 
     @classmethod
     def located(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that a configuration gives, with whole paths, as a run keeps them: it may
-        be continued or evaluated from another folder.
+        """Return the arguments that a configuration gives with whole paths, as a run keeps them: it
+        may be continued or evaluated from another folder.
 
         Here it is `root` alone; override it where there are other paths.
         """
@@ -118,16 +118,16 @@ class DataModule(LightningDataModule):
         return {**arguments, "root": whole_path(root)} if isinstance(root, str) else arguments
 
     def load(self) -> None:
-        """Fills `train_set`, `val_set` and `test_set`; called once per process, before any use."""
+        """Fill `train_set`, `val_set` and `test_set`; called once per process, before any use."""
         raise NotImplementedError(f"{type(self).__name__}.load must fill the three data sets.")
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
-        """Makes a batch of samples; by default each sample is a dict and its values are stacked."""
+        """Make a batch of samples; by default each sample is a dict and its values are stacked."""
         return cast(dict[str, Any], default_collate(samples))
 
     def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
-        """Everything to predict in the file or folder `path`: a name for its row, and what `read`
-        makes a sample of, such as a path or a line.
+        """Yield everything to predict in the file or folder `path`: a name for its row, and what
+        `read` makes a sample of, such as a path or a line.
 
         It is iterated in every worker, each of which reads its share: keep it cheap, lazy and in a
         fixed order (`attention_core.training.inputs` has the usual sources, which take
@@ -143,7 +143,7 @@ class DataModule(LightningDataModule):
         )
 
     def read(self, raw: Any) -> Any:
-        """The sample, without its `target`, of one item of `inputs`.
+        """Make the sample, without its `target`, of one item of `inputs`.
 
         Raises:
             ValueError, OSError: it is none; the message says why, and the row carries it.
@@ -154,7 +154,7 @@ class DataModule(LightningDataModule):
         )
 
     def setup(self, stage: str | None = None) -> None:
-        """Lightning's hook, called before fitting and before testing; loads the first time.
+        """Load the first time: Lightning's hook, called before fitting and before testing.
 
         Called with "predict" before `inputs` and `read`; override it where these need anything of
         the run, whose folder is `self.trainer.default_root_dir`.
@@ -216,7 +216,7 @@ class DataModule(LightningDataModule):
         return loader
 
     def teardown(self, stage: str | None = None) -> None:
-        """Lightning's hook, called after fitting and after testing; ends the workers."""
+        """End the workers: Lightning's hook, called after fitting and after testing."""
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
@@ -230,7 +230,7 @@ class DataModule(LightningDataModule):
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch the model is given, by name: everything but `target`."""
+    """Return the model's arguments in a batch, by name: everything but `target`."""
     return {name: value for name, value in batch.items() if name != "target"}
 
 
@@ -319,7 +319,7 @@ class Loader:
             raise UsageError(message.strip()) from error
 
     def close(self) -> None:
-        """Ends the workers; iterated again, it starts new ones.
+        """End the workers; iterated again, it starts new ones.
 
         Without it the garbage collector, which takes their queues away first, waits five seconds
         for each.
@@ -337,7 +337,7 @@ class Loader:
 
 
 class _Draw(NamedTuple):
-    """What a worker needs for one batch: which samples, and the key of its random numbers."""
+    """A batch to be loaded by a worker: which samples, and the key of its random numbers."""
 
     key: int
     indices: list[int]

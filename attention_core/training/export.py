@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 def load_model(path: Path, allow: Sequence[str] = ()) -> nn.Module:
-    """The model of the run in the folder `path` with its best weights, on the CPU, in eval mode.
+    """Load the model of the run in the folder `path`, its best weights, on the CPU, in eval mode.
 
     Args:
         allow: packages that you trust with running their code, where the run uses any.
@@ -52,7 +52,7 @@ def load_model(path: Path, allow: Sequence[str] = ()) -> nn.Module:
 def export(
     folder: Path, format: str, output: Path | None = None, allow: Sequence[str] = ()
 ) -> None:
-    """Writes the model of the run in `folder`, with its best weights, as one file.
+    """Write the model of the run in `folder`, with its best weights, as one file.
 
     "safetensors" holds the weights by name. "torch_export" (`torch.export.load`) and "onnx" hold a
     program, too: it takes what the task's `export_inputs` names, with as many samples as there are.
@@ -108,7 +108,7 @@ def _checked_output(folder: RunFolder, format: str, output: Path | None) -> Path
 
 
 def _about(config: Mapping[str, Any]) -> dict[str, str]:
-    """What every format carries with the model, as texts."""
+    """Return what every format carries with the model, as texts."""
     return {
         "experiment": on_one_line(config.get("experiment") or ""),
         "classes": json_line(config["data"].get("classes") or []),

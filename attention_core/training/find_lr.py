@@ -15,13 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.errors import UsageError
 from attention_core.escape import on_one_line, plot_label
+from attention_core.interpret.plots import INK, save_figure
 from attention_core.training.console import rich_text
 from attention_core.training.data import model_inputs
-from attention_core.training.figures import INK, VALIDATION, save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.overrides import shell_override
-from attention_core.training.run import assemble, check_config
+from attention_core.training.plots import VALIDATION
+from attention_core.training.run import assemble, check_config, figure_format
 from attention_core.training.task import Task
 
 Values = np.ndarray[Any, Any]
@@ -30,7 +31,7 @@ LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 300
 
 
 def find_lr(config: dict[str, Any], folder: Path) -> float:
-    """Trains a few steps at rates that rise from 1e-6 to 1 and suggests one (Smith, "Cyclical
+    """Train a few steps at rates that rise from 1e-6 to 1 and suggest one (Smith, "Cyclical
     learning rates for training neural networks", 2017).
 
     Writes `lr_finder.png` into `folder` and no run: there is nothing in it to continue.
@@ -66,7 +67,7 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
     rates, changes = np.array(curve.rates), np.array(curve.changes)
     suggestion = suggest(rates, changes)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lr_finder.png"
+    path = folder / f"lr_finder.{figure_format(**config.get('figures') or {})}"
     title = str(config.get("experiment") or "")
     save_figure(_draw(rates, changes, suggestion, title=title), path)
     given = f" {shell_override('experiment', title)}" if title else ""
@@ -81,14 +82,14 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
 
 
 def rising(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
-    """From LOWEST to HIGHEST, by the same factor each step."""
+    """Raise the rate from LOWEST to HIGHEST, by the same factor each step."""
     factor = (HIGHEST / LOWEST) ** (1 / max(1, total_steps - 1))
     return LambdaLR(optimizer, lambda step: factor**step)
 
 
 def suggest(rates: Values, changes: Values) -> float:
-    """A tenth of the highest rate at which the smoothed loss is still down by nine tenths of its
-    deepest fall, in two digits.
+    """Return a tenth of the highest rate at which the smoothed loss is still down by nine tenths of
+    its deepest fall, in two digits.
 
     The usual choice where the loss falls fastest is led astray by models whose first loss is poor:
     getting the size of the output right takes almost no rate.
@@ -111,7 +112,7 @@ def suggest(rates: Values, changes: Values) -> float:
 
 
 def smoothed(changes: Values) -> Values:
-    """Mean under a bell curve that is a third of a decade wide, without lag; (N,) as `changes`.
+    """Return the mean under a bell curve a third of a decade wide, without lag; (N,) as `changes`.
 
     A rise counts for no more than the deepest fall: what diverges would drown what comes before.
     """

@@ -24,7 +24,7 @@ def start_from(
     prefix: str = "",
     new: Iterable[str] = (),
 ) -> str:
-    """Loads weights into `model` in place of its random ones; says which.
+    """Load weights into `model` in place of its random ones; say which.
 
     Weights of a published model, of one of the model's `families`, are recognised and translated;
     the model must be configured as theirs is, see `load_pretrained`.
@@ -89,7 +89,7 @@ def start_from(
 
 
 def find_weights(*, run: str | None = None, weights: str | None = None) -> Path | None:
-    """The file that a run starts from, None for random weights. Arguments: as of `start_from`.
+    """Find the file that a run starts from, None for random weights. Arguments: as of `start_from`.
 
     Raises:
         UsageError: both are given, or what is given does not exist.
@@ -109,7 +109,7 @@ def find_weights(*, run: str | None = None, weights: str | None = None) -> Path 
 
 
 def freeze(model: nn.Module, parts: Iterable[str]) -> None:
-    """Keeps `parts` of the model, by name, from training: a linear probe freezes all but the head.
+    """Keep `parts` of the model, by name, from training: a linear probe freezes all but the head.
 
     Only their weights stand still: dropout in them is that of training.
 
@@ -124,7 +124,7 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def _under(weights: Weights, part: str) -> Weights:
-    """What `weights` has in `part`, by the names that it has there."""
+    """Return the weights in `part`, by the names that they have there."""
     if not part:
         return weights
     start = part.rstrip(".") + "."

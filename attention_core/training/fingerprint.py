@@ -31,7 +31,7 @@ SETS = {"train_set": "training", "val_set": "validation", "test_set": "test"}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration that decide what is trained, by their dotted names.
+    """Return the settings of a configuration that decide what is trained, by their dotted names.
 
     What names a file or folder is left out: it may move, and what it holds is looked at itself.
     """
@@ -46,7 +46,7 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(data: Any) -> dict[str, Any]:
-    """Number and digest of the samples of the three data sets of a `DataModule`."""
+    """Return number and digest of the samples of the three data sets of a `DataModule`."""
     found = {}
     for name in SETS:
         dataset = getattr(data, name)
@@ -59,7 +59,7 @@ def fingerprint(data: Any) -> dict[str, Any]:
 
 
 def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compares what a run was trained on with what it would be trained on now.
+    """Compare what a run was trained on with what it would be trained on now.
 
     Raises:
         UsageError: naming all that has changed.

@@ -1,4 +1,4 @@
-"""What a run folder holds, and how a file in it is read, and replaced whole or not at all."""
+"""What a run folder holds, and how a file in it is read."""
 
 import fcntl
 import json
@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from attention_core.errors import Damaged, UsageError, reading
+from attention_core.files import replace_file
 
 # Ends a YAML document. Without it, a file that was cut short may read as another configuration.
 END_OF_CONFIG = "..."
@@ -61,7 +62,7 @@ class RunFolder:
         return [path for path in (self.next, self.last, self.previous) if path.exists()]
 
     def advance(self) -> None:
-        """Makes the next checkpoint the last one, and the last one the previous."""
+        """Make the next checkpoint the last one, and the last one the previous."""
         if self.last.exists():
             _move(self.last, self.previous)
         _move(self.next, self.last)
@@ -76,7 +77,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other run out of this folder until the end, or until this process is killed.
+        """Keep every other run out of this folder until the end, or until this process is killed.
 
         What runs that were killed have left half written is removed.
 
@@ -112,7 +113,7 @@ class RunFolder:
                     path.unlink()
 
     def existing(self) -> "RunFolder":
-        """This folder, where it is a run's.
+        """Return this folder, where it is a run's.
 
         Raises:
             UsageError: it does not exist, or has no `config.yaml`.
@@ -127,14 +128,14 @@ class RunFolder:
 
 
 def write_config(config: Mapping[str, Any], folder: RunFolder) -> None:
-    """Writes the configuration of a run, of which `read_config` notices when it is cut short."""
+    """Write the configuration of a run, of which `read_config` notices when it is cut short."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     with replace_file(folder.config, "w") as file:
         file.write(f"{text}{END_OF_CONFIG}\n")
 
 
 def read_config(folder: RunFolder) -> dict[str, Any]:
-    """The configuration of a run, resolved.
+    """Read the configuration of a run, resolved.
 
     Raises:
         UsageError: the file is damaged or cut short.
@@ -166,7 +167,7 @@ def _check_ends(config: Any, within: frozenset[int] = frozenset()) -> None:
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
-    """Writes JSON, in which what is no finite number is null: JSON knows no other."""
+    """Write JSON, in which what is no finite number is null: JSON knows no other."""
     with replace_file(path, "w") as file:
         json.dump(_finite(value), file, indent=2, allow_nan=False)
 
@@ -178,7 +179,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_results(folder: RunFolder) -> dict[str, float]:
-    """The test metrics of a finished run by name, and its "best_epoch"; NaN where there is none.
+    """Read the test metrics of a finished run by name, and its "best_epoch"; NaN for none.
 
     Raises:
         UsageError: the file is damaged.
@@ -201,8 +202,8 @@ def read_results(folder: RunFolder) -> dict[str, float]:
 
 
 def from_here(path: Path) -> str:
-    """A path as it is shortest to write in the current folder, which it is relative to if it lies
-    there."""
+    """Return a path as it is shortest to write in the current folder, which it is relative to if it
+    lies there."""
     path, here = path.resolve(), Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -211,25 +212,3 @@ def _move(source: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)  # a folder is not replaced by a move
     os.replace(source, target)
-
-
-@contextmanager
-def replace_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file that becomes `path` at the end, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
-        with temporary.open(mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # The rename itself survives a power cut only once the folder is on disk.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

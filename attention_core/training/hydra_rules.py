@@ -42,8 +42,8 @@ COMMANDS = (
 
 
 def check_jobs() -> None:
-    """Lets `check_calls` see the configuration of every job before Hydra applies any of it: what
-    a sweep chooses, such as another experiment, nobody has seen before."""
+    """Let `check_calls` see the configuration of every job before Hydra applies any of it: what a
+    sweep chooses, such as another experiment, nobody has seen before."""
     from hydra.core.hydra_config import HydraConfig
 
     given = HydraConfig.set_config
@@ -58,7 +58,7 @@ def check_jobs() -> None:
 
 
 def check_calls(config: "DictConfig") -> None:
-    """Refuses what Hydra would call by its name, or tell every program that a run starts. An
+    """Refuse what Hydra would call by its name, or tell every program that a run starts. An
     experiment can set it, too, and no `allow` counts for it.
 
     Raises:
@@ -90,7 +90,7 @@ def check_calls(config: "DictConfig") -> None:
 
 
 def check_plugins(config: "DictConfig", overrides: Iterable[str]) -> None:
-    """Refuses launchers, sweepers and samplers that are none of Hydra's and optuna's, and commands
+    """Refuse launchers, sweepers and samplers that are none of Hydra's and optuna's, and commands
     for them that the user has not given.
 
     Raises:

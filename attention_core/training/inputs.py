@@ -19,7 +19,7 @@ Text = TypeVar("Text", str, bytes)
 
 
 def files(source: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The file `source`, or those below the folder `source`, hidden ones left out.
+    """Yield the file `source`, or those below the folder `source`, hidden ones left out.
 
     Args:
         suffixes: endings in lower case, such as ".png". Other files of a folder are left out.
@@ -52,15 +52,15 @@ def files(source: Path, suffixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def whole_path(path: str) -> str:
-    """The path from the root of the file system on, which means the same in every current folder;
-    links stay what they are, and so does what is no path: ``package:NAME/PATH`` and addresses."""
+    """Return the path from the root on, which means the same in every current folder; links stay
+    what they are, and so does what is no path: ``package:NAME/PATH`` and addresses."""
     if path.startswith("package:") or "://" in path:
         return path
     return os.path.abspath(Path(path).expanduser())
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the folders, one for each class, in `root`, or in `root/train` where that is.
+    """Return the names of the folders, one for each class, in `root`, or in `root/train` if it is.
 
     Raises:
         UsageError: `root` is no folder, or has none inside. Hidden ones do not count.
@@ -81,8 +81,7 @@ def _refuse(error: OSError) -> None:
 
 
 def check_file(path: Path) -> Path:
-    """The same; a named pipe, a device and a socket, which could keep a reader for ever, are
-    refused.
+    """Return `path`; refuse a named pipe, a device and a socket, which could keep a reader waiting.
 
     Raises:
         ValueError: `path` is none of a file.
@@ -98,8 +97,8 @@ def check_file(path: Path) -> Path:
 def text_lines(
     name: str, path: Path, *, largest: int | None = None
 ) -> Iterator[tuple[str, str | Exception]]:
-    """The lines of a text file, empty ones too, as `name:line`; bytes that are no UTF-8 become
-    U+FFFD.
+    """Yield the lines of a text file, empty ones too, as `name:line`; bytes that are no UTF-8
+    become U+FFFD.
 
     Args:
         largest: the most characters of a line; a longer one is an error. None for any.
@@ -116,7 +115,7 @@ def text_lines(
 def csv_rows(
     name: str, path: Path, columns: Sequence[str], *, largest: int | None = None
 ) -> Iterator[tuple[str, dict[str, str] | Exception]]:
-    """The rows of a CSV file with a header, as dicts of texts, named `name:line`.
+    """Yield the rows of a CSV file with a header, as dicts of texts, named `name:line`.
 
     Args:
         columns: those that it must have, once. Every row given has them; a shorter one is an error,
@@ -135,7 +134,7 @@ def csv_rows(
 
 
 def column(name: str, header: Sequence[str]) -> int:
-    """The place of the column `name` in the first line of a table.
+    """Find the place of the column `name` in the first line of a table.
 
     Raises:
         ValueError: it is not there, or twice.
@@ -173,7 +172,7 @@ def _row(
 def json_lines(
     name: str, path: Path, *, largest: int | None = None
 ) -> Iterator[tuple[str, bytes | Exception]]:
-    """The lines of a file of JSON lines, not yet parsed (see `json_object`), as `name:line`;
+    """Yield the lines of a file of JSON lines, not yet parsed (see `json_object`), as `name:line`;
     blank ones are left out.
 
     Args:
@@ -208,7 +207,7 @@ def _lines(file: IO[Text], largest: int | None) -> Iterator[Text]:
 
 
 def json_object(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
-    """The object in a line of JSON.
+    """Read the object in a line of JSON.
 
     Args:
         keys: those that it must have.

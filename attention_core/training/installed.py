@@ -26,7 +26,7 @@ GROUP = "attention_core.conf"
 
 
 def allowed_by(roots: Iterable[Path]) -> list[str]:
-    """The packages that the experiments in the configuration folders `roots` allow."""
+    """Return the packages that the experiments in the configuration folders `roots` allow."""
     found: dict[str, None] = {}
     for root in roots:
         for path in sorted((root / "experiment").rglob("*.yaml")):
@@ -41,7 +41,7 @@ def allowed_by(roots: Iterable[Path]) -> list[str]:
 
 
 def installed_roots() -> list[Path]:
-    """The configuration folders of installed packages, by name.
+    """Return the configuration folders of installed packages, by name.
 
     One that cannot be found is named on standard error and left out: it must not keep anybody from
     training something else.

@@ -27,7 +27,7 @@ from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, 
 
 
 def build(config: Any, part: str = "", *, allow: Iterable[str] = (), **extra: Any) -> Any:
-    """Builds the object that `config` describes, with `extra` as further keyword arguments.
+    """Build the object that `config` describes, with `extra` as further keyword arguments.
 
     The keys are Hydra's: `_target_`, `_args_` for positional arguments, and `_partial_: true` for a
     `functools.partial` in place of the call. Hydra's own `instantiate` is not used: it copies what
@@ -74,7 +74,7 @@ def _build(config: Any, place: str, found_of: Mapping[int, Any], extra: dict[str
 def check(
     config: Any, part: str = "", *, place: str = "", allow: Iterable[str] = ()
 ) -> dict[int, Any]:
-    """Checks every target inside `config`, and its arguments' names and types; builds nothing.
+    """Check every target inside `config`, and its arguments' names and types; build nothing.
 
     Args:
         part: as of `build`.
@@ -102,7 +102,7 @@ def check(
 
 
 def nodes(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested mappings and lists, `config` first, each with where it lies."""
+    """Yield everything in nested mappings and lists, `config` first, each with where it lies."""
     yield place, config
     if isinstance(config, Mapping):
         for key, value in config.items():
@@ -113,7 +113,8 @@ def nodes(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def targets(config: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a `_target_` inside `config`, which lies at `place`, and where it lies."""
+    """Yield every mapping with a `_target_` inside `config`, which lies at `place`, and its
+    place."""
     for where, node in nodes(config, place):
         if isinstance(node, dict) and "_target_" in node:
             yield where, node
@@ -127,7 +128,7 @@ def locate(
     *,
     part: str = "",
 ) -> Any:
-    """The class or function that the target of `place` names.
+    """Find the class or function that the target of `place` names.
 
     Args:
         allow: packages that the user trusts.
@@ -181,7 +182,7 @@ def _find(parts: list[str], where: str, target: str) -> Any:
 
 
 def _elsewhere(root: str) -> str:
-    """What to say where a folder was imported that has no more than the name of a package."""
+    """Return a hint where a folder was imported that has no more than the name of a package."""
     folder = "" if getattr(sys.modules[root], "__file__", None) else own.hiding([root])
     if not folder:
         return ""
@@ -214,7 +215,7 @@ def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int
 
 
 def check_arguments(found: Any, node: dict[str, Any], place: str, target: str) -> None:
-    """Checks the names of the arguments in `node`, and the types of plain ones, for `found`.
+    """Check the names of the arguments in `node`, and the types of plain ones, for `found`.
 
     Raises:
         UsageError: naming the nearest argument, or what was expected.

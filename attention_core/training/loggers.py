@@ -17,13 +17,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_core.errors import UsageError
 from attention_core.escape import shell_word
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 from attention_core.training.instantiate import build
 from attention_core.training.processes import joins_another
 
 
 def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
-    """The loggers that `config` names, writing to the run folder where they write files.
+    """Build the loggers that `config` names, writing to the run folder where they write files.
 
     Only the process that leads a run has any.
 
@@ -54,7 +54,7 @@ def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
 
 @contextmanager
 def logged(trainer: Trainer, config: Mapping[str, Any]) -> Iterator[None]:
-    """Tells the loggers of `trainer` the configuration, and at the end that the run has ended."""
+    """Tell the loggers of `trainer` the configuration, and at the end that the run has ended."""
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(config))
     code = 1

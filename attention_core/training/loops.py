@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def settle_checkpoints(trainer: Trainer, checkpoint: "Checkpoint") -> None:
-    """Gives `trainer` the loops of this module, which tell `checkpoint` when to write."""
+    """Give `trainer` the loops of this module, which tell `checkpoint` when to write."""
     old = trainer.fit_loop
     loop = FitLoop(trainer, min_epochs=old.min_epochs, max_epochs=old.max_epochs)
     loop.epoch_loop = EpochLoop(
@@ -108,8 +108,8 @@ class FitLoop(_FitLoop):
         self.checkpoint._save_last(self.trainer)
 
     def validate_if_last(self) -> None:
-        """Validates where a callback has just ended the run, after an epoch that was not
-        validated; otherwise `EpochLoop` has done so."""
+        """Validate where a callback has just ended the run, after an epoch that was not validated;
+        otherwise `EpochLoop` has done so."""
         trainer = self.trainer
         if not (trainer.should_stop and self._can_stop_early and trainer.enable_validation):
             return

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_core.errors import Damaged, reading
 from attention_core.escape import csv_cell, on_one_line
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 
 _TO_GO_ON = "To continue the run without the rows that it had, delete it."
 
@@ -40,7 +40,7 @@ class CSVMetrics(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The run folder holds the whole configuration already."""
+        """Do nothing: the run folder holds the whole configuration already."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -54,7 +54,7 @@ class CSVMetrics(Logger):
         self.rows += 1
 
     def sync(self) -> int:
-        """The number of rows, all of which survive a power cut from now on."""
+        """Return the number of rows, all of which survive a power cut from now on."""
         if self.rows:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -62,7 +62,7 @@ class CSVMetrics(Logger):
 
     @rank_zero_only
     def truncate(self, rows: int) -> None:
-        """Forgets all but the first `rows` rows.
+        """Forget all but the first `rows` rows.
 
         Raises:
             UsageError: there are fewer.
@@ -94,7 +94,7 @@ class CSVMetrics(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file as text, without a last line that a kill cut short.
+    """Read the rows of a metrics file as text, without a last line that a kill cut short.
 
     Raises:
         UsageError: a line before is damaged.
@@ -126,7 +126,7 @@ def _check_row(columns: list[str], row: list[str], number: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file as numbers; a row holds the columns that it has values for."""
+    """Read the rows of a metrics file as numbers; a row holds those columns that have values."""
     return [{name: float(value) for name, value in row.items() if value} for row in read_rows(path)]
 
 

@@ -9,13 +9,13 @@ from jinja2 import Environment, StrictUndefined
 
 from attention_core.errors import UsageError
 from attention_core.escape import on_one_line, shell_word
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 
 OURS = ("attention_core", "vision", "graph", "nlp")
 
 
 def new_domain(name: str, into: Path) -> None:
-    """Writes `<into>/<name>.py` and `<into>/experiment/<name>.yaml`, which train as they are.
+    """Write `<into>/<name>.py` and `<into>/experiment/<name>.yaml`, which train as they are.
 
     Raises:
         UsageError: `name` cannot be a module of the user's own, or one of the files is there.

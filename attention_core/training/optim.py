@@ -25,7 +25,7 @@ from attention_core.layers import Block, Encoder
 def decay_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Splits the trainable parameters by weight decay and, for a `layer_decay` below 1, by layer.
+    """Split the trainable parameters by weight decay and, for a `layer_decay` below 1, by layer.
 
     The rule of weight decay: **decay what multiplies activations**, that is a parameter of two or
     more dimensions whose name ends in `weight`, outside `nn.Embedding`. Everything else is a table
@@ -81,7 +81,7 @@ def decay_groups(
 
 
 def layers(model: nn.Module) -> dict[str, int]:
-    """The layer of each parameter of `model`, by name.
+    """Return the layer of each parameter of `model`, by name.
 
     Its n blocks are 1 to n, in the order in which they are registered. What is registered before
     the first is 0 (embeddings, class token, positions), what follows the last is n + 1 (final
@@ -117,13 +117,13 @@ def layers(model: nn.Module) -> dict[str, int]:
 
 
 def scale_rates(optimizer: Optimizer) -> None:
-    """Gives each group of a new optimizer its share of the rate, where it has a `rate_scale`."""
+    """Give each group of a new optimizer its share of the rate, where it has a `rate_scale`."""
     for group in optimizer.param_groups:
         group["lr"] *= group.get("rate_scale", 1.0)
 
 
 def check_eps(optimizer: Optimizer) -> None:
-    """Checks that what is added to a norm is a number in the dtype of the weights.
+    """Check that what is added to a norm is a number in the dtype of the weights.
 
     Adam's 1e-8 is 0 in float16, where a gradient of 0 would be divided by 0. The smallest number
     there would do no better: squares vanish below its root, and steps would be thousands of times
@@ -149,7 +149,7 @@ def check_eps(optimizer: Optimizer) -> None:
 def schedule_rates(
     schedule: Callable[..., Any], optimizer: Optimizer, *, total_steps: float, mode: str
 ) -> Any:
-    """The schedule that a partial makes for `optimizer`; stepped once per optimizer step, a
+    """Make the schedule of a partial for `optimizer`; stepped once per optimizer step, a
     `ReduceLROnPlateau` after each validation.
 
     Args:
@@ -176,7 +176,7 @@ def schedule_rates(
 def warmup_cosine(
     optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1, final: float = 0.0
 ) -> LambdaLR:
-    """Linear warmup to the optimizer's learning rate, then half a cosine down (Loshchilov &
+    """Warm up linearly to the optimizer's learning rate, then go down half a cosine (Loshchilov &
     Hutter, SGDR, 2017).
 
     Args:
@@ -203,8 +203,8 @@ def warmup_cosine(
 
 
 def inverse_sqrt(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1) -> LambdaLR:
-    """Linear warmup to the optimizer's learning rate, then down with the inverse square root of the
-    step (Vaswani et al., 2017).
+    """Warm up linearly to the optimizer's learning rate, then go down with the inverse square root
+    of the step (Vaswani et al., 2017).
 
     Args:
         total_steps: optimizer steps of the whole run.
@@ -223,7 +223,7 @@ def inverse_sqrt(optimizer: Optimizer, *, total_steps: int, warmup: float = 0.1)
 
 
 def constant(optimizer: Optimizer, *, total_steps: float) -> LambdaLR:
-    """The optimizer's own learning rate throughout."""
+    """Keep the optimizer's own learning rate throughout."""
     _check_total(total_steps, finite=False)
     return LambdaLR(optimizer, lambda step: 1.0)
 

@@ -26,7 +26,7 @@ _BEGINS = {"[": "a list", "{": "a mapping", "'": "a quoted text", '"': "a quoted
 
 
 def read_overrides(given: Iterable[str]) -> list[str]:
-    """The same overrides, all in Hydra's grammar.
+    """Bring overrides into Hydra's grammar.
 
     Raises:
         UsageError: one that is neither in that grammar nor plainly a text; says how it is quoted.
@@ -35,7 +35,7 @@ def read_overrides(given: Iterable[str]) -> list[str]:
 
 
 def parsed(override: str) -> "Override | None":
-    """What Hydra reads in an override, None where it reads nothing."""
+    """Parse an override as Hydra does; None where it is not in its grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -46,13 +46,13 @@ def parsed(override: str) -> "Override | None":
 
 
 def is_sweep(override: str) -> bool:
-    """Whether it gives several values, or a range to draw them from."""
+    """Return whether it gives several values, or a range to draw them from."""
     read = parsed(override)
     return read is not None and read.is_sweep_override()
 
 
 def texts(value: Any) -> Iterator[str]:
-    """The texts in the value of an override, in its lists and in what it sweeps over."""
+    """Yield the texts in the value of an override, in its lists and in what it sweeps over."""
     if isinstance(value, str):
         yield value
     for element in value if isinstance(value, list) else getattr(value, "list", ()):
@@ -60,14 +60,14 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def quoted(value: str) -> str:
-    """A value in quotes of Hydra's, which only OmegaConf looks into, for interpolations."""
+    """Put a value in quotes of Hydra's, which only OmegaConf looks into, for interpolations."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(value, Quote.double).with_quotes()
 
 
 def exact(text: str) -> str:
-    """The value that gives exactly `text`, in an override and in a list there.
+    """Return the value that gives exactly `text`, in an override and in a list there.
 
     No value gives `???`, which is to OmegaConf that there is none.
     """
@@ -75,7 +75,7 @@ def exact(text: str) -> str:
 
 
 def shell_override(key: str, text: str) -> str:
-    """A word of a shell that gives `key` exactly the value `text`; quoted where it must be."""
+    """Return a word of a shell that gives `key` exactly the value `text`, quoted if it must be."""
     plain = parsed(f"{key}={text}")
     simple = plain is not None and plain.value() == text and "${" not in text
     return shell_word(f"{key}={text if simple else exact(text)}")
@@ -106,7 +106,7 @@ def _read(override: str) -> str:
 
 
 def _structure(value: str) -> str:
-    """What a value that Hydra does not read may have been meant as, "" where plainly a text."""
+    """Name what a value that Hydra does not read was meant as, "" where plainly a text."""
     from hydra.core.override_parser.overrides_parser import create_functions
 
     begin = value.lstrip()

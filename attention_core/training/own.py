@@ -52,7 +52,7 @@ _finder = _Finder()
 
 
 def serve(folders: Iterable[Path]) -> None:
-    """Lets trusted packages be imported from `folders`, whatever was served before."""
+    """Let trusted packages be imported from `folders`, whatever was served before."""
     _finder.places = [str(folder.resolve()) for folder in folders]
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
@@ -60,7 +60,7 @@ def serve(folders: Iterable[Path]) -> None:
 
 
 def serve_as_parent() -> None:
-    """Serves what the process serves that has started this one, such as to load its data."""
+    """Serve what the process serves that has started this one, such as to load its data."""
     told = json.loads(os.environ[TOLD])
     _finder.names.update(told["names"])
     serve(map(Path, told["places"]))
@@ -73,12 +73,12 @@ def _tell_children() -> None:
 
 
 def served() -> list[Path]:
-    """The folders that trusted packages are looked for in, beside what is installed."""
+    """Return the folders that trusted packages are looked for in, beside what is installed."""
     return [Path(place) for place in _finder.places]
 
 
 def trust(names: Iterable[str]) -> None:
-    """Lets the packages `names` be found in the served folders.
+    """Let the packages `names` be found in the served folders.
 
     Raises:
         UsageError: one of them is Python's own or one that attention-core is made of: they hold
@@ -102,19 +102,19 @@ def trust(names: Iterable[str]) -> None:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether `name` is in the standard library or in a package that ours need, directly or not."""
+    """Return whether `name` is in the standard library or in what ours need, directly or not."""
     root = name.partition(".")[0]
     return root in sys.stdlib_module_names or (root not in OURS and root in _needed())
 
 
 def lies_unserved(name: str) -> bool:
-    """Whether a module is in the served folders, but not among the trusted."""
+    """Return whether a module is in the served folders, but not among the trusted."""
     root = name.partition(".")[0]
     return root not in _finder.names and PathFinder.find_spec(root, _finder.places) is not None
 
 
 def needed_config_dir(names: Sequence[str]) -> str:
-    """The `--config-dir` with which a command that is given in the current folder finds the
+    """Return the `--config-dir` with which a command that is given in the current folder finds the
     packages `names`: "" where it needs none, UNKNOWN where only the user can tell.
 
     Nothing is imported, and nothing but the user's words and the current folder is asked.
@@ -128,9 +128,9 @@ def needed_config_dir(names: Sequence[str]) -> str:
 
 
 def hiding(names: Sequence[str]) -> str:
-    """The folder of the current one that has the modules `names` in it, and the name of one of
-    them, or "". As `attn new-domain tides` writes tides/tides.py: before the module the folder is
-    found, as a package without __init__.py."""
+    """Return the folder of the current one that has the modules `names` in it, and the name of one
+    of them, or "". As `attn new-domain tides` writes tides/tides.py: before the module the folder
+    is found, as a package without __init__.py."""
     for folder in names:
         inside = [str(Path.cwd() / folder)]
         if all(_is_module(PathFinder.find_spec(name, inside)) for name in names):

@@ -23,13 +23,13 @@ from attention_core.training.checkpoint import SHAPE, PlainCheckpointIO, shard_p
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The blocks of `model`, by which it is recomputed, compiled and sharded."""
+    """Return the blocks of `model`, by which it is recomputed, compiled and sharded."""
     return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Lets every block keep its input alone and compute the rest again in the backward pass
-    (Chen et al., 2016): memory of one block instead of all, for about a third more time."""
+    """Let every block keep its input alone and compute the rest again in the backward pass (Chen et
+    al., 2016): memory of one block instead of all, for about a third more time."""
     for block in blocks(model):
         # Not a wrapping module, which would rename every parameter in checkpoints
         block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
@@ -45,7 +45,7 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles every block with `torch.compile`: one small graph, compiled once for all of them."""
+    """Compile every block with `torch.compile`: one small graph, compiled once for all of them."""
     for block in blocks(model):
         block.compile()
 
@@ -71,7 +71,7 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, model: nn.Module, precision: str) -> None:
-        """Shards each block and then what remains; called once the processes know each other.
+        """Shard each block and then what remains; called once the processes know each other.
 
         Args:
             model: the same weights in every process.
@@ -152,7 +152,7 @@ class FSDP2(ModelParallelStrategy):
 
 
 def _to_shards(value: Any) -> Any:
-    """The same, with this process's part of every sharded tensor in place of the tensor."""
+    """Replace every sharded tensor in `value` by this process's part of it."""
     if isinstance(value, DTensor):
         if value.placements != (Shard(0),):
             raise NotImplementedError(f"a tensor placed as {value.placements} cannot be saved")

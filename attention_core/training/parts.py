@@ -29,7 +29,7 @@ LOOKING = ("accelerator", "precision", "deterministic", "limit_test_batches")
 
 @dataclass
 class Parts:
-    """What a configuration builds."""
+    """The parts of a run that a configuration builds."""
 
     data: DataModule
     task: Task
@@ -38,8 +38,8 @@ class Parts:
 
 
 def look(config: Config, folder: RunFolder) -> Parts:
-    """Builds what it takes to look at a trained model: data, model and task, and a plain trainer
-    in one process. Nothing is written, and what the configuration says of training is left out."""
+    """Build what it takes to look at a trained model: data, model and task, and a plain trainer in
+    one process. Nothing is written, and what the configuration says of training is left out."""
     data, task = data_and_task(config, optimizer=_no_training, schedule=None)
     given = config["trainer"]
     plain = {key: given[key] for key in LOOKING if isinstance(given.get(key), str | int | float)}
@@ -59,7 +59,7 @@ def _no_training(*args: Any, **kwargs: Any) -> Any:
 
 
 def data_and_task(config: Config, **training: Any) -> tuple[DataModule, Task]:
-    """The seed is set first: the same configuration gives the same weights."""
+    """Build data and task. The seed is set first: the same configuration gives the same weights."""
     allow = config.get("allow") or ()
     _quiet()
     keep_freed_memory()
@@ -96,7 +96,7 @@ def of_every_trainer(folder: RunFolder) -> Config:
 
 
 def alone(trainer: Mapping[str, Any]) -> Config:
-    """What makes it one process, on a CPU where there is no other device."""
+    """Return the arguments that make it one process, on a CPU where there is no other device."""
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     if trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         alone["accelerator"] = "cpu"

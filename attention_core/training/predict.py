@@ -30,7 +30,7 @@ JSON_LINES = (".jsonl", ".json-lines")
 
 
 def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str] = ()) -> int:
-    """Predicts everything in `source` with the best weights of the run in `folder`.
+    """Predict everything in `source` with the best weights of the run in `folder`.
 
     The inputs are read in batches of the run's `data.batch_size`, by its `data.workers`, and no
     more than a few batches are in memory at any time, however many there are. A row has `input`,
@@ -79,7 +79,7 @@ def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str
 def load_trained(
     path: Path, allow: Sequence[str] = (), command: str = "predict"
 ) -> tuple[DataModule, Task]:
-    """The data module and the task of a run, with the best weights, in evaluation mode.
+    """Load the data module and the task of a run, with the best weights, in evaluation mode.
 
     They are on one device, however many trained: that of the run, or the CPU where there is none.
 
@@ -195,7 +195,7 @@ def _alone(data: DataModule, task: Task, raw: Any) -> Row:
 
 
 def _columns(data: DataModule, task: Task, source: Path) -> list[str]:
-    """What the first readable input's row is made of: the header of a CSV file comes before any."""
+    """Find the columns by the first readable input: the header of a CSV file comes before any."""
     for _, raw in data.inputs(source):
         row = _alone(data, task, raw)
         if "error" not in row:
@@ -295,7 +295,7 @@ def _writing(output: str) -> Iterator[None]:
 def _said(
     writer: Callable[..., Callable[[list[Row]], None]], file: IO[str], output: str, *columns: Any
 ) -> Callable[[list[Row]], None]:
-    """What `writer` makes of a file, which says so where that takes no more."""
+    """Return `writer(file, *columns)`, with a UsageError where the file takes no more."""
     with _writing(output):  # the header
         write = writer(file, *columns)
 

@@ -28,7 +28,7 @@ _LEADER = "ATTENTION_CORE_LEADER"
 
 
 def gather(value: T) -> list[T]:
-    """`value` of every process, by rank; in a single process, a list of one."""
+    """Gather `value` of every process, by rank; in a single process, a list of one."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return [value]
     values: list[T] = [value] * torch.distributed.get_world_size()
@@ -37,12 +37,12 @@ def gather(value: T) -> list[T]:
 
 
 def joins_another() -> bool:
-    """Whether this process was started to join another one, which leads the run."""
+    """Return whether this process was started to join another one, which leads the run."""
     return any(int(os.environ.get(name, 0)) > 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def started_from_outside() -> str:
-    """The name of what started this process as one of several, torchrun or srun; or ""."""
+    """Name what started this process as one of several, torchrun or srun; "" where nothing did."""
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return "torchrun"
     if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -51,7 +51,7 @@ def started_from_outside() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Lets a process that trains on a CPU keep the memory that a step frees for the next step.
+    """Let a process that trains on a CPU keep the memory that a step frees for the next step.
 
     glibc hands it back to the system, which then has to map and clear it again: a few percent of
     a small model's step. Elsewhere than on glibc nothing happens.
@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
 
 
 def end_with_leader() -> None:
-    """Lets this process be killed with the one that started it by `joined_by_others`: it would wait
+    """Let this process be killed with the one that started it by `joined_by_others`: it would wait
     for it forever. Linux alone can do this."""
     leader = os.environ.get(_LEADER)
     if leader is None or sys.platform != "linux":
@@ -94,8 +94,8 @@ class _Watch(threading.Thread):
 
 @contextmanager
 def joined_by_others(trainer: Trainer, folder: Path, allow: Iterable[str] = ()) -> Iterator[None]:
-    """Starts the processes that `trainer` wants beside this one, as `attn train run=<folder>`.
-    They trust the packages in `allow` as this one does, and look for them in the same folders.
+    """Start the processes that `trainer` wants beside this one, as `attn train run=<folder>`. They
+    trust the packages in `allow` as this one does, and look for them in the same folders.
 
     Does nothing where it wants none, or where they are started from outside (torchrun, SLURM).
     Afterwards they have ended and the process group is gone: another run can follow, as in a sweep.

@@ -59,7 +59,7 @@ class RegressionTask(Task):
             metrics.update(_like(output, target).float(), target.float())
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """`prediction`, or for several targets `prediction_0`, `prediction_1`, ..."""
+        """Return `prediction`, or for several targets `prediction_0`, `prediction_1`, ..."""
         rows = output.float().flatten(1) if output.ndim > 1 else output.float()[:, None]
         names = (
             ["prediction"]

@@ -13,13 +13,13 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Returns a 63-bit seed that depends on all of `parts`, the same in every process."""
+    """Return a 63-bit seed that depends on all of `parts`, the same in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seed_generators(*parts: int | str) -> None:
-    """Seeds the generators of Python, NumPy and torch (CPU and CUDA) from `parts`."""
+    """Seed the generators of Python, NumPy and torch (CPU and CUDA) from `parts`."""
     seed = derive_seed(*parts)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)

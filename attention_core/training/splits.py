@@ -11,7 +11,7 @@ def stratified_split(
     *,
     keys: Sequence[object] | None = None,
 ) -> list[list[int]]:
-    """Splits indices into parts with the same mix of classes, the same on every machine.
+    """Split indices into parts with the same mix of classes, the same on every machine.
 
     The order inside a class is that of a hash of (name, key): no random number generator, whose
     draws another version of a library may change.
@@ -46,7 +46,7 @@ def stratified_split(
 
 
 def stratified_folds(targets: Sequence[int], folds: int, name: str) -> list[list[int]]:
-    """Splits indices into folds for cross-validation, the same on every machine.
+    """Split indices into folds for cross-validation, the same on every machine.
 
     The classes in turn, each in the order of a hash as in `stratified_split`, are dealt to the
     folds one by one: folds differ by at most one in size, and so in each class.

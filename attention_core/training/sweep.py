@@ -22,8 +22,9 @@ from rich.text import Text
 
 from attention_core.errors import Damaged, UsageError, reading
 from attention_core.escape import csv_cell, for_terminal, on_one_line
+from attention_core.files import replace_file
 from attention_core.training.console import rich_text
-from attention_core.training.folder import RunFolder, read_results, replace_file, write_json
+from attention_core.training.folder import RunFolder, read_results, write_json
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 from attention_core.training.overrides import shell_override
@@ -58,7 +59,7 @@ class Job:
 
 
 def begin(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    """Writes down what a sweep is asked for, or compares with it where a sweep is begun there.
+    """Write down what a sweep is asked for, or compare with it where a sweep is begun there.
 
     Nothing of the file is used but to compare: it may be somebody else's.
 
@@ -87,7 +88,7 @@ def begin(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
 
 
 def refuse_sweep(folder: Path) -> None:
-    """Says how a sweep is continued.
+    """Say how a sweep is continued.
 
     Raises:
         UsageError: `folder` is that of a sweep, and not of a run.
@@ -100,7 +101,7 @@ def refuse_sweep(folder: Path) -> None:
 
 
 def read_job(path: Path) -> Job:
-    """The job that a `job.json` tells of; one that has failed, where the file is damaged."""
+    """Read the job that a `job.json` tells of; one that has failed, where the file is damaged."""
     try:
         with reading(path, "sweep"):
             job = Job(**json.loads(path.read_text(encoding="utf-8")))
@@ -143,7 +144,7 @@ def monitored(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def check_direction(config: Mapping[str, Any], direction: Any) -> None:
-    """Checks the direction of a sweeper that has one, as optuna's has, against the task.
+    """Check the direction of a sweeper that has one, as optuna's has, against the task.
 
     Raises:
         UsageError: it would look for the worst value.
@@ -167,7 +168,7 @@ def run_job(
     overrides: Sequence[str],
     direction: Any = None,
 ) -> float | None:
-    """Trains a job of a sweep, or what is left of it; returns its score, or None where it failed.
+    """Train a job of a sweep, or what is left of it; return its score, or None where it failed.
 
     A failure is written down and goes no further: the other jobs are trained.
     """
@@ -213,14 +214,14 @@ def run_job(
 
 
 def best(folder: Path, monitor: str, mode: str) -> float | None:
-    """The best value of `monitor` in the metrics of a run, None where there is none."""
+    """Return the best value of `monitor` in the metrics of a run, None where there is none."""
     values = [row[monitor] for row in read_metrics(RunFolder(folder).metrics) if monitor in row]
     values = [value for value in values if not math.isnan(value)]
     return {"min": min, "max": max}[mode](values) if values else None
 
 
 def report(folder: Path) -> int:
-    """Prints the jobs of the sweep in `folder`, the best first, and writes `sweep.csv`.
+    """Print the jobs of the sweep in `folder`, the best first, and write `sweep.csv`.
 
     Returns:
         How many jobs have failed or not come to an end.

@@ -24,7 +24,7 @@ def table_rows(
     quotes: bool = True,
     largest: int | None = None,
 ) -> Iterator[TableRow]:
-    """The rows of a table that are not blank.
+    """Yield the rows of a table that are not blank.
 
     Quotes are read strictly. Where one is not closed, or closed in the middle of a cell, the row
     that it opens in is an error of one line, and so many lines of the file as it had run over are

@@ -299,12 +299,12 @@ REASONS = {
 
 
 def is_within(name: str, parents: Iterable[str]) -> bool:
-    """Whether a dotted name is one of `parents`, or lies below one."""
+    """Return whether a dotted name is one of `parents`, or lies below one."""
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
 def reason(target: str, kinds: tuple[str, ...]) -> str:
-    """Why `target` is refused where one of `kinds` can be, and the nearest name that is not."""
+    """Say why `target` is refused where one of `kinds` can be, and the nearest name that is not."""
     known = {name for kind in kinds for name in KINDS[kind].listed}
     near = did_you_mean(target, known)
     for prefix, why in REASONS.items():
@@ -320,7 +320,7 @@ def reason(target: str, kinds: tuple[str, ...]) -> str:
 
 
 def is_of(found: Any, kinds: tuple[str, ...]) -> bool:
-    """Whether what our packages define is of one of `kinds`."""
+    """Return whether what our packages define is of one of `kinds`."""
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     owner = getattr(found, "__self__", None)  # of a class method
     # Whatever they import can be reached through our modules, too
@@ -334,6 +334,6 @@ def is_of(found: Any, kinds: tuple[str, ...]) -> bool:
 
 
 def derives(found: Any, kind: Kind) -> bool:
-    """Whether `found` is a class that inherits from a base of `kind`; nothing is imported."""
+    """Return whether `found` is a class with a base of `kind`; nothing is imported."""
     lineage = {f"{base.__module__}.{base.__qualname__}" for base in getattr(found, "__mro__", ())}
     return not lineage.isdisjoint(kind.bases)

@@ -98,7 +98,7 @@ class Task(LightningModule):
         self._weights: Tensor | float = 0.0  # the sum of its batches' weights, in units
 
     def configure_model(self) -> None:
-        """Lightning's hook, called once the processes of a run know each other."""
+        """Shard the model where the strategy does, once the processes of a run know each other."""
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and not isinstance(self.model, FSDPModule):
             strategy.shard(self.model, self.trainer.precision)
@@ -137,7 +137,7 @@ class Task(LightningModule):
         return {"loss": self.means["train_mean"], **dict(collection.items())}  # type: ignore[dict-item,operator]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Task":
-        """As `nn.Module._apply`, behind every cast and move; metrics move, but keep their dtype:
+        """Apply `fn` to all tensors, for every cast and move; metrics move, but keep their dtype:
         a sum over an epoch has not room enough in the dtype of the weights."""
         homes = [
             (home, name, metric)
@@ -167,7 +167,7 @@ class Task(LightningModule):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As `nn.Module.load_state_dict`; weights of another model are named, the first of them.
+        """Load weights as `nn.Module` does; those of another model are named, the first of them.
 
         Raises:
             UsageError: a name or a shape differs.
@@ -191,33 +191,33 @@ class Task(LightningModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """The scalar to minimise, a mean over the samples of the batch, or what `weight` counts."""
+        """Return the loss to minimise, a mean over the batch's samples, or what `weight` counts."""
         raise NotImplementedError(f"{type(self).__name__}.loss must return the loss of a batch.")
 
     def samples(self, batch: Batch) -> int:
-        """How many samples a batch has; by default as many as targets."""
+        """Return how many samples a batch has; by default as many as targets."""
         return len(batch["target"])
 
     def weight(self, batch: Batch) -> Tensor | int:
-        """How many items the loss of a batch is the mean of; by default its samples."""
+        """Return how many items the loss of a batch is the mean of; by default its samples."""
         return self.samples(batch)
 
     def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
-        """What `attn predict` writes of a batch that `data` has read: a row per sample, as
-        `predictions`. Override it where more than one pass through the model is needed."""
+        """Return what `attn predict` writes of a batch that `data` has read: a row per sample, as
+        `predictions` does. Override it where more than one pass through the model is needed."""
         return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
-        """One row per sample of what `attn predict` writes: values by column, the same columns in
-        every row, of text, numbers and truth values."""
+        """Return one row per sample of what `attn predict` writes: values by column, the same
+        columns in every row, of text, numbers and truth values."""
         raise UsageError(
             f"predict: {type(self).__name__} does not say what to write of an output. Write its "
             "method predictions(output), which returns a row (a dict) per sample."
         )
 
     def export_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-        """What the program that `attn export` writes is given for a batch: the model's arguments
-        by name, and of each the names of its dimensions that are not the same in every batch.
+        """Return the inputs, for a batch, of the program that `attn export` writes: the model's
+        arguments by name, and the names of those dimensions of each that vary with the batch.
 
         By default everything but `target`, each with as many rows as there are samples. Override
         it where the model also takes a form whose shapes say more, such as padded texts.
@@ -233,16 +233,16 @@ class Task(LightningModule):
         return inputs, {name: {0: "batch"} for name in inputs}
 
     def attention_figure(self, batch: Batch) -> "Figure | None":
-        """A figure of attention over one real input of `batch`, or None; drawn after every run."""
+        """Draw attention over one real input of `batch`, or return None; called after every run."""
         return None
 
     def figures(self, batch: Batch) -> dict[str, "Figure"]:
-        """Figures to write after testing, by file name, given the first test batch."""
+        """Draw the figures to write after testing, by file name, given the first test batch."""
         figure = self.attention_figure(batch)
         return {} if figure is None else {"attention": figure}
 
     def pages(self, batch: Batch) -> dict[str, str]:
-        """HTML pages to write beside the figures, by file name, given the same batch."""
+        """Return the HTML pages to write beside the figures, by file name, given the same batch."""
         return {}
 
     def forward(self, **inputs: Any) -> Any:
@@ -263,7 +263,7 @@ class Task(LightningModule):
         return weighed
 
     def on_after_backward(self) -> None:
-        """Lightning's hook; gradients are summed over processes by now."""
+        """Scale the gradients of a step, which are summed over processes by now."""
         if self._unit is None or self.trainer.fit_loop._should_accumulate():
             return
         self._unit = None
@@ -320,7 +320,7 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
-        """Adds a batch to the metrics; override where they want more than (output, target)."""
+        """Add a batch to the metrics; override where they want more than (output, target)."""
         metrics.update(output, batch["target"])
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
@@ -425,13 +425,13 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:
-        """The probability of each class for each sample of a batch, (B, C), in float32."""
+        """Compute the probability of each class for each sample of a batch, (B, C), in float32."""
         output: Tensor = self(**model_inputs(batch))
         return output.float().softmax(dim=-1)
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
-        """`prediction`, the name of the likeliest class, its `probability`, and the probability
-        of each class as `probability_<class>`."""
+        """Return `prediction`, the name of the likeliest class, its `probability`, and the
+        probability of each class as `probability_<class>`."""
         # In the shortest digits that give the same float32 again
         shares = output.float().softmax(dim=-1).cpu().numpy().astype(str).astype(float)
         columns = [f"probability_{name}" for name in self.classes]
@@ -459,7 +459,7 @@ class ClassificationTask(Task):
         self.counts = self.confusion.compute()
 
     def figures(self, batch: Batch) -> dict[str, "Figure"]:
-        from attention_core.training.figures import confusion_matrix
+        from attention_core.training.plots import confusion_matrix
 
         counts = self.counts.cpu().numpy()
         return {"confusion": confusion_matrix(counts, self.classes), **super().figures(batch)}

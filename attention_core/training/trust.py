@@ -16,13 +16,13 @@ Config = dict[str, Any]
 
 
 def again(command: str, path: Path, allow: Iterable[str] | None) -> str:
-    """The command line for the run in `path`, with the packages that have to be allowed."""
+    """Return the command line for the run in `path`, with the packages that have to be allowed."""
     return f"attn {command} run={shell_word(path)}{trusting(allow or ())}"
 
 
 def trusting(names: Iterable[str]) -> str:
-    """The end of a command that trusts the packages `names`, and finds them from where it is given:
-    in the current folder."""
+    """Return the end of a command that trusts the packages `names`, and finds them from where it is
+    given: in the current folder."""
     names = list(names)
     place = needed_config_dir(names)
     allowed = allowed_by([Path(place)]) if place else []
@@ -33,8 +33,8 @@ def trusting(names: Iterable[str]) -> str:
 
 
 def trusted_config(folder: RunFolder, allow: Sequence[str], command: str) -> Config:
-    """The configuration of a run folder, with no more in its `allow` than the user trusts: what is
-    in `allow` here, and what the experiments of installed packages allow.
+    """Read the configuration of a run folder, with no more in its `allow` than the user trusts:
+    what is in `allow` here, and what the experiments of installed packages allow.
 
     Args:
         command: for which it is read, for the message.

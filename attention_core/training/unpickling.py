@@ -66,7 +66,7 @@ _hooked = False
 
 @contextmanager
 def plain_pickles(what: str) -> Iterator[None]:
-    """Within it, whatever unpickles in this thread raises where a pickle is more than plain data.
+    """Refuse, within it, whatever is unpickled in this thread and is more than plain data.
 
     Args:
         what: is read, for the message.

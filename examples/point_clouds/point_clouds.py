@@ -72,7 +72,7 @@ class CloudEncoder(Model):
 
 class CloudTask(ClassificationTask):
     def attention_figure(self, batch: dict[str, Any]) -> Figure:
-        """What one point of each cloud attends to, in the last two layers."""
+        """Draw what one point of each cloud attends to, in the last two layers."""
         clouds, target = batch["points"][:6], batch["target"].tolist()
         with record_attention(self.model, layers=[-2, -1]) as maps:
             guess = self.model(clouds).argmax(dim=1).tolist()

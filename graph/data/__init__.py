@@ -4,7 +4,7 @@ from graph.data.atlas import Atlas
 from graph.data.cuneiform import Cuneiform
 from graph.data.digits import DigitsKNN
 from graph.data.folder import GraphFolder
-from graph.data.graphs import Graphs, Sample, check_graph, pack, unpack
+from graph.data.graphs import Graphs, Sample, pack, unpack
 from graph.data.karate import Karate
 from graph.data.module import GraphData
 from graph.data.molecules import Molecules
@@ -26,7 +26,6 @@ __all__ = [
     "Mutag",
     "PyGDataset",
     "Sample",
-    "check_graph",
     "pack",
     "read_tu",
     "unpack",

@@ -65,8 +65,8 @@ class Atlas(GraphData):
 
 
 def algebraic_connectivity(edge_index: torch.Tensor, nodes: int) -> torch.Tensor:
-    """The second-smallest eigenvalue () of the Laplacian of a graph, of which `edge_index` (2, e)
-    lists each edge in both directions."""
+    """Compute the second-smallest eigenvalue () of the Laplacian of a graph, of which `edge_index`
+    (2, e) lists each edge in both directions."""
     adjacency = torch.zeros(nodes, nodes, dtype=torch.float64)
     adjacency[edge_index[0], edge_index[1]] = 1
     laplacian = adjacency.sum(1).diag() - adjacency

@@ -47,7 +47,7 @@ class Cuneiform(GraphData):
         self.rotation, self.scale, self.noise = rotation, scale, noise
 
     def names(self, graph: Sample) -> tuple[list[str], list[str]]:
-        """The first letter of each point of a wedge."""
+        """Return the first letter of each point of a wedge."""
         return ["DTLR"[kind] for kind in graph["x"][:, 3:7].argmax(1).tolist()], []
 
     def load(self) -> None:
@@ -67,7 +67,7 @@ class Cuneiform(GraphData):
         }
 
     def jitter(self, sample: Sample) -> Sample:
-        """The sign turned, scaled and with its points moved, by amounts from torch's generator."""
+        """Turn and scale the sign and move its points, by amounts from torch's generator."""
         x = sample["x"].clone()
         angle, wide, high = (2 * torch.rand(3) - 1).tolist()
         angle *= math.radians(self.rotation)

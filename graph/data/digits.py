@@ -67,8 +67,8 @@ class DigitsKNN(GraphData):
 
 
 def few_labels(target: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (N,) of `count` random nodes of each class to train with, of as many others to validate
-    with, and of all that are left to test with."""
+    """Draw masks (N,) of `count` random nodes of each class to train with, of as many others to
+    validate with, and of all that are left to test with."""
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
     masks = torch.zeros(3, len(target), dtype=torch.bool)
     for label in target.unique():

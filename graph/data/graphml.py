@@ -14,7 +14,7 @@ from attention_core.training.inputs import check_file
 
 
 def read_graphml(path: Path) -> Any:
-    """The one graph of a GraphML file, as networkx reads it, and with the default values that the
+    """Read the one graph of a GraphML file, as networkx does, and with the default values that the
     file gives to attributes.
 
     Raises:

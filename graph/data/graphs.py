@@ -37,8 +37,8 @@ class Graphs(torch.utils.data.Dataset[Sample]):
 
 
 def pack(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Several graphs as one row of nodes, as the arguments of a model and, where they have one,
-    their `target`.
+    """Pack several graphs into one row of nodes, as the arguments of a model and, where they have
+    one, their `target`.
 
     As PyG's batches do it: node numbers, which are in what is named `..._index`, count on from
     graph to graph, and all else is put one after the other. The target of a graph gives (G, ...);
@@ -64,7 +64,7 @@ def pack(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def unpack(batch: dict[str, Any]) -> list[Sample]:
-    """The graphs of a batch that `pack` made.
+    """Unpack the graphs of a batch that `pack` made.
 
     What has a row for each edge is named `edge_...`; other things have one for each node, or for
     each pair of nodes of a graph.
@@ -92,7 +92,7 @@ def unpack(batch: dict[str, Any]) -> list[Sample]:
 
 
 def check_graph(sample: Sample) -> None:
-    """Refuses a graph that no model can take.
+    """Refuse a graph that no model can take.
 
     Raises:
         ValueError: edges are no (2, e) integers or name nodes that there are none of, edge features

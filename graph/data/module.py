@@ -66,8 +66,8 @@ class GraphData(DataModule):
         self.transform = list((transform or {}).values())
 
     def names(self, graph: Sample) -> tuple[list[str], list[str]]:
-        """What a figure writes at the nodes and edges of a graph: the names of their types; nothing
-        at nodes that have features, no names of edges that do."""
+        """Return the labels of nodes and edges in a figure: names of their types; empty ones for
+        nodes that have features, none for edges that do."""
         nodes, edges = (
             [known[kind] if kind < len(known) else str(kind) for kind in graph[name].tolist()]
             if name in graph and graph[name].ndim == 1 and not graph[name].is_floating_point()
@@ -80,7 +80,7 @@ class GraphData(DataModule):
         return pack(samples)
 
     def prepare(self, sample: Sample) -> Sample:
-        """A graph as models get it: checked, and after `pre_transform`.
+        """Make a graph what models get: checked, and after `pre_transform`.
 
         Raises:
             ValueError: it is no graph that a model can take, or a transform refuses it.
@@ -89,7 +89,7 @@ class GraphData(DataModule):
         return transformed(sample, self.pre_transform)
 
     def prepare_all(self, samples: Sequence[Sample], name: str) -> list[Sample]:
-        """`prepare` for all graphs of the data set `name`.
+        """Apply `prepare` to all graphs of the data set `name`.
 
         Raises:
             UsageError: of a graph that cannot be taken, with its number.
@@ -111,7 +111,7 @@ class GraphData(DataModule):
         shares: Sequence[float] = (0.6, 0.2, 0.2),
         augment: Callable[[Sample], Sample] | None = None,
     ) -> None:
-        """Fills the three data sets: by `fold`, or by `shares` to train, validate and test with.
+        """Fill the three data sets: by `fold`, or by `shares` to train, validate and test with.
 
         Args:
             samples: all graphs.
@@ -147,7 +147,7 @@ class GraphData(DataModule):
         *,
         augment: Callable[[Sample], Sample] | None = None,
     ) -> None:
-        """Fills the three data sets with graphs that `prepare` has been applied to; those to train
+        """Fill the three data sets with graphs that `prepare` has been applied to; those to train
         with are drawn through `augment` and then `transform`."""
         draw = augment
         if self.transform:
@@ -160,14 +160,14 @@ class GraphData(DataModule):
         self.val_set, self.test_set = Graphs(val), Graphs(test)
 
     def fill_nodes(self, graph: Sample, train: Tensor, val: Tensor, test: Tensor) -> None:
-        """Fills the three data sets with one and the same graph, whose `target` (n,) counts at the
+        """Fill the three data sets with one and the same graph, whose `target` (n,) counts at the
         nodes of a mask: each (n,) bool."""
         (graph,) = self.prepare_all([graph], type(self).__name__)
         self.fill(*([{**graph, "node_mask": mask}] for mask in (train, val, test)))
 
 
 def transformed(sample: Sample, transforms: Sequence[Transform]) -> Sample:
-    """The graph after PyG's transforms; names that PyG does not know are kept."""
+    """Apply PyG's transforms to a graph; names that PyG does not know are kept."""
     if not transforms:
         return sample
     from torch_geometric.data import Data

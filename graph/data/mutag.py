@@ -17,7 +17,7 @@ from graph.data.tu import read_tu
 
 
 def grakel_folder(name: str) -> Path:
-    """The folder, in TU format, of a data set that the package grakel carries; it is not imported.
+    """Find the folder, in TU format, of a data set in the package grakel, without importing it.
 
     Raises:
         UsageError: grakel is not installed.

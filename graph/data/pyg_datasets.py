@@ -79,7 +79,7 @@ class PyGDataset(GraphData):
         self._make = _ogb(name) if name.startswith(("ogbg-", "ogbn-")) else _pyg(name)
 
     def prepare_data(self) -> None:
-        """Lightning's hook, called in one process of a machine before any other: downloads."""
+        """Download: Lightning's hook, called in one process of a machine before any other."""
         self._open()
 
     def load(self) -> None:

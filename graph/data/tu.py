@@ -15,7 +15,7 @@ from graph.data.graphs import Sample
 
 
 def read_tu(folder: Path) -> list[Sample]:
-    """The graphs of a folder in TU format (Morris et al., TUDataset, 2020), named as the folder.
+    """Read the graphs of a folder in TU format (Morris et al., TUDataset, 2020), named alike.
 
     Returns: for each graph
 
@@ -75,7 +75,8 @@ def read_tu(folder: Path) -> list[Sample]:
 
 
 def _described(path: Path, count: int) -> Tensor | None:
-    """What the files `..._labels.txt` and `..._attributes.txt` say of `count` nodes or edges."""
+    """Read the types or features of `count` nodes or edges from `..._labels.txt` and
+    `..._attributes.txt`: (count,) or (count, F), None where there is neither file."""
     parts = []
     numbers, kinds = (path.with_name(f"{path.name}_{w}.txt") for w in ("attributes", "labels"))
     if numbers.exists():

@@ -46,7 +46,7 @@ class PairBias(Bias):
         nn.init.trunc_normal_(last.weight, std=0.02)
 
     def compute(self, edges: EdgeList) -> Tensor:
-        """The table, (Σ n², F), where the space was not given one; `edges.memo` computes it once.
+        """Compute the table, (Σ n², F), once, where the space was not given one; see `edges.memo`.
 
         Raises:
             ValueError: nothing is known from which to compute it.
@@ -56,7 +56,7 @@ class PairBias(Bias):
         )
 
     def table(self, edges: EdgeList) -> Tensor:
-        """(Σ n², F): the one given, or the one computed.
+        """Return the table (Σ n², F): the one given, or the one computed.
 
         Raises:
             ValueError: the one given does not have F features, or none is given.
@@ -160,7 +160,7 @@ class PathBias(PairBias):
 
 
 def edge_rows(attr: Tensor, types: int | None) -> Tensor:
-    """Features (E, F) of edges: one-hot where they have one of so many `types`.
+    """Return features (E, F) of edges: one-hot where they have one of so many `types`.
 
     Raises:
         TypeError, ValueError: `attr` is of the other kind, or names a type that there is none of.

@@ -12,7 +12,7 @@ from attention_core.spaces.edge_list import EdgeList
 
 @checked
 def degrees(edges: EdgeList) -> Tensor:
-    """(N, 2) in-degree and out-degree of each node, integers."""
+    """Count in-degree and out-degree of each node, (N, 2) integers."""
     ends = (edges.target, edges.source)
     return torch.stack([torch.bincount(end, minlength=edges.num_nodes) for end in ends], dim=1)
 
@@ -38,7 +38,7 @@ class CentralityEmbedding(nn.Module):
 
     @checked
     def forward(self, degree: Tensor) -> Tensor:
-        """(N, D) from `degrees`, (N, 2).
+        """Embed `degrees`, (N, 2), as (N, D).
 
         Raises:
             ValueError: `degree` is not integer (N, 2).

@@ -11,7 +11,7 @@ from attention_core.spaces.edge_list import EdgeList
 
 
 def check_degree(degree: int, seed: int) -> None:
-    """Raises TypeError or ValueError where no graph of this degree can be drawn."""
+    """Raise TypeError or ValueError where no graph of this degree can be drawn."""
     check_whole(degree=degree)
     check_whole(None, seed=seed)
     if degree < 2 or degree % 2:
@@ -20,7 +20,7 @@ def check_degree(degree: int, seed: int) -> None:
 
 @checked
 def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
-    """Edges of a random regular graph on the nodes of each graph (Shirzad et al., Exphormer, 2023).
+    """Draw a random regular graph on the nodes of each graph (Shirzad et al., Exphormer, 2023).
 
     It is the union of degree / 2 cycles, each through all nodes of a graph in the order of a random
     permutation. Such a graph is connected, and with high probability nearly Ramanujan: the second

@@ -25,7 +25,7 @@ _CHUNK = 1 << 24  # entries of matrices decomposed together, 128 MiB
 
 
 def check_normalization(normalization: object) -> None:
-    """Raises ValueError where there is no such Laplacian."""
+    """Raise ValueError where there is no such Laplacian."""
     if not isinstance(normalization, str) or normalization not in get_args(Normalization):
         raise ValueError(f"normalization must be 'sym', 'rw' or 'none', got {normalization!r}")
 
@@ -34,7 +34,7 @@ def check_normalization(normalization: object) -> None:
 def laplacian_eigenvectors(
     edges: EdgeList, k: int, *, normalization: Normalization = "sym"
 ) -> tuple[Tensor, Tensor]:
-    """The k eigenvectors of the smallest eigenvalues after the trivial one, of each component.
+    """Compute the k eigenvectors of each component with the smallest eigenvalues but the trivial.
 
     Edges count in both directions; self-loops do not count. Each connected component is taken on
     its own, as are the graphs of a batch: in the Laplacian of several, the eigenvalue 0 repeats and
@@ -88,8 +88,8 @@ def laplacian_eigenvectors(
 def spectral_coordinates(
     edges: EdgeList, k: int, *, normalization: Normalization = "sym"
 ) -> Tensor:
-    """Places (N, k) of the nodes, for `Graph(coordinates=...)`: `laplacian_eigenvectors` scaled to
-    a mean square of 1 over their component, whatever its size.
+    """Compute places (N, k) of the nodes, for `Graph(coordinates=...)`: `laplacian_eigenvectors`
+    scaled to a mean square of 1 over their component, whatever its size.
 
     `Rotary` reads differences of these: neighbours are near. It is not invariant to signs: with an
     eigenvector flipped, key and query change places along its axis, so that flips belong into
@@ -112,7 +112,7 @@ def spectral_coordinates(
 def flip_signs(
     vectors: Tensor, component: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Eigenvectors (N, k), each with a random sign in each component (N,)."""
+    """Give eigenvectors (N, k) a random sign each in each component (N,)."""
     check_dense(vectors=vectors, component=component)
     integers = component.dtype in (torch.int64, torch.int32)
     if vectors.ndim != 2 or component.shape != vectors.shape[:1] or not integers:
@@ -128,8 +128,8 @@ def flip_signs(
 
 
 def components(edges: EdgeList) -> Tensor:
-    """(N,) the connected component of each node, whatever the direction of edges; counted from 0
-    in the order of their first nodes."""
+    """Number the connected component of each node, (N,), whatever the direction of edges; counted
+    from 0 in the order of their first nodes."""
     ends = torch.cat([edges.target, edges.source]), torch.cat([edges.source, edges.target])
     root = torch.arange(edges.num_nodes, device=edges.source.device)
     while True:
@@ -149,7 +149,7 @@ Ends = tuple[Tensor, Tensor, Tensor]
 def _dense(
     ends: Ends, count: int, n: int, k: int, normalization: Normalization
 ) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (C, n, ≤ k) and eigenvalues (C, ≤ k) of components of n nodes."""
+    """Compute eigenvectors (C, n, ≤ k) and eigenvalues (C, ≤ k) of components of n nodes."""
     adjacency = torch.zeros(count, n, n, dtype=torch.float64, device=ends[0].device)
     adjacency.index_put_(ends, adjacency.new_ones(()), accumulate=True)
     adjacency = torch.maximum(adjacency, adjacency.mT)
@@ -168,7 +168,7 @@ def _dense(
 def _lanczos(
     ends: Ends, count: int, n: int, k: int, normalization: Normalization
 ) -> tuple[Tensor, Tensor]:
-    """The same of one large component, by scipy."""
+    """Compute the eigenvectors and eigenvalues of one large component, by scipy; as `_dense`."""
     try:
         import scipy.sparse as sparse
     except ImportError as error:

@@ -19,7 +19,7 @@ _CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
 
 @checked
 def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) -> Tensor:
-    """The probability that a walk from `source` is at `target` after 0, 1, ..., steps - 1 steps.
+    """Compute how probably a walk from `source` is at `target` after 0, 1, ..., steps - 1 steps.
 
     Exact, in time steps · n · E per graph whatever pairs are asked for, and in bounded memory.
 
@@ -73,7 +73,7 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
 
 @checked
 def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
-    """RWSE: the probability that a walk is back at its node after 1, ..., `steps` steps
+    """Compute RWSE: the probability that a walk is back at its node after 1, ..., `steps` steps
     (Dwivedi et al., LSPE, 2022).
 
     Returns: (N, steps) float32; 0 at nodes without edges.
@@ -88,7 +88,7 @@ def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
 
 @checked
 def walk_table(edges: EdgeList, steps: int) -> Tensor:
-    """RRWP: `relative_walks` of all pairs inside each graph (Ma et al., GRIT, 2023).
+    """Compute RRWP: `relative_walks` of all pairs inside each graph (Ma et al., GRIT, 2023).
 
     The pair of a query and a key holds the walks from key to query, along the edges as attention
     goes. The diagonal, a node with itself, is GRIT's encoding of nodes: 1 and RWSE.

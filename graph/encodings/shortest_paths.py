@@ -14,7 +14,7 @@ _CHUNK = 1 << 24  # numbers gathered at a time, 64 MiB
 
 @checked
 def path_features(edges: EdgeList, features: Tensor, max_hops: int) -> Tensor:
-    """Features of the edges on the shortest path from key to query, position by position.
+    """Compute features of the edges on the shortest path from key to query, position by position.
 
     With a weight for each position and feature, their product is Graphormer's edge encoding, the
     mean over the path of ``features · weight[position]`` (Ying et al., 2021). Position 0 is the

@@ -39,8 +39,8 @@ class SignInvariant(nn.Module):
 
     @checked
     def forward(self, vectors: Tensor, values: Tensor, edge_index: Tensor) -> Tensor:
-        """(N, D) from eigenvectors and eigenvalues (N, k), as `laplacian_eigenvectors` returns
-        them, and edges (2, E). Columns without an eigenvector, of eigenvalue 0, have no part.
+        """Encode eigenvectors and eigenvalues (N, k), as `laplacian_eigenvectors` returns them, and
+        edges (2, E) as (N, D). Columns without an eigenvector, of eigenvalue 0, have no part.
 
         Raises:
             ValueError: `vectors` or `values` have another shape.

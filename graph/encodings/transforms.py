@@ -41,7 +41,7 @@ from graph.encodings.shortest_paths import path_features
 
 
 def edge_list(data: Data) -> EdgeList:
-    """The edges of a PyG `Data` or `Batch`.
+    """Return the edges of a PyG `Data` or `Batch`.
 
     Raises:
         ValueError: there is no `edge_index`.

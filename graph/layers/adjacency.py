@@ -18,7 +18,7 @@ Size = tuple[int | None, int | None]
 
 
 class GivenEdges(NamedTuple):
-    """What an `edge_index` tells.
+    """The edges that an `edge_index` of any form gives.
 
     Attributes:
         edge_index: (2, E) int64, row 0 the source, row 1 the target.
@@ -33,7 +33,7 @@ class GivenEdges(NamedTuple):
 
 
 def read_edges(edge_index: Any, name: str = "edge_index") -> GivenEdges:
-    """The edges of a tensor (2, E), or of PyG's `adj_t`, a sparse matrix (targets, sources).
+    """Read the edges of a tensor (2, E), or of PyG's `adj_t`, a sparse matrix (targets, sources).
 
     Raises:
         TypeError: it is neither, or a list that does not hold integers.
@@ -63,15 +63,15 @@ def read_edges(edge_index: Any, name: str = "edge_index") -> GivenEdges:
 
 
 def as_adjacency(weights: Tensor, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (E, H) of edges (2, E) as a sparse tensor (targets, sources, H) of the layout of
-    `like`, and its values: those of an edge that is listed repeatedly are one, their sum."""
+    """Make a sparse tensor (targets, sources, H) of weights (E, H) of edges (2, E), of the layout
+    of `like`, and its values: those of an edge that is listed repeatedly are one, their sum."""
     size = like.shape[0], like.shape[1]
     matrix = to_torch_sparse_tensor(index.flip(0), weights, size, layout=like.layout)
     return matrix, matrix.values()
 
 
 def agreed_size(size: Any, told: Size, nodes: Size, name: str = "edge_index") -> tuple[int, int]:
-    """Numbers of sources and of targets, of which nobody says another.
+    """Return the numbers of sources and of targets, of which nobody says another.
 
     Args:
         size: the argument, (sources, targets) or None.

@@ -7,16 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attention_core import (
-    Additive,
-    AdditiveV2,
-    Bias,
-    Edges,
-    Graph,
-    RecordedAttention,
-    Score,
-    plan,
-)
+from attention_core import Additive, AdditiveV2, Bias, Edges, Graph, Score, plan
 from attention_core.annotated import checked
 from attention_core.checks import (
     check_chance,
@@ -27,6 +18,7 @@ from attention_core.checks import (
     check_number,
     check_whole,
 )
+from attention_core.layers import RecordedAttention
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,

@@ -45,7 +45,7 @@ class _Conv(GraphAttention):
         size: tuple[int, int] | None = None,
         backend: str | None = None,
     ) -> Any:
-        """As `GraphAttention.forward`, with arguments in PyG's order."""
+        """Call `GraphAttention.forward` with arguments in PyG's order."""
         return super().forward(
             x,
             edge_index,
@@ -150,7 +150,7 @@ class GATConv(_Conv):
         *,
         backend: str | None = None,
     ) -> Any:
-        """As `GraphAttention.forward`, with arguments in PyG's order."""
+        """Call `GraphAttention.forward` with arguments in PyG's order."""
         return super().forward(
             x, edge_index, edge_attr, return_attention_weights, size=size, backend=backend
         )

@@ -19,7 +19,7 @@ _known: MutableMapping[Tensor, dict[object, EdgeList]] = WeakIdKeyDictionary()
 
 
 def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
-    """The same as a plain tensor (2, E) of int64.
+    """Return `edge_index` as a plain tensor (2, E) of int64.
 
     Raises:
         TypeError: it is no dense tensor, or does not hold integers.
@@ -39,7 +39,7 @@ def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
 
 
 def check_finite(x: Tensor, name: str) -> None:
-    """Raises ValueError where x (rows, ...) holds NaN or an infinity."""
+    """Raise ValueError where x (rows, ...) holds NaN or an infinity."""
     # One sum tells nearly always, without a tensor of bools
     if x.is_floating_point() and not bool(x.detach().sum().isfinite()):
         wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero()
@@ -54,7 +54,7 @@ def sorted_once(
     *,
     given: Tensor | None = None,
 ) -> EdgeList:
-    """The edges for this and all further layers and passes that are given the same tensor.
+    """Return the edges for this and all further layers and passes that are given the same tensor.
 
     A graph is sorted once: that takes about as long as a layer. The sorted edges live as long as
     the tensor, and are dropped where its numbers have changed.
@@ -80,7 +80,7 @@ def sorted_once(
 def loop_features(
     attr: Tensor, target: Tensor, count: int, fill_value: float | Tensor | str
 ) -> Tensor:
-    """Features (count, ...) of the self-loops of nodes 0 to count - 1, as PyG makes them.
+    """Make features (count, ...) of the self-loops of nodes 0 to count - 1, as PyG does.
 
     Args:
         attr: (E, ...) of the other edges.
@@ -109,7 +109,7 @@ def loop_features(
 
 
 def in_input_order(edge_index: Tensor, kept: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Edges with self-loops in the order in which they came in.
+    """Bring edges with self-loops into the order in which they came in.
 
     Args:
         edge_index: (2, E) the input.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from attention_core import Edges, Graph, PairWeights, RecordedAttention, plan
+from attention_core import Edges, Graph, PairWeights, plan
 from attention_core.annotated import checked
 from attention_core.checks import (
     check_chance,
@@ -20,6 +20,7 @@ from attention_core.checks import (
     check_kind,
     check_whole,
 )
+from attention_core.layers import RecordedAttention
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once

@@ -53,7 +53,7 @@ class SeenMessages(MessagePassing):
         alpha: Tensor,
         edge_value: Tensor | None,
     ) -> Tensor:
-        """What attention gives (M, H, D), message by message.
+        """Compute the output of attention (M, H, D) message by message, for explainers and hooks.
 
         Args:
             edge_index: (2, E).
@@ -72,11 +72,11 @@ class SeenMessages(MessagePassing):
         return out
 
     def message(self, x_j: Tensor, alpha: Tensor, edge_value: Tensor | None) -> Tensor:
-        """(E, H, D): along each edge its weight (E, H) times what its source has to say."""
+        """Compute (E, H, D): along each edge its weight (E, H) times what its source has to say."""
         return alpha[..., None] * (x_j if edge_value is None else x_j + edge_value)
 
     def explain_message(self, inputs: Tensor, dim_size: int | None) -> Tensor:
-        """The messages times an explainer's mask of the edges given.
+        """Multiply the messages by an explainer's mask of the edges given.
 
         Raises:
             ValueError: there is no mask, or it is of other edges than the layer was given.

@@ -19,12 +19,12 @@ class _LazyProjection(nn.LazyLinear):
 
 
 def projection(size: int, out: int, bias: bool = True) -> nn.Linear:
-    """A linear layer of `size` numbers to `out`, to `start`; -1 is the size of the first input."""
+    """Make a linear layer of `size` numbers to `out`, to `start`; -1 is the first input's size."""
     return _LazyProjection(out, bias) if size == -1 else nn.Linear(size, out, bias)
 
 
 def check_size(name: str, size: Any) -> None:
-    """Raises TypeError or ValueError where a size, or one of a pair or mapping, is no whole number
+    """Raise TypeError or ValueError where a size, or one of a pair or mapping, is no whole number
     of at least 1, and not the -1 that leaves it to the first input."""
     several = isinstance(size, Mapping | tuple | list)
     if isinstance(size, tuple | list) and len(size) != 2:
@@ -38,12 +38,12 @@ def check_size(name: str, size: Any) -> None:
 
 
 def size_in(linear: nn.Linear) -> int:
-    """How many numbers it takes; -1 while no input has told."""
+    """Return how many numbers it takes; -1 while no input has told."""
     return -1 if is_lazy(linear.weight) else linear.weight.shape[1]
 
 
 def start(linear: nn.Linear) -> None:
-    """Draws Xavier's uniform weights, without a bias; later, where there are none yet."""
+    """Draw Xavier's uniform weights, without a bias; later, where there are none yet."""
     if is_lazy(linear.weight) or not linear.weight.numel():
         return
     nn.init.xavier_uniform_(linear.weight)
@@ -52,7 +52,7 @@ def start(linear: nn.Linear) -> None:
 
 
 def reset(module: nn.Module) -> None:
-    """Draws all that is learned anew. Inner parts come first, for what contains them may have a
+    """Draw all that is learned anew. Inner parts come first, for what contains them may have a
     beginning of its own for them."""
     for part in reversed(list(module.modules())):
         begin = getattr(part, "reset_parameters", None)

@@ -12,7 +12,7 @@ from graph.layers.edges import check_edge_index, check_finite
 
 
 def check_data(data: Any) -> None:
-    """Raises TypeError where `data` is no graph that holds its own tensors."""
+    """Raise TypeError where `data` is no graph that holds its own tensors."""
     if isinstance(data, Data | HeteroData):
         return
     got = type(data).__name__
@@ -22,7 +22,7 @@ def check_data(data: Any) -> None:
 
 
 def check_graph(data: Data | HeteroData) -> None:
-    """Refuses a graph that cannot be drawn from.
+    """Refuse a graph that cannot be drawn from.
 
     Raises:
         TypeError: edges are no integers, or what is to be a tensor is none.
@@ -43,8 +43,8 @@ def check_graph(data: Data | HeteroData) -> None:
 
 
 def check_edges(edge_index: Any, sources: int, targets: int, name: str = "edge_index") -> Tensor:
-    """`edge_index` as a plain tensor of int64, or TypeError or ValueError where it is no (2, E)
-    tensor of such nodes."""
+    """Return `edge_index` as a plain tensor of int64; raise TypeError or ValueError where it is no
+    (2, E) tensor of such nodes."""
     edge_index = check_edge_index(edge_index, name)
     for end, nodes, count in zip(("source", "target"), edge_index, (sources, targets), strict=True):
         check_nodes(nodes, count, name, f"{end} node")
@@ -52,7 +52,7 @@ def check_edges(edge_index: Any, sources: int, targets: int, name: str = "edge_i
 
 
 def check_rows(values: Any, length: int, name: str, of: str) -> None:
-    """Raises ValueError where a tensor of features has another length or is not finite."""
+    """Raise ValueError where a tensor of features has another length or is not finite."""
     if not isinstance(values, Tensor) or values.layout != torch.strided:
         return  # PyG allows much else, such as sparse features
     if values.ndim == 0 or len(values) != length:
@@ -63,7 +63,7 @@ def check_rows(values: Any, length: int, name: str, of: str) -> None:
 
 
 def check_nodes(nodes: Tensor, count: int, name: str, kind: str = "node") -> None:
-    """Raises TypeError or ValueError where `nodes` holds anything but nodes 0 to `count` - 1."""
+    """Raise TypeError or ValueError where `nodes` holds anything but nodes 0 to `count` - 1."""
     if nodes.is_floating_point() or nodes.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {nodes.dtype}")
     if nodes.numel():
@@ -76,7 +76,7 @@ def check_nodes(nodes: Tensor, count: int, name: str, kind: str = "node") -> Non
 
 
 def check_column(values: Any, length: int, name: str, of: str) -> None:
-    """Raises TypeError or ValueError where `values` is no tensor of a finite number each."""
+    """Raise TypeError or ValueError where `values` is no tensor of a finite number each."""
     if not isinstance(values, Tensor) or values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"{name} must be a tensor of numbers, got {values!r:.80}")
     if values.shape != (length,):
@@ -88,7 +88,8 @@ def check_column(values: Any, length: int, name: str, of: str) -> None:
 
 
 def check_fan_out(num_neighbors: Any, name: str = "num_neighbors") -> list[int]:
-    """`num_neighbors` as a list of integers of at least -1, one a hop, or a TypeError."""
+    """Return `num_neighbors` as a list of integers of at least -1, one a hop, or raise
+    TypeError."""
     if not isinstance(num_neighbors, list | tuple):
         raise TypeError(f"{name} must list a number per hop, got {num_neighbors!r:.80}")
     for count in num_neighbors:

@@ -35,7 +35,7 @@ def partition(
     imbalance: float = 0.05,
     seed: int = 0,
 ) -> Tensor:
-    """Cuts a graph into parts of about equal size, with few edges between them.
+    """Cut a graph into parts of about equal size, with few edges between them.
 
     Nodes move to where most of their neighbors are, under a bound on sizes; the clusters become
     the nodes of a smaller graph, and so on; the tree of clusters puts the nodes in an order, which

@@ -50,7 +50,7 @@ class Sampled(DataModule):
         return self.arguments(sampled)
 
     def arguments(self, sampled: Any) -> dict[str, Any]:
-        """What of a drawn batch the model is given, by name, and `target`.
+        """Return the model's arguments in a drawn batch, by name, and `target`.
 
         Of a `Data` `x`, `edge_index` and, where there is one, `edge_attr`; of a `HeteroData`
         `x_dict`, `edge_index_dict` and `edge_attr_dict`. Override it for other things.
@@ -92,7 +92,7 @@ class SampledNodes(Sampled):
         self.node_type, self.sampling = node_type, dict(sampling or {})
 
     def graph(self) -> Data | HeteroData:
-        """The graph; called once per process."""
+        """Return the graph; called once per process."""
         raise NotImplementedError(f"{type(self).__name__}.graph must return the graph.")
 
     def load(self) -> None:
@@ -154,7 +154,7 @@ class SampledLinks(Sampled):
         self.negatives, self.sampling = negatives, dict(sampling or {})
 
     def graphs(self) -> tuple[Any, Any, Any]:
-        """The graphs for training, validation and test; called once per process."""
+        """Return the graphs for training, validation and test; called once per process."""
         raise NotImplementedError(f"{type(self).__name__}.graphs must return three graphs.")
 
     def load(self) -> None:
@@ -204,7 +204,7 @@ class Clusters(Sampled):
         self.parts = parts
 
     def graph(self) -> Data:
-        """The graph; called once per process."""
+        """Return the graph; called once per process."""
         raise NotImplementedError(f"{type(self).__name__}.graph must return the graph.")
 
     def load(self) -> None:
@@ -224,7 +224,7 @@ class Clusters(Sampled):
 
 
 class _Drawn(Dataset[Any]):
-    """What a loader draws for some of its items, as the one sample of a batch.
+    """The batches that a loader draws for some of its items, each the one sample of a batch.
 
     Args:
         loader: called with a list of its items, draws under torch's global generator, which the
@@ -269,7 +269,7 @@ def _check_labels(store: Any) -> None:
 
 @contextmanager
 def _as_usage_errors() -> Iterator[None]:
-    """What a loader refuses, as the command line tells it."""
+    """Turn what a loader refuses into what the command line tells."""
     try:
         yield
     except (TypeError, ValueError) as error:

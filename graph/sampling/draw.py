@@ -70,7 +70,7 @@ class InEdges:
         until: Tensor | None = None,
         last: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Draws up to `count` edges into each node.
+        """Draw up to `count` edges into each node.
 
         Without replacement every set of `count` edges is equally likely, or, with weights, edges
         are drawn one after the other, each time by the weights of those that are left. Edges of
@@ -104,20 +104,20 @@ class InEdges:
         return owner, start.index_select(0, owner) + rank
 
     def at(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """The source of each sorted edge, and where it stood in `edge_index`, as int64."""
+        """Return the source of each sorted edge, and where it stood in `edge_index`, as int64."""
         return (
             self.source.index_select(0, position).long(),
             self.edge.index_select(0, position).long(),
         )
 
     def all(self, node: Tensor, *, until: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All edges into each node, whatever their weight; arguments and results as in `draw`."""
+        """Return all edges into each node, whatever their weight; arguments as in `draw`."""
         start, end = self.window(node, until)
         owner, rank = _enumerate(end - start)
         return owner, start[owner] + rank
 
     def window(self, node: Tensor, until: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The first of the edges into each node, and behind the last, of time `until` or less."""
+        """Return the first edge into each node and behind the last, of time `until` or less."""
         low, end = (self.start.index_select(0, at).long() for at in (node, node + 1))
         if until is None or self.time is None or len(self.time) == 0:
             return low, end
@@ -210,7 +210,8 @@ class Found:
         return self.key // self.num_nodes
 
     def add(self, node: Tensor, batch: Tensor | None = None) -> Tensor:
-        """(n,) where each of `node` stands among the found, those that are new behind the rest."""
+        """Return where each of `node` stands among the found, (n,), those that are new behind the
+        rest."""
         known = len(self.key)
         key = torch.cat([self.key, self._keys(node, batch)])
         unique, inverse = key.unique(return_inverse=True)
@@ -224,7 +225,7 @@ class Found:
         return number.index_select(0, first).index_select(0, inverse[known:])
 
     def find(self, node: Tensor, batch: Tensor | None = None) -> Tensor:
-        """(n,) where each of `node` stands among the found, -1 where it does not."""
+        """Return where each of `node` stands among the found, (n,), -1 where it does not."""
         if len(self.key) == 0:
             return torch.full_like(node, -1, dtype=torch.int64)
         ordered, order = self.key.sort(stable=True)

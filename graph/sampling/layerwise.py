@@ -25,7 +25,7 @@ def layerwise(
     max_edges: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The output of the last layer for every node, as of one pass over the whole graph.
+    """Compute the output of the last layer for every node, as of one pass over the whole graph.
 
     Each layer is computed for some nodes at a time, from all edges into them, before the next layer
     begins: every node's state is computed once per layer, which sampled batches would repeat for

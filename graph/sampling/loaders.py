@@ -215,7 +215,8 @@ def make_sampler(
     is_sorted: bool = False,
     **options: Any,
 ) -> BaseSampler:
-    """PyG's sampler where pyg-lib is installed, which knows no induced subgraphs, or else ours."""
+    """Make PyG's sampler where pyg-lib, which knows no induced subgraphs, is installed, else
+    ours."""
     if torch_geometric.typing.WITH_PYG_LIB and subgraph_type != "induced":
         check_graph(data)  # pyg-lib would read beyond its memory
         return torch_geometric.sampler.NeighborSampler(

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
-from attention_core import RecordedAttention
+from attention_core.layers import RecordedAttention
 from attention_core.training import Task, UsageError
 from attention_core.training.data import model_inputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from graph.figures import Shown
+    from graph.interpret import Shown
 
 #: Attention of a batch with more nodes is not drawn: there may be as many weights as pairs.
 MOST_NODES = 4096
@@ -24,12 +24,12 @@ class GraphTask(Task):
     attention drawn on a batch of its test set, where the model has some."""
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """What of a batch attention is drawn on, by default nothing."""
+        """Choose what of a batch attention is drawn on, by default nothing."""
         return []
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        """Those of the task, and `attention_figures` of what `shown` chooses."""
-        from graph.figures import attention_figures
+        """Draw those of the task, and `attention_figures` of what `shown` chooses."""
+        from graph.interpret import attention_figures
 
         figures = super().figures(batch)
         attends = any(isinstance(part, RecordedAttention) for part in self.model.modules())
@@ -44,7 +44,7 @@ class GraphTask(Task):
         return {**figures, **drawn}
 
     def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
-        """Refuses: no fixed program computes a graph transformer."""
+        """Refuse: no fixed program computes a graph transformer."""
         raise UsageError(
             "export: a graph model has no form as a program: the distances between nodes and the "
             "pairs that attend are searched in each graph, with as many steps and results as that "
@@ -53,7 +53,7 @@ class GraphTask(Task):
 
 
 def choose(sizes: Tensor, target: Tensor, most: int = 4) -> list[int]:
-    """What to draw, the classes in turn: those of most typical size first, in the order of classes.
+    """Choose what to draw, of each class in turn those of most typical size, in the classes' order.
 
     Args:
         sizes: (G,) such as numbers of nodes.

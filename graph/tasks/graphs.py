@@ -13,7 +13,7 @@ from attention_core.training.data import model_inputs
 from graph.tasks.base import GraphTask, choose
 
 if TYPE_CHECKING:
-    from graph.figures import Shown
+    from graph.interpret import Shown
 
 
 class GraphRegression(GraphTask, RegressionTask):
@@ -24,8 +24,8 @@ class GraphRegression(GraphTask, RegressionTask):
     """
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Four graphs of typical size, with the first of their targets."""
-        from graph.figures import Shown
+        """Choose four graphs of typical size, with the first of their targets."""
+        from graph.interpret import Shown
 
         with torch.no_grad():
             output = self(**model_inputs(batch))
@@ -48,8 +48,8 @@ class GraphClassification(GraphTask, ClassificationTask):
     """
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Up to four graphs, the classes in turn, those of typical size first."""
-        from graph.figures import Shown
+        """Choose up to four graphs, the classes in turn, those of typical size first."""
+        from graph.interpret import Shown
 
         share, says = self.probabilities(batch).max(-1)
         target = batch["target"]
@@ -64,7 +64,7 @@ class GraphClassification(GraphTask, ClassificationTask):
 
 
 def verdict(classes: list[str], says: int, label: int, share: float) -> str:
-    """Such as "a (70%), is b"."""
+    """Return a verdict such as "a (70%), is b"."""
     said, true = on_one_line(classes[says]), on_one_line(classes[label])
     return f"{said} ({share:.0%})" + ("" if says == label else f", is {true}")
 

@@ -122,7 +122,7 @@ class LinkPrediction(GraphTask):
 
 
 def both_ends(batch: dict[str, Any], negatives: int | None = None) -> dict[str, Any]:
-    """The batch with its B links as 2B choices: of each the target, then of each the source.
+    """Turn a batch with its B links into 2B choices: of each the target, then of each the source.
 
     `edge_label_index` is (2, 2B, C), `edge_label_type`, where there is one, (2B, 1), and `target`
     (2B,) the right one of C choices: all nodes, or the right one and `negatives` random nodes.
@@ -148,8 +148,8 @@ def both_ends(batch: dict[str, Any], negatives: int | None = None) -> dict[str, 
 
 
 def without_links(batch: dict[str, Any], relations: int) -> dict[str, Any]:
-    """The batch without the edges that are its links, or their inverses: those from target to
-    source, of the same of R `relations`, or R higher."""
+    """Return the batch without the edges that are its links, or their inverses: those from target
+    to source, of the same of R `relations`, or R higher."""
     links, nodes = batch["edge_label_index"], len(batch["x"])
     kind, of_edge = batch.get("edge_label_type"), batch.get("edge_attr")
     if kind is None or of_edge is None or of_edge.is_floating_point():
@@ -168,8 +168,8 @@ def without_links(batch: dict[str, Any], relations: int) -> dict[str, Any]:
 
 
 def ranks(scores: Tensor, target: Tensor) -> Tensor:
-    """The rank (Q,), from 1 on, of choice `target` (Q,) by its score among (Q, C); of choices with
-    equal scores, the middle one."""
+    """Rank choice `target` (Q,), from 1 on, by its score among (Q, C); of choices with equal
+    scores, the middle one."""
     own = scores.gather(1, target[:, None])
     above, equal = (scores > own).sum(1), (scores == own).sum(1)
     return above + (equal + 1) / 2

@@ -14,8 +14,8 @@ from nlp.data.module import TextData, TokenData
 from nlp.data.objectives import Masking, NextToken, Objective
 from nlp.data.packing import IGNORED, Texts, collate
 from nlp.data.pairs import Pair, PairData, PairFile
-from nlp.data.texts import Labelled, distinct, split
-from nlp.data.tweets import TweetSentiment, read_tweets
+from nlp.data.texts import Labelled
+from nlp.data.tweets import TweetSentiment
 
 __all__ = [
     "IGNORED",
@@ -36,7 +36,4 @@ __all__ = [
     "TokenData",
     "TweetSentiment",
     "collate",
-    "distinct",
-    "read_tweets",
-    "split",
 ]

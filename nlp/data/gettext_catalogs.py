@@ -50,7 +50,7 @@ class MessageCatalogs(PairData):
 
 
 def read_catalog(path: Path) -> Iterator[Pair]:
-    """The translated messages of a .po file; fuzzy and obsolete ones are left out."""
+    """Yield the translated messages of a .po file; fuzzy and obsolete ones are left out."""
     import polib
 
     for entry in polib.pofile(str(path)):

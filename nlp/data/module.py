@@ -9,10 +9,11 @@ from typing import Any, Required, Unpack
 import torch
 
 from attention_core.errors import reading, too_large
+from attention_core.files import replace_file
 from attention_core.pretrained.files import located
 from attention_core.training import DataModule, UsageError
 from attention_core.training.data import DataModuleOptions
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import (
     check_file,
     csv_rows,
@@ -129,14 +130,14 @@ class TokenData(DataModule):
         return {"ids": torch.tensor(self.encode([text])[0])}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, as a model is given them."""
+        """Encode texts as ids, as a model is given them."""
         return self.tokenizer.encode(texts)
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         return collate(samples, padded=self.padded)
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Sets `tokenizer`: the run's where it has one, else the given one, or one that learns from
+        """Set `tokenizer`: the run's where it has one, else the given one, or one that learns from
         `texts`.
 
         Raises:
@@ -217,17 +218,17 @@ class TextData(TokenData):
         self.texts: dict[str, list[Labelled]] = {}
 
     def rows(self) -> list[Labelled]:
-        """All texts of the data, duplicates and all."""
+        """Return all texts of the data, duplicates and all."""
         raise NotImplementedError(f"{type(self).__name__}.rows must return the texts.")
 
     def parts(self) -> dict[str, list[Labelled]]:
-        """The texts to train, validate and test with: "train", "val", "test"."""
+        """Split the texts to train, validate and test with: "train", "val", "test"."""
         rows = distinct(self.rows())
         self.check_classes(rows)
         return dict(zip(("train", "val", "test"), split(self.wanted(rows)), strict=True))
 
     def check_classes(self, rows: Iterable[Labelled]) -> None:
-        """Refuses classes that are none of the labels in `rows`."""
+        """Refuse classes that are none of the labels in `rows`."""
         if self.objective is not None:
             return
         labels = {row.label for row in rows}
@@ -239,7 +240,7 @@ class TextData(TokenData):
             )
 
     def wanted(self, rows: list[Labelled]) -> list[Labelled]:
-        """Of distinct rows those whose label is used, `limit` of them."""
+        """Return those of distinct rows whose label is used, `limit` of them."""
         if self.objective is None:
             rows = [row for row in rows if row.label in self.classes]
         return rows[: self.limit]

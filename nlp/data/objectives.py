@@ -25,16 +25,16 @@ class Objective:
     tokenizer: Any = None
 
     def bind(self, tokenizer: Tokenizer) -> None:
-        """Tells the tokenizer, before the first text."""
+        """Remember the tokenizer, before the first text."""
         self.tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """Encode each text as ids."""
         rows: list[list[int]] = self.tokenizer.encode(texts)
         return rows
 
     def cut(self, ids: list[int], window: int | None) -> list[list[int]]:
-        """A text in parts of which each becomes a sample of at most `window` tokens."""
+        """Cut a text into parts of which each becomes a sample of at most `window` tokens."""
         raise NotImplementedError(f"{type(self).__name__}.cut must cut a text into parts.")
 
     def __call__(self, ids: Tensor) -> Sample:

@@ -54,7 +54,7 @@ class Texts(torch.utils.data.Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample], *, padded: bool = False) -> dict[str, Any]:
-    """A batch of B samples.
+    """Make a batch of B samples.
 
     - Of each `ids` (n,), and `target_ids` where there are any: packed as `ids` (T,), all texts end
       to end, or padded on the right as `ids` (B, L); with `lengths` (B,), or `target_lengths`.
@@ -88,7 +88,7 @@ def collate(samples: Sequence[Sample], *, padded: bool = False) -> dict[str, Any
 
 
 def unpack(ids: Tensor, lengths: Tensor) -> list[Tensor]:
-    """The ids of each text of a batch, packed or padded."""
+    """Unpack the ids of each text of a batch, packed or padded."""
     sizes = lengths.tolist()
     if ids.ndim == 1:
         return list(ids.split(sizes))

@@ -31,8 +31,8 @@ class Pair(NamedTuple):
 
 
 def distinct_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """One pair of each source, in the order of a hash of it: the same whatever the order of the
-    pairs. Of several translations the first in the alphabet is taken."""
+    """Keep one pair of each source, in the order of a hash of it: the same whatever the order of
+    the pairs. Of several translations the first in the alphabet is taken."""
     found: dict[str, Pair] = {}
     for pair in sorted(pairs):
         found.setdefault(same(pair.source), pair)
@@ -58,7 +58,7 @@ class PairData(TokenData):
         self.texts: dict[str, list[Pair]] = {}
 
     def rows(self) -> list[Pair]:
-        """All pairs of the data, duplicates and all."""
+        """Return all pairs of the data, duplicates and all."""
         raise NotImplementedError(f"{type(self).__name__}.rows must return the pairs.")
 
     def load(self) -> None:
@@ -144,8 +144,8 @@ class PairFile(PairData):
 
 
 def read_pairs(text: str) -> tuple[list[Pair], list[str]]:
-    """The pairs in tab-separated lines, and what is wrong with the other lines, each by its number.
-    Blank lines are none."""
+    """Read the pairs in tab-separated lines, and what is wrong with the other lines, each by its
+    number. Blank lines are none."""
     pairs, wrong = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         columns = line.removesuffix("\r").split("\t")

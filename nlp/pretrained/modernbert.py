@@ -52,7 +52,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of(config: Config, kind: str) -> dict[str, Any]:
-    """What the configuration says of the rotary positions of layers of this kind."""
+    """Return what the configuration says of rotary positions in layers of this kind."""
     return dict((config.get("rope_parameters") or {}).get(kind) or {})
 
 

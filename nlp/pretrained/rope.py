@@ -11,7 +11,7 @@ from attention_core.rotary_scaling import LinearScaling, Llama3Scaling, RotarySc
 
 
 def rotary(config: Config, head_dim: int) -> Rotary:
-    """The positions that `rope_theta`, `rope_scaling` (old) and `rope_parameters` (new) describe.
+    """Make the positions of `rope_theta`, `rope_scaling` (old) and `rope_parameters` (new).
 
     Args:
         head_dim: size of a head, of which `partial_rotary_factor` says how much turns.

@@ -22,7 +22,7 @@ from nlp.generation import generate
 from nlp.tasks.base import TextTask, readable
 
 if TYPE_CHECKING:
-    from nlp.figures import Shown
+    from nlp.interpret import ReadText
 
 #: A text is shown with so many tokens of its own, and so many that the model writes after them.
 GIVEN, WRITTEN = 12, 24
@@ -65,7 +65,7 @@ class TokenTask(TextTask):
         return len(batch["lengths"])
 
     def weight(self, batch: dict[str, Any]) -> Tensor:
-        """The tokens that are asked for."""
+        """Count the tokens that are asked for."""
         asked: Tensor = (batch["target"] != IGNORED).sum()
         return asked
 
@@ -74,7 +74,7 @@ class TokenTask(TextTask):
         return nats(output, batch["target"], smoothing) / self.weight(batch).clamp(min=1)
 
     def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
-        """Refuses: a program would have to generate."""
+        """Refuse: a program would have to generate."""
         raise UsageError(
             f"export: {type(self).__name__} asks a model for tokens, which no fixed program is "
             "written for. Its weights can be written, by format=safetensors."
@@ -82,7 +82,7 @@ class TokenTask(TextTask):
 
 
 def nats(output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The cross-entropy of logits (..., V) with `target` (...), summed.
+    """Compute the cross-entropy of logits (..., V) with `target` (...), summed.
 
     Raises:
         UsageError: logits of another shape.
@@ -114,7 +114,7 @@ class BitsPerByte(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nats: Tensor, bytes: Tensor) -> None:
-        """Adds the cross-entropy of tokens, summed, and the number of bytes that they stand for."""
+        """Add the cross-entropy of tokens, summed, and the number of bytes that they stand for."""
         self.nats += nats
         self.bytes += bytes
 
@@ -123,7 +123,7 @@ class BitsPerByte(Metric):
 
 
 def check_generation(options: Mapping[str, Any], max_length: int | None = None) -> None:
-    """Refuses wrong options of `nlp.generate`, before an epoch is spent.
+    """Refuse wrong options of `nlp.generate`, before an epoch is spent.
 
     Args:
         options: those of a task.
@@ -193,16 +193,15 @@ class CausalLanguageModelling(TokenTask):
         metrics["bits_per_byte"].update(nats(output, target), count)
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
-        """`completion`: what the model writes after each prompt."""
+        """Return `completion`: what the model writes after each prompt."""
         tokenizer = data.tokenizer  # type: ignore[attr-defined]
         options = {"stop": tokenizer.end, **self.generation}
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [{"completion": tokenizer.decode(row.tolist())} for row in written]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Two test texts that the model completes from their first tokens."""
-        from nlp.figures import Shown
-        from nlp.seeing import attention_maps
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
+        """Choose two test texts that the model completes from their first tokens."""
+        from nlp.interpret import ReadText, attention_maps
 
         if not isinstance(self.model, TextDecoder):
             return []
@@ -214,10 +213,10 @@ class CausalLanguageModelling(TokenTask):
             options = {"stop": tokenizer.end, **self.generation, "generator": self._seeded()}
             options["max_tokens"] = min(WRITTEN, limit - len(given))
             (written,) = self.model.generate(given[None], **options)
-            seen = attention_maps(self.model, tokenizer, torch.cat([given, written]))
+            seen = attention_maps(self.model, torch.cat([given, written]), tokenizer=tokenizer)
             caption = f"{tokenizer.decode(given.tolist())!r} goes on: "
             caption += repr(tokenizer.decode(written.tolist()))
-            texts.append(Shown(caption, seen, written=len(written)))
+            texts.append(ReadText(caption, seen, written=len(written)))
         return texts
 
 
@@ -237,7 +236,7 @@ class MaskedLanguageModelling(TokenTask):
         super().__init__(model, metrics={"accuracy": accuracy}, **settings)
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
-        """`embedding_0` ...: the mean of each text's encoded tokens."""
+        """Return `embedding_0` ...: the mean of each text's encoded tokens."""
         from attention_core import pool
         from nlp.batches import token_space
 
@@ -248,10 +247,9 @@ class MaskedLanguageModelling(TokenTask):
             for row in pooled.tolist()
         ]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Two test texts as the model sees them, and what it takes the hidden tokens for."""
-        from nlp.figures import Shown
-        from nlp.seeing import attention_maps
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
+        """Choose two test texts as the model sees them, and what it takes the hidden tokens for."""
+        from nlp.interpret import ReadText, attention_maps
 
         if not isinstance(self.model, MaskedLanguageModel):
             return []
@@ -271,5 +269,5 @@ class MaskedLanguageModelling(TokenTask):
                 for name, true in zip(named, meant, strict=True)
             ]
             caption = f"Asked for {len(asked)}, says {', '.join(asked)}" if asked else "Nothing hid"
-            texts.append(Shown(caption, attention_maps(self.model, tokenizer, ids)))
+            texts.append(ReadText(caption, attention_maps(self.model, ids, tokenizer=tokenizer)))
         return texts

@@ -15,7 +15,7 @@ from nlp.tasks.base import readable
 from nlp.tasks.tokens import TokenTask, TokenTaskOptions, check_generation
 
 if TYPE_CHECKING:
-    from nlp.figures import Shown
+    from nlp.interpret import ReadText
 
 
 class Translation(TokenTask):
@@ -90,16 +90,15 @@ class Translation(TokenTask):
         self.log_dict({f"{stage}/{name}": value for name, value in found.items()})
 
     def translated(self, batch: dict[str, Any], data: DataModule) -> list[str]:
-        """The translations of a batch's sources."""
+        """Translate a batch's sources."""
         tokenizer = data.tokenizer  # type: ignore[attr-defined]
         options = {"start": tokenizer.start, "stop": tokenizer.end, **self.generation}
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [tokenizer.decode(row.tolist()) for row in written]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
-        """Four test texts with their translations by the model."""
-        from nlp.figures import Shown
-        from nlp.seeing import alignment
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
+        """Choose four test texts and translate them by the model."""
+        from nlp.interpret import ReadText, alignment
 
         if not isinstance(self.model, Seq2SeqTransformer):
             return []
@@ -114,23 +113,23 @@ class Translation(TokenTask):
             (written,) = self.model.generate(ids[None], **options)
             if self.model.max_length is not None:  # one position is for the start
                 written = written[: self.model.max_length - 1]
-            seen = alignment(self.model, tokenizer, ids, written)
+            seen = alignment(self.model, ids, written, tokenizer=tokenizer)
             caption = f"{tokenizer.decode(ids.tolist())!r} becomes "
             caption += f"{tokenizer.decode(written.tolist())!r} (reference: {meant!r})"
-            texts.append(Shown(caption, seen))
+            texts.append(ReadText(caption, seen))
         return texts
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:
-        """`translation` of each text."""
+        """Return the `translation` of each text."""
         return [{"translation": text} for text in self.translated(batch, data)]
 
 
 def scores(
     sources: Sequence[str], references: Sequence[str], translations: Sequence[str]
 ) -> dict[str, float]:
-    """How good translations are, by sacrebleu (Post, 2018): "bleu" (Papineni et al., 2002) and
-    "chrf" (Popović, 2015), each 0 to 100, over all texts together; and "chrf_copy", the chrF of the
-    sources, as if nothing were translated.
+    """Measure how good translations are, by sacrebleu (Post, 2018): "bleu" (Papineni et al., 2002)
+    and "chrf" (Popović, 2015), each 0 to 100, over all texts together; and "chrf_copy", the chrF of
+    the sources, as if nothing were translated.
     """
     import sacrebleu
 

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention_core.backends.blocks.flops  # noqa: F401  # so that the operators are counted
 from attention_core import (
-    BlockKey,
     Causal,
     ContinuousBias,
     Dilated,
@@ -26,14 +25,13 @@ from attention_core import (
     RelativeTable,
     Sequence,
     Space,
-    TilePairs,
-    TileStatus,
     Window,
     attend,
     plan,
 )
 from attention_core.backends import blocks
 from attention_core.backends.blocks import chunks, search, tiling
+from attention_core.spaces import BlockKey, TilePairs, TileStatus
 from tests.allocated import Allocated
 from tests.conformance.cases import (
     PLACES,
@@ -285,3 +283,17 @@ def test_a_mask_of_ones_own_says_where_it_reaches() -> None:
         for backend in ("blocks", "reference")
     )
     torch.testing.assert_close(found, wanted)
+
+
+def test_the_worked_example_of_the_docstring() -> None:
+    mask = Causal() & Neighborhood(32)
+    prepared = plan(Sequence(256), mask, heads=2, head_dim=16, backend="blocks").prepared
+    shapes = [(tuple(g.queries.shape), tuple(g.keys.shape), g.pairs) for g in prepared.groups]
+    assert shapes == [((1, 32), (1, 32), 1_024), ((7, 32), (7, 64), 14_336)]
+    found = prepared.blocks(None, 2, torch.float32)
+    assert [tuple(one.added.shape) for one in found] == [(1, 1, 32, 32), (1, 1, 32, 64)]
+    assert [one.pattern for one in found] == [None, None]
+    assert (tuple(found[1].queries.shape), tuple(found[1].keys.shape)) == ((7, 2), (7, 4))
+    assert found[1].query_run == found[1].key_run == 16
+    assert sum(int((one.added == 0).sum()) * len(one.queries) for one in found) == 7_920
+    assert "1,024    (1, 1, 32, 32)" in str(blocks.__doc__)

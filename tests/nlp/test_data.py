@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from attention_core.training import UsageError
-from nlp.data import Labelled, TweetSentiment, distinct, read_tweets, split
+from nlp.data import Labelled, TweetSentiment
+from nlp.data.texts import distinct, split
+from nlp.data.tweets import read_tweets
 from nlp.tokenizer import Tokenizer
 
 pytest.importorskip("tokenizers")

@@ -70,6 +70,19 @@ def test_every_choice_composes(group: str, compose: Compose) -> None:
         check_config(config)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["data", "model"])
+def test_every_choice_of_a_domain_lies_where_its_group_does(group: str, compose: Compose) -> None:
+    """Hydra would put what a nested file begins with into `model.graph`."""
+    compose("experiment=toy")  # registers the resolvers
+    choices = options(group, config_roots(None))
+    assert {choice.partition("/")[0] for choice in choices} == {"vision", "graph", "nlp"}
+    for choice in choices:
+        part = _compose(["experiment=toy", f"{group}={choice}"], ROOTS)[group]
+        assert isinstance(part["_target_"], str)
+        assert not {"vision", "graph", "nlp"} & set(part), choice
+
+
 def test_every_choice_of_a_sweep_composes(compose: Compose) -> None:
     compose("experiment=toy")  # registers the resolvers
     chosen = {}

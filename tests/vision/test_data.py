@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from vision.data import Digits, Images, jitter
+from vision.data import Digits, Images
+from vision.data.tensor_dataset import jitter
 
 pytest.importorskip("sklearn")
 PARTS = ("train_set", "val_set", "test_set")

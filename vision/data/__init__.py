@@ -1,11 +1,10 @@
 """Image data sets: in memory, in folders, and those of torchvision."""
 
-from vision.data.digit_images import digit_from_image
 from vision.data.digits import Digits
 from vision.data.folder import ImageFolder
 from vision.data.image_dataset import ImageData
 from vision.data.mnist import MNIST5k
-from vision.data.tensor_dataset import Images, jitter
+from vision.data.tensor_dataset import Images
 from vision.data.torchvision_datasets import TorchvisionImages
 from vision.data.transforms import ImageTransform
 
@@ -17,6 +16,4 @@ __all__ = [
     "Images",
     "MNIST5k",
     "TorchvisionImages",
-    "digit_from_image",
-    "jitter",
 ]

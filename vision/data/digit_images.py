@@ -49,8 +49,8 @@ class DigitImages(DataModule):
         self.rotation, self.scale, self.shift = rotation, scale, shift
 
     def parts(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices to train, to validate and to test with, rising: 20% test, 20% of the rest for
-        validation, with the same mix of classes."""
+        """Return indices to train, to validate and to test with, rising: 20% test, 20% of the rest
+        for validation, with the same mix of classes."""
         require("sklearn", extra="data")
         from sklearn.model_selection import train_test_split
 
@@ -64,7 +64,7 @@ class DigitImages(DataModule):
         return *split(rest), test
 
     def fill(self, images: Tensor, targets: Tensor, *parts: Tensor) -> None:
-        """Makes the sets to train, to validate and to test with of `images` and their `targets`."""
+        """Make the sets to train, to validate and to test with of `images` and their `targets`."""
         varied = (self.rotation, self.scale, self.shift)
         train, val, test = parts
         self.train_set = Images(images[train], targets[train], *varied)
@@ -109,7 +109,7 @@ def _open_array(path: Path, side: int) -> numpy.ndarray:
 
 
 def digit_from_image(path: Path, side: int = 8, ink: int = 8, largest: int = LARGEST) -> Tensor:
-    """The image of one digit, of any size and colours, as a data set has it: (1, side, side),
+    """Read the image of one digit, of any size and colours, as a data set has it: (1, side, side),
     bright ink on black.
 
     The border shows the paper: where it is brighter than half, the ink is dark and the image is

@@ -32,10 +32,10 @@ class Source(Protocol):
     targets: list[int]
 
     def open(self, index: int) -> Image.Image:
-        """The image; raises ValueError where it cannot be read."""
+        """Read the image; raise ValueError where it cannot be read."""
 
     def name(self, index: int) -> str:
-        """What the image is known by."""
+        """Return what the image is known by."""
 
 
 class ImageDataOptions(DataModuleOptions, total=False):
@@ -102,7 +102,7 @@ class ImageData(DataModule):
         self.corrupted = corrupted
 
     def fill(self, train: Source, val: Source | None, test: Source | None, *, name: str) -> None:
-        """Fills the three data sets; a part that is None is taken off `train`, see `SHARE`.
+        """Fill the three data sets; a part that is None is taken off `train`, see `SHARE`.
 
         The split is stratified and depends on the names of the images and `name` alone.
         """

@@ -22,7 +22,7 @@ LARGEST = 50_000_000
 
 
 def open_image(path: Path, largest: int = LARGEST) -> Image.Image:
-    """The image of a file, decoded, upright as its camera was held, and `plain`.
+    """Open the image of a file, decoded, upright as its camera was held, and `plain`.
 
     Args:
         largest: how many pixels it may have.
@@ -50,8 +50,8 @@ def open_image(path: Path, largest: int = LARGEST) -> Image.Image:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """The image as gray of eight bits ("L"), of sixteen ("I;16"), or in colour ("RGB"), on white
-    where it is transparent.
+    """Bring an image into gray of eight bits ("L"), of sixteen ("I;16"), or in colour ("RGB"), on
+    white where it is transparent.
 
     Raises:
         ValueError: its pixels are numbers of which nobody knows what is white.
@@ -71,7 +71,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def in_channels(image: Image.Image, channels: int | None) -> Image.Image:
-    """The image in eight bits, as gray (1 channel) or red, green and blue (3); see `plain`.
+    """Bring an image into eight bits, as gray (1 channel) or red, green and blue (3); see `plain`.
 
     Args:
         channels: 1, 3, or None for what the image is.
@@ -85,7 +85,7 @@ def in_channels(image: Image.Image, channels: int | None) -> Image.Image:
 
 
 def _form(file: Image.Image) -> str:
-    """What the mode of an opened image does not tell of its pixels; "" where it does.
+    """Tell what the mode of an opened image does not say of its pixels; "" where it says all.
 
     Raises:
         ValueError: what white is, or what is transparent, cannot be told.

@@ -61,7 +61,7 @@ class MNIST5k(DigitImages):
 
 
 def few(targets: Tensor, count: int, seed: int) -> Tensor:
-    """The indices, rising, of `count` random samples of each class among `targets` (N,).
+    """Draw the indices, rising, of `count` random samples of each class among `targets` (N,).
 
     Raises:
         UsageError: a class has fewer, or `count` is less than 1.

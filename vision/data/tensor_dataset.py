@@ -48,7 +48,7 @@ class Images(torch.utils.data.Dataset[Sample]):
 
 
 def jitter(images: Tensor, rotation: float, scale: float, shift: float) -> Tensor:
-    """Each of the images (B, C, H, W) turned, scaled and shifted by amounts of its own.
+    """Turn, scale and shift each of the images (B, C, H, W) by amounts of its own.
 
     The amounts are uniform, up to `rotation` degrees, a relative size `scale` and `shift` pixels
     per axis, and drawn from torch's generator; what comes in from outside is 0.

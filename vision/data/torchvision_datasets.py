@@ -79,7 +79,7 @@ class TorchvisionImages(ImageData):
         self.parts = {"train": train or {}, "val": val, "test": test}
 
     def prepare_data(self) -> None:
-        """Lightning's hook, called in one process of a machine before any other: downloads."""
+        """Download: Lightning's hook, called in one process of a machine before any other."""
         if self.download:
             for part, arguments in self.parts.items():
                 if arguments is not None:

@@ -120,7 +120,7 @@ def _fused(ours: Weights) -> Weights:
 
 
 def _unknown_to_timm(model: VisionTransformer) -> dict[str, bool]:
-    """What has no weights whose names would be refused, but is no part of timm's model."""
+    """Return which parts of `model` are unknown to timm and have no weights to show it by."""
     block = model.encoder.blocks[0]
     attention = block.attention
     return {

@@ -3,6 +3,18 @@
 The plan cuts the tokens into compact tiles (`tiling`), finds which tiles of keys each tile of
 queries can reach (`search`), puts blocks of one shape together (`groups`), and looks at the mask
 and the bias once for all blocks that are arranged alike. No tensor of all pairs is ever built.
+
+An example, `Sequence(256)` under `Causal() & Neighborhood(32)`, for which 7,920 of the 65,536 pairs
+are allowed. Tiles hold 32 tokens. The first tile of queries reaches one tile of keys, each other
+one its own and that before it, so there are two shapes of blocks:
+
+    group       queries     keys        pairs     allowed, for all blocks of the group
+    1 block     (1, 32)     (1, 32)      1,024    (1, 1, 32, 32)
+    7 blocks    (7, 32)     (7, 64)     14,336    (1, 1, 32, 64)
+
+The seven are arranged alike, so the mask is asked about one of them. The kernel gathers runs of 16
+neighbors, the queries of the seven as (7, 2) and the keys as (7, 4), and computes scores (32, 64)
+for each head of each block: 15,360 pairs where `dense` has 65,536.
 """
 
 from __future__ import annotations
@@ -87,7 +99,7 @@ class Prepared:
 
     @lasting
     def patterns(self, number: int, bias: Bias | None) -> Patterns:
-        """The arrangements of the blocks of a group that the mask and `bias` tell apart."""
+        """Return the arrangements of the blocks of a group that the mask and `bias` tell apart."""
         spaces = self.job.spaces
         by_bias = bias is not None and any(bias.block_key(space) is None for space in spaces)
         key = (number, bias is None, by_bias)  # what is known of biases is always their places
@@ -97,7 +109,7 @@ class Prepared:
         return self._patterns[key]
 
     def blocks(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
-        """What the kernel needs of each group; differentiable in the parameters of `bias`."""
+        """Return the kernel's input for each group, differentiable in the parameters of `bias`."""
         return [self._blocks(n, bias, kv_heads, dtype) for n in range(len(self.groups))]
 
     def _blocks(self, number: int, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> Blocks:

@@ -47,7 +47,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all groups have in common: there are `rows` of queries of all heads, `samples` share the
+    """Sizes that all groups share: there are `rows` of queries of all heads, `samples` share the
     blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers."""
 
     rows: int
@@ -137,18 +137,19 @@ class Work:
     def inputs(
         self, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries (C, G·Q, D), keys (C, M, D), values (C, M, Dv), from rows of all heads."""
+        """Gather scaled queries (C, G·Q, D), keys (C, M, D), values (C, M, Dv) from rows of
+        heads."""
         queries = self.of_queries("query", q, chunk)
         keys, values = (self.of_keys(name, x, chunk) for name, x in (("key", k), ("value", v)))
         return queries.mul_(scale), keys, values
 
     def of_queries(self, name: str, rows: Tensor, chunk: Chunk) -> Tensor:
-        """Rows (..., D) of all heads at the queries of a chunk, (C, G·Q, D)."""
+        """Gather rows (..., D) of all heads at the queries of a chunk, (C, G·Q, D)."""
         found = self._gather(name, rows, chunk.queries, self.blocks.query_run)
         return found.view(-1, self.groups * self.size, rows.shape[-1])
 
     def of_keys(self, name: str, rows: Tensor, chunk: Chunk) -> Tensor:
-        """Rows (..., D) of all heads at the keys of a chunk, (C, M, D)."""
+        """Gather rows (..., D) of all heads at the keys of a chunk, (C, M, D)."""
         found = self._gather(name, rows, chunk.keys, self.blocks.key_run)
         return found.view(-1, self.reach, rows.shape[-1])
 
@@ -159,7 +160,8 @@ class Work:
         )
 
     def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores (C, G·Q, M) of scaled queries; and the slope of the cap, where there is one."""
+        """Compute scores (C, G·Q, M) of scaled queries; and the slope of the cap, if there is
+        one."""
         blocks, softcap = self.blocks, self.settings.softcap
         scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
         by_head = scores.view(len(q), self.groups, self.size, self.reach)
@@ -185,19 +187,19 @@ class Work:
         return torch.softmax(scores, -1, out=weights)
 
     def kept(self, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """0 where dropout drops, else 1 / (1 - p); the same in forward and backward."""
+        """Draw 0 where dropout drops, else 1 / (1 - p); the same in forward and backward."""
         share = 1 - self.settings.dropout_p
         kept = self.memory("kept", *weights.shape)
         return kept.bernoulli_(share, generator=generator).div_(share)
 
     def of_pattern(self, chunk: Chunk, values: Tensor) -> Tensor:
-        """The entries of `values`, (P, H or 1, ...), for a chunk: (C or 1, G or 1, ...)."""
+        """Return the entries of `values`, (P, H or 1, ...), for a chunk: (C or 1, G or 1, ...)."""
         if values.shape[1] == 1:
             return values if self.blocks.pattern is None else values[chunk.pattern]
         return values.unflatten(1, (self.kv_heads, self.groups))[chunk.pattern, chunk.head]
 
     def add_to_pattern(self, chunk: Chunk, total: Tensor, values: Tensor) -> None:
-        """Adds `values` (C, G·Q, M) to the entries of `total` that `of_pattern` gives."""
+        """Add `values` (C, G·Q, M) to the entries of `total` that `of_pattern` gives."""
         values = values.view(-1, self.groups, self.size, self.reach)
         if total.shape[1] == 1:
             total.index_add_(0, chunk.pattern, values.sum(1, keepdim=True))
@@ -206,7 +208,7 @@ class Work:
         rows.index_add_(0, chunk.pattern * self.kv_heads + chunk.head, values)
 
     def silence(self, chunk: Chunk, values: Tensor, fill: float = 0.0) -> Tensor:
-        """`values` (C, G·Q, ...) with `fill` in the rows that may attend to nothing."""
+        """Fill rows of `values` (C, G·Q, ...) that may attend to nothing, in place; return them."""
         if self.blocks.empty_rows is None:
             return values
         empty = self.of_pattern(chunk, self.blocks.empty_rows)
@@ -214,13 +216,13 @@ class Work:
         return values.masked_fill_(empty.view(*empty.shape, *(1,) * (values.ndim - 2)), fill)
 
     def left_by(self, sink: Tensor, chunk: Chunk, lse: Tensor) -> Tensor:
-        """What the sink leaves to the keys, for lse (C, G·Q)."""
+        """Return the share of the weight that the sink leaves to the keys, for lse (C, G·Q)."""
         logit = sink.view(-1, self.groups)[chunk.head]
         return left_by_sink(lse, logit.repeat_interleave(self.size, dim=1))
 
 
 def left_by_sink(lse: Tensor, logit: Tensor) -> Tensor:
-    """The share of the weight that a sink leaves to keys with a log-sum-exp."""
+    """Return the share of the weight that a sink leaves to keys with a log-sum-exp."""
     # A sink of -inf takes nothing, not even where there are no keys either
     return torch.sigmoid(lse - logit).masked_fill(logit == -torch.inf, 1.0)
 
@@ -236,12 +238,12 @@ def put_rows(total: Tensor, at: Tensor, values: Tensor, run: int) -> None:
 
 
 def rows_like(q: Tensor, width: int, spare: int, written: bool) -> Tensor:
-    """A row for every row of q (B, H, L, D), and some more that take what padding computes."""
+    """Allocate a row for every row of q (B, H, L, D), and some that take what padding computes."""
     rows = math.prod(q.shape[:-1]) + spare
     # Clearing memory that will be written anyway costs a tenth of small blocks
     return q.new_empty(rows, width) if written else q.new_zeros(rows, width)
 
 
 def tokens(runs: Tensor, run: int) -> Tensor:
-    """The rows of single tokens in runs of them."""
+    """Return the rows of single tokens in runs of them."""
     return (runs[:, None] * run + torch.arange(run, device=runs.device)).flatten()

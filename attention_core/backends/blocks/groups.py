@@ -37,7 +37,7 @@ class Group:
 
 
 def group(query: Tiles, key: Tiles, reached: Reached) -> list[Group]:
-    """The blocks that hold all pairs of the tiles `reached`, in groups of about the same shape."""
+    """Group the blocks that hold all pairs of the tiles `reached` by about the same shape."""
     keys = query.sizes.new_zeros(len(query)).index_add(0, reached.query, key.sizes[reached.key])
     partial = torch.zeros_like(keys).index_add(0, reached.query, (~reached.every).long()) > 0
     shape = torch.stack([query.sizes, keys, partial.long()], dim=-1)[keys > 0]
@@ -90,7 +90,7 @@ def _joined(tiles: Tiles, at: Tensor, counts: Tensor) -> Tensor:
 
 @dataclass
 class Patterns:
-    """What is allowed in the blocks of a group, each arrangement once.
+    """The pairs allowed in the blocks of a group, each arrangement once.
 
     Attributes:
         of_block: (N,) the arrangement of each block, or (B · N,) where samples differ; None where
@@ -105,7 +105,7 @@ class Patterns:
 
 
 def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None]) -> Patterns:
-    """Finds the blocks of a group that are arranged alike.
+    """Find the blocks of a group that are arranged alike.
 
     Args:
         rows: rows of tokens; a batch shares one row where its samples have the same places.
@@ -197,7 +197,10 @@ def _alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def block_key_of(space: Space, *terms: Mask | Bias | None) -> BlockKey | None:
-    """What of the tokens settles which pairs the mask and the samples allow, and their bias."""
+    """Return the key of a space under masks and biases, None where one of them gives none.
+
+    Blocks whose tokens have equal keys allow the same pairs, with the same bias.
+    """
     own = [term.block_key(space) for term in terms if term is not None]
     if space.segments is not None:
         own.append(BlockKey(relative=(space.segments[..., None],)))

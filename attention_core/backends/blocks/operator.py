@@ -51,7 +51,7 @@ def block_attention(
     covers_all_queries: bool,
     keys_disjoint: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of groups of blocks; the lists hold one entry per group, as in `Blocks`.
+    """Compute attention of groups of blocks; lists hold one entry per group, as in `Blocks`.
 
     Args:
         q: (B, H, Lq, D).
@@ -123,7 +123,7 @@ def block_attention_backward(
     keys_disjoint: bool,
     learned: list[bool],
 ) -> list[Tensor]:
-    """Gradients of q, k, v, of the sink and of each of `added`; empty where there is none."""
+    """Compute the gradients of q, k, v, the sink and each of `added`; empty where there is none."""
     groups = _groups(queries, keys, runs, patterns, added, empty_rows)
     works, memory, spare = _prepare(q, k, groups, samples, softcap, dropout_p)
     q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))

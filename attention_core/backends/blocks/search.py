@@ -24,7 +24,7 @@ class Reached(NamedTuple):
 
 
 def reached(job: Job, query: Tiles, key: Tiles) -> Reached:
-    """All pairs of tiles in which the mask, or what is known of it, allows anything."""
+    """Find all pairs of tiles in which the mask, or what is known of it, allows anything."""
     queries, keys = _levels(query), _levels(key)
     query, key = queries.pop(), keys.pop()
     device = job.device

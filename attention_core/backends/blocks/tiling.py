@@ -45,7 +45,7 @@ def choose_sizes(axes: int, reach: float | None) -> Sizes:
 
 
 def tile(space: Space, rows: int, mask: Mask | None, size: int, *, local: bool) -> Tiles:
-    """The tokens of `space` that are no padding, in tiles of at most `size`.
+    """Cut the tokens of `space` that are no padding into tiles of at most `size`.
 
     A tile holds tokens of one sample and one class of the mask, special tokens and those that
     the mask singles out apart from the others.

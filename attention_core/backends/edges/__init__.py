@@ -98,7 +98,8 @@ class Prepared:
         return self.csr.row
 
     def features(self, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Features (E, Hkv, D) of all edges, with zeros behind them where `edge` asks for it."""
+        """Return features (E, Hkv, D) of all edges, with zeros behind them if `edge` asks for
+        it."""
         if x is None:
             return None
         x = x.to(dtype)
@@ -199,7 +200,7 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    """Estimated nanoseconds on two cores of CPU, for all heads."""
+    """Estimate the nanoseconds on two cores of CPU, for all heads."""
     per_pair = (_ADDITIVE_V2 if isinstance(job.score, AdditiveV2) else _PAIR).of(job)
     if job.bias is not None:
         learns = job.grad and job.bias.learned

@@ -205,7 +205,7 @@ def _per_pair(x: Inputs) -> list[Tensor]:
 
 
 def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """As `plain.forward`."""
+    """Compute what `plain.forward` does, in Triton."""
     out = x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1])
     lse = x.v.new_empty(x.heads, pairs.rows)
     norm = torch.empty_like(lse)
@@ -229,7 +229,7 @@ def backward(
     of_lse: Tensor | None,
     of_bias: bool,
 ) -> Gradients:
-    """As `plain.backward`."""
+    """Compute what `plain.backward` does, in Triton."""
     assert x.q is not None and x.k is not None and pairs.key_start is not None
     of_out = of_out.contiguous()
     mean, sink = per_query(x, out, lse, norm, of_out, of_lse)

@@ -53,7 +53,7 @@ def edge_attention(
     softcap: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over the pairs of `csr`, float32 or float64, in time and memory that follow them.
+    """Attend over the pairs of `csr`, in float32 or float64, in time and memory that follow them.
 
     Args:
         q: (H, Lq, D).
@@ -131,7 +131,7 @@ def pair_scores(
     edge_key: Tensor | None,
     edge: Tensor | None,
 ) -> Tensor:
-    """Scores (H, E) of any kind, the dot product for None, with a gradient through autograd.
+    """Compute scores (H, E) of any kind, the dot product for None, with a gradient by autograd.
 
     Features of pairs are made a chunk at a time, and again in backward, so none are kept.
     Arguments are those of `edge_attention`.

@@ -61,7 +61,8 @@ class Pairs(NamedTuple):
             torch.sparse.sampled_addmm(out, a, b.mT, out=out)
 
     def products(self, a: Tensor, b: Tensor, edge: Tensor | None) -> Tensor:
-        """(H, E) products of a (H, rows, D) with b (Hkv, columns, D) plus edge (M, Hkv, D)."""
+        """Compute (H, E) products of a (H, rows, D) with b (Hkv, columns, D) plus edge (M, Hkv,
+        D)."""
         found = a.new_zeros(len(a), len(self.row))
         for head, products in enumerate(found):
             self._sample(a[head], b[head * len(b) // len(a)], products)
@@ -74,7 +75,7 @@ class Pairs(NamedTuple):
         return found
 
     def sums(self, weight: Tensor, x: Tensor, edge: Tensor | None) -> Tensor:
-        """(rows, H, D) sums over the pairs of each query.
+        """Compute (rows, H, D) sums over the pairs of each query.
 
         Of weight (H, E) times the key's row in x (Hkv, columns, D) plus edge (M, Hkv, D).
         """
@@ -90,7 +91,8 @@ class Pairs(NamedTuple):
         return found
 
     def outer(self, weight: Tensor, x: Tensor, like: Tensor) -> Tensor:
-        """(M, Hkv, D) as `like`: weight (H, E) times the query's row in x (H, rows, D), by item.
+        """Compute (M, Hkv, D) as `like`: weight (H, E) times the query's row in x (H, rows, D), by
+        item.
 
         The heads that share a key are summed.
         """
@@ -102,7 +104,8 @@ class Pairs(NamedTuple):
         return total
 
     def sum_by_key(self, weight: Tensor, x: Tensor, groups: int) -> Tensor:
-        """(columns, groups, D) sums over the pairs of each key: weight (H, E) times x (H, rows, D).
+        """Compute (columns, groups, D) sums over pairs of each key: weight (H, E) times x (H, rows,
+        D).
 
         The heads that share a key are summed.
         """
@@ -118,34 +121,34 @@ class Pairs(NamedTuple):
         return torch.stack(sums, dim=1)
 
     def total(self, x: Tensor) -> Tensor:
-        """(H, rows) sums of x (H, E)."""
+        """Sum x (H, E) by query, (H, rows)."""
         return _reduce(x, self.start, "sum")
 
     def top(self, x: Tensor) -> Tensor:
-        """(H, rows) maxima of x (H, E); -inf where a query has no pair."""
+        """Return (H, rows) maxima of x (H, E); -inf where a query has no pair."""
         return _reduce(x, self.start, "max")
 
     def total_by_key(self, x: Tensor) -> Tensor:
-        """(H, columns) sums of x (H, E)."""
+        """Sum x (H, E) by key, (H, columns)."""
         assert self.key_start is not None
         return _reduce(self.by_key(x), self.key_start, "sum")
 
     def by_key(self, x: Tensor) -> Tensor:
-        """x (H, E) in the order of the keys."""
+        """Put x (H, E) in the order of the keys."""
         assert self.pair is not None
         return x.index_select(1, self.pair)
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """(H, E) from x (H, rows), the number of each pair's query."""
+        """Return (H, E) from x (H, rows), the number of each pair's query."""
         return x.index_select(1, self.row)
 
     @staticmethod
     def chunk_length(width: int) -> int:
-        """How many pairs of `width` numbers are a chunk."""
+        """Return how many pairs of `width` numbers are a chunk."""
         return max(_CHUNK // max(width, 1), 1)
 
     def chunks(self, width: int) -> Iterator[slice]:
-        """The pairs, a chunk at a time."""
+        """Yield the pairs, a chunk at a time."""
         step = self.chunk_length(width)
         for first in range(0, len(self.row), step):
             yield slice(first, min(first + step, len(self.row)))
@@ -165,7 +168,7 @@ def _hush() -> None:
 
 
 def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor) -> Tensor:
-    """Sums of the rows of x that `index` names, weighted, from each `start` to the next."""
+    """Sum the rows of x that `index` names, weighted, from each `start` to the next."""
     return embedding_bag(
         index, x, start, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
@@ -179,5 +182,5 @@ def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
 
 
 def by_token(x: Tensor) -> Tensor:
-    """Room for x (H, N, D), laid out as (N, H, D): as the projections around attention have it."""
+    """Allocate room for x (H, N, D), laid out as (N, H, D): as projections around attention."""
     return x.new_empty(x.shape[1], x.shape[0], x.shape[2])

@@ -23,7 +23,7 @@ from attention_core.backends.edges.scores import (
 
 
 class Inputs(NamedTuple):
-    """What attention over pairs is computed from; see `edge_attention`.
+    """The inputs of attention over pairs; see `edge_attention`.
 
     Attributes:
         score: "none", "dot", "additive" or "additive_v2".
@@ -81,7 +81,7 @@ def _adjusted(x: Inputs, scores: Scores) -> tuple[Tensor, Tensor | None]:
 
 
 def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (Lq, H, Dv), log-sum-exp (H, Lq), and that of the scores and the sink together."""
+    """Compute output (Lq, H, Dv), log-sum-exp (H, Lq), and that of scores and sink together."""
     if not len(pairs.row):
         lse = x.v.new_full((x.heads, pairs.rows), -torch.inf)
         return x.v.new_zeros(pairs.rows, x.heads, x.v.shape[-1]), lse, torch.zeros_like(lse)
@@ -107,7 +107,7 @@ def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Gradients(NamedTuple):
-    """Of the inputs of the same names, in their shapes; None where there is no such input."""
+    """Gradients of the inputs of the same names, in their shapes; None where there is none."""
 
     q: Tensor | None
     k: Tensor | None
@@ -122,7 +122,7 @@ class Gradients(NamedTuple):
 def per_query(
     x: Inputs, out: Tensor, lse: Tensor, norm: Tensor, of_out: Tensor, of_lse: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What the scores of a query share in their gradients, (H, Lq), and the gradient of the sink.
+    """Compute what a query's scores share in their gradients, (H, Lq), and the sink's gradient.
 
     A softmax passes on what exceeds the mean, which is the product of output and its gradient.
     """
@@ -146,7 +146,7 @@ def backward(
     of_lse: Tensor | None,
     of_bias: bool,
 ) -> Gradients:
-    """The gradients, from what `forward` returned and the gradients of output (Lq, H, Dv) and lse.
+    """Compute the gradients from what `forward` returned and those of output (Lq, H, Dv) and lse.
 
     The bias has one where `of_bias` says so.
     """

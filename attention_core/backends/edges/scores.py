@@ -19,11 +19,11 @@ class NoScores:
         self.shape, self.like = (heads, len(pairs.row)), like
 
     def values(self) -> Tensor:
-        """The scores (H, E), which the caller may change."""
+        """Return the scores (H, E), which the caller may change."""
         return self.like.new_zeros(self.shape)
 
     def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
-        """Of q, k, the weight and the edge features, from that of the scores (H, E)."""
+        """Return the gradients of q, k, weight and edge features, from that of scores (H, E)."""
         return [None, None, None, None]
 
 

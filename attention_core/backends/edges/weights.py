@@ -12,7 +12,7 @@ from attention_core.weights import PairWeights
 
 
 def pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWeights:
-    """The weights before dropout, from scores that are computed for them alone.
+    """Compute the weights before dropout, from scores that are computed for them alone.
 
     Args:
         plan: one for this backend.
@@ -35,12 +35,12 @@ def pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWeig
 
 
 def end_to_end(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (B, H, L, D) with the tokens of the batch end to end, (H, B·L, D)."""
+    """Lay the tokens of x (B, H, L, D) end to end, (H, B·L, D)."""
     return x.to(dtype).transpose(0, 1).flatten(1, 2)
 
 
 def softmax(scores: Tensor, row: Tensor, rows: int, sink: Tensor | None) -> Tensor:
-    """Softmax of scores (H, E) over the pairs of each row.
+    """Compute the softmax of scores (H, E) over the pairs of each row.
 
     As `reference.softmax` in everything else: empty rows, -inf, and the sink.
     """
