@@ -239,6 +239,11 @@ def _refuse_another(model_type: type[Pretrained], fits: Callable[[str, Family], 
         )
 
 
+def is_published(weights: Weights) -> bool:
+    """Return whether weights are of a family of any model imported so far."""
+    return any(family.owns(weights) for kind in _kinds() for family in kind.families.values())
+
+
 def _kinds() -> list[type[Pretrained]]:
     """Return all models imported so far that name families of their own, the plainest first."""
     found, below = [], [Pretrained]
