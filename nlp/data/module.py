@@ -10,8 +10,7 @@ import torch
 
 from attention_core.errors import reading, too_large
 from attention_core.pretrained.files import located
-from attention_core.training import DataModule, UsageError
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModule, DataModuleOptions, UsageError
 from attention_core.training.folder import RunFolder, replace_file
 from attention_core.training.inputs import (
     check_file,
