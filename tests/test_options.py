@@ -28,7 +28,12 @@ from attention_core.layers.residual import Residual
 from graph import GraphTransformer
 from graph.encoder import GraphEncoder, SelfAttention
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder
-from vision import NeighborhoodTransformer, SwinTransformer, VisionTransformer
+from vision import (
+    DistilledVisionTransformer,
+    NeighborhoodTransformer,
+    SwinTransformer,
+    VisionTransformer,
+)
 from vision.swin import SwinStage
 
 VIT: dict[str, Any] = {"patch_size": 4, "num_classes": 2, "image_size": 8}
@@ -40,6 +45,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "AttentionPool": partial(AttentionPool, 8, 2),
     "VisionTransformer": partial(VisionTransformer, 8, 1, 2, **VIT),
     "NeighborhoodTransformer": partial(NeighborhoodTransformer, 8, 1, 2, radius=1, **VIT),
+    "DistilledVisionTransformer": partial(DistilledVisionTransformer, 8, 1, 2, **VIT),
     "SwinTransformer": partial(SwinTransformer, 8, (1,), (2,), window=2, num_classes=2),
     "SwinStage": partial(SwinStage, 8, 1, 2, window=2),
     "GraphTransformer": partial(GraphTransformer, 8, 1, 2, **GRAPHS),

@@ -1,5 +1,6 @@
 """Attention for images: patches become tokens on a Grid; the rest is `attention_core`."""
 
+from vision.distilled import DistilledVisionTransformer
 from vision.embeddings import PatchEmbedding, drop_patches
 from vision.mae import MaskedAutoencoder
 from vision.merging import TokenMerging
@@ -12,6 +13,7 @@ from vision.swin import SwinTransformer
 __all__ = [
     "PRESETS",
     "CenteredRotary",
+    "DistilledVisionTransformer",
     "MaskedAutoencoder",
     "NeighborhoodTransformer",
     "PatchEmbedding",

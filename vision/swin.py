@@ -136,6 +136,15 @@ class SwinStage(Encoder):
             )
 
 
+def _windows(window: Any, stages: int) -> list[tuple[int, int]]:
+    """The size of each stage's windows, from one for all, or a list of pairs."""
+    if not isinstance(window, Sequence) or not all(isinstance(one, Sequence) for one in window):
+        return [pair("window", window)] * stages
+    if len(window) != stages:
+        raise ValueError(f"window must be one size, or one for each of {stages} stages: {window}")
+    return [pair("window", one) for one in window]
+
+
 class SwinTransformer(Model):
     """A pyramid of stages that attend inside shifted windows (Liu et al., Swin, 2021; Swin v2,
     2022).
@@ -146,7 +155,8 @@ class SwinTransformer(Model):
         dim: size D of a token of the first stage.
         depths: number of blocks of each stage.
         heads: number of heads of each stage.
-        window: height and width of a window in tokens, or one number for both.
+        window: height and width of a window in tokens, or one number for both; or a list of pairs,
+            one for each stage.
         patch_size: height and width of a patch in pixels, or one number for both.
         num_classes: number of outputs per image; None returns the pooled image itself.
         channels: number of channels of an image.
@@ -177,7 +187,7 @@ class SwinTransformer(Model):
         depths: Sequence[int],
         heads: Sequence[int],
         *,
-        window: int | tuple[int, int],
+        window: int | tuple[int, int] | Sequence[tuple[int, int]],
         patch_size: int | tuple[int, int] = 4,
         num_classes: int | None,
         channels: int = 3,
@@ -196,6 +206,7 @@ class SwinTransformer(Model):
                 f"depths and heads must have a number for each stage, got {list(depths)} and "
                 f"{list(heads)}"
             )
+        windows = _windows(window, len(depths))
         self.embedding = PatchEmbedding(patch_size, dim, channels=channels)
         self.embedding_norm = make_norm("layer", dim, eps)
         last = max(sum(depths) - 1, 1)
@@ -205,7 +216,7 @@ class SwinTransformer(Model):
                 dim * 2**stage,
                 depth,
                 heads[stage],
-                window=window,
+                window=windows[stage],
                 version=version,
                 merging=stage + 1 < len(depths),
                 drop_path=rates[sum(depths[:stage]) : sum(depths[: stage + 1])],

@@ -250,7 +250,17 @@ def _kinds() -> list[type[Pretrained]]:
     return sorted(named, key=lambda kind: (len(kind.__mro__), kind.__name__))
 
 
-def _load(model: Pretrained, checkpoint: Checkpoint, *, head: bool) -> LoadReport:
+def weights_for(
+    model: Pretrained, checkpoint: Checkpoint, *, head: bool = True
+) -> tuple[Weights, dict[str, str]]:
+    """Return the weights of a checkpoint by the names of `model`, and what was dropped, and why.
+
+    Args:
+        head: False leaves out those of its parts, but for a pooler.
+
+    Raises:
+        UsageError: one is of a part that no model reads, or is no copy where it has to be.
+    """
     family, state = checkpoint.family, model.state_dict()
     ours: Weights = {}
     dropped = dict(checkpoint.dropped)
@@ -272,8 +282,14 @@ def _load(model: Pretrained, checkpoint: Checkpoint, *, head: bool) -> LoadRepor
             ours[place] = value
         elif name in checkpoint.names:  # and not made up, as a bias of zeros is
             dropped[theirs] = why
+    return ours, dropped
+
+
+def _load(model: Pretrained, checkpoint: Checkpoint, *, head: bool) -> LoadReport:
+    ours, dropped = weights_for(model, checkpoint, head=head)
     kept = []
     if not head:
+        state = model.state_dict()
         own = tuple(f"{part}." for part in model.parts.values())
         kept = [name for name in state if name.startswith(own) and name not in ours]
     load_strictly(model, ours, keep=kept)

@@ -30,8 +30,9 @@ GATE = "feed_forward.gate"
 
 #: What only some models have. Tables lead to these names; which of them a model reads, and what it
 #: calls them, is its `parts`.
-POOLER, CLASSIFIER, TRANSFORM, SCORES = "pooler", "classifier", "transform", "scores"
-PARTS = frozenset({POOLER, CLASSIFIER, TRANSFORM, SCORES})
+POOLER, CLASSIFIER, DISTILLED = "pooler", "classifier", "distilled"
+TRANSFORM, SCORES = "transform", "scores"
+PARTS = frozenset({POOLER, CLASSIFIER, DISTILLED, TRANSFORM, SCORES})
 
 
 def layers(theirs: str, ours: str, table: Mapping[str, str]) -> dict[str, str]:

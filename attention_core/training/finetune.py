@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from attention_core.errors import UsageError, did_you_mean
-from attention_core.pretrained import load_strictly, read_weights
+from attention_core.pretrained import Pretrained, load_strictly
+from attention_core.pretrained.files import read
+from attention_core.pretrained.loading import open_checkpoint, weights_for
 from attention_core.pretrained.renaming import Weights
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
@@ -24,6 +26,9 @@ def start_from(
 ) -> str:
     """Load weights into `model` in place of its random ones; say which.
 
+    Weights of a published model are recognised, and translated, where they are of one of the
+    model's `families`; the model must be configured as theirs, see `load_pretrained`.
+
     The rule: what the source has under `prefix` is the model, but for the parts that are `new`. A
     classifier starts from a masked autoencoder, whose transformer is its part `vit`, by
     ``prefix="vit", new=["head"]``. Everything else of the model must be there, in its shape; what
@@ -31,7 +36,8 @@ def start_from(
 
     Args:
         run: the folder of another run, whose best weights are taken.
-        weights: or a file that `read_weights` reads, such as the `.safetensors` of `attn export`.
+        weights: or a file, such as the `.safetensors` of `attn export`, or one of a published
+            model, or the folder of that.
         prefix: the part of the source to take, by name; "" for all of it.
         new: parts of the model, by name, that stay random.
 
@@ -45,16 +51,25 @@ def start_from(
     file = find_weights(run=run, weights=weights)
     if file is None:
         return ""
-    if run is None:
-        source = read_weights(file)
-    else:  # its checkpoint is the task's, of which the model is one part
-        source = _under(load_checkpoint(file)["state_dict"], "model")
-    source = _under(source, prefix)
-    ours = model.state_dict()
-    new = list(new)
+    new, ours = list(new), model.state_dict()
     _check_parts("init.new", new, ours)
+    if run is None:
+        source = _under(read(file), prefix)
+    else:  # its checkpoint is the task's, of which the model is one part
+        source = _under(_under(load_checkpoint(file)["state_dict"], "model"), prefix)
     kept = [name for name in ours if is_within(name, new)]
-    taken = {name: source[name] for name in ours if name in source and name not in kept}
+    family = ""
+    if isinstance(model, Pretrained) and any(f.owns(source) for f in model.families.values()):
+        # The configuration beside a file may say that it has but the names of a family
+        checkpoint = open_checkpoint(type(model), source if run or prefix else file)
+        head = not any(is_within(part, new) for part in model.parts.values())
+        source, dropped = weights_for(model, checkpoint, head=head)
+        # All that theirs computes with has to be in the model
+        taken = {name: value for name, value in source.items() if not is_within(name, new)}
+        left, family = list(dropped), f", by the names of {checkpoint.source}"
+    else:
+        taken = {name: source[name] for name in ours if name in source and name not in kept}
+        left = [name for name in source if name not in taken]
     try:
         load_strictly(model, taken, keep=kept)
     except UsageError as error:
@@ -66,10 +81,9 @@ def start_from(
         ) from error
     if not taken:
         raise UsageError(f"init.new: {', '.join(new)} is all of the model; nothing was loaded.")
-    said = f"{len(taken)} of {len(ours)} tensors from {file}"
+    said = f"{len(taken)} of {len(ours)} tensors from {file}{family}"
     if new:
         said += f"; new: {', '.join(new)}"
-    left = [name for name in source if name not in taken]
     return f"{said}; not taken: {_parts(left)}" if left else said
 
 

@@ -11,6 +11,7 @@ from attention_core import Block, Encoder, Grid, MultiheadAttention, Sequence
 from tests.fuzz import PLAIN, Call, call, cases, faults, left_out
 from vision import (
     CenteredRotary,
+    DistilledVisionTransformer,
     MaskedAutoencoder,
     NeighborhoodTransformer,
     PatchEmbedding,
@@ -74,6 +75,10 @@ CALLS: dict[str, Call] = {
         NeighborhoodTransformer, VisionTransformer, **SIZES, radius=1, dilation=1,
         patch_size=4, num_classes=3, image_size=8,
     ),
+    "DistilledVisionTransformer": call(
+        DistilledVisionTransformer, VisionTransformer, **SIZES, patch_size=4, num_classes=3,
+        image_size=8, registers=1,
+    ),
     "SwinTransformer": call(
         SwinTransformer, *PASSED_ON, dim=8, depths=(1, 1), heads=(2, 2), window=2, patch_size=2,
         num_classes=3, channels=3, version=1, drop_path=0.0, eps=1e-5, hidden=None,
@@ -117,6 +122,7 @@ CALLS: dict[str, Call] = {
 
 def test_no_public_callable_is_left_out() -> None:
     exempt = {  # of weights of other libraries, with errors of their own: test_pretrained
+        "DistilledVisionTransformer.from_pretrained",
         "VisionTransformer.from_pretrained",
         "SwinTransformer.from_pretrained",
     }
@@ -129,6 +135,7 @@ def test_no_public_callable_is_left_out() -> None:
         CALLS,
         "VisionTransformer",
         "VisionTransformer.preset",
+        "DistilledVisionTransformer",
         "SwinTransformer",
         "SwinTransformer()",
     ),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from attention_core.pretrained import load_pretrained
-from vision import VisionTransformer
+from vision import DistilledVisionTransformer, VisionTransformer
 from vision.pretrained import to_timm
 from vision.swin import SwinTransformer
 
@@ -96,6 +96,85 @@ def test_torchvision_swin(version: int) -> None:
 
 
 # -------------------------------------------------------------------------------------------- timm
+
+SWIN = {
+    "v1": ("swin_tiny_patch4_window7_224", {"window_size": 4}, {}),
+    "v1, windows as small as the grid": ("swin_tiny_patch4_window7_224", {"window_size": 8}, {}),
+    "v1, without head": ("swin_tiny_patch4_window7_224", {"window_size": 4, "num_classes": 0}, {}),
+    "v2": ("swinv2_tiny_window8_256", {"window_size": 4}, {"window": 4}),
+    "v2, windows as small as the grid": (
+        "swinv2_tiny_window8_256",
+        {"window_size": 8},
+        {"window": [(8, 8), (4, 4)]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SWIN)
+def test_timm_swin(case: str) -> None:
+    name, options, settings = SWIN[case]
+    sizes = {"img_size": 32, "embed_dim": 16, "depths": (2, 3), "num_heads": (2, 4)}
+    theirs = randomised(timm.create_model(name, **{"num_classes": 5, **sizes, **options}))
+    weights = theirs.state_dict()
+    ours = SwinTransformer.from_pretrained(weights, **settings)
+    assert_parity(ours, theirs, [NATIVE])
+    assert load_pretrained(ours, weights).source == "timm"
+    if settings:
+        with pytest.raises(ValueError, match="do not say how large their windows are. Give window"):
+            SwinTransformer.from_pretrained(weights)
+    with pytest.raises(ValueError, match=r"of 'timm', for SwinTransformer, not for VisionTransfor"):
+        VisionTransformer.from_pretrained(weights)
+
+
+BEIT = {
+    "v1": ("beit_base_patch16_224", {}),
+    "v2": ("beitv2_base_patch16_224", {}),
+    "a class token": ("beit_base_patch16_224", {"global_pool": "token"}),
+    "one table": (
+        "beit_base_patch16_224",
+        {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+    ),
+    "a rectangle": ("beit_base_patch16_224", {"img_size": (24, 48)}),
+}
+
+
+@pytest.mark.parametrize("case", BEIT)
+def test_timm_beit(case: str) -> None:
+    name, options = BEIT[case]
+    theirs = randomised(timm.create_model(name, **{**SMALL, "num_classes": 5, **options}))
+    size = options.get("img_size", NATIVE)
+    ours = VisionTransformer.from_pretrained(theirs.state_dict(), image_size=size)
+    assert_parity(ours, theirs, [size])
+    if size != NATIVE:
+        with pytest.raises(ValueError, match=r"55 relative positions are those of no square image"):
+            VisionTransformer.from_pretrained(theirs.state_dict())
+
+
+def test_timm_deit_with_two_heads() -> None:
+    theirs = timm_model("deit_tiny_distilled_patch16_224")
+    weights = theirs.state_dict()
+    ours = DistilledVisionTransformer.from_pretrained(weights, heads=2)
+    assert_parity(ours, theirs, SIZES)
+    images = [torch.randn(3, 32, 32), torch.randn(3, 24, 40)]
+    with torch.no_grad():
+        packed = ours(images)
+        for image, got in zip(images, packed, strict=True):
+            torch.testing.assert_close(got[None], theirs(image[None]), atol=1e-5, rtol=0)
+    bare = timm_model("deit_tiny_distilled_patch16_224", num_classes=0)
+    assert_parity(
+        DistilledVisionTransformer.from_pretrained(bare.state_dict(), heads=2), bare, SIZES
+    )
+    tuned = DistilledVisionTransformer.from_pretrained(weights, heads=2, num_classes=3)
+    report = load_pretrained(tuned, weights, head=False)
+    tuned.reset_head(4)
+    assert tuned(images).shape == (2, 4) and not tuned.head.weight.equal(tuned.head_dist.weight)
+    heads = [f"{head}.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias")]
+    assert report.kept == heads and sorted(report.dropped) == sorted(heads)
+    with pytest.raises(ValueError, match=r"DistilledVisionTransformer\.from_pretrained does"):
+        VisionTransformer.from_pretrained(weights)
+    with pytest.raises(ValueError, match=r"VisionTransformer\.from_pretrained does"):
+        DistilledVisionTransformer.from_pretrained(timm_model("vit_small_patch16_224").state_dict())
+
 
 TIMM = {
     "ViT": ("vit_small_patch16_224", {}, {}),
@@ -226,6 +305,25 @@ def test_transformers_siglip_classifier() -> None:
     model = randomised(transformers.SiglipForImageClassification(config))
     ours = VisionTransformer.from_pretrained(model.state_dict(), config=config.to_dict())
     assert_parity(ours, lambda image: model(image).logits, [NATIVE])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_transformers_beit(shared: bool, mean: bool) -> None:
+    config = transformers.BeitConfig(
+        **HF,
+        num_labels=5,
+        use_mean_pooling=mean,
+        use_relative_position_bias=not shared,
+        use_shared_relative_position_bias=shared,
+    )
+    model = randomised(transformers.BeitForImageClassification(config))
+    weights = {**model.state_dict(), "beit.embeddings.mask_token": torch.ones(1, 1, 32)}
+    ours = VisionTransformer.from_pretrained(weights, config=config.to_dict())
+    assert ours.encoder.blocks[0].attention_residual.norm.eps == 1e-12
+    assert_parity(ours, lambda image: model(image).logits, [NATIVE])
+    report = load_pretrained(ours, weights)
+    assert report.source == "beit" and "embeddings.mask_token" in report.dropped
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -193,6 +193,8 @@ PUBLISHED = [
     ("vit_giantopt_patch16_siglip_384", "siglip"),
     ("vit_huge_plus_patch16_dinov3", "dinov3"),
     ("vit_7b_patch16_dinov3", "dinov3"),
+    ("beit_large_patch16_384", "beit"),
+    ("beitv2_base_patch16_224", "beit"),
     ("eva02_tiny_patch14_336", "eva02"),
     ("eva02_large_patch14_448", "eva02"),
 ]
@@ -233,8 +235,7 @@ def test_heads_of_torchvision_s_huge_model() -> None:
         "vit_base_patch16_sapiens2",
         "eva_giant_patch14_224",
         "eva02_base_patch16_clip_224",
-        "beit_base_patch16_224",
-        "deit_tiny_distilled_patch16_224",
+        "beit3_base_patch16_224",
     ],
 )
 def test_other_models_by_like_names_are_refused(name: str) -> None:

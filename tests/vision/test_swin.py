@@ -329,6 +329,8 @@ def test_stages_that_do_not_fit_are_named() -> None:
         SwinTransformer(24, [2, 2], [2], window=7, num_classes=5)
     with pytest.raises(ValueError, match=r"dim=48 must be a multiple of heads=5"):
         SwinTransformer(24, [2, 2], [2, 5], window=7, num_classes=5)
+    with pytest.raises(ValueError, match=r"window must be one size, or one for each of 2 stages"):
+        SwinTransformer(24, [2, 2], [2, 4], window=[(4, 4)], num_classes=5)
     with pytest.raises(ValueError, match=r"drop_path lists 1 entries for 2 layers"):
         SwinStage(24, 2, 2, window=4, drop_path=[0.1])
     with pytest.raises(ValueError, match=r"one of tiny, small, base, large; got 'swin_t'"):

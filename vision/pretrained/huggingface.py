@@ -32,19 +32,21 @@ LAYER = {
     "output.dense": names.DOWN,
 }
 
+TABLE = {
+    "embeddings.cls_token": CLASS,
+    "embeddings.position_embeddings": POSITIONS,
+    "embeddings.patch_embeddings.projection": vit.PATCHES,
+    "layernorm": vit.NORM,
+    "classifier": names.CLASSIFIER,
+    **names.layers("layers.#.", "encoder", LAYER),
+    **names.layers("encoder.layer.#.", "encoder", LAYER),
+}
+
 HUGGINGFACE = vit.vit_family(
     recognises=lambda w: "embeddings.patch_embeddings.projection.weight" in w,
     prefixes=("vit.",),
     model_types=("vit",),
-    table={
-        "embeddings.cls_token": CLASS,
-        "embeddings.position_embeddings": POSITIONS,
-        "embeddings.patch_embeddings.projection": vit.PATCHES,
-        "layernorm": vit.NORM,
-        "classifier": names.CLASSIFIER,
-        **names.layers("layers.#.", "encoder", LAYER),
-        **names.layers("encoder.layer.#.", "encoder", LAYER),
-    },
+    table=TABLE,
     settings=partial(vit.vit_settings, eps=1e-12),
     unused={r"pooler\..*": "the classifier reads the class token itself", **vit.MASK_TOKEN},
 )

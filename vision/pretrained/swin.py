@@ -1,9 +1,10 @@
-"""Swin transformers, v1 and v2, by torchvision's names."""
+"""Swin transformers, v1 and v2, by torchvision's names and timm's."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -26,25 +27,35 @@ STAGE = {
     "norm2": f"blocks.#.{names.MLP_NORM}",
     "mlp.0": f"blocks.#.{names.UP}",
     "mlp.3": f"blocks.#.{names.DOWN}",
+    "mlp.fc1": f"blocks.#.{names.UP}",
+    "mlp.fc2": f"blocks.#.{names.DOWN}",
 }
 
-# Stage i and what merges its tokens are features 2i + 1 and 2i + 2; feature 0 is the embedding.
-TABLE = {
-    "features.0.0": "embedding.project",
-    "features.0.2": "embedding_norm",
-    "norm": "norm",
-    "head": names.CLASSIFIER,
-    **{
-        f"features.{2 * stage + 1}.#.{theirs}": f"stages.{stage}.{ours}"
-        for stage in range(8)
-        for theirs, ours in STAGE.items()
-    },
-    **{
-        f"features.{2 * stage + 2}.{part}": f"stages.{stage}.merging.{part}"
-        for stage in range(8)
-        for part in ("norm", "reduction")
-    },
-}
+
+def _table(
+    embedding: tuple[str, str],
+    head: str,
+    stage: Callable[[int], str],
+    merging: Callable[[int], str],
+) -> dict[str, str]:
+    """The names of a library, of up to eight stages, to ours.
+
+    Args:
+        embedding: theirs of the patches and of their norm.
+        stage: their prefix of a block of stage i.
+        merging: their prefix of what merges its tokens.
+    """
+    table = {
+        embedding[0]: "embedding.project",
+        embedding[1]: "embedding_norm",
+        "norm": "norm",
+        head: names.CLASSIFIER,
+    }
+    for i in range(8):
+        table |= {f"{stage(i)}.#.{theirs}": f"stages.{i}.{ours}" for theirs, ours in STAGE.items()}
+        for part in ("norm", "reduction"):
+            table[f"{merging(i)}.{part}"] = f"stages.{i}.merging.{part}"
+    return table
 
 
 def _prepare(weights: Weights) -> tuple[Weights, dict[str, str]]:
@@ -79,7 +90,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
         "dim": len(project),
         "depths": [depths[stage] for stage in sorted(depths)],
         "heads": [len(one) if second else one.shape[1] for one in of_heads],
-        "window": checkpoint.options.get("window") or _window(checkpoint, of_heads[0]),
+        "window": checkpoint.options.get("window") or _window(checkpoint, of_heads),
         "patch_size": (project.shape[2], project.shape[3]),
         "channels": project.shape[1],
         "num_classes": checkpoint.length("classifier.weight") or None,
@@ -87,20 +98,49 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _window(checkpoint: Checkpoint, first: Tensor) -> int | tuple[int, ...]:
+def _window(checkpoint: Checkpoint, tables: list[Tensor]) -> Any:
+    """The window of all stages, or of each, from the offsets in one."""
     coordinates = [w for n, w in checkpoint.theirs.items() if n.endswith("relative_coords_table")]
     if coordinates:
         return tuple((n + 1) // 2 for n in coordinates[0].shape[1:3])
-    side = math.isqrt(len(first))
-    if first.ndim != 2 or side * side != len(first):
+    if tables[0].ndim != 2:
+        raise UsageError(
+            "weights: they do not say how large their windows are. Give window=, one size, or a "
+            "pair for each stage: timm's are no larger than the grid of a stage."
+        )
+    sides = [math.isqrt(len(table)) for table in tables]
+    if any(side * side != len(table) for side, table in zip(sides, tables, strict=True)):
         raise UsageError("weights: their windows are not square; give window=(height, width).")
-    return (side + 1) // 2
+    sizes = [((side + 1) // 2,) * 2 for side in sides]
+    return sizes[0] if len(set(sizes)) == 1 else sizes
 
+
+_UNUSED = {r".*\.relative_(position_index|coords_table)": "the window gives it"}
 
 TORCHVISION_SWIN = Family(
     recognises=lambda w: "features.0.0.weight" in w,
-    table=TABLE,
+    # Feature 0 is the embedding
+    table=_table(
+        ("features.0.0", "features.0.2"),
+        "head",
+        stage=lambda i: f"features.{2 * i + 1}",
+        merging=lambda i: f"features.{2 * i + 2}",
+    ),
     settings=_settings,
-    unused={r".*\.relative_(position_index|coords_table)": "the window gives it"},
+    unused=_UNUSED,
+    prepare=_prepare,
+)
+
+TIMM_SWIN = Family(
+    recognises=lambda w: {"patch_embed.norm.weight", "layers.0.blocks.0.attn.qkv.weight"} <= set(w),
+    # What merges the tokens of a stage is in front of the next
+    table=_table(
+        ("patch_embed.proj", "patch_embed.norm"),
+        "head.fc",
+        stage=lambda i: f"layers.{i}.blocks",
+        merging=lambda i: f"layers.{i + 1}.downsample",
+    ),
+    settings=_settings,
+    unused=_UNUSED,
     prepare=_prepare,
 )

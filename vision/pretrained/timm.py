@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attention_core.errors import UsageError
-from attention_core.pretrained import names
+from attention_core.pretrained import Checkpoint, names
 from attention_core.pretrained.renaming import Weights, modules, rename, some
 from vision.positions import ResampledPosition
 from vision.pretrained import vit
@@ -50,11 +50,26 @@ TABLE = {
     ),
 }
 
+#: What other models have beside patches: windows, a norm of other eps in front of the blocks, or
+#: two heads.
+_OTHERS = frozenset({"patch_embed.norm.weight", "norm_pre.weight", "dist_token"})
+
 TIMM = vit.vit_family(
-    # By the patches, but for models with a norm in front of the blocks, whose eps differs
-    recognises=lambda w: "patch_embed.proj.weight" in w and "norm_pre.weight" not in w,
+    recognises=lambda w: "patch_embed.proj.weight" in w and _OTHERS.isdisjoint(w),
     table=TABLE,
     settings=vit.vit_settings,
+)
+
+
+def _distilled(checkpoint: Checkpoint) -> dict[str, Any]:
+    found = vit.vit_settings(checkpoint)
+    return {name: found[name] for name in found if name not in ("class_token", "pooling")}
+
+
+TIMM_DISTILLED = vit.vit_family(
+    recognises=lambda w: "dist_token" in w,
+    table={**TABLE, "dist_token": REGISTERS, "head_dist": names.DISTILLED},
+    settings=_distilled,
 )
 
 

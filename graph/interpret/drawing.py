@@ -12,9 +12,9 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from attention_core.escape import on_one_line, plot_label
-from graph.layout import layout
+from attention_core.interpret.plots import INK, bare, verdict_color
+from graph.interpret.layout import layout
 
-INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"
 #: The usual colours of elements (CPK), darkened or lightened until a label on them is readable.
 COLORS = {
     "C": "#4a4a4a",
@@ -132,13 +132,13 @@ def draw_graph(
     _draw_bands(axis, lifts, place, scale, size)
     _draw_bonds(axis, lifts, place, size, plain=small)
     _draw_halos(axis, lifts, place, scale, size)
-    color = INK if graph.right is None else RIGHT if graph.right else WRONG
     if not small:
         _draw_nodes(axis, graph, place, size)
+        color = verdict_color(graph.right)
         axis.set_title(plot_label(graph.caption), loc="left", fontsize=11, color=color)
     axis.margins(0.12)
     axis.set_aspect("equal", adjustable="datalim")
-    axis.axis("off")
+    bare(axis)
 
 
 def _draw_nodes(axis: Axes, graph: ReadGraph, place: numpy.ndarray, size: float) -> None:
