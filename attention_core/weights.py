@@ -17,7 +17,7 @@ class PairWeights(NamedTuple):
     Attributes:
         pairs: `batch`, `query` and `key` of each pair, (P,), and what any `Pairs` tell: the
             `distance` between the two, the `edge`, ...
-        values: (P, H).
+        values: (P, H), of all heads or of some.
     """
 
     pairs: Pairs
@@ -25,7 +25,8 @@ class PairWeights(NamedTuple):
 
     def dense(self) -> Tensor:
         """Return them as (B, H, Lq, Lk). An edge that is listed twice has the sum of both."""
-        batch, heads, queries, keys = self.pairs.shape
+        batch, _, queries, keys = self.pairs.shape
+        heads = self.values.shape[1]
         at = (self.pairs.batch * queries + self.pairs.query) * keys + self.pairs.key
         dense = self.values.new_zeros(heads, batch * queries * keys)
         return dense.index_add(1, at, self.values.T).view(heads, batch, queries, keys).movedim(0, 1)
@@ -41,7 +42,7 @@ class PairWeights(NamedTuple):
         edge, space = self.pairs.edge, self.pairs.spaces[1]
         assert isinstance(space, Graph)
         count, found = space.edges.num_edges, edge >= 0
-        batch, heads = self.pairs.shape[:2]
+        batch, heads = self.pairs.shape[0], self.values.shape[1]
         at = (self.pairs.batch * count + edge)[found]
         weights = self.values.new_zeros(batch * count, heads)
         return weights.index_copy(0, at, self.values[found]).view(batch, count, heads)

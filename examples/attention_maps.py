@@ -15,11 +15,15 @@ import numpy
 import torch
 
 from attention_core.escape import on_one_line
-from attention_core.training.figures import save_figure
+from attention_core.interpret.plots import save_figure
 from attention_core.training.predict import load_trained
 from vision import VisionTransformer
-from vision.figures import attention_figures
-from vision.seeing import attention_maps, attention_rollout, mean_attention_distance
+from vision.interpret import (
+    attention_figures,
+    attention_maps,
+    attention_rollout,
+    mean_attention_distance,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     query = None if given.query is None else tuple(given.query)
     arrays = {
-        "maps": attention_maps(model, image, given.layer, query)[0],
+        "maps": attention_maps(model, image, layers=[given.layer], query=query)[0][0],
         "distance": mean_attention_distance(model, image),
     }
     if isinstance(model, VisionTransformer):

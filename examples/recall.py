@@ -33,8 +33,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention_core.interpret.plots import INK, save_figure
 from attention_core.training.console import rich_text
-from attention_core.training.figures import INK, VALIDATION, save_figure
+from attention_core.training.plots import VALIDATION
 from nlp import TextEncoder
 
 KEYS, VALUES, NOISE = 8, 8, 8

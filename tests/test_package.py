@@ -55,9 +55,14 @@ def may_import(importer: str, module: str) -> bool:
         return root not in DOMAINS
     if within(importer, "attention_core.pretrained") and root == "safetensors":
         return True
+    if within(importer, "attention_core.interpret.plots") and root == "matplotlib":
+        return True
     if within(importer, "attention_core"):
+        own = "interpret" if within(importer, "attention_core.interpret") else ""
         if root == "attention_core":
-            return not within(module, "attention_core.training")
+            return module.split(".")[1:2] not in (
+                [name] for name in {"training", "interpret"} - {own}
+            )
         return root in ("torch", "triton") or root in sys.stdlib_module_names  # torch brings triton
     own = importer.partition(".")[0]
     return root not in DOMAINS or root == own
@@ -84,6 +89,12 @@ def test_imports_run_one_way(package: str) -> None:
         ("attention_core.masks", "numpy", False),
         ("attention_core.masks", "attention_core.training.task", False),
         ("attention_core.masks", "vision", False),
+        ("attention_core.masks", "attention_core.interpret.maps", False),
+        ("attention_core.interpret.maps", "attention_core.record", True),
+        ("attention_core.interpret.maps", "attention_core.training.folder", False),
+        ("attention_core.interpret.maps", "matplotlib.figure", False),
+        ("attention_core.interpret.plots", "matplotlib.figure", True),
+        ("attention_core.interpret.plots", "vision", False),
         ("attention_core.pretrained.files", "safetensors", True),
         ("attention_core.pretrained.files", "attention_core.training.checkpoint", False),
         ("attention_core.pretrained.files", "yaml", False),

@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from attention_core.interpret.plots import bare, put_side, put_title
 from attention_core.training import Task, UsageError
-from attention_core.training.figures import INK
 from vision.mae import MaskedAutoencoder, Reconstruction, moments
 
 HIDDEN = "#7d8fa3"  # neither ink nor paper
@@ -83,17 +83,10 @@ def reconstruction_sheet(model: MaskedAutoencoder, image: Tensor, output: Recons
         for axis, picture, original in zip(row, pictures, image, strict=True):
             _show(axis, picture, original)
     for axis, name in zip(axes[:, 0], names, strict=True):
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8, color=INK)
+        put_side(axis, name)
     share = 1 - float(output.hidden.float().mean())
     given = ", given the mean and the contrast of every patch" if model.normalize else ""
-    figure.suptitle(
-        f"Images completed from {share:.0%} of their patches{given}",
-        x=0.01,
-        ha="left",
-        fontsize=13,
-        fontweight="bold",
-        color=INK,
-    )
+    put_title(figure, f"Images completed from {share:.0%} of their patches{given}")
     return figure
 
 
@@ -101,7 +94,6 @@ def _show(axis: Axes, picture: Tensor, original: Tensor) -> None:
     low, high = original.amin(), original.amax()
     shown = ((picture - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).float().cpu()
     shown = (shown if len(shown) == 3 else shown[:1].expand(3, -1, -1)).permute(1, 2, 0)
-    axis.imshow(shown.where(~shown.isnan(), torch.tensor(to_rgb(HIDDEN))).numpy())
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
+    shown = shown.where(~shown.isnan(), torch.tensor(to_rgb(HIDDEN)))
+    axis.imshow(shown.numpy(), interpolation="nearest")
+    bare(axis)

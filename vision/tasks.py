@@ -82,11 +82,11 @@ class ImageClassification(ClassificationTask):
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
         """Draw the confusion matrix, and `attention_figures` of up to ten images of `batch`, all of
         the size of the first: one of each class, errors first."""
-        from vision.figures import attention_figures
-        from vision.recording import Model, shares_blocks
+        from vision.interpret import attention_figures
+        from vision.interpret.maps import Model
 
         figures = super().figures(batch)
-        if not isinstance(self.model, Model) or shares_blocks(self.model):
+        if not isinstance(self.model, Model):
             return figures
         image, target = batch["image"], batch["target"]
         probability, predicted = self.probabilities(batch).max(dim=-1)

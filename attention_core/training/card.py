@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import torch
@@ -17,8 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch import Trainer
 
 from attention_core.escape import markdown, markdown_code, shell_word
+from attention_core.files import replace_file
+from attention_core.interpret.plots import Format
 from attention_core.training.data import DataModule
-from attention_core.training.folder import RunFolder, from_here, replace_file
+from attention_core.training.folder import RunFolder, from_here
 from attention_core.training.own import needed_config_dir
 from attention_core.training.trust import trusting
 
@@ -66,8 +68,8 @@ def write_card(
         mode=task.mode,
         results={name: f"{value:.4f}" for name, value in results.items() if name != "best_epoch"},
         interval=_interval(results.get("test/accuracy"), sizes["test"]),
-        figures=_links(folder, "*.png"),
-        pages=_links(folder, "*.html"),
+        figures=_links(folder, *get_args(Format)),
+        pages=_links(folder, "html"),
         allow=allow,
         config_dir=needed_config_dir(allow),
         trust=trusting(allow),
@@ -81,11 +83,12 @@ def write_card(
         file.write(text)
 
 
-def _links(folder: RunFolder, pattern: str) -> list[tuple[str, str]]:
+def _links(folder: RunFolder, *endings: str) -> list[tuple[str, str]]:
     """Return a title for each figure, and its address."""
     return [
         (path.stem.replace("_", " ").capitalize(), quote(bytes(path.relative_to(folder.path))))
-        for path in sorted(folder.figures.glob(pattern))
+        for path in sorted(folder.figures.glob("*"))
+        if path.suffix[1:] in endings
     ]
 
 

@@ -12,10 +12,11 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console
 
 from attention_core.errors import Damaged, UsageError, reading
+from attention_core.files import replace_file
 from attention_core.pretrained.serialization import load_torch, save_torch
 from attention_core.training.callbacks import FiniteLoss
 from attention_core.training.console import rich_text
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics
 from attention_core.training.processes import gather
 from attention_core.training.trust import again

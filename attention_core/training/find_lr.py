@@ -15,13 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.errors import UsageError
 from attention_core.escape import on_one_line, plot_label
+from attention_core.interpret.plots import INK, save_figure
 from attention_core.training.console import rich_text
 from attention_core.training.data import model_inputs
-from attention_core.training.figures import INK, VALIDATION, save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.overrides import shell_override
-from attention_core.training.run import assemble, check_config
+from attention_core.training.plots import VALIDATION
+from attention_core.training.run import assemble, check_config, figure_format
 from attention_core.training.task import Task
 
 Values = np.ndarray[Any, Any]
@@ -66,7 +67,7 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
     rates, changes = np.array(curve.rates), np.array(curve.changes)
     suggestion = suggest(rates, changes)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lr_finder.png"
+    path = folder / f"lr_finder.{figure_format(**config.get('figures') or {})}"
     title = str(config.get("experiment") or "")
     save_figure(_draw(rates, changes, suggestion, title=title), path)
     given = f" {shell_override('experiment', title)}" if title else ""

@@ -1,4 +1,4 @@
-"""What a run folder holds, and how a file in it is read, and replaced whole or not at all."""
+"""What a run folder holds, and how a file in it is read."""
 
 import fcntl
 import json
@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from attention_core.errors import Damaged, UsageError, reading
+from attention_core.files import replace_file
 
 # Ends a YAML document. Without it, a file that was cut short may read as another configuration.
 END_OF_CONFIG = "..."
@@ -211,25 +212,3 @@ def _move(source: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)  # a folder is not replaced by a move
     os.replace(source, target)
-
-
-@contextmanager
-def replace_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file that becomes `path` at the end, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text: dict[str, Any] = {} if "b" in mode else {"newline": "", "encoding": "utf-8"}
-        with temporary.open(mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # The rename itself survives a power cut only once the folder is on disk.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_core.errors import UsageError
 from attention_core.escape import shell_word
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 from attention_core.training.instantiate import build
 from attention_core.training.processes import joins_another
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from attention_core.errors import Damaged, reading
 from attention_core.escape import csv_cell, on_one_line
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 
 _TO_GO_ON = "To continue the run without the rows that it had, delete it."
 

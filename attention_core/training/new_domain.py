@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from attention_core.errors import UsageError
 from attention_core.escape import on_one_line, shell_word
-from attention_core.training.folder import replace_file
+from attention_core.files import replace_file
 
 OURS = ("attention_core", "vision", "graph", "nlp")
 

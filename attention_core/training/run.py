@@ -28,18 +28,18 @@ from rich.table import Table
 
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.escape import on_one_line
+from attention_core.files import replace_file
+from attention_core.interpret.plots import Format, save_figure
 from attention_core.training.before import check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
 from attention_core.training.console import rich_text
-from attention_core.training.figures import learning_curves, save_figure
 from attention_core.training.finetune import find_weights, start_from
 from attention_core.training.fingerprint import deciding
 from attention_core.training.folder import (
     RunFolder,
     read_results,
-    replace_file,
     write_config,
     write_json,
 )
@@ -56,6 +56,7 @@ from attention_core.training.loops import settle_checkpoints
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2
 from attention_core.training.parts import Parts, alone, data_and_task, look, of_every_trainer
+from attention_core.training.plots import learning_curves
 from attention_core.training.processes import (
     end_with_leader,
     joined_by_others,
@@ -87,6 +88,7 @@ KEYS = {
     "profiler": "a Lightning profiler; writes to the folder profile/ of the run",
     "callbacks": "Lightning callbacks by name",
     "logger": "Lightning loggers by name, beside metrics.csv",
+    "figures": "format: of the figures, png, svg or pdf",
 }
 TYPES: dict[str, tuple[type, str]] = {
     "about": (dict, "a mapping"),
@@ -99,6 +101,7 @@ TYPES: dict[str, tuple[type, str]] = {
     "compile": (bool, "true or false"),
     "callbacks": (dict, "a mapping of names to callbacks"),
     "logger": (dict, "a mapping of names to loggers"),
+    "figures": (dict, "a mapping"),
 }
 
 
@@ -255,6 +258,7 @@ def check_config(config: Mapping[str, Any]) -> None:
                 raise UsageError(
                     f"{key}.{name}: a mapping with a _target_ is needed, or null; got {part!r}."
                 )
+    check_arguments(figure_format, config.get("figures") or {}, "figures", "figures")
     check_arguments(Checkpoint, config.get("checkpoint") or {}, "checkpoint", "checkpoint")
     check_arguments(start_from, config.get("init") or {}, "init", "init")
     allow = config.get("allow") or ()
@@ -269,6 +273,11 @@ def check_config(config: Mapping[str, Any]) -> None:
                 raise UsageError(
                     f"{place}._target_: {node['_target_']!r} is refused: nothing is built there."
                 )
+
+
+def figure_format(format: Format = "png") -> Format:
+    """Return the format of figures, given `figures` of a configuration."""
+    return format
 
 
 def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
@@ -344,7 +353,7 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             # A sharded model computes nothing in one process alone: draw with it put together
             parts = look(config, folder)
             _test(parts, folder, int(results["best_epoch"]))
-        _draw(parts, folder, str(config.get("experiment") or ""), int(results["best_epoch"]))
+        _draw(parts, folder, config, int(results["best_epoch"]))
         write_card(
             config,
             folder,
@@ -371,17 +380,17 @@ def _test(parts: Parts, folder: RunFolder, best_epoch: int | None) -> dict[str, 
     return {**{name: float(value) for name, value in values.items()}, "best_epoch": best_epoch}
 
 
-def _draw(parts: Parts, folder: RunFolder, experiment: str, best_epoch: int) -> None:
-    curves = learning_curves(read_metrics(folder.metrics), title=experiment, best_epoch=best_epoch)
-    save_figure(curves, folder.figures / "learning_curves.png")
+def _draw(parts: Parts, folder: RunFolder, config: Config, best_epoch: int) -> None:
+    title, kind = str(config.get("experiment") or ""), figure_format(**config.get("figures") or {})
+    curves = learning_curves(read_metrics(folder.metrics), title=title, best_epoch=best_epoch)
     # What came from the data is float32, whatever trainer.precision has made of the weights
     task = parts.task.float().eval()
     batch = next(iter(parts.data.test_dataloader()))
     batch = parts.data.transfer_batch_to_device(batch, task.device, 0)
     with torch.no_grad():
         figures, pages = task.figures(batch), task.pages(batch)
-    for name, figure in figures.items():
-        save_figure(figure, folder.figures / f"{name}.png")
+    for name, figure in {"learning_curves": curves, **figures}.items():
+        save_figure(figure, folder.figures / f"{name}.{kind}")
     for name, page in pages.items():
         with replace_file(folder.figures / f"{name}.html", "w") as file:
             file.write(page)

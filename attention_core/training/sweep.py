@@ -22,8 +22,9 @@ from rich.text import Text
 
 from attention_core.errors import Damaged, UsageError, reading
 from attention_core.escape import csv_cell, for_terminal, on_one_line
+from attention_core.files import replace_file
 from attention_core.training.console import rich_text
-from attention_core.training.folder import RunFolder, read_results, replace_file, write_json
+from attention_core.training.folder import RunFolder, read_results, write_json
 from attention_core.training.instantiate import locate
 from attention_core.training.metrics import read_metrics
 from attention_core.training.overrides import shell_override

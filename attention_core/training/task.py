@@ -459,7 +459,7 @@ class ClassificationTask(Task):
         self.counts = self.confusion.compute()
 
     def figures(self, batch: Batch) -> dict[str, "Figure"]:
-        from attention_core.training.figures import confusion_matrix
+        from attention_core.training.plots import confusion_matrix
 
         counts = self.counts.cpu().numpy()
         return {"confusion": confusion_matrix(counts, self.classes), **super().figures(batch)}

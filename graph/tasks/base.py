@@ -13,7 +13,7 @@ from attention_core.training.data import model_inputs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from graph.figures import Shown
+    from graph.interpret import Shown
 
 #: Attention of a batch with more nodes is not drawn: there may be as many weights as pairs.
 MOST_NODES = 4096
@@ -29,7 +29,7 @@ class GraphTask(Task):
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
         """Draw those of the task, and `attention_figures` of what `shown` chooses."""
-        from graph.figures import attention_figures
+        from graph.interpret import attention_figures
 
         figures = super().figures(batch)
         attends = any(isinstance(part, RecordedAttention) for part in self.model.modules())

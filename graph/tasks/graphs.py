@@ -13,7 +13,7 @@ from attention_core.training.data import model_inputs
 from graph.tasks.base import GraphTask, choose
 
 if TYPE_CHECKING:
-    from graph.figures import Shown
+    from graph.interpret import Shown
 
 
 class GraphRegression(GraphTask, RegressionTask):
@@ -25,7 +25,7 @@ class GraphRegression(GraphTask, RegressionTask):
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
         """Choose four graphs of typical size, with the first of their targets."""
-        from graph.figures import Shown
+        from graph.interpret import Shown
 
         with torch.no_grad():
             output = self(**model_inputs(batch))
@@ -49,7 +49,7 @@ class GraphClassification(GraphTask, ClassificationTask):
 
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
         """Choose up to four graphs, the classes in turn, those of typical size first."""
-        from graph.figures import Shown
+        from graph.interpret import Shown
 
         share, says = self.probabilities(batch).max(-1)
         target = batch["target"]

@@ -13,7 +13,7 @@ from graph.tasks.base import GraphTask, choose
 from graph.tasks.graphs import verdict
 
 if TYPE_CHECKING:
-    from graph.figures import Shown
+    from graph.interpret import Shown
 
 
 class NodeTask(GraphTask):
@@ -48,7 +48,7 @@ class NodeClassification(NodeTask, ClassificationTask):
     def shown(self, batch: dict[str, Any]) -> list[Shown]:
         """Choose up to four of the nodes in question with those near them, the classes in turn,
         nodes with a typical number of edges first."""
-        from graph.figures import Shown, around
+        from graph.interpret.plots import Shown, around
 
         share, says = self.probabilities(batch).max(-1)
         edge_index, target = batch["edge_index"], _asked(batch)["target"]

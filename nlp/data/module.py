@@ -9,9 +9,10 @@ from typing import Any, Required, Unpack
 import torch
 
 from attention_core.errors import reading, too_large
+from attention_core.files import replace_file
 from attention_core.pretrained.files import located
 from attention_core.training import DataModule, DataModuleOptions, UsageError
-from attention_core.training.folder import RunFolder, replace_file
+from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import (
     check_file,
     csv_rows,

@@ -13,7 +13,7 @@ from attention_core.training import Task, UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nlp.figures import Shown
+    from nlp.interpret import ReadText
 
 #: Attention of a longer text is not drawn: a layer has as many weights as pairs of tokens.
 MOST_TOKENS = 1024
@@ -33,22 +33,22 @@ class TextTask(Task):
     def on_fit_start(self) -> None:
         check_positions(self.model, self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
         """Choose what of a batch attention is drawn on, the same at every call; by default nothing,
-        and nothing where the model is another than `nlp.seeing` sees into."""
+        and nothing where the model is another than `nlp.interpret` sees into."""
         return []
 
     def figures(self, batch: dict[str, Any]) -> dict[str, Figure]:
-        """Draw those of the task, and `attention_figures` of what `shown` chooses."""
-        from nlp.figures import attention_figures
+        """Draw those of the task, and `text_figures` of what `shown` chooses."""
+        from nlp.interpret import text_figures
 
         shown = self.shown(batch)
-        drawn = attention_figures(shown, subject=self.subject) if shown else {}
+        drawn = text_figures(shown, subject=self.subject) if shown else {}
         return {**super().figures(batch), **drawn}
 
     def pages(self, batch: dict[str, Any]) -> dict[str, str]:
         """Write those of the task, and the `attention_page` of what `shown` chooses."""
-        from nlp.html import attention_page
+        from nlp.interpret import attention_page
 
         shown = self.shown(batch)
         drawn = {"attention": attention_page(shown, title=self.subject)} if shown else {}

@@ -14,7 +14,7 @@ from nlp.encoder import TextEncoder
 from nlp.tasks.base import MOST_TOKENS, TextTask
 
 if TYPE_CHECKING:
-    from nlp.figures import Shown
+    from nlp.interpret import ReadText
 
 
 class TextClassification(TextTask, ClassificationTask):
@@ -34,10 +34,9 @@ class TextClassification(TextTask, ClassificationTask):
         inputs = {"ids": pad(ids, lengths) if ids.ndim == 1 else ids, "lengths": lengths}
         return inputs, {"ids": {0: "batch", 1: "length"}, "lengths": {0: "batch"}}
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
         """Choose one test text of each class."""
-        from nlp.figures import Shown
-        from nlp.seeing import attention_maps, pooling_attention
+        from nlp.interpret import Shown, read_text
 
         if not isinstance(self.model, TextEncoder):
             return []
@@ -52,14 +51,8 @@ class TextClassification(TextTask, ClassificationTask):
             predicted, label = int(shares[index].argmax()), int(batch["target"][index])
             verdict = "rightly" if predicted == label else f"labelled {self.classes[label]}"
             read = f"Read as {self.classes[predicted]} ({shares[index, predicted]:.0%})"
-            texts.append(
-                Shown(
-                    f"{read}, {verdict}",
-                    attention_maps(self.model, tokenizer, ids),
-                    pooling_attention(self.model, tokenizer, ids),
-                    right=predicted == label,
-                )
-            )
+            shown = Shown(f"{read}, {verdict}", predicted == label)
+            texts.append(read_text(self.model, ids, shown, tokenizer=tokenizer))
         return texts
 
 

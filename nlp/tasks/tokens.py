@@ -21,7 +21,7 @@ from nlp.generation import generate
 from nlp.tasks.base import TextTask, readable
 
 if TYPE_CHECKING:
-    from nlp.figures import Shown
+    from nlp.interpret import ReadText
 
 #: A text is shown with so many tokens of its own, and so many that the model writes after them.
 GIVEN, WRITTEN = 12, 24
@@ -198,10 +198,9 @@ class CausalLanguageModelling(TokenTask):
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [{"completion": tokenizer.decode(row.tolist())} for row in written]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
         """Choose two test texts that the model completes from their first tokens."""
-        from nlp.figures import Shown
-        from nlp.seeing import attention_maps
+        from nlp.interpret import ReadText, attention_maps
 
         if not isinstance(self.model, TextDecoder):
             return []
@@ -213,10 +212,10 @@ class CausalLanguageModelling(TokenTask):
             options = {"stop": tokenizer.end, **self.generation, "generator": self._seeded()}
             options["max_tokens"] = min(WRITTEN, limit - len(given))
             (written,) = self.model.generate(given[None], **options)
-            seen = attention_maps(self.model, tokenizer, torch.cat([given, written]))
+            seen = attention_maps(self.model, torch.cat([given, written]), tokenizer=tokenizer)
             caption = f"{tokenizer.decode(given.tolist())!r} goes on: "
             caption += repr(tokenizer.decode(written.tolist()))
-            texts.append(Shown(caption, seen, written=len(written)))
+            texts.append(ReadText(caption, seen, written=len(written)))
         return texts
 
 
@@ -247,10 +246,9 @@ class MaskedLanguageModelling(TokenTask):
             for row in pooled.tolist()
         ]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
         """Choose two test texts as the model sees them, and what it takes the hidden tokens for."""
-        from nlp.figures import Shown
-        from nlp.seeing import attention_maps
+        from nlp.interpret import ReadText, attention_maps
 
         if not isinstance(self.model, MaskedLanguageModel):
             return []
@@ -270,5 +268,5 @@ class MaskedLanguageModelling(TokenTask):
                 for name, true in zip(named, meant, strict=True)
             ]
             caption = f"Asked for {len(asked)}, says {', '.join(asked)}" if asked else "Nothing hid"
-            texts.append(Shown(caption, attention_maps(self.model, tokenizer, ids)))
+            texts.append(ReadText(caption, attention_maps(self.model, ids, tokenizer=tokenizer)))
         return texts

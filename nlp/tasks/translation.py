@@ -15,7 +15,7 @@ from nlp.tasks.base import readable
 from nlp.tasks.tokens import TokenTask, TokenTaskOptions, check_generation
 
 if TYPE_CHECKING:
-    from nlp.figures import Shown
+    from nlp.interpret import ReadText
 
 
 class Translation(TokenTask):
@@ -96,10 +96,9 @@ class Translation(TokenTask):
         written = self.model.generate(batch["ids"], batch["lengths"], **options)  # type: ignore[operator]
         return [tokenizer.decode(row.tolist()) for row in written]
 
-    def shown(self, batch: dict[str, Any]) -> list[Shown]:
+    def shown(self, batch: dict[str, Any]) -> list[ReadText]:
         """Choose four test texts and translate them by the model."""
-        from nlp.figures import Shown
-        from nlp.seeing import alignment
+        from nlp.interpret import ReadText, alignment
 
         if not isinstance(self.model, Seq2SeqTransformer):
             return []
@@ -114,10 +113,10 @@ class Translation(TokenTask):
             (written,) = self.model.generate(ids[None], **options)
             if self.model.max_length is not None:  # one position is for the start
                 written = written[: self.model.max_length - 1]
-            seen = alignment(self.model, tokenizer, ids, written)
+            seen = alignment(self.model, ids, written, tokenizer=tokenizer)
             caption = f"{tokenizer.decode(ids.tolist())!r} becomes "
             caption += f"{tokenizer.decode(written.tolist())!r} (reference: {meant!r})"
-            texts.append(Shown(caption, seen))
+            texts.append(ReadText(caption, seen))
         return texts
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from attention_core.training.compose import run_hydra
 from attention_core.training.predict import load_trained
 from attention_core.training.run import train
-from vision.seeing import attention_maps
+from vision.interpret import attention_maps
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "attention_maps.py"
 
@@ -35,6 +35,6 @@ def test_a_run_and_an_image_give_maps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert arrays["rollout"].shape == (4, 4) and arrays["distance"].shape == (4, 4)
     _, task = load_trained(run)
     images = torch.tensor(image, dtype=torch.float32)[None, None]
-    expected = attention_maps(task.model, images, layer=0, query=(1, 2))[0]  # type: ignore[arg-type]
+    expected = attention_maps(task.model, images, layers=[0], query=(1, 2))[0][0]  # type: ignore[arg-type]
     numpy.testing.assert_allclose(arrays["maps"], expected, atol=1e-6)
     assert "3 arrays" in capsys.readouterr().out

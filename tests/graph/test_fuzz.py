@@ -40,8 +40,8 @@ from graph.encodings.transforms import (
     AddRelativeWalks,
     AddSpectralCoordinates,
 )  # fmt: skip
-from graph.explain import EdgeAttribution, explain_prediction, log_odds
 from graph.heads import EdgeHead, LinkHead
+from graph.interpret.explainer import EdgeAttribution, explain_prediction, log_odds
 from graph.layers import (
     GATConv,
     GATv2Conv,

@@ -26,7 +26,7 @@ def test_one_epoch_ends_with_figures_and_evaluates_the_same(
         "learning_curves.png",
         "confusion.png",
         "attention.png",
-        "attention_heads.png",
+        "attention_layers.png",
         "attention_hops.png",
     }
     assert evaluate(tmp_path / "run") == results

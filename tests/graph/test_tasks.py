@@ -101,7 +101,7 @@ def test_nodes_in_sampled_batches_clusters_and_one_graph(
     epochs = 60 if kind is Whole else 15
     assert trained(task, data, epochs)["test/accuracy"] > 0.5  # by chance 0.33
     figures = task.eval().figures(next(iter(data.test_dataloader())))
-    assert set(figures) == {"confusion", "attention", "attention_heads", "attention_hops"}
+    assert set(figures) == {"confusion", "attention", "attention_layers", "attention_hops"}
 
 
 def test_numbers_of_nodes() -> None:
@@ -183,7 +183,7 @@ def test_numbers_of_graphs() -> None:
     data = Sizes(batch_size=16)
     assert trained(task, data, epochs=40)["test/r2"] > 0.5
     figures = task.eval().figures(next(iter(data.test_dataloader())))
-    assert set(figures) == {"attention", "attention_heads", "attention_hops"}
+    assert set(figures) == {"attention", "attention_layers", "attention_hops"}
     captions = [axis.get_title("left") for axis in figures["attention"].axes]
     assert sum(", is 0" in caption for caption in captions) == 4
     with pytest.raises(UsageError, match="no form as a program"):

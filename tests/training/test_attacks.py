@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from torch_geometric.data import Data
 from torch_geometric.loader import ClusterData
 
+from attention_core.interpret.plots import save_figure
 from attention_core.training import UsageError, evaluate, load_model, own, resume, train
 from attention_core.training.compose import run_hydra
 from attention_core.training.export import _traced, export
-from attention_core.training.figures import save_figure
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.instantiate import build, check

@@ -14,6 +14,7 @@ import numpy
 import pytest
 import torch
 
+from attention_core.files import replace_file
 from attention_core.pretrained.serialization import save_torch
 from attention_core.training import UsageError, evaluate, resume, train
 from attention_core.training.checkpoint import (
@@ -21,7 +22,7 @@ from attention_core.training.checkpoint import (
     load_checkpoint,
     shard_path,
 )
-from attention_core.training.folder import RunFolder, replace_file, write_config
+from attention_core.training.folder import RunFolder, write_config
 from tests.training.conftest import Compose, assert_same_run, interrupt
 
 
@@ -283,7 +284,8 @@ def test_what_killed_runs_left_half_written_goes_with_the_next(tmp_path: Path) -
     code = f"""
         import os, signal
         from pathlib import Path
-        from attention_core.training.folder import RunFolder, replace_file
+        from attention_core.files import replace_file
+        from attention_core.training.folder import RunFolder
         folder = RunFolder(Path({str(tmp_path)!r}))
         with replace_file(folder.metrics, "w"), replace_file(folder.next) as file:
             file.write(b"half")

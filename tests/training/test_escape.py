@@ -36,8 +36,8 @@ from attention_core.escape import (
 from attention_core.training import UsageError, evaluate, resume, train
 from attention_core.training.cli import main
 from attention_core.training.console import rich_text
-from attention_core.training.figures import confusion_matrix, learning_curves
 from attention_core.training.metrics import CSVMetrics, read_metrics, read_rows
+from attention_core.training.plots import confusion_matrix, learning_curves
 from attention_core.training.predict import predict
 from attention_core.training.sweep import Job, report
 from tests.training.conftest import CONF
@@ -182,11 +182,11 @@ def test_a_label_is_no_formula(text: str) -> None:
 
 
 def test_figures_show_the_names_themselves() -> None:
+    from attention_core.interpret.plots import put_title
     from attention_core.training.find_lr import _draw
-    from graph.drawing import ReadGraph
-    from graph.figures import attention_over_graphs
-    from nlp.drawing import put_title
-    from vision.figures import attention_sheet
+    from graph.interpret.drawing import ReadGraph
+    from graph.interpret.plots import attention_over_graphs
+    from vision.interpret.plots import attention_sheet
 
     name = "$\\frac{$ [/]\nlines\x1b[31m\udcff\u202e"
     rows = [{"epoch": 0.0, "step": 0.0, f"val/{name}": 0.5, "step/lr": 0.1}]

@@ -36,6 +36,8 @@ from attention_core.training.targets import KINDS
         "attention_core.training.train",
         "attention_core.training.cli.main",
         "attention_core.training.folder.replace_file",
+        "attention_core.files.replace_file",
+        "attention_core.interpret.plots.save_figure",
         "torchvision.datasets.utils._urlretrieve",
         "torchvision.datasets.utils.download_url",
         "torch_geometric.data.download_url",

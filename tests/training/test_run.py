@@ -66,6 +66,32 @@ def test_run_folder_is_complete_and_evaluates_the_same(
         assert all((edge[..., :3] > 0.99).all() for edge in border), f"{path.name} is cut off"
 
 
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_figures_in_another_format(kind: str, compose: Compose, tmp_path: Path) -> None:
+    config = compose("experiment=toy", "trainer.max_epochs=1", f"figures.format={kind}")
+    train(config, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    names = {f"{name}.{kind}" for name in ("learning_curves", "confusion", "attention")}
+    assert {path.name for path in folder.figures.iterdir()} == names
+    assert f"(figures/attention.{kind})" in (folder.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("figures.format=jpg", r"figures.format: .*'png', 'svg', 'pdf'.*, got 'jpg'"),
+        ("+figures.formt=svg", "figures.formt: .* Did you mean format"),
+        ("figures=svg", "figures: a mapping is needed, got 'svg'"),
+    ],
+)
+def test_another_format_is_refused_before_training(
+    wrong: str, message: str, compose: Compose, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(compose("experiment=toy", wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_configuration_gives_the_same_run(compose: Compose, tmp_path: Path) -> None:
     config = compose("experiment=toy", "trainer.max_epochs=2")
     train(config, tmp_path / "one")

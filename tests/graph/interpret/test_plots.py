@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from attention_core import Edges
-from attention_core.training.figures import save_figure
+from attention_core.interpret.plots import save_figure
 from graph import GraphTransformer
-from graph.drawing import ReadGraph
-from graph.figures import Shown, around, attention_figures, attention_over_graphs
-from graph.layout import layout
+from graph.interpret import Shown, attention_figures
+from graph.interpret.drawing import ReadGraph
+from graph.interpret.layout import layout
+from graph.interpret.plots import around, attention_over_graphs
 
 
 def ring(nodes: int) -> torch.Tensor:
@@ -147,7 +148,7 @@ def test_all_figures_of_a_model(options: dict[str, Any], named: bool, tmp_path: 
     batch = inputs(2, 8)
     names = (["C", "N", "O"] * 5 + ["C"], ["double"] * 32) if named else ((), ())
     figures = attention_figures(model, batch, shown, names=names, layer=0, head=1)
-    assert list(figures) == ["attention", "attention_heads", "attention_hops"]
+    assert list(figures) == ["attention", "attention_layers", "attention_hops"]
     for name, figure in figures.items():
         assert png(figure, tmp_path / f"{name}.png").std() > 0.02
     title = figures["attention"].get_suptitle()
@@ -167,5 +168,5 @@ def test_figures_of_nothing() -> None:
     model = GraphTransformer(8, 1, 2, num_classes=2, node_types=3).eval()
     with pytest.raises(ValueError, match="shown must hold at least one graph"):
         attention_figures(model, inputs(1, 4), [])
-    with pytest.raises(ValueError, match="1 layers of nodes, there is no layer 1"):
+    with pytest.raises(ValueError, match="there are 1 layers, no layer 1"):
         attention_figures(model, inputs(1, 4), [Shown(torch.arange(4), "")], layer=1)

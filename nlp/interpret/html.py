@@ -8,21 +8,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.colors import to_hex
 from matplotlib.image import imsave
 from torch import Tensor
 
 from attention_core.escape import html_text
-from nlp.drawing import HEAT
-from nlp.figures import MOST_TOKENS, Shown, largest, most
-from nlp.seeing import PooledAttention
+from attention_core.interpret.plots import HEAT, RIGHT, WRONG
+from nlp.interpret.maps import WordWeights
+from nlp.interpret.plots import (
+    MOST_TOKENS,
+    ReadText,
+    View,
+    changed,
+    largest,
+    marked,
+)
 
 #: The most words of a text on a page.
 MOST_WORDS = 2000
 
 
-def attention_page(shown: Sequence[Shown], *, title: str = "Attention") -> str:
-    """The page, to be written as UTF-8: of each text its words, marked by how much of them reaches
-    its vector, where it is pooled; a table of who attends to whom; and a picture of every head.
+def attention_page(texts: Sequence[ReadText], *, title: str = "Attention") -> str:
+    """Return the page, to be written as UTF-8: of each text its words, marked by how much attention
+    to them reaches its vector, where it is pooled, and beside that by what changes without them; a
+    table of who attends to whom; and a picture of every head.
 
     The table is of the last layer of `attention`, mean of its heads, with attending tokens as rows.
     Of a long text it shows the beginning, and says so.
@@ -30,8 +39,8 @@ def attention_page(shown: Sequence[Shown], *, title: str = "Attention") -> str:
     Raises:
         ValueError: there is no text.
     """
-    if not shown:
-        raise ValueError("shown must hold at least one text")
+    if not texts:
+        raise ValueError("texts must hold at least one text")
     environment = Environment(
         loader=PackageLoader("nlp"),
         autoescape=True,
@@ -42,26 +51,27 @@ def attention_page(shown: Sequence[Shown], *, title: str = "Attention") -> str:
     page = environment.get_template("attention.html.j2").render(
         title=html_text(title),
         note="Rows attend to columns: the last layer, mean of its heads.",
-        texts=[_text(one) for one in shown],
+        right=RIGHT,
+        wrong=WRONG,
+        texts=[_text(one) for one in texts],
     )
     return str(page)
 
 
-def _text(shown: Shown) -> dict[str, Any]:
-    attention = shown.attention
+def _text(text: ReadText) -> dict[str, Any]:
+    attention = text.attention
     weights = attention.weights[..., :MOST_TOKENS, :MOST_TOKENS].float().cpu()
     table = weights[-1].mean(0)
     keys = [html_text(name) for name in attention.keys[:MOST_TOKENS]]
     queries = [html_text(name) for name in attention.queries[:MOST_TOKENS]]
-    top, written = largest(table), len(attention.queries) - shown.written
+    top, written = largest(table), len(attention.queries) - text.written
     length = max(len(attention.keys), len(attention.queries))
-    words = [] if shown.pooled is None else _words(shown.pooled)
     top_of_all = largest(weights)
     return {
-        "caption": html_text(shown.caption),
-        "verdict": {None: "", True: "right", False: "wrong"}[shown.right],
-        "words": words,
-        "words_left": 0 if shown.pooled is None else len(shown.pooled.words) - len(words),
+        "caption": html_text(text.caption),
+        "verdict": {None: "", True: "right", False: "wrong"}[text.right],
+        "views": _views(text),
+        "words_left": 0 if text.pooled is None else len(text.pooled.words) - MOST_WORDS,
         "columns": [_short(name) for name in keys],
         "longest": max(len(_short(name)) for name in keys),
         "rows": [
@@ -69,7 +79,11 @@ def _text(shown: Shown) -> dict[str, Any]:
                 "name": name,
                 "written": place >= written,
                 "cells": [
-                    {"name": key, "weight": _shade(share, top), "share": f"{share:.1%}"}
+                    {
+                        "name": key,
+                        "weight": f"{0.75 * min(share / top, 1.0):.2f}",
+                        "share": f"{share:.1%}",
+                    }
                     for key, share in zip(keys, row, strict=True)
                 ],
             }
@@ -84,27 +98,35 @@ def _text(shown: Shown) -> dict[str, Any]:
     }
 
 
-def _words(pooled: PooledAttention) -> list[dict[str, Any]]:
-    shares = pooled.weights.mean(0)
-    top = most(shares, pooled.special)
+def _views(text: ReadText) -> list[dict[str, Any]]:
+    """The words as they are marked, once or twice."""
+    views = []
+    if text.pooled is not None:
+        shares = [f"{share:.1%}" for share in text.pooled.weights.mean(0).tolist()]
+        views.append(_view(text.pooled, marked(text.pooled), shares))
+    if text.left_out is not None:
+        changes = text.left_out.weights.tolist()
+        told = ["" if change != change else f"{change:+.2f}" for change in changes]
+        views.append(_view(text.left_out, changed(text.left_out), told))
+    return views
+
+
+def _view(words: WordWeights, view: View, told: list[str]) -> dict[str, Any]:
     rows = []
-    listed = zip(pooled.words[:MOST_WORDS], shares.tolist(), pooled.special, strict=False)
-    for written, share, special in listed:
+    for written, color, strength, value, special in zip(
+        words.words[:MOST_WORDS], view.colors, view.strength, told, words.special, strict=False
+    ):
         text = written.lstrip()
         rows.append(
             {
                 "space": html_text(written[: len(written) - len(text)]),
                 "text": html_text(text),
-                "weight": _shade(share, top),
-                "share": f"{share:.1%}",
-                "special": special,
+                "color": to_hex(color),
+                "kind": " ".join(["special"] * special + ["strong"] * (strength > 0.65)),
+                "value": value,
             }
         )
-    return rows
-
-
-def _shade(share: float, top: float) -> str:
-    return f"{0.75 * min(share / top, 1.0):.2f}"
+    return {"heading": view.heading, "words": rows}
 
 
 def _image(weights: Tensor, top: float) -> str:

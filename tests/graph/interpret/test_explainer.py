@@ -9,7 +9,7 @@ from torch_geometric.nn import GATConv as PyGGATConv, TransformerConv as PyGTran
 
 from attention_core import Edges, Neighborhood
 from graph import GATConv, GraphTransformer, TransformerConv
-from graph.explain import EdgeAttribution, explain_prediction, log_odds
+from graph.interpret.explainer import EdgeAttribution, explain_prediction, log_odds
 
 #: With a self-loop, an edge listed twice and a node without edges.
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2, 2, 4, 1, 1], [1, 0, 1, 1, 2, 2, 3, 3, 4, 4]])

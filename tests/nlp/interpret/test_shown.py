@@ -11,8 +11,7 @@ from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncode
 from nlp.data.objectives import Masking, NextToken
 from nlp.data.packing import collate
 from nlp.data.pairs import Pairs
-from nlp.figures import Shown
-from nlp.seeing import attention_maps
+from nlp.interpret import ReadText, attention_maps
 from nlp.tasks import (
     CausalLanguageModelling,
     MaskedLanguageModelling,
@@ -60,8 +59,8 @@ def pairs(padded: bool) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def shown(task: Any, batch: dict[str, Any]) -> list[Shown]:
-    found: list[Shown] = task.shown(batch)
+def shown(task: Any, batch: dict[str, Any]) -> list[ReadText]:
+    found: list[ReadText] = task.shown(batch)
     return found
 
 
@@ -148,4 +147,4 @@ def test_shared_blocks_are_drawn_too() -> None:
     for one in shown(task, labelled(False)):
         assert one.attention.layers == [1]
     model, ids = task.model, torch.tensor(IDS[0])
-    assert attention_maps(model, TOKENIZER, ids).layers == [1]
+    assert attention_maps(model, ids, tokenizer=TOKENIZER).layers == [1]

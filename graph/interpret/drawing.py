@@ -12,9 +12,9 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from attention_core.escape import on_one_line, plot_label
-from graph.layout import layout
+from attention_core.interpret.plots import INK, bare, verdict_color
+from graph.interpret.layout import layout
 
-INK, RIGHT, WRONG = "#222222", "#1f6fb4", "#c0392b"
 #: The usual colours of elements (CPK), darkened or lightened until a label on them is readable.
 COLORS = {
     "C": "#4a4a4a",
@@ -54,7 +54,7 @@ class ReadGraph(NamedTuple):
     marked: tuple[int, ...] = ()
 
     def check(self) -> None:
-        """Raises ValueError where weights, names and edges are not of one graph."""
+        """Raise ValueError where weights, names and edges are not of one graph."""
         count = len(self.nodes)
         for name, table in (("weights", self.weights), ("even", self.even)):
             if table.shape != (count, count):
@@ -100,7 +100,7 @@ class Lifts(NamedTuple):
         )
 
     def drawn(self) -> numpy.ndarray:
-        """All that colours show."""
+        """Return all that colours show."""
         values = numpy.concatenate([self.received, list(self.edge.values())])
         shown: numpy.ndarray = values[numpy.isfinite(values)]
         return shown
@@ -114,7 +114,7 @@ def draw_graph(
     place: numpy.ndarray | None = None,
     small: bool = False,
 ) -> None:
-    """Draws attention along edges (bands), received by nodes (halos) and between nodes without an
+    """Draw attention along edges (bands), received by nodes (halos) and between nodes without an
     edge (dotted arcs, the strongest four), with bonds and names on top.
 
     Args:
@@ -132,13 +132,13 @@ def draw_graph(
     _draw_bands(axis, lifts, place, scale, size)
     _draw_bonds(axis, lifts, place, size, plain=small)
     _draw_halos(axis, lifts, place, scale, size)
-    color = INK if graph.right is None else RIGHT if graph.right else WRONG
     if not small:
         _draw_nodes(axis, graph, place, size)
+        color = verdict_color(graph.right)
         axis.set_title(plot_label(graph.caption), loc="left", fontsize=11, color=color)
     axis.margins(0.12)
     axis.set_aspect("equal", adjustable="datalim")
-    axis.axis("off")
+    bare(axis)
 
 
 def _draw_nodes(axis: Axes, graph: ReadGraph, place: numpy.ndarray, size: float) -> None:

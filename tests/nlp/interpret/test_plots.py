@@ -9,18 +9,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from attention_core.training.figures import save_figure
-from nlp.figures import (
-    MOST_TOKENS,
-    MOST_WORDS,
-    Shown,
-    attention_figures,
-    head_sheet,
-    map_sheet,
-    words_sheet,
-)
-from nlp.html import attention_page
-from nlp.seeing import PooledAttention, TextAttention
+from attention_core.interpret.plots import RIGHT, WRONG, save_figure
+from nlp import TextDecoder, TextEncoder, Tokenizer
+from nlp.interpret import ReadText, Shown, attention_figures, attention_page, text_figures
+from nlp.interpret.maps import TextAttention, WordWeights
+from nlp.interpret.plots import MOST_TOKENS, MOST_WORDS, layer_sheet, map_sheet, words_sheet
 from nlp.tasks.base import readable
 from nlp.tasks.classification import choose
 
@@ -46,11 +39,11 @@ def seen(queries: list[str], keys: list[str] | None = None, layers: int = 2) -> 
     return TextAttention(queries, keys, weights, list(range(layers)), [0, 1, 2])
 
 
-def read(names: list[str], **more: Any) -> Shown:
+def read(names: list[str], **more: Any) -> ReadText:
     weights = torch.rand(3, len(names)).softmax(-1)
     special = [name == "<s>" for name in names]
-    pooled = PooledAttention([f" {name}" for name in names], special, weights)
-    return Shown("Read as $good_ <i>", seen(names), pooled, right=True, **more)
+    pooled = WordWeights([f" {name}" for name in names], special, weights)
+    return ReadText("Read as $good_ <i>", seen(names), pooled, right=True, **more)
 
 
 class Page(HTMLParser):
@@ -80,7 +73,7 @@ class Page(HTMLParser):
 def test_texts_are_drawn(names: list[str], tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of a glyph that no font has
-        figures = attention_figures([read(names), read(["<s>", "fine"])])
+        figures = text_figures([read(names), read(["<s>", "fine"])])
         for name, figure in figures.items():
             save_figure(figure, tmp_path / f"{name}.png")
             assert imread(tmp_path / f"{name}.png").std() > 0.02
@@ -89,14 +82,14 @@ def test_texts_are_drawn(names: list[str], tmp_path: Path) -> None:
 
 def test_the_real_tokens_are_on_the_axes() -> None:
     source, target = ["<s>", "good", "day"], ["guten", "Tag", "</s>", "$"]
-    shown = Shown("", seen(target, source), written=2)
+    shown = ReadText("", seen(target, source), written=2)
     (axis, *_) = map_sheet([shown]).subfigs[0].axes
     assert [label.get_text() for label in axis.get_xticklabels()] == source
     assert [label.get_text() for label in axis.get_yticklabels()] == target
     assert torch.tensor(axis.images[0].get_array()).equal(shown.attention.weights[-1].mean(0))
     colors = [label.get_color() for label in axis.get_yticklabels()]
     assert colors[0] == colors[1] != colors[2] == colors[3]
-    sheet = head_sheet(shown)
+    sheet = layer_sheet(shown)
     maps = [axis for axis in sheet.axes if axis.images]
     assert len(maps) == 6  # 2 layers, 3 heads
     assert torch.tensor(maps[4].images[0].get_array()).equal(shown.attention.weights[1, 1])
@@ -113,11 +106,11 @@ def texts_of(figure: Any) -> str:
 
 def test_a_long_text_is_cut_and_says_so(tmp_path: Path) -> None:
     names = [f"w{n}" for n in range(2100)]
-    long = Shown("Long", seen(names[:60], layers=1), read(names).pooled)
+    long = ReadText("Long", seen(names[:60], layers=1), read(names).pooled)
     figure = map_sheet([long])
     assert f"Long (the first {MOST_TOKENS} of 60)" in texts_of(figure)
     assert len(figure.subfigs[0].axes[0].get_xticks()) == MOST_TOKENS
-    assert "Long (the first 24 of 60)" in texts_of(head_sheet(long))
+    assert "Long (the first 24 of 60)" in texts_of(layer_sheet(long))
     assert f"the first {MOST_WORDS} of 2100 words" in texts_of(words_sheet([long]))
     page = attention_page([long])
     assert "The first 2000 words; 100 more are left out." in page
@@ -128,7 +121,7 @@ def test_a_long_text_is_cut_and_says_so(tmp_path: Path) -> None:
 def test_of_many_layers_and_heads_some_are_drawn() -> None:
     weights = torch.rand(30, 20, 2, 2)
     attention = TextAttention(["a", "b"], ["a", "b"], weights, list(range(30)), list(range(20)))
-    figure = head_sheet(Shown("", attention))
+    figure = layer_sheet(ReadText("", attention))
     assert len([axis for axis in figure.axes if axis.images]) == 144
     layers = [axis.get_ylabel() for axis in figure.axes]
     assert "layer 1" in layers and "layer 30" in layers
@@ -156,7 +149,7 @@ def test_a_page_holds_what_is_seen() -> None:
 def test_a_page_escapes_everything_and_needs_nothing() -> None:
     evil = "<script>alert('x')</script>"
     names = ["<s>", evil, '" onmouseover="x', "a&amp;b", *ODD]
-    one = Shown(f"{evil} & more", seen(names), read(names).pooled)
+    one = ReadText(f"{evil} & more", seen(names), read(names).pooled)
     text = attention_page([one], title=evil)
     page = Page(text)
     assert "script" not in page.tags and "b" not in page.tags
@@ -168,12 +161,53 @@ def test_a_page_escapes_everything_and_needs_nothing() -> None:
     text.encode("utf-8")
 
 
+def left_out(names: list[str]) -> WordWeights:
+    one = read(names).pooled
+    assert one is not None
+    changes = torch.linspace(-2, 1, len(names)).masked_fill(torch.tensor(one.special), torch.nan)
+    return one._replace(weights=changes)
+
+
+def test_beside_attention_stands_what_changes_without_a_word(tmp_path: Path) -> None:
+    names = ["<s>", "late", "again", "thanks"]
+    one = read(names)._replace(left_out=left_out(names))
+    figure = words_sheet([one, one])
+    drawn = texts_of(figure)
+    assert drawn.count("attention into the pooled vector (darkest:") == 2
+    assert drawn.count("the predicted class without each word: orange falls") == 2
+    words = [text for text in figure.axes[0].texts if text.get_text() == "late"]
+    (left, first), (right, second) = (text.get_position() for text in words[:2])
+    assert left < 0.5 * figure.axes[0].get_xlim()[1] < right and first == second
+    colors = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    special, late, _, thanks = colors[4:8]
+    assert special == (1, 1, 1, 1)
+    assert late[0] > late[2] + 0.2 and thanks[2] > thanks[0] + 0.05  # orange, violet
+    save_figure(figure, tmp_path / "words.png")
+    # Where one is not known of all texts, none is drawn of it
+    assert "without each word" not in texts_of(words_sheet([one, read(names)]))
+    page = Page(attention_page([one]))
+    changes = [f"{change:+.2f}" for change in left_out(names).weights[1:].tolist()]
+    assert page.titles[4:8] == ["", *changes]
+
+
+def test_figures_of_a_model_and_its_texts() -> None:
+    tokenizer = Tokenizer.train(["the plane is late again"] * 4, 300)
+    options: dict[str, Any] = {"num_classes": 2}
+    for kind, drawn, more in ((TextEncoder, 3, options), (TextDecoder, 2, {})):
+        model = kind(len(tokenizer), 16, 2, 2, **more).eval()
+        shown = [Shown("late", True), Shown("again", False)]
+        figures = attention_figures(model, ["late", "again"], shown, tokenizer=tokenizer)
+        assert len(figures) == drawn
+        colors = [part._suptitle.get_color() for part in figures["attention"].subfigs]
+        assert colors == [RIGHT, WRONG]
+
+
 def test_what_cannot_be_drawn() -> None:
     for draw in (map_sheet, words_sheet, attention_page):
         with pytest.raises(ValueError, match="at least one text"):
             draw([])
     with pytest.raises(ValueError, match="not pooled has no words to mark: 'one'"):
-        words_sheet([Shown("one", seen(["a"]))])
+        words_sheet([ReadText("one", seen(["a"]))])
 
 
 def test_one_text_of_each_class_is_chosen() -> None:

@@ -9,7 +9,14 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder, Tokenizer
-from nlp.seeing import alignment, attention_maps, pooling_attention
+from nlp.interpret import (
+    alignment,
+    attention_maps,
+    attention_rollout,
+    mean_attention_distance,
+    occlusion,
+    pooling_attention,
+)
 from nlp.word_alignment import words
 from tests.nlp.test_pretrained import random
 
@@ -47,7 +54,7 @@ def by_hand(attention: Any, x: Tensor, context: Tensor) -> Tensor:
 
 def test_a_layer_by_hand() -> None:
     model = build(positions=None)
-    seen = attention_maps(model, TOKENIZER, TEXT)
+    seen = attention_maps(model, TEXT, tokenizer=TOKENIZER)
     with torch.no_grad():
         block = model.encoder.blocks[0]
         x = block.attention_residual.norm(model.embedding.table.weight[IDS])
@@ -56,7 +63,9 @@ def test_a_layer_by_hand() -> None:
     assert seen.weights.shape == (2, 4, len(IDS), len(IDS))
     assert seen.queries == seen.keys == TOKENIZER.pieces(IDS)
     assert seen.layers == [0, 1] and seen.heads == [0, 1, 2, 3]
-    one = attention_maps(model, TOKENIZER, torch.tensor(IDS), layers=[-1, 0], heads=[-1, 1])
+    one = attention_maps(
+        model, torch.tensor(IDS), layers=[-1, 0], heads=[-1, 1], tokenizer=TOKENIZER
+    )
     torch.testing.assert_close(one.weights, seen.weights[[1, 0]][:, [3, 1]])
     assert one.layers == [1, 0] and one.heads == [3, 1]
 
@@ -65,7 +74,7 @@ def test_an_alignment_by_hand() -> None:
     torch.manual_seed(0)
     model = Seq2SeqTransformer(V, 16, 2, 4, decoder_depth=1, positions=None).double().eval()
     (written,) = TOKENIZER.encode(["time thanks"], special=False)
-    seen = alignment(model, TOKENIZER, TEXT, "time thanks", words=False)
+    seen = alignment(model, TEXT, "time thanks", words=False, tokenizer=TOKENIZER)
     with torch.no_grad():
         context, _ = model.encode(torch.tensor(IDS))
         block = model.decoder.blocks[0]
@@ -90,9 +99,9 @@ def test_bert_s_layers_and_heads() -> None:
     ours = TextEncoder.from_pretrained(theirs.state_dict(), heads=4).eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS]), output_attentions=True).attentions
-    seen = attention_maps(ours, TOKENIZER, TEXT)
+    seen = attention_maps(ours, TEXT, tokenizer=TOKENIZER)
     torch.testing.assert_close(seen.weights, torch.cat(wanted), atol=1e-5, rtol=1e-5)
-    pooled = pooling_attention(ours, TOKENIZER, TEXT, words=False)
+    pooled = pooling_attention(ours, TEXT, words=False, tokenizer=TOKENIZER)
     torch.testing.assert_close(pooled.weights, wanted[-1][0, :, 0], atol=1e-5, rtol=1e-5)
 
 
@@ -102,11 +111,11 @@ def test_albert_s_shared_block_is_seen_in_its_last_layer() -> None:
     ours = TextEncoder.from_pretrained(theirs.state_dict(), config=config.to_dict()).eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS]), output_attentions=True).attentions
-    seen = attention_maps(ours, TOKENIZER, TEXT)
+    seen = attention_maps(ours, TEXT, tokenizer=TOKENIZER)
     assert seen.layers == [2]
     torch.testing.assert_close(seen.weights[0], wanted[-1][0], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="layer 0 shares its block .* give some of 2"):
-        attention_maps(ours, TOKENIZER, TEXT, layers=[0])
+        attention_maps(ours, TEXT, layers=[0], tokenizer=TOKENIZER)
 
 
 def test_gpt2_s_layers() -> None:
@@ -115,7 +124,7 @@ def test_gpt2_s_layers() -> None:
     ours = TextDecoder.from_pretrained(theirs.state_dict(), heads=4).eval()
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS]), output_attentions=True).attentions
-    seen = attention_maps(ours, TOKENIZER, TEXT)
+    seen = attention_maps(ours, TEXT, tokenizer=TOKENIZER)
     torch.testing.assert_close(seen.weights, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
@@ -132,45 +141,47 @@ def test_t5_s_encoder_and_alignment() -> None:
             decoder_input_ids=torch.tensor([[TOKENIZER.pad, *written]]),
             output_attentions=True,
         )
-    seen = attention_maps(ours, TOKENIZER, TEXT)
+    seen = attention_maps(ours, TEXT, tokenizer=TOKENIZER)
     wanted = torch.cat(output.encoder_attentions)
     torch.testing.assert_close(seen.weights, wanted, atol=1e-5, rtol=1e-5)
-    seen = alignment(ours, TOKENIZER, TEXT, torch.tensor(written), words=False, start=TOKENIZER.pad)
+    seen = alignment(
+        ours, TEXT, torch.tensor(written), words=False, start=TOKENIZER.pad, tokenizer=TOKENIZER
+    )
     wanted = torch.cat(output.cross_attentions)
     torch.testing.assert_close(seen.weights, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_words_are_their_tokens_together() -> None:
     model = build(Seq2SeqTransformer)
-    tokens = alignment(model, TOKENIZER, TEXT, "grün, time")
+    tokens = alignment(model, TEXT, "grün, time", tokenizer=TOKENIZER)
     names = ["<s>", "the", "plane", "is", "late", "again", ",", "😡", "grün"]
     assert tokens.keys == names
     assert tokens.queries == ["grün", ",", "time", "</s>"]
     # Rows sum to 1 over the source, its special token and all
     torch.testing.assert_close(tokens.weights.sum(-1), torch.ones(2, 4, 4).double())
-    fine = alignment(model, TOKENIZER, TEXT, "grün, time", words=False)
+    fine = alignment(model, TEXT, "grün, time", words=False, tokenizer=TOKENIZER)
     columns = words(TOKENIZER.spell(IDS))
     rows = words(TOKENIZER.spell(TOKENIZER.encode(["grün, time"], special=False)[0]))
     assert len(columns[-1]) > 1 and len(rows[0]) > 1
     wanted = fine.weights[:, :, rows[0]].mean(2)[..., columns[-1]].sum(-1)
     torch.testing.assert_close(tokens.weights[:, :, 0, -1], wanted)
-    maps = attention_maps(model, TOKENIZER, TEXT, words=True)
+    maps = attention_maps(model, TEXT, words=True, tokenizer=TOKENIZER)
     torch.testing.assert_close(maps.weights.sum(-1), torch.ones(2, 4, 9).double())
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "class", "attention"])
 def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
     model = build(pooling=pooling)
-    tokens = pooling_attention(model, TOKENIZER, TEXT, words=False)
+    tokens = pooling_attention(model, TEXT, words=False, tokenizer=TOKENIZER)
     if pooling == "attention":
         with torch.no_grad():
             x, pool = model.encode(torch.tensor(IDS))[0], model.pool.attention
             wanted = by_hand(pool, model.pool.queries, x)[:, 0]
     else:
-        rows = attention_maps(model, TOKENIZER, TEXT, layers=[-1]).weights[0]
+        rows = attention_maps(model, TEXT, layers=[-1], tokenizer=TOKENIZER).weights[0]
         wanted = rows[:, 0] if pooling == "class" else rows.mean(1)
     torch.testing.assert_close(tokens.weights, wanted)
-    merged = pooling_attention(model, TOKENIZER, TEXT)
+    merged = pooling_attention(model, TEXT, tokenizer=TOKENIZER)
     assert "".join(merged.words) == "<s>" + TEXT
     assert merged.special == [True] + [False] * 8
     groups = words(TOKENIZER.spell(IDS))
@@ -178,9 +189,75 @@ def test_what_reaches_the_vector_of_a_text(pooling: Any) -> None:
         torch.testing.assert_close(merged.weights[:, place], tokens.weights[:, group].sum(-1))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "class", "attention"])
+def test_rollout_is_the_papers_formula(pooling: Any) -> None:
+    model = build(pooling=pooling)
+    layers = attention_maps(model, TEXT, tokenizer=TOKENIZER).weights
+    length = layers.shape[-1]
+    expected = pooling_attention(model, TEXT, tokenizer=TOKENIZER, words=False).weights.mean(0)
+    if pooling != "attention":
+        row = torch.eye(length)[0] if pooling == "class" else torch.full((length,), 1 / length)
+        mixed = 0.5 * layers[1].mean(0) + 0.5 * torch.eye(length).double()
+        expected = row.double() @ mixed
+        layers = layers[:1]
+    for layer in layers.flip(0):
+        expected = expected @ (0.5 * layer.mean(0) + 0.5 * torch.eye(length).double())
+    found = attention_rollout(model, TEXT, tokenizer=TOKENIZER, words=False)
+    torch.testing.assert_close(found.weights, expected)
+    merged = attention_rollout(model, TEXT, tokenizer=TOKENIZER)
+    assert "".join(merged.words) == "<s>" + TEXT
+    torch.testing.assert_close(merged.weights.sum(), torch.tensor(1.0).double())
+
+
+def test_how_far_heads_look_in_tokens() -> None:
+    for kind in (TextEncoder, TextDecoder, Seq2SeqTransformer):
+        model = build(kind)
+        weights = attention_maps(model, TEXT, tokenizer=TOKENIZER).weights
+        place = torch.arange(len(IDS))
+        apart = (place[:, None] - place).abs().double()
+        expected = (weights * apart).sum((2, 3)) / len(IDS)
+        found = mean_attention_distance(model, TEXT, tokenizer=TOKENIZER)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("target", [None, 0, 1])
+def test_occlusion_is_what_the_model_says_without_a_word(target: Any, merged: bool) -> None:
+    model = build(pooling="attention")
+    found = occlusion(model, TEXT, tokenizer=TOKENIZER, target=target, words=merged)
+    groups = words(TOKENIZER.spell(IDS)) if merged else [[place] for place in range(len(IDS))]
+    with torch.no_grad():
+        whole = model(torch.tensor(IDS)).log_softmax(-1)[0]
+        label = int(whole.argmax()) if target is None else target
+        expected = []
+        for group in groups:
+            kept = torch.tensor([i for place, i in enumerate(IDS) if place not in group])
+            change = model(kept).log_softmax(-1)[0, label] - whole[label]
+            expected.append(torch.nan if IDS[group[0]] in TOKENIZER.special else float(change))
+    assert found.special == [True] + [False] * (len(groups) - 1)
+    torch.testing.assert_close(
+        found.weights, torch.tensor(expected, dtype=torch.double), equal_nan=True
+    )
+    assert len(found.words) == len(groups)
+
+
+def test_what_cannot_be_left_out() -> None:
+    only = torch.tensor(IDS[1:2])
+    found = occlusion(build(), only, tokenizer=TOKENIZER)
+    assert found.weights.isnan().tolist() == [True]  # it is the whole text
+    with pytest.raises(ValueError, match="must tell classes apart, got one of num_classes=None"):
+        occlusion(build(num_classes=None), TEXT, tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match="target must be a class from 0 to 1, got 2"):
+        occlusion(build(), TEXT, tokenizer=TOKENIZER, target=2)
+    with pytest.raises(TypeError, match="must be a TextEncoder, which pools, got TextDecoder"):
+        occlusion(build(TextDecoder), TEXT, tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match="blocks that serve several layers"):
+        attention_rollout(build(num_groups=1), TEXT, tokenizer=TOKENIZER)
+
+
 def test_windows_do_not_see_each_other() -> None:
     model = build(positions="learned", max_length=8, windowed=True)
-    seen = attention_maps(model, TOKENIZER, torch.tensor((IDS * 2)[:20])).weights
+    seen = attention_maps(model, torch.tensor((IDS * 2)[:20]), tokenizer=TOKENIZER).weights
     assert seen.shape[-2:] == (20, 20)
     assert not seen[..., :8, 8:].any() and not seen[..., 8:16, 16:].any()
     torch.testing.assert_close(seen.sum(-1), torch.ones(2, 4, 20).double())
@@ -190,20 +267,20 @@ def test_a_translation_is_written_where_none_is_given() -> None:
     model = build(Seq2SeqTransformer)
     options = {"start": TOKENIZER.start, "stop": TOKENIZER.end}
     (written,) = model.generate(torch.tensor([IDS]), **options)
-    seen = alignment(model, TOKENIZER, TEXT, words=False)
+    seen = alignment(model, TEXT, words=False, tokenizer=TOKENIZER)
     assert seen.queries == [*TOKENIZER.pieces(written.tolist()), "</s>"]
-    given = alignment(model, TOKENIZER, TEXT, written, words=False)
+    given = alignment(model, TEXT, written, words=False, tokenizer=TOKENIZER)
     torch.testing.assert_close(seen.weights, given.weights)
     # Nothing at all is written of an empty translation but its end
-    assert alignment(model, TOKENIZER, TEXT, "").queries == ["</s>"]
+    assert alignment(model, TEXT, "", tokenizer=TOKENIZER).queries == ["</s>"]
 
 
 @pytest.mark.parametrize("text", ["", "x", " ", "\x00", "🇪🇺"])
 def test_short_and_odd_texts(text: str) -> None:
     model = build()
-    seen = attention_maps(model, TOKENIZER, text, words=True)
+    seen = attention_maps(model, text, words=True, tokenizer=TOKENIZER)
     torch.testing.assert_close(seen.weights.sum(-1), torch.ones(seen.weights.shape[:-1]).double())
-    pooled = pooling_attention(model, TOKENIZER, text)
+    pooled = pooling_attention(model, text, tokenizer=TOKENIZER)
     assert "".join(pooled.words) == f"<s>{text}"
     assert len(seen.keys) == len(pooled.words) and all(seen.keys)
 
@@ -216,17 +293,17 @@ def test_what_cannot_be_seen() -> None:
         ({"layers": []}, "layers must name at least one layer"),
     ):
         with pytest.raises(ValueError, match=message):
-            attention_maps(model, TOKENIZER, TEXT, **wrong)
+            attention_maps(model, TEXT, tokenizer=TOKENIZER, **wrong)
     with pytest.raises(ValueError, match=r"at least one token, as ids \(L,\); got \(0,\)"):
-        attention_maps(model, TOKENIZER, torch.tensor([], dtype=torch.long))
+        attention_maps(model, torch.tensor([], dtype=torch.long), tokenizer=TOKENIZER)
     with pytest.raises(ValueError, match="eval mode"):
-        attention_maps(model.train(), TOKENIZER, TEXT)
+        attention_maps(model.train(), TEXT, tokenizer=TOKENIZER)
     with pytest.raises(TypeError, match="TextDecoder or Seq2SeqTransformer, got Linear"):
-        attention_maps(torch.nn.Linear(1, 1).eval(), TOKENIZER, TEXT)  # type: ignore[arg-type]
+        attention_maps(torch.nn.Linear(1, 1).eval(), TEXT, tokenizer=TOKENIZER)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="must be a TextEncoder, which pools, got TextDecoder"):
-        pooling_attention(build(TextDecoder), TOKENIZER, TEXT)
+        pooling_attention(build(TextDecoder), TEXT, tokenizer=TOKENIZER)
     with pytest.raises(TypeError, match="must be a Seq2SeqTransformer, got MaskedLanguageModel"):
-        alignment(build(MaskedLanguageModel), TOKENIZER, TEXT)  # type: ignore[arg-type]
+        alignment(build(MaskedLanguageModel), TEXT, tokenizer=TOKENIZER)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

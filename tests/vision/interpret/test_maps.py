@@ -11,19 +11,18 @@ import transformers
 from torch import Tensor
 
 from attention_core import AttentionPool, Neighborhood, record_attention
+from attention_core.interpret import attention_layers
 from tests.allocated import Allocated
 from vision import SwinTransformer, TokenMerging, VisionTransformer
 from vision.embeddings import drop_patches
-from vision.recording import record, stack
-from vision.seeing import (
+from vision.interpret import (
     attention_maps,
     attention_rollout,
-    has_class_token,
     mean_attention_distance,
-    num_layers,
     patch_distances,
     pooling_attention,
 )
+from vision.interpret.maps import _on_grid, _record, _size, has_class_token, stacks
 
 ROWS, COLUMNS, HEADS, DEPTH = 4, 3, 2, 3
 PATCH = (2, 5)
@@ -96,7 +95,7 @@ def test_maps_are_the_weights_at_the_places_of_the_patches(model: VisionTransfor
         for query in ("class", "mean", (1, 2), (-1, 0), None):
             if query == "class" and not has_class_token(model):
                 continue
-            maps = attention_maps(model, image, layer, query)  # type: ignore[arg-type]
+            (maps,) = attention_maps(model, image, layers=[layer], query=query)  # type: ignore[arg-type]
             assert maps.shape == (2, HEADS, ROWS, COLUMNS)
             for row, column in PLACES:
                 to = weights[layer][..., special + row * COLUMNS + column]
@@ -113,16 +112,22 @@ def test_maps_are_the_weights_at_the_places_of_the_patches(model: VisionTransfor
     if pool is not None:
         torch.testing.assert_close(pooled.flatten(2), pool[:, :, 0])
     else:
-        torch.testing.assert_close(pooled, attention_maps(model, image, -1, model.pooling))  # type: ignore[arg-type]
+        query: Any = model.pooling
+        torch.testing.assert_close(pooled, attention_maps(model, image, query=query)[-1])
 
 
 def test_the_weights_are_those_of_the_reference_also_with_rotary_positions() -> None:
     model, image = vit(positions="rotary", registers=1), images()
     with record_attention(model.encoder) as recorded, torch.no_grad():
         model.encoder(*model.embed(image), backend="reference")
+    maps = attention_maps(model, image)
+    assert len(maps) == DEPTH
     for layer in range(DEPTH):
         expected = recorded[layer][:, :, 0, 2:].unflatten(-1, (ROWS, COLUMNS))
-        torch.testing.assert_close(attention_maps(model, image, layer), expected)
+        torch.testing.assert_close(maps[layer], expected)
+    last, first = attention_maps(model, image, layers=[-1, 0], heads=[-1, 0])
+    torch.testing.assert_close(last, maps[-1][:, [1, 0]])
+    torch.testing.assert_close(first, maps[0][:, [1, 0]])
 
 
 @pytest.mark.parametrize("name", ["ViT", "Dinov2WithRegisters", "DINOv3ViT"])
@@ -149,8 +154,9 @@ def test_maps_are_the_weights_that_transformers_returns(name: str) -> None:
     assert len(weights) == DEPTH and special == (1 if name == "ViT" else 4)
     for layer, expected in enumerate(weights):
         expected = expected[..., special:].unflatten(-1, (4, -1))
-        torch.testing.assert_close(attention_maps(ours, image, layer), expected[:, :, 0])
-        patch = attention_maps(ours, image, layer, (2, 1))
+        (maps,) = attention_maps(ours, image, layers=[layer])
+        torch.testing.assert_close(maps, expected[:, :, 0])
+        (patch,) = attention_maps(ours, image, layers=[layer], query=(2, 1))
         place = special + 2 * expected.shape[-1] + 1
         torch.testing.assert_close(patch, expected[:, :, place])
 
@@ -158,10 +164,10 @@ def test_maps_are_the_weights_that_transformers_returns(name: str) -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        attention_maps,
+        lambda model, image: attention_maps(model, image)[-1],
         pooling_attention,
         attention_rollout,
-        lambda model, image: attention_maps(model, image, 0, (1, 1)),
+        lambda model, image: attention_maps(model, image, layers=[0], query=(1, 1))[0],
     ],
 )
 @pytest.mark.parametrize("name", ["registers", "map", "neighborhood"])
@@ -180,7 +186,7 @@ def test_a_map_of_a_list_is_a_block_of_the_packed_weights() -> None:
     packed = [images(1, 2, 2)[0], images(1, 3, 5)[0]]
     with record_attention(model.encoder, layers=[1]) as recorded, torch.no_grad():
         model(packed)
-    _, second = attention_maps(model, packed, layer=1, query=(0, 1))
+    ((_, second),) = attention_maps(model, packed, layers=[1], query=(0, 1))
     start = 2 + 4 + 2  # special tokens and patches of the first image, special tokens of the second
     expected = recorded[0][0, :, start + 1, start:].unflatten(-1, (3, 5))
     torch.testing.assert_close(second, expected)
@@ -224,7 +230,7 @@ def test_rollout_with_other_heads_and_less_noise(fuse: str) -> None:
                 mixing.append([0.7 * value / sum(kept) for value in kept])
                 mixing[query][query] += 0.3
             row = [sum(row[i] * mixing[i][j] for i in range(length)) for j in range(length)]
-        found = attention_rollout(model, image, residual=0.3, heads=fuse, discard=0.4)  # type: ignore[arg-type]
+        found = attention_rollout(model, image, residual=0.3, head_fusion=fuse, discard=0.4)  # type: ignore[arg-type]
         torch.testing.assert_close(found[sample].flatten(), torch.tensor(row[2:]))
 
 
@@ -253,7 +259,7 @@ def test_distance_is_the_mean_weighted_by_attention(model: VisionTransformer) ->
     image = images()
     weights, _ = plain_weights(model, image)
     found = mean_attention_distance(model, image)
-    assert found.shape == (DEPTH, HEADS) == (num_layers(model), HEADS)
+    assert found.shape == (DEPTH, HEADS)
     special = model.num_special
     for layer, head in product(range(DEPTH), range(HEADS)):
         of_samples = []
@@ -300,16 +306,18 @@ def swin(**options: Any) -> SwinTransformer:
 def test_maps_of_windows_end_where_the_image_does() -> None:
     model, image = swin(), images()
     spread_evenly(model)
-    maps = attention_maps(model, image, 0, (1, 2))  # windows of 2×2 complete the third column
+    (maps,) = attention_maps(
+        model, image, layers=[0], query=(1, 2)
+    )  # windows of 2×2 complete the third column
     expected = torch.zeros(ROWS, COLUMNS)
     expected[0:2, 2] = 0.25
     torch.testing.assert_close(maps, expected.expand(2, 2, -1, -1))
-    shifted = attention_maps(model, image, 1, (1, 1))
+    (shifted,) = attention_maps(model, image, layers=[1], query=(1, 1))
     expected = torch.zeros(ROWS, COLUMNS)
     expected[1:3, 1:3] = 0.25
     torch.testing.assert_close(shifted, expected.expand(2, 2, -1, -1))
     # The second stage is 2×2 tokens: one window, evenly attended to
-    assert attention_maps(model, image, -1).shape == (2, 4, 2, 2)
+    assert attention_maps(model, image)[-1].shape == (2, 4, 2, 2)
     torch.testing.assert_close(pooling_attention(model, image), torch.full((2, 4, 2, 2), 0.25))
 
 
@@ -319,14 +327,14 @@ def test_distances_of_a_local_model_are_those_of_its_whole_table(special: int) -
     local = vit(pooling="mean", registers=special, mask=[Neighborhood(1), None])
     for model in (local, swin(), swin(version=2)):
         image = images(1, rows=5, columns=3)
-        layers = record(model, stack(model), image)
+        layers = _record(model, attention_layers(*stacks(model)), image)
         found = mean_attention_distance(model, image)
         for layer, weights in enumerate(layers):
-            rows, columns = weights.size
+            rows, columns = _size(weights)
             scale = 1 if isinstance(model, VisionTransformer) or layer < 2 else 2
             places = list(product(range(rows), range(columns)))
             table = torch.tensor([[apart(a, b, scale) for b in places] for a in places])
-            given = weights.on_grid(weights.weights[0, :, weights.queries.num_special :]).flatten(2)
+            given = _on_grid(weights, weights.table[:, weights.queries.num_special :]).flatten(2)
             expected = (given * table).sum((1, 2)) / given.sum((1, 2))
             torch.testing.assert_close(found[layer, : len(expected)], expected)
 
@@ -345,7 +353,7 @@ def test_distances_of_windows_are_in_pixels_of_the_image() -> None:
     model = swin()
     spread_evenly(model)
     found = mean_attention_distance(model, images())
-    assert num_layers(model) == 3 and found.shape == (3, 4)
+    assert found.shape == (3, 4)
     pairs = [
         (a, b)
         for a, b in product(PLACES, repeat=2)
@@ -371,7 +379,13 @@ class Dropping(VisionTransformer):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: attention_maps(vit(), images(), 3), "3 attention layers, there is no layer 3"),
+        (lambda: attention_maps(vit(), images(), layers=[3]), "there are 3 layers, no layer 3"),
+        (lambda: attention_maps(vit(), images(), heads=[2]), "there are 2 heads, no head 2"),
+        (lambda: attention_maps(vit(), images(), layers=[]), "layers must name at least one layer"),
+        (
+            lambda: attention_maps(vit(num_groups=1), images(), layers=[0]),
+            "layer 0 shares its block .* give some of 2",
+        ),
         (
             lambda: attention_maps(vit(pooling="mean"), images(), query="class"),
             "needs a model with a class token",
@@ -382,7 +396,10 @@ class Dropping(VisionTransformer):
         ),
         (lambda: attention_maps(vit(), images(), query="all"), "must be 'class', 'mean' or"),  # type: ignore[arg-type]
         (lambda: attention_maps(vit().train(), images()), "eval mode"),
-        (lambda: attention_maps(vit(), images()[0]), r"must be \(B, C, H, W\), got \(1, 8, 15\)"),
+        (
+            lambda: attention_maps(vit(), images()[0]),
+            r"must be images \(B, C, H, W\), got \(1, 8, 15\)",
+        ),
         (lambda: mean_attention_distance(vit(), images(0)), "at least one image"),
         (lambda: attention_maps(vit(), images(), query=3), "must be 'class', 'mean' or .* got 3"),  # type: ignore[arg-type]
         (
@@ -391,8 +408,8 @@ class Dropping(VisionTransformer):
         ),
         (lambda: attention_rollout(vit(), images(), residual=1.5), "residual .* got 1.5"),
         (lambda: attention_rollout(vit(), images(), discard=1.0), "discard .* got 1.0"),
-        (lambda: attention_rollout(vit(), images(), heads="sum"), "heads .* got 'sum'"),  # type: ignore[arg-type]
-        (lambda: attention_rollout(vit(Dropping), images()), "needs every patch, but in blocks.0"),
+        (lambda: attention_rollout(vit(), images(), head_fusion="sum"), "head_fusion .* got 'sum'"),  # type: ignore[arg-type]
+        (lambda: attention_rollout(vit(Dropping), images()), "needs every patch, but in layer 0"),
     ],
 )
 def test_errors_say_what_was_expected(call: Callable[[], Any], message: str) -> None:

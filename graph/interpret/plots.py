@@ -7,15 +7,27 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attention_core.escape import plot_label
-from graph.drawing import INK, Lifts, ReadGraph, draw_graph
-from graph.layout import layout
-from graph.seeing import HopProfile, NodeAttention, hop_profile, node_attention
+from attention_core.interpret.maps import choose
+from attention_core.interpret.plots import (
+    HEAT,
+    INK,
+    bare,
+    head_sheet,
+    panel_rows,
+    panels,
+    put_bar,
+    put_title,
+)
+from graph.interpret.drawing import Lifts, ReadGraph, draw_graph
+from graph.interpret.layout import layout
+from graph.interpret.maps import HopProfile, NodeAttention, attention_by_hops, attention_maps
 
 #: Nodes of a graph that are drawn; of a larger one a part.
 MOST_NODES = 60
@@ -38,8 +50,8 @@ class Shown(NamedTuple):
 
 
 def around(edge_index: Tensor, node: Tensor | int, most: int = 30) -> Tensor:
-    """`node`, or several, and the nodes nearest to it, whatever the direction of edges: at most
-    `most`, (n,), in the order of hops and, at as many hops, of their numbers."""
+    """Return `node`, or several, and the nodes nearest to it, whatever the direction of edges: at
+    most `most`, (n,), in the order of hops and, at as many hops, of their numbers."""
     near = torch.as_tensor(node).to(edge_index.device).reshape(-1).unique()
     while len(near) < most:
         ends = torch.cat([edge_index, edge_index.flip(0)], dim=1)
@@ -60,9 +72,9 @@ def attention_figures(
     layer: int = -1,
     head: int | None = None,
 ) -> dict[str, Figure]:
-    """All that shows what `model` attends to, by file name.
+    """Return all that shows what `model` attends to, by file name.
 
-    "attention" is the `attention_over_graphs` of one layer, "attention_heads" the `head_sheet` of
+    "attention" is the `attention_over_graphs` of one layer, "attention_layers" the `layer_sheet` of
     the first graph, "attention_hops" the `hop_figure` of the whole batch.
 
     Args:
@@ -78,29 +90,28 @@ def attention_figures(
         ValueError: there is no such layer or head, nothing to show, or the model is in training
             mode.
     """
-    layers = node_attention(model, inputs)
-    if not -len(layers) <= layer < len(layers):
-        raise ValueError(f"the model has {len(layers)} layers of nodes, there is no layer {layer}")
+    layers = attention_maps(model, inputs)
+    drawn = layers[choose("layer", [layer], len(layers))[0]]
     if not shown:
         raise ValueError("shown must hold at least one graph")
     edge_index = inputs["edge_index"]
     parts = [_part(one, edge_index) for one in shown]
-    of_layer = [_read(layers[layer], one, edge_index, names, head) for one in parts]
-    which = "mean of its heads" if head is None else f"head {head % _heads(layers[layer]) + 1}"
-    title = f"Attention of {layers[layer].name}, {which}"
+    of_layer = [_read(drawn, one, edge_index, names, head) for one in parts]
+    which = "mean of its heads" if head is None else f"head {head % len(drawn.heads) + 1}"
+    title = f"Attention of {drawn.name}, {which}"
     first = [
-        [_read(each, parts[0], edge_index, names, number) for number in range(_heads(each))]
+        [_read(each, parts[0], edge_index, names, number) for number in range(len(each.heads))]
         for each in layers
     ]
     return {
         "attention": attention_over_graphs(of_layer, title=title),
-        "attention_heads": head_sheet(first, [each.name for each in layers]),
-        "attention_hops": hop_figure(hop_profile(layers)),
+        "attention_layers": layer_sheet(first, [each.name for each in layers]),
+        "attention_hops": hop_figure(attention_by_hops(layers)),
     }
 
 
 def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Figure:
-    """A panel per graph: nodes by type, edges by type, and attention on top of both.
+    """Return a panel per graph: nodes by type, edges by type, and attention on top of both.
 
     The width and colour of an edge is the attention along it, the mean of both directions where
     it has both. Dotted arcs are the strongest weights between nodes without an edge. The halo of a
@@ -117,33 +128,21 @@ def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Fi
     across = min(len(graphs), 2)
     down = -(-len(graphs) // across)
     figure = Figure(figsize=(6.6 * across, 4.6 * down + 0.9), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flatten()
     scale = _scale(graphs)
-    for axis, graph in zip(axes, graphs, strict=False):
-        draw_graph(axis, graph, scale)
-    for axis in axes[len(graphs) :]:
-        axis.set_visible(False)
-    bar = figure.colorbar(
-        scale,
-        ax=list(axes),
-        location="bottom",
-        fraction=0.03,
-        pad=0.02,
-        aspect=60,
-        extend="max",  # of arcs, which are the few strongest of many pairs
-    )
-    bar.set_label(
+    for place, graph in zip(panels(figure, len(graphs), across), graphs, strict=True):
+        draw_graph(figure.add_subplot(place), graph, scale)
+    meaning = (
         "attention, as a multiple of an even spread over all that a node may attend to: along an "
         "edge (band),\nreceived by a node (halo), and the strongest between nodes without an edge "
         "(dotted)"
     )
-    bar.outline.set_visible(False)
-    _put_title(figure, title)
+    put_bar(figure, scale, meaning, location="bottom", aspect=60)
+    put_title(figure, title)
     return figure
 
 
-def head_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> Figure:
-    """Every head of every layer on one graph: a row per layer, a column per head.
+def layer_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> Figure:
+    """Return every head of every layer on one graph: a row per layer, a column per head.
 
     Bands and halos are as in `attention_over_graphs`.
 
@@ -151,72 +150,64 @@ def head_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> 
         graphs: for each layer the graph as each head reads it.
         layers: the names of the layers.
     """
-    heads = max(len(row) for row in graphs)
-    tile = 1.9 if heads <= 4 else 1.4
+    tile = 1.9 if max(map(len, graphs)) <= 4 else 1.4
     place = layout(graphs[0][0].edge_index, len(graphs[0][0].nodes))
     width, height = numpy.ptp(place, axis=0) + 1
-    size = (tile * heads + 1.8, tile * max(0.35, height / width) * len(graphs) + 1.0)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(graphs), heads, squeeze=False)
     scale = _scale([graph for row in graphs for graph in row])
-    for row, name, of_layer in zip(axes, layers, graphs, strict=True):
-        for axis in row:
-            axis.axis("off")
-        for axis, graph in zip(row, of_layer, strict=False):
-            draw_graph(axis, graph, scale, place=place, small=True)
-        row[0].text(
-            *(-0.08, 0.5, plot_label(name)),
-            ha="right",
-            va="center",
-            color=INK,
-            transform=row[0].transAxes,
-        )
-    for number, axis in enumerate(axes[0]):
-        axis.set_title(f"head {number + 1}", fontsize=9, color=INK)
-    bar = figure.colorbar(scale, ax=axes, fraction=0.025, pad=0.02, aspect=30)
-    bar.set_label("attention\n(1: spread evenly)", color=INK)
-    bar.outline.set_visible(False)
+
+    def draw(axis: Axes, layer: int, head: int, *, left: bool, below: bool) -> None:
+        draw_graph(axis, graphs[layer][head], scale, place=place, small=True)
+
     caption = graphs[0][0].caption
-    _put_title(figure, "Attention of every head" + (f" · {caption}" if caption else ""))
-    return figure
+    return head_sheet(
+        layers,
+        [range(len(row)) for row in graphs],
+        draw,
+        scale,
+        "attention\n(1: spread evenly)",
+        tile=(tile, tile * max(0.35, height / width)),
+        title="Attention of every head" + (f" · {caption}" if caption else ""),
+    )
 
 
 def hop_figure(profile: HopProfile) -> Figure:
-    """How far each head looks: a panel per layer, with a row per head, and below what an even
-    spread over all that nodes may attend to would give."""
+    """Return how far each head looks: a panel per layer, with a row per head, and below what an
+    even spread over all that nodes may attend to would give."""
     layers, heads, columns = profile.shares.shape
-    across = min(layers, 3)
-    down = -(-layers // across)
-    size = (0.3 + across * (0.62 * columns + 1.0), down * (0.3 * (heads + 1) + 1.5) + 0.5)
+    of_row = panel_rows(layers, 3)
+    size = (
+        0.3 + of_row[0] * (0.62 * columns + 1.0),
+        len(of_row) * (0.3 * (heads + 1) + 1.5) + 0.5,
+    )
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flatten()
-    for axis in axes[layers:]:
-        axis.set_visible(False)
     highest = max(0.3, float(profile.shares.nan_to_num().max()))
-    panels = zip(axes, profile.layers, profile.shares, profile.even, strict=False)
-    for number, (axis, name, shares, even) in enumerate(panels):
+    places = panels(figure, layers, 3)
+    rows = zip(places, profile.layers, profile.shares, profile.even, strict=True)
+    for place, name, shares, even in rows:
+        axis = figure.add_subplot(place)
         shares = shares[~shares.isnan().all(1)]
         table = torch.cat([shares, even[None]]).cpu().numpy()
-        axis.imshow(table, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
+        axis.imshow(table, HEAT, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
         for (row, column), share in numpy.ndenumerate(table):
             if round(share * 100):
                 color = "white" if share > 0.55 * highest else INK
                 text = f"{share:.0%}"
                 axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
         axis.axhline(len(shares) - 0.5, color=INK, linewidth=1.0)
-        rows = [*(f"head {head + 1}" for head in range(len(shares))), "evenly"]
-        axis.set_yticks(range(len(rows)), rows if number % across == 0 else [""] * len(rows))
+        names = [*(f"head {head + 1}" for head in range(len(shares))), "evenly"]
+        first = place.colspan.start == 0
+        axis.set_yticks(range(len(names)), names if first else [""] * len(names))
         axis.set_xticks(range(columns), [hop.replace("al n", "al\nn") for hop in profile.hops])
-        axis.tick_params(length=0, labelsize=8.5)
-        axis.spines[:].set_visible(False)
+        axis.tick_params(labelsize=8.5)
+        bare(axis, ticks=True)
         axis.set_title(plot_label(name), loc="left", fontsize=10.5, color=INK)
         axis.set_xlabel("hops", fontsize=9)
-    _put_title(figure, "How far heads look: share of attention by hops")
+    put_title(figure, "How far heads look: share of attention by hops")
     return figure
 
 
 def _part(one: Shown, edge_index: Tensor) -> Shown:
-    """The same, with no more nodes than can be drawn."""
+    """Reduce a graph to as many nodes as can be drawn."""
     if len(one.nodes) <= MOST_NODES:
         return one
     kept = torch.isin(edge_index, one.nodes).all(0)
@@ -249,19 +240,8 @@ def _read(
     )
 
 
-def _heads(layer: NodeAttention) -> int:
-    return layer.weights.values.shape[1]
-
-
 def _scale(graphs: Sequence[ReadGraph]) -> ScalarMappable:
     # It ends where the drawn weights do, so that even mild preferences are seen
     drawn = numpy.concatenate([Lifts.of(graph).drawn() for graph in graphs])
     low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else (0.0, 1.0)
     return ScalarMappable(Normalize(low, high), "YlOrRd")
-
-
-def _put_title(figure: Figure, title: str) -> None:
-    if title:
-        figure.suptitle(
-            plot_label(title), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK
-        )

@@ -1,33 +1,34 @@
-"""The figures that every run ends with. Drawn without pyplot: no global state, no window."""
+"""The figures that every run ends with."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from attention_core.escape import on_one_line, plot_label
-from attention_core.training.folder import replace_file
+from attention_core.interpret.plots import (
+    HEAT,
+    INK,
+    MUTED,
+    RIGHT,
+    bare,
+    panel_rows,
+    panels,
+    plain,
+    put_bar,
+    put_title,
+)
 
-INK = "#222222"
-TRAIN, VALIDATION = "#8a8a8a", "#1f6fb4"
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes `figure` as PNG, cut so that nothing at its edges is lost."""
-    FigureCanvasAgg(figure)
-    with replace_file(path) as file:
-        figure.savefig(file, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+TRAIN, VALIDATION = MUTED, RIGHT
 
 
 def learning_curves(
     rows: Sequence[dict[str, float]], *, title: str = "", best_epoch: int | None = None
 ) -> Figure:
-    """Training and validation values over epochs, one panel per metric, plus the learning rate.
+    """Draw training and validation values over epochs, a panel per metric, and the learning rate.
 
     Args:
         rows: as `read_metrics` gives them.
@@ -39,21 +40,17 @@ def learning_curves(
         {name.split("/", 1)[1] for name in columns if name.startswith(("train/", "val/"))},
         key=lambda name: (name != "loss", name),
     )
-    panels = len(names) + 1
-    across = panels if panels <= 3 else -(-panels // 2)
-    down = -(-panels // across)
+    count = len(names) + 1
+    across = count if count <= 3 else -(-count // 2)
+    down = len(panel_rows(count, across))
     figure = Figure(figsize=(4.6 * across, 3.1 * down + 0.5), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flatten()
+    axes = [figure.add_subplot(place) for place in panels(figure, count, across)]
     for axis, name in zip(axes, names, strict=False):
         _epoch_panel(axis, rows, name, best_epoch)
-    _rate_panel(axes[len(names)], rows)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
+    _rate_panel(axes[-1], rows)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
-    if title:
-        title = plot_label(on_one_line(title))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    put_title(figure, title)
     return figure
 
 
@@ -85,7 +82,7 @@ def _epoch_panel(
     axis.set_xlabel("epoch")
     axis.set_ylabel({"loss": "mean per sample", "accuracy": "of the samples"}.get(name, ""))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axis)
+    plain(axis)
 
 
 def _mark_tested(axis: Axes, epoch: int, value: float, name: str) -> None:
@@ -110,9 +107,10 @@ def _rate_panel(axis: Axes, rows: Sequence[dict[str, float]]) -> None:
         axis.plot(*zip(*points, strict=True), color="#c46a1b", linewidth=1.8)
     axis.set_title("Learning rate", loc="left", fontsize=11, color=INK)
     axis.set_xlabel("optimizer step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-    _plain(axis)
+    plain(axis)
 
 
 def confusion_matrix(counts: Any, classes: Sequence[str]) -> Figure:
@@ -129,7 +127,7 @@ def confusion_matrix(counts: Any, classes: Sequence[str]) -> Figure:
     side = min(11.0, max(4.2, 2.2 + 0.48 * number))
     figure = Figure(figsize=(side + 1.0, side), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    image = axis.imshow(share, HEAT, vmin=0, vmax=1, interpolation="nearest")
     ticks = range(number) if number <= 40 else range(0, number, -(-number // 40))
     names = [plot_label(_shorten(on_one_line(classes[i]))) for i in ticks]
     long = max(len(name) for name in names) * len(names) > 45
@@ -145,25 +143,10 @@ def confusion_matrix(counts: Any, classes: Sequence[str]) -> Figure:
                     axis.text(column, row, str(count), ha="center", va="center", color=color)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    axis.set_title(
-        f"{right:,} of {total:,} test samples right ({right / max(total, 1):.1%})",
-        loc="left",
-        fontsize=12,
-        fontweight="bold",
-        color=INK,
-    )
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axis, fraction=0.045, pad=0.03)
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
+    bare(axis, ticks=True)
+    put_bar(figure, image, "share of the true class", extend="neither", fraction=0.045, pad=0.03)
+    put_title(figure, f"{right:,} of {total:,} test samples right ({right / max(total, 1):.1%})")
     return figure
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axis.set_axisbelow(True)
 
 
 def _spoken(name: str) -> str:
