@@ -21,7 +21,7 @@ from attention_core.weights import PairWeights
 
 
 class LayerAttention(NamedTuple):
-    """What one layer did with one input.
+    """The attention of one layer in one input.
 
     Attributes:
         name: what the model calls the layer.

@@ -28,7 +28,7 @@ TRAIN, VALIDATION = MUTED, RIGHT
 def learning_curves(
     rows: Sequence[dict[str, float]], *, title: str = "", best_epoch: int | None = None
 ) -> Figure:
-    """Training and validation values over epochs, one panel per metric, plus the learning rate.
+    """Draw training and validation values over epochs, a panel per metric, and the learning rate.
 
     Args:
         rows: as `read_metrics` gives them.

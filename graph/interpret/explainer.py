@@ -36,7 +36,7 @@ def explain_prediction(
     steps: int = 16,
     **inputs: Any,
 ) -> Tensor:
-    """What each edge adds to a prediction, through the attention along it in all layers.
+    """Explain what each edge adds to a prediction, through the attention along it in all layers.
 
     Of each layer's messages, attention weight times value, those along an edge are multiplied by a
     gate of that edge, and the gradient with respect to the gates is integrated from all closed to
@@ -129,7 +129,7 @@ class EdgeAttribution(ExplainerAlgorithm):
         index: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Explanation:
-        """As PyG's; `Explainer` calls it."""
+        """Explain as PyG's algorithms do; `Explainer` calls it."""
         _check(model, x, edge_index, self.steps)
 
         def explained(output: Tensor) -> Tensor:
@@ -145,14 +145,14 @@ class EdgeAttribution(ExplainerAlgorithm):
         return Explanation(edge_mask=edge_mask)
 
     def supports(self) -> bool:
-        """Whether what is asked for is a number per edge, and none per node."""
+        """Return whether what is asked for is a number per edge, and none per node."""
         config = self.explainer_config
         return config.node_mask_type is None and config.edge_mask_type == MaskType.object
 
 
 @checked
 def log_odds(output: Tensor, target: Tensor | int) -> Tensor:
-    """The log-odds (M,) of a class against all others.
+    """Compute the log-odds (M,) of a class against all others.
 
     Unlike its logit they do not change where all logits grow, and unlike its probability they do
     not saturate.

@@ -23,7 +23,7 @@ from graph.models import GraphTransformer
 
 
 class NodeAttention(NamedTuple):
-    """What a layer's nodes attended to in one pass.
+    """The attention of a layer's nodes in one pass.
 
     Attributes:
         name: of the layer, such as "layer 2", or "layer 2, local" of a second attention beside it.

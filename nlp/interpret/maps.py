@@ -26,7 +26,7 @@ Model = TokenEncoder | TextDecoder | Seq2SeqTransformer
 
 
 class TextAttention(NamedTuple):
-    """What attends to what.
+    """The attention between the tokens of a text.
 
     Attributes:
         queries, keys: Lq tokens (or words) that attend, and Lk that are attended to, readable.

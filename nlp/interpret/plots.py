@@ -49,7 +49,7 @@ LEFT_OUT = "log-probability of the predicted class without each word"
 
 
 class Shown(NamedTuple):
-    """What to write above a text.
+    """A caption above a text.
 
     Attributes:
         caption: such as what the model made of it.
@@ -352,7 +352,7 @@ def _flow(pooled: WordWeights, letters: int) -> list[tuple[int, int, str]]:
 
 
 def _cut(attention: TextAttention, limit: int = MOST_TOKENS) -> str:
-    """What says that not all is drawn."""
+    """Return what says that not all is drawn, "" where all is."""
     length = max(len(attention.queries), len(attention.keys))
     return f" (the first {limit} of {length})" if length > limit else ""
 

@@ -215,7 +215,7 @@ def _record(
 def _record_to_pool(
     model: Model, layers: dict[int, nn.Module], image: Tensor
 ) -> tuple[list[LayerAttention], LayerAttention | Tensor]:
-    """The same, and what pools after them."""
+    """Record the attention of layers, and what pools after them."""
     part = nn.ModuleList(layers.values())
     found, pooled = record_to_pool(model, lambda: model(image), part)
     return _whole(found, layers), pooled
