@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -312,7 +312,7 @@ class GraphTransformer(Model):
         edge_label_index: Tensor | None = None,
         edge_label_type: Tensor | None = None,
         backend: str | None = None,
-        **encodings: Any,
+        **encodings: Tensor | None,
     ) -> Tensor:
         """Return the outputs for graphs packed in one row, PyG's convention throughout.
 

@@ -67,7 +67,7 @@ class Pretrained(nn.Module):
         source: str | None = None,
         heads: int | None = None,
         config: Config | None = None,
-        **options: Any,
+        **options: object,
     ) -> Self:
         """Return the model that published weights are for, with these weights.
 
@@ -142,7 +142,7 @@ def build(
     source: str | None = None,
     heads: int | None = None,
     config: Config | None = None,
-    **options: Any,
+    **options: object,
 ) -> Model:
     """Return the model that published weights are for, with them; see `from_pretrained`."""
     theirs = read(weights)
