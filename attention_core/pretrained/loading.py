@@ -147,7 +147,12 @@ def build(
     """Return the model that published weights are for, with them; see `from_pretrained`."""
     theirs = read(weights)
     if source is None and is_own(theirs):
-        own = {key: value for key, value in (("heads", heads),) if value is not None}
+        if config is not None:
+            raise UsageError(
+                "config: it is transformers', of published weights. These are of a model of this "
+                "package: give its arguments by name."
+            )
+        own = {} if heads is None else {"heads": heads}
         return build_own(model_type, theirs, weights, {**own, **options})
     checkpoint = open_checkpoint(
         model_type, weights, source, heads=heads, config=config, options=options
