@@ -147,6 +147,11 @@ def build(
     """Return the model that published weights are for, with them; see `from_pretrained`."""
     theirs = read(weights)
     if source is None and is_own(theirs):
+        if config is not None:
+            raise UsageError(
+                "weights: they have our own names, which no config= of transformers describes: "
+                "give the model's arguments, where the file does not say them."
+            )
         own = {key: value for key, value in (("heads", heads),) if value is not None}
         return build_own(model_type, theirs, weights, {**own, **options})
     checkpoint = open_checkpoint(
