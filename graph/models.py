@@ -300,7 +300,7 @@ class GraphTransformer(Model):
         return space.place(nodes, self.virtual_tokens), space
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         edge_index: Tensor,

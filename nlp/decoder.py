@@ -178,7 +178,7 @@ class TextDecoder(LanguageModel):
         return self.decoder(tokens, space, cache=cache, backend=backend), space
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
