@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,6 +21,11 @@ _PARTS = {
     "pool": 'Pool("mean"), or another of make_pool',
     "head": "by self.reset_head(num_classes)",
 }
+
+
+def _of_any_inputs(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method, which a type checker lets subclasses write for inputs of their own."""
+    return method
 
 
 class Model(Pretrained):
@@ -113,6 +118,7 @@ class Model(Pretrained):
         output: Tensor = self._part("head")(self._part("pool")(tokens, space))
         return output
 
+    @_of_any_inputs
     def forward(self, *inputs: Any, backend: str | None = None, **more: Any) -> Any:
         """Return the outputs (samples, num_classes).
 

@@ -296,11 +296,6 @@ class GraphTransformer(Model):
                     f"{type(self).__name__} takes no argument {name!r}, and a table of pairs is a "
                     f"tensor, got {type(table).__name__}.{known}"
                 )
-        if edge_attr is not None and len(edge_attr) != edge_index.shape[1]:
-            raise ValueError(
-                f"edge_attr must have a row for each of {edge_index.shape[1]} edges, got "
-                f"{tuple(edge_attr.shape)}; the graph of each node is batch="
-            )
         space = self.space(
             edge_index,
             len(x),
@@ -310,6 +305,11 @@ class GraphTransformer(Model):
             coordinates=spectral,
             pair_attr=pair_attr,
         )
+        if edge_attr is not None and edge_attr.shape[:1] != edge_index.shape[1:]:
+            raise ValueError(
+                f"edge_attr must have a row for each of {edge_index.shape[1]} edges, got "
+                f"{tuple(edge_attr.shape)}; the graph of each node is batch="
+            )
         edges = space.edges
         if edges.num_edges > edge_index.shape[1]:  # a node's place is that in the graph given
             edges = EdgeList(edge_index, len(x), graph=batch)
@@ -324,7 +324,7 @@ class GraphTransformer(Model):
         return space.place(nodes, self.virtual_tokens), space
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         edge_index: Tensor,

@@ -177,8 +177,27 @@ class TextDecoder(LanguageModel):
         tokens, space = self.embed(ids, lengths, side=side, cache=cache)
         return self.decoder(tokens, space, cache=cache, backend=backend), space
 
+    @checked(cache="it reads whole texts, and adds nothing to one")
+    def features(  # type: ignore[override]
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        layers: Listing[int] = (-1,),
+        norm: bool = True,
+        backend: str | None = None,
+    ) -> list[Tensor]:
+        """Return the tokens after some layers, each (T, D) or (B, L, D) with zeros on padding.
+
+        Args:
+            ids, lengths, side: as of `embed`.
+            layers, norm, backend: as of `Model.features`.
+        """
+        return super().features(ids, lengths, side=side, layers=layers, norm=norm, backend=backend)
+
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         ids: Tensor,
         lengths: Tensor | None = None,

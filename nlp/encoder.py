@@ -289,7 +289,7 @@ class TextEncoder(TokenEncoder):
         return output
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         ids: Tensor,
         lengths: Tensor | None = None,
@@ -395,7 +395,7 @@ class MaskedLanguageModel(TokenEncoder, LanguageModel):
         return super().scores(self.transform(tokens))
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         ids: Tensor,
         lengths: Tensor | None = None,

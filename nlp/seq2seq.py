@@ -151,7 +151,7 @@ class Seq2SeqTransformer(LanguageModel):
         return tokens
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         ids: Tensor,
         lengths: Tensor | None,

@@ -121,7 +121,7 @@ class MaskedAutoencoder(Model):
         )
 
     @checked
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image: Tensor | Sequence[Tensor],
         *,

@@ -189,7 +189,7 @@ class VisionTransformer(Model):
         output: Tensor = self.head(self.pool_norm(self.pool(tokens, space)))
         return output
 
-    def forward(self, image: Tensor | Sequence[Tensor], *, backend: str | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, image: Tensor | Sequence[Tensor], *, backend: str | None = None) -> Tensor:
         """Return the outputs (B, num_classes) of B images.
 
         Args:

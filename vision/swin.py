@@ -308,7 +308,7 @@ class SwinTransformer(Model):
             maps[-1] = self.norm(maps[-1][0]), maps[-1][1]
         return [tokens.mT.unflatten(-1, grid.size) for tokens, grid in (maps[n] for n in chosen)]
 
-    def forward(self, image: Tensor, *, backend: str | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, image: Tensor, *, backend: str | None = None) -> Tensor:
         """Return the outputs (B, num_classes) of B images.
 
         Args:

@@ -40,12 +40,12 @@ def located(path: str | Path) -> Path:
 
 def read(weights: Mapping[str, Any] | str | Path) -> Weights:
     """Return the tensors of a state dict, of a file, or of a folder with one or several, without
-    the `module.` of a `DistributedDataParallel`.
+    the `module.` of a `DistributedDataParallel` and the `_orig_mod.` of `torch.compile`.
 
     Raises:
         UsageError: as of `read_weights`; or a folder without weights.
     """
-    return without_prefix(_read(weights), "module.")
+    return without_prefix(without_prefix(_read(weights), "module."), "_orig_mod.")
 
 
 def _read(weights: Mapping[str, Any] | str | Path) -> Weights:

@@ -150,7 +150,7 @@ def build(
         if config is not None:
             raise UsageError(
                 "config: it is transformers', of published weights. These are of a model of this "
-                "package: give its arguments by name."
+                "package: give its arguments by name, where the file does not say them."
             )
         own = {} if heads is None else {"heads": heads}
         return build_own(model_type, theirs, weights, {**own, **options})

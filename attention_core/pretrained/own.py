@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attention_core.errors import UsageError
 from attention_core.masks import Mask
-from attention_core.pretrained.files import located
+from attention_core.pretrained.files import NAMES, located
 from attention_core.pretrained.renaming import without_prefix
 from attention_core.pretrained.serialization import read_metadata
 from attention_core.pretrained.strict import load_strictly
@@ -79,15 +79,38 @@ def arguments(model_type: type[nn.Module], source: object) -> dict[str, Any]:
     Raises:
         UsageError: it was another model; or an argument is none that a file may name.
     """
-    if not isinstance(source, str | Path) or located(source).suffix != ".safetensors":
+    if not isinstance(source, str | Path):
         return {}
-    written = json.loads(read_metadata(located(source)).get("model") or "{}")
+    path = located(source)
+    if path.is_dir():
+        path /= NAMES[0]
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    written = _written(path)
     name = str(written.pop(TARGET, "")).rpartition(".")[2]
     if name == "from_pretrained":  # whose arguments are not the model's
         return {}
     if name and name not in [kind.__name__ for kind in model_type.__mro__]:
         raise UsageError(f"weights: they are of a {name}, not of a {model_type.__name__}.")
     return {key: _made(value, key, model_type) for key, value in written.items()}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Return what a file says of its model, nothing where it says nothing.
+
+    Raises:
+        UsageError: it says something else than a name and arguments.
+    """
+    text = read_metadata(path).get("model") or "{}"
+    try:
+        written = json.loads(text)
+    except (ValueError, RecursionError):
+        written = None
+    if not isinstance(written, dict):
+        raise UsageError(
+            f"weights: {str(path)!r} must name a model and its arguments, got {text!r:.60}."
+        )
+    return written
 
 
 def _made(value: Any, key: str, model_type: type[nn.Module]) -> Any:
@@ -103,13 +126,20 @@ def _made(value: Any, key: str, model_type: type[nn.Module]) -> Any:
     kind = _part(target, model_type)
     if kind is None:
         raise UsageError(f"weights: {key} is a {target}, which a file cannot name: give {key}=.")
-    return kind(*made.pop(POSITIONAL, ()), **made)
+    places = made.pop(POSITIONAL, [])
+    try:
+        return kind(*places, **made)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"weights: {key} is a {target}, but {error}.") from error
 
 
 def _part(target: str, model_type: type[nn.Module]) -> Any:
     """The class of a mask, bias, ... of ours or of the model's package, or its constructor."""
     names = target.split(".")
-    if names[0] not in ("attention_core", model_type.__module__.partition(".")[0]):
+    packages = ("attention_core", model_type.__module__.partition(".")[0])
+    public = all(name.isidentifier() and not name.startswith("_") for name in names)
+    # The weights of another file come with that file's word alone
+    if names[0] not in packages or not public or names[-1] == "from_pretrained":
         return None
     found: Any = None
     for place, name in enumerate(names):
@@ -121,4 +151,6 @@ def _part(target: str, model_type: type[nn.Module]) -> Any:
                 return None
         found = inside
     owner = getattr(found, "__self__", found)  # of a classmethod such as RelativeTable.swin
-    return found if isinstance(owner, type) and issubclass(owner, PARTS) else None
+    if not isinstance(owner, type) or not issubclass(owner, PARTS):
+        return None
+    return found if owner.__module__.partition(".")[0] in packages else None  # torch's are none

@@ -352,6 +352,9 @@ def test_a_model_loads_its_state_dict_beside_its_arguments(tmp_path: Path) -> No
         "attention_core.training.cli.main",
         "attention_core.planning.plan",
         "attention_core.checks.torch.load",
+        "attention_core.models.torch.nn.Identity",
+        "vision.VisionTransformer.from_pretrained",
+        "vision.VisionTransformer.__subclasses__",
         "nlp.TextEncoder",
         "attention_core.NoSuchMask",
     ],
@@ -361,6 +364,40 @@ def test_a_file_chooses_no_code(target: str, tmp_path: Path) -> None:
     file = _written(vit().state_dict(), config, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=f"mask is a {target}, which a file cannot name"):
         VisionTransformer.from_pretrained(file)
+
+
+@pytest.mark.parametrize("said", ["{", "3", '["a", "b"]', "[" * 100_000])
+def test_a_file_that_says_its_model_wrongly_is_refused(said: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_safetensors(vit().state_dict(), file, {"model": said, "attention_core": "0"})
+    with pytest.raises(UsageError, match="must name a model and its arguments"):
+        VisionTransformer.from_pretrained(file)
+
+
+@pytest.mark.parametrize("wrong", [{"radius": "x"}, {"_args_": 3}, {"reach": 1}])
+def test_a_part_that_a_file_has_wrongly_is_named(wrong: dict[str, Any], tmp_path: Path) -> None:
+    mask = {"_target_": "attention_core.Neighborhood", **wrong}
+    config = {"_target_": "vision.VisionTransformer", "mask": mask}
+    file = _written(vit().state_dict(), config, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="mask is a attention_core.Neighborhood, but "):
+        VisionTransformer.from_pretrained(file)
+
+
+def test_the_folder_of_an_exported_file_will_do(exported: tuple[str, Model, Path]) -> None:
+    name, model, file = exported
+    again = type(model).from_pretrained(file.parent).eval()
+    torch.testing.assert_close(again(**CASES[name].inputs), model(**CASES[name].inputs))
+    with pytest.raises(UsageError, match="own names, which no config= of transformers describes"):
+        type(model).from_pretrained(file, config={"model_type": "bert"})
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_the_weights_of_a_compiled_or_parallel_model_load(prefix: str) -> None:
+    model = vit()
+    weights = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+    sizes = {"patch_size": 4, "image_size": 16, "num_classes": 3, "registers": 2}
+    again = VisionTransformer.from_pretrained(weights, dim=16, depth=2, heads=2, **sizes)
+    torch.testing.assert_close(again.eval()(IMAGE), model.eval()(IMAGE), rtol=0, atol=0)
 
 
 def test_the_table_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

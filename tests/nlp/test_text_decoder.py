@@ -121,3 +121,15 @@ def test_bad_input_is_named() -> None:
         model(torch.arange(3)[None], torch.tensor([2]), cache=cache)
     with pytest.raises(ValueError, match="positions must be one of"):
         build(positions="rope")
+
+
+def test_features_are_of_whole_texts() -> None:
+    """A cache would have moved the positions of tokens that attend to none of those before."""
+    model = TextDecoder(30, 16, 2, 2, positions="learned").eval()
+    ids, lengths = torch.randint(30, (2, 7)), torch.tensor([7, 4])
+    tokens, _ = model.encode(ids, lengths, side="left")
+    torch.testing.assert_close(model.features(ids, lengths, side="left")[0], tokens)
+    cache = model.new_cache()
+    model.encode(ids[:, :5], cache=cache)
+    with pytest.raises(TypeError, match="features takes no cache=: it reads whole texts"):
+        model.features(ids[:, 5:], cache=cache)  # type: ignore[call-arg]
