@@ -13,21 +13,9 @@ from typing import Literal, TypeVar, Unpack, cast
 import torch
 from torch import Tensor, nn
 
+import attention_core.interpret as core
 from attention_core import Encoder, Grid
-from attention_core.interpret.maps import (
-    LayerAttention,
-    RolloutOptions,
-    all_layers,
-    attention_layers,
-    check_eval,
-    mean_distance,
-    pooled_shares,
-    reaching,
-    received,
-    record,
-    record_to_pool,
-    rollout,
-)
+from attention_core.interpret.maps import LayerAttention, RolloutOptions, check_eval
 from attention_core.spaces import Pairs
 from vision.models import VisionTransformer
 from vision.swin import SwinTransformer
@@ -72,7 +60,7 @@ def attention_maps(
         query = "class" if has_class_token(model) else "mean"
     if query == "class" and not has_class_token(model):
         raise ValueError("query='class' needs a model with a class token; give 'mean' or a patch")
-    chosen = attention_layers(*stacks(model), wanted=layers)
+    chosen = core.attention_layers(*stacks(model), wanted=layers)
     found = []
     for image in images:
         recorded = _record(model, chosen, image, heads=heads)
@@ -92,11 +80,11 @@ def pooling_attention(model: Model, inputs: Images) -> Images:
     Returns: (B, heads, rows, columns); of a list of images a list of (heads, rows, columns).
     """
     images = _one_by_one(model, inputs)
-    last = attention_layers(*stacks(model), wanted=[-1])
+    last = core.attention_layers(*stacks(model), wanted=[-1])
     found = []
     for image in images:
         layers, pooled = _record_to_pool(model, last, image)
-        shares, layer = reaching(layers, pooled)
+        shares, layer = core.reaching(layers, pooled)
         found.append(_on_grid(layer, shares))
     return _as_given(found, inputs)
 
@@ -122,8 +110,8 @@ def attention_rollout(
         )
     found = []
     for image in _one_by_one(model, inputs):
-        layers, pooled = _record_to_pool(model, all_layers(model.encoder), image)
-        found.append(_on_grid(layers[0], rollout(layers, pooled, **options)))
+        layers, pooled = _record_to_pool(model, core.all_layers(model.encoder), image)
+        found.append(_on_grid(layers[0], core.rollout(layers, pooled, **options)))
     return _as_given(found, inputs)
 
 
@@ -146,14 +134,14 @@ def mean_attention_distance(model: Model, inputs: Images) -> Tensor:
         ValueError: the model is in training mode, or has blocks that serve several layers.
     """
     images = _one_by_one(model, inputs)
-    layers = all_layers(*stacks(model))
+    layers = core.all_layers(*stacks(model))
     # Where masks keep patches apart, all pairs would be far more than those allowed
     local = any(mask is not None for stack in stacks(model) for mask in stack.masks)
     distances = []
     for image in images:
         recorded = _record(model, layers, image, pairs=local)
         rows = [
-            mean_distance(layer, partial(_pixels, model, scale, _size(layer)))
+            core.mean_distance(layer, partial(_pixels, model, scale, _size(layer)))
             for layer, scale in zip(recorded, _scales(model), strict=True)
         ]
         distances.append(nn.utils.rnn.pad_sequence(rows, True, padding_value=math.nan))
@@ -209,7 +197,7 @@ def _record(
 ) -> list[LayerAttention]:
     """The attention of layers while the model runs on one image, of which no patch may be gone."""
     part = nn.ModuleList(layers.values())
-    return _whole(record(model, lambda: model(image), part, heads=heads, pairs=pairs), layers)
+    return _whole(core.record(model, lambda: model(image), part, heads=heads, pairs=pairs), layers)
 
 
 def _record_to_pool(
@@ -217,7 +205,7 @@ def _record_to_pool(
 ) -> tuple[list[LayerAttention], LayerAttention | Tensor]:
     """The same, and what pools after them."""
     part = nn.ModuleList(layers.values())
-    found, pooled = record_to_pool(model, lambda: model(image), part)
+    found, pooled = core.record_to_pool(model, lambda: model(image), part)
     return _whole(found, layers), pooled
 
 
@@ -248,7 +236,7 @@ def _on_grid(layer: LayerAttention, shares: Tensor) -> Tensor:
 def _attending(layer: LayerAttention, query: Query) -> Tensor:
     """(H, Lk): the weights that `query` gives."""
     if query in ("class", "mean"):
-        return received(layer, pooled_shares(cast(str, query), layer.queries))
+        return core.received(layer, core.pooled_shares(cast(str, query), layer.queries))
     rows, columns = _size(layer)
     if not isinstance(query, Sequence) or isinstance(query, str) or len(query) != 2:
         raise ValueError(f"query must be 'class', 'mean' or (row, column), got {query!r}")
