@@ -124,14 +124,6 @@ NEVER = re.compile(r"(What|The same|As|Of)\b")
 NEVER_OF_CALLS = re.compile(r"(The|A|An|Those|Whether|How)\b|[(`]")
 
 
-#: Files that are being rewritten.
-ELSEWHERE = {
-    *("vision.drawing", "vision.figures", "vision.recording", "vision.seeing"),
-    *("graph.drawing", "graph.explain", "graph.figures", "graph.layout", "graph.seeing"),
-    *("nlp.drawing", "nlp.figures", "nlp.html", "nlp.seeing"),
-}
-
-
 def documented(module: ModuleType) -> Iterator[tuple[str, str, bool]]:
     """Yield name and docstring of what a module defines, and whether it can be called."""
     assert module.__file__ is not None
@@ -155,7 +147,6 @@ def test_public_docstrings_say_first_what_it_does() -> None:
     wrong = [
         f"{name}: {said.splitlines()[0]}"
         for module in modules()
-        if module.__name__ not in ELSEWHERE
         for name, said, calls in documented(module)
         if NEVER.match(said) or (calls and NEVER_OF_CALLS.match(said))
     ]

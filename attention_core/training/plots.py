@@ -16,7 +16,7 @@ from attention_core.interpret.plots import INK, MUTED, RIGHT
 def learning_curves(
     rows: Sequence[dict[str, float]], *, title: str = "", best_epoch: int | None = None
 ) -> Figure:
-    """Training and validation values over epochs, one panel per metric, plus the learning rate.
+    """Draw training and validation values over epochs, a panel per metric, and the learning rate.
 
     Args:
         rows: as `read_metrics` gives them.
@@ -28,14 +28,16 @@ def learning_curves(
         {name.split("/", 1)[1] for name in columns if name.startswith(("train/", "val/"))},
         key=lambda name: (name != "loss", name),
     )
-    count = len(names) + 1
+    rates = [(row["step"] + 1, row["step/lr"]) for row in rows if "step/lr" in row]
+    rates = rates if len(rates) > 1 else []  # of a run of a few steps there is nothing to draw
+    count = len(names) + bool(rates)
     across = count if count <= 3 else -(-count // 2)
-    down = -(-count // across)
-    figure = Figure(figsize=(4.6 * across, 3.1 * down + 0.5), layout="constrained")
+    figure = Figure(figsize=(4.6 * across, 3.1 * -(-count // across) + 0.5), layout="constrained")
     axes = [figure.add_subplot(place) for place in kit.panels(figure, count, across)]
     for axis, name in zip(axes, names, strict=False):
         _epoch_panel(axis, rows, name, best_epoch)
-    _rate_panel(axes[-1], rows)
+    if rates:
+        _rate_panel(axes[-1], rates)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
     kit.put_title(figure, title)
@@ -60,10 +62,9 @@ def _epoch_panel(
             value = points[best_epoch + 1]
             axis.plot(best_epoch + 1, value, "o", color=RIGHT, markersize=6, zorder=3)
             told = f"{value:.1%}" if name == "accuracy" else f"{value:.3g}"
-            # In the corner that the curves of a converging run leave empty.
-            y, va = (0.92, "top") if name == "loss" else (0.08, "bottom")
-            text = f"● chosen epoch {best_epoch + 1}: {told}"
-            axis.text(0.98, y, text, transform=axis.transAxes, ha="right", va=va, color=RIGHT)
+            axis.margins(y=0.13)  # room for words above all curves
+            look = {"transform": axis.transAxes, "ha": "right", "va": "top", "color": RIGHT}
+            axis.text(0.99, 0.99, f"● chosen epoch {best_epoch + 1}: {told}", **look)
     if name == "accuracy":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_title(_spoken(name), loc="left", fontsize=11, color=INK)
@@ -73,13 +74,11 @@ def _epoch_panel(
     kit.plain(axis)
 
 
-def _rate_panel(axis: Axes, rows: Sequence[dict[str, float]]) -> None:
-    points = [(row["step"] + 1, row["step/lr"]) for row in rows if "step/lr" in row]
-    if points:
-        steps, rates = zip(*points, strict=True)
-        # Of a short run few are written, and the lines between them are no measurements
-        axis.plot(steps, rates, "o-" if len(steps) < 12 else "-", color="#c46a1b", linewidth=1.8)
-        axis.set(xlim=(0, 1.03 * steps[-1]), ylim=(0, 1.08 * max(rates) or 1.0))
+def _rate_panel(axis: Axes, rates: Sequence[tuple[float, float]]) -> None:
+    steps, values = zip(*rates, strict=True)
+    # Of a short run few are written, and the lines between them are no measurements
+    axis.plot(steps, values, "o-" if len(steps) < 12 else "-", color="#c46a1b", linewidth=1.8)
+    axis.set(xlim=(0, 1.03 * steps[-1]), ylim=(0, 1.08 * max(values) or 1.0))
     axis.set_title("Learning rate", loc="left", fontsize=11, color=INK)
     axis.set_xlabel("optimizer step")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -88,7 +87,7 @@ def _rate_panel(axis: Axes, rows: Sequence[dict[str, float]]) -> None:
 
 
 def confusion_matrix(counts: Any, classes: Sequence[str]) -> Figure:
-    """Counts of (true, predicted) pairs; the colour is the share of the true class.
+    """Draw counts of (true, predicted) pairs; the colour is the share of the true class.
 
     Args:
         counts: (C, C) integers, rows are true classes.

@@ -55,7 +55,7 @@ class ReadGraph(NamedTuple):
     marked: tuple[int, ...] = ()
 
     def check(self) -> None:
-        """Raises ValueError where weights, names and edges are not of one graph."""
+        """Raise ValueError where weights, names and edges are not of one graph."""
         count = len(self.nodes)
         for name, table in (("weights", self.weights), ("even", self.even)):
             if table.shape != (count, count):
@@ -116,7 +116,7 @@ def draw_graph(
     place: numpy.ndarray | None = None,
     small: bool = False,
 ) -> None:
-    """Draws attention along edges (bands), received by nodes (halos) and between nodes without an
+    """Draw attention along edges (bands), received by nodes (halos) and between nodes without an
     edge (dotted arcs, the strongest four), with bonds and names on top.
 
     Args:

@@ -23,7 +23,7 @@ from graph.models import GraphTransformer
 
 
 class NodeAttention(NamedTuple):
-    """What a layer's nodes attended to in one pass.
+    """The attention of a layer's nodes in one pass.
 
     Attributes:
         name: of the layer, such as "layer 2", or "layer 2, local" of a second attention beside it.
@@ -48,8 +48,8 @@ class NodeAttention(NamedTuple):
         return 1 / torch.bincount(query)[query].float()
 
     def between(self, nodes: Tensor, head: int | None = None) -> tuple[Tensor, Tensor]:
-        """Among some of the nodes, (n,): their attention to each other, (n, n) with queries as
-        rows, and what it would be if spread evenly; 0 where they may not attend.
+        """Return the attention among some nodes (n,), (n, n) with queries as rows, and what it
+        would be if spread evenly; 0 where they may not attend.
 
         Args:
             head: place of one of `heads`, negative ones from the last; None: the mean of all.
@@ -59,20 +59,16 @@ class NodeAttention(NamedTuple):
         """
         values = self.weights.values.float()
         chosen = choose("head", None if head is None else [head], values.shape[1])
-        of_pairs = values[:, chosen].mean(1)
-        space = self.weights.pairs.spaces[1]
+        space, size = self.weights.pairs.spaces[1], len(nodes)
         assert isinstance(space, Graph)
         # One place more, where virtual nodes, -1, look
         place = nodes.new_full((space.num_nodes + 1,), -1)
-        place[nodes] = torch.arange(len(nodes), device=nodes.device)
+        place[nodes] = torch.arange(size, device=nodes.device)
         query, key = (place[end] for end in self.nodes)
         inside = (query >= 0) & (key >= 0)
-        at, size = query[inside] * len(nodes) + key[inside], len(nodes)
-        found = (
-            torch.zeros(size * size, device=nodes.device).index_add(0, at, values[inside])
-            for values in (of_pairs, self.even)
-        )
-        weights, even = (table.view(size, size) for table in found)
+        both = torch.stack([values[:, chosen].mean(1), self.even])[:, inside]
+        at = (query * size + key)[inside]
+        weights, even = both.new_zeros(2, size * size).index_add(1, at, both).view(2, size, size)
         return weights, even
 
 
@@ -131,10 +127,6 @@ def pooling_attention(model: GraphTransformer, inputs: Mapping[str, Any]) -> Ten
     "special" is pooled; that of the learned query where pooling is "attention" or "map"; and else
     the last layer's attention averaged over the nodes.
 
-    Args:
-        model: in eval mode, for whole graphs.
-        inputs: its arguments by name, of one batch.
-
     Raises:
         TypeError: another kind of model.
         ValueError: it is in training mode, or its `level` is not "graph".
@@ -176,7 +168,7 @@ def mean_attention_distance(model: nn.Module, inputs: Mapping[str, Any]) -> Tens
     Virtual nodes, which sit nowhere, and unconnected nodes have no part in it; `attention_by_hops`
     counts them.
 
-    Args, Raises: as of `attention_maps`.
+    Raises: as `attention_maps`.
     """
     found = _record(model, inputs)
     rows = [core.mean_distance(one, lambda pairs: pairs.distance) for one in found]

@@ -103,12 +103,8 @@ def attention_figures(
 
 
 def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Figure:
-    """Return a panel per graph: nodes by type, edges by type, and attention on top of both.
-
-    The width and colour of an edge is the attention along it, the mean of both directions where
-    it has both. Dotted arcs are the strongest weights between nodes without an edge. The halo of a
-    node is the attention that it receives from all nodes. All three are relative to what an even
-    spread would give, so that graphs of any size compare.
+    """Return a panel per graph: nodes and edges by type, and attention on top, see `draw_graph`. It
+    is relative to what an even spread would give, so that graphs of any size compare.
 
     Raises:
         ValueError: there is no graph, or weights of another shape than its nodes.
@@ -135,8 +131,6 @@ def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Fi
 
 def layer_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> Figure:
     """Return every head of every layer on one graph: a row per layer, a column per head.
-
-    Bands and halos are as in `attention_over_graphs`.
 
     Args:
         graphs: for each layer the graph as each head reads it.

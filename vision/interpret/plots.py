@@ -37,10 +37,8 @@ def attention_figures(model: Model, inputs: Tensor, shown: Sequence[Label]) -> d
     `rollout_sheet`.
 
     Args:
-        model: in eval mode.
         inputs: images (N, C, H, W), of one channel or three.
-        shown: for each image its true class, or None where it is not known, its predicted class
-            and the probability of that.
+        shown: the `Label` of each image.
     """
     layers = [layer[0] for layer in seen.attention_maps(model, inputs[:1])]
     query = "the class token" if seen.has_class_token(model) else "an average patch"
@@ -65,7 +63,6 @@ def attention_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Fi
     Args:
         images: (N, C, H, W), of one channel or three; the values are stretched to what is visible.
         maps: (N, heads, rows, columns), shares of attention.
-        labels: of each image, see `attention_figures`.
 
     Raises:
         ValueError: there are not as many of each.
@@ -81,15 +78,10 @@ def attention_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Fi
 
 
 def rollout_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Figure:
-    """Return attention rollout over images: a column per image; the image, and its map below.
+    """Return attention rollout over images, as `attention_sheet`: the image, and its map below.
 
     Args:
-        images: (N, C, H, W), of one channel or three.
         maps: (N, rows, columns), shares of what is pooled, as `attention_rollout` gives them.
-        labels: of each image, see `attention_figures`.
-
-    Raises:
-        ValueError: there are not as many of each.
     """
     relative = _relative(maps[:, None])
     # Layers mix: the more there are, the closer to 1 lies all that differs
@@ -107,7 +99,6 @@ def layer_sheet(image: Tensor, maps: Sequence[Tensor], label: Label, *, query: s
     Args:
         image: (C, H, W), of one channel or three.
         maps: of each layer (heads, rows, columns), shares of attention.
-        label: of the image, see `attention_figures`.
         query: what attends, such as "the class token".
     """
     relative = [_relative(layer) for layer in maps]
