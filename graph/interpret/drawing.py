@@ -101,12 +101,6 @@ class Lifts(NamedTuple):
         edge = {ends: float(both[ends]) for ends in kind}
         return cls(ratio(weights, even), ratio(weights.sum(0), even.sum(0)), edge, kind)
 
-    def drawn(self) -> numpy.ndarray:
-        """All that colours show."""
-        values = numpy.concatenate([self.received, list(self.edge.values())])
-        shown: numpy.ndarray = values[numpy.isfinite(values)]
-        return shown
-
 
 def draw_graph(
     axis: Axes,

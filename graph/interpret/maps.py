@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-import attention_core.interpret as core
+import attention_core.interpret.maps as core
 from attention_core import Graph, Space
-from attention_core.interpret.maps import choose
 from attention_core.weights import PairWeights
 from graph.models import GraphTransformer
 
@@ -58,7 +57,7 @@ class NodeAttention(NamedTuple):
             ValueError: there is no such head.
         """
         values = self.weights.values.float()
-        chosen = choose("head", None if head is None else [head], values.shape[1])
+        chosen = core.choose("head", None if head is None else [head], values.shape[1])
         space, size = self.weights.pairs.spaces[1], len(nodes)
         assert isinstance(space, Graph)
         # One place more, where virtual nodes, -1, look
@@ -115,7 +114,7 @@ def attention_maps(
     found = _record(model, inputs, heads=heads)
     return [
         NodeAttention(_spoken(found[at].name), found[at].pairs, found[at].heads)  # type: ignore[arg-type]
-        for at in choose("layer", layers, len(found))
+        for at in core.choose("layer", layers, len(found))
     ]
 
 
@@ -143,8 +142,8 @@ def attention_rollout(
     model: GraphTransformer, inputs: Mapping[str, Any], **options: Unpack[core.RolloutOptions]
 ) -> Tensor:
     """Return how much of each node is in its graph's vector, (N,), going back through all layers:
-    see `attention_core.interpret.rollout`, whose `options` these are. It makes tables of all pairs
-    of a batch.
+    see `attention_core.interpret.maps.rollout`, whose `options` these are. It makes tables of all
+    pairs of a batch.
 
     Raises:
         TypeError, ValueError: as `pooling_attention`; a number out of range; or layers that share

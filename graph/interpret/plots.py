@@ -223,6 +223,8 @@ def _read(
 
 def _scale(graphs: Sequence[ReadGraph]) -> ScalarMappable:
     # It ends where the drawn weights do, so that even mild preferences are seen
-    drawn = numpy.concatenate([Lifts.of(graph).drawn() for graph in graphs])
+    lifts = [Lifts.of(graph) for graph in graphs]
+    drawn = numpy.concatenate([[*one.received, *one.edge.values()] for one in lifts])
+    drawn = drawn[numpy.isfinite(drawn)]
     low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else (0.0, 1.0)
     return ScalarMappable(Normalize(low, high), "YlOrRd")

@@ -12,9 +12,8 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-import attention_core.interpret as core
+import attention_core.interpret.maps as core
 from attention_core import Encoder, Sequence as Line
-from attention_core.interpret.maps import check_eval
 from nlp.decoder import TextDecoder
 from nlp.encoder import TextEncoder, TokenEncoder
 from nlp.seq2seq import Seq2SeqTransformer
@@ -120,7 +119,7 @@ def attention_rollout(
     **options: Unpack[core.RolloutOptions],
 ) -> WordWeights:
     """Return how much of each word is in the vector of a text, (W,), going back through all layers:
-    see `attention_core.interpret.rollout`, whose `options` these are, and `pooling_attention`."""
+    see `attention_core.interpret.maps.rollout`, whose `options` these are."""
     _check_pools(model)
     ids = _ids(model, tokenizer, inputs)
     layers, pooled = _to_pool(model, ids, core.all_layers(_stack(model)))
@@ -290,7 +289,7 @@ def _to_pool(
 def _ids(model: Model, tokenizer: Tokenizer, inputs: str | Tensor) -> Tensor:
     """(L,) on the model's device."""
     _stack(model)
-    check_eval(model)
+    core.check_eval(model)
     if isinstance(inputs, str):
         ids = torch.tensor(tokenizer.encode([inputs])[0], dtype=torch.long)
     else:

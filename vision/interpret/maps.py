@@ -13,9 +13,9 @@ from typing import Literal, TypeVar, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-import attention_core.interpret as core
+import attention_core.interpret.maps as core
 from attention_core import Encoder, Grid
-from attention_core.interpret.maps import LayerAttention, RolloutOptions, check_eval
+from attention_core.interpret.maps import LayerAttention
 from attention_core.spaces import Pairs
 from vision.models import VisionTransformer
 from vision.swin import SwinTransformer
@@ -90,10 +90,10 @@ def pooling_attention(model: Model, inputs: Images) -> Images:
 
 
 def attention_rollout(
-    model: VisionTransformer, inputs: Images, **options: Unpack[RolloutOptions]
+    model: VisionTransformer, inputs: Images, **options: Unpack[core.RolloutOptions]
 ) -> Images:
     """Return how much of each patch is in the pooled vector, going back through all layers: see
-    `attention_core.interpret.rollout`, whose `options` these are.
+    `attention_core.interpret.maps.rollout`, whose `options` these are.
 
     Returns: (B, rows, columns); of a list of images a list of (rows, columns). The sum is 1, less
     what is left of the special tokens themselves.
@@ -167,7 +167,7 @@ def _one_by_one(model: Model, inputs: Images) -> list[Tensor]:
             "model must be a VisionTransformer or a SwinTransformer, such as the one inside of "
             f"another, got {type(model).__name__}"
         )
-    check_eval(model)
+    core.check_eval(model)
     if isinstance(inputs, Tensor) and inputs.ndim != 4:
         raise ValueError(f"inputs must be images (B, C, H, W), got {tuple(inputs.shape)}")
     if len(inputs) == 0:

@@ -71,10 +71,8 @@ def attention_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Fi
     names = ["mean of\nthe heads", *(f"head {head + 1}" for head in range(maps.shape[1]))]
     rows = torch.cat([relative.mean(dim=1, keepdim=True), relative], dim=1)
     scale = _from_zero(relative)
-    figure = _sheet(images, rows, labels, names, scale)
-    _put_bar(figure, scale, EVENLY)
-    kit.put_title(figure, f"Where the last layer looks: attention over {_images(labels)}")
-    return figure
+    title = f"Where the last layer looks: attention over {_images(labels)}"
+    return _sheet(images, rows, labels, names, scale, name=EVENLY, title=title)
 
 
 def rollout_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Figure:
@@ -87,10 +85,9 @@ def rollout_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Figu
     # Layers mix: the more there are, the closer to 1 lies all that differs
     low, high = torch.quantile(relative.flatten(), torch.tensor([0.02, 0.98])).tolist()
     scale = ScalarMappable(Normalize(min(low, 0.99), max(high, 1.01)), GLOW)
-    figure = _sheet(images, relative, labels, ["rollout"], scale, width=1.35)
-    _put_bar(figure, scale, "share of a patch\n(1: all alike)", extend="both")
-    kit.put_title(figure, f"Where all layers look: attention rolled out over {_images(labels)}")
-    return figure
+    title = f"Where all layers look: attention rolled out over {_images(labels)}"
+    named = {"name": "share of a patch\n(1: all alike)", "title": title}
+    return _sheet(images, relative, labels, ["rollout"], scale, width=1.35, extend="both", **named)
 
 
 def layer_sheet(image: Tensor, maps: Sequence[Tensor], label: Label, *, query: str) -> Figure:
@@ -183,7 +180,11 @@ def _sheet(
     labels: Sequence[Label],
     names: Sequence[str],
     scale: ScalarMappable,
+    *,
+    name: str,
+    title: str,
     width: float = 1.06,
+    extend: str = "max",
 ) -> Figure:
     """A column per image: the image, and its maps (N, len(names), rows, columns) below."""
     count, rows = maps.shape[:2]
@@ -200,25 +201,21 @@ def _sheet(
         shown = picture(image)
         _show(axes[0, column], shown)
         color = kit.verdict_color(None if label[0] is None else not is_missed(label))
-        title = plot_label(above[column])
-        axes[0, column].set_title(title, fontsize=10, fontweight="bold", color=color)
+        caption = plot_label(above[column])
+        axes[0, column].set_title(caption, fontsize=10, fontweight="bold", color=color)
         for row in range(rows):
             _show(axes[row + 1, column], overlay(shown, maps[column, row], scale))
-    for axis, name in zip(axes[:, 0], ["image", *names], strict=True):
-        kit.put_side(axis, name)
+    for axis, side in zip(axes[:, 0], ["image", *names], strict=True):
+        kit.put_side(axis, side)
+    where = {"extend": extend, "fraction": 0.02, "pad": 0.015, "aspect": 40}
+    kit.put_bar(figure, scale, name, shrink=min(1.0, 8 / height), **where)
+    kit.put_title(figure, title)
     return figure
 
 
 def _show(axis: Axes, pixels: numpy.ndarray) -> None:
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     kit.bare(axis)
-
-
-def _put_bar(figure: Figure, scale: ScalarMappable, name: str, extend: str = "max") -> None:
-    where = {"fraction": 0.02, "pad": 0.015, "aspect": 40}
-    kit.put_bar(
-        figure, scale, name, extend=extend, shrink=min(1.0, 8 / figure.get_figheight()), **where
-    )
 
 
 def _relative(maps: Tensor) -> Tensor:

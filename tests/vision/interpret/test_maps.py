@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from attention_core import AttentionPool, Neighborhood, record_attention
-from attention_core.interpret import attention_layers, record
+from attention_core.interpret.maps import attention_layers, record
 from tests.allocated import Allocated
 from vision import SwinTransformer, TokenMerging, VisionTransformer
 from vision.embeddings import drop_patches
