@@ -27,26 +27,27 @@ class LayerAttention(NamedTuple):
     Attributes:
         name: what the model calls the layer.
         weights: (H, Lq, Lk) of the chosen heads, float32 or wider, with rows that sum to 1, or to
-            less where the layer attends to a sink; None where `pairs` were asked for.
-        pairs: the weights (P, H) of the pairs that may attend; or None.
+            less where the layer attends to a sink; or those (P, H) of the pairs that may attend.
         heads: which heads, counted from 0.
         queries, keys: where both sides sit.
     """
 
     name: str
-    weights: Tensor | None
-    pairs: PairWeights | None
+    weights: Tensor | PairWeights
     heads: list[int]
     queries: Space
     keys: Space
 
     @property
+    def pairs(self) -> PairWeights:
+        """The weights of the pairs that may attend, where those were recorded."""
+        assert isinstance(self.weights, PairWeights)
+        return self.weights
+
+    @property
     def table(self) -> Tensor:
         """(H, Lq, Lk) weights, made from the pairs where those were recorded."""
-        if self.weights is not None:
-            return self.weights
-        assert self.pairs is not None
-        return self.pairs.dense()[0]
+        return self.weights if isinstance(self.weights, Tensor) else self.weights.dense()[0]
 
 
 def check_eval(model: nn.Module) -> None:
@@ -86,9 +87,8 @@ def record(
         values = values[chosen]
         # Shares are added up, and compared: in float32 where they are narrower
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        of_pairs = recorded._replace(values=values.T) if pairs else None
-        table = None if pairs else values
-        found.append(LayerAttention(name, table, of_pairs, chosen, *maps.spaces(index)))
+        weights = recorded._replace(values=values.T) if pairs else values
+        found.append(LayerAttention(name, weights, chosen, *maps.spaces(index)))
     return found
 
 
@@ -204,11 +204,11 @@ def pooled_shares(pooling: str, space: Space) -> Tensor:
 def received(layer: LayerAttention, shares: Tensor | None = None) -> Tensor:
     """Return the attention (H, Lk) that each key gets from all queries, which count by `shares`
     (Lq,); by default as 1 each."""
-    if layer.pairs is None:
+    if isinstance(layer.weights, Tensor):
         table = layer.table
         shares = table.new_ones(table.shape[1]) if shares is None else shares.to(table)
         return torch.einsum("q,hqk->hk", shares, table)
-    pairs, values = layer.pairs
+    pairs, values = layer.weights
     if shares is not None:
         values = values * shares.to(values)[pairs.query, None]
     return values.new_zeros(layer.keys.length, values.shape[1]).index_add(0, pairs.key, values).T
@@ -297,10 +297,10 @@ def mean_distance(layer: LayerAttention, distance: Callable[[Pairs], Tensor]) ->
     Args:
         distance: of pairs, in their shape; those that are not finite are left out.
     """
-    if layer.pairs is None:
-        pairs, weights = Pairs.all((layer.queries, layer.keys)), layer.table
+    if isinstance(layer.weights, Tensor):
+        pairs, weights = Pairs.all((layer.queries, layer.keys)), layer.weights
     else:
-        pairs, weights = layer.pairs.pairs, layer.pairs.values.T
+        pairs, weights = layer.weights.pairs, layer.weights.values.T
     far = distance(pairs)
     counted = far.isfinite()
     if pairs.special is not None:

@@ -17,33 +17,26 @@ from torch.nn.functional import pad
 
 import attention_core.interpret.maps as core
 from attention_core import Graph, Space
-from attention_core.weights import PairWeights
 from graph.models import GraphTransformer
 
 
-class NodeAttention(NamedTuple):
-    """The attention of a layer's nodes in one pass.
+class NodeAttention(core.LayerAttention):
+    """The attention of a layer's nodes in one pass: the weights of the pairs that may attend, whose
+    tokens are nodes and virtual nodes. Its name is such as "layer 2", or "layer 2, local" of a
+    second attention beside it."""
 
-    Attributes:
-        name: of the layer, such as "layer 2", or "layer 2, local" of a second attention beside it.
-        weights: of the pairs that may attend; tokens are nodes and virtual nodes.
-        heads: which heads these are, counted from 0.
-    """
-
-    name: str
-    weights: PairWeights
-    heads: list[int]
+    __slots__ = ()
 
     @property
     def nodes(self) -> tuple[Tensor, Tensor]:
         """(P,) the query and the key of each pair, as nodes; -1 for virtual ones."""
-        pairs = self.weights.pairs
+        pairs = self.pairs.pairs
         return pairs.take("nodes", "query"), pairs.take("nodes", "key")
 
     @property
     def even(self) -> Tensor:
         """(P,) the weights of a query that attends evenly to all that it may attend to."""
-        query = self.weights.pairs.query
+        query = self.pairs.pairs.query
         return 1 / torch.bincount(query)[query].float()
 
     def between(self, nodes: Tensor, head: int | None = None) -> tuple[Tensor, Tensor]:
@@ -56,9 +49,9 @@ class NodeAttention(NamedTuple):
         Raises:
             ValueError: there is no such head.
         """
-        values = self.weights.values.float()
+        values = self.pairs.values.float()
         chosen = core.choose("head", None if head is None else [head], values.shape[1])
-        space, size = self.weights.pairs.spaces[1], len(nodes)
+        space, size = self.pairs.pairs.spaces[1], len(nodes)
         assert isinstance(space, Graph)
         # One place more, where virtual nodes, -1, look
         place = nodes.new_full((space.num_nodes + 1,), -1)
@@ -113,7 +106,7 @@ def attention_maps(
     """
     found = _record(model, inputs, heads=heads)
     return [
-        NodeAttention(_spoken(found[at].name), found[at].pairs, found[at].heads)  # type: ignore[arg-type]
+        NodeAttention(_spoken(found[at].name), *found[at][1:])
         for at in core.choose("layer", layers, len(found))
     ]
 
@@ -184,14 +177,14 @@ def attention_by_hops(layers: Sequence[NodeAttention], *, most: int = 6) -> HopP
         most: hops beyond are counted together.
     """
     names = [*map(str, range(most + 1)), f"> {most}", "unconnected", "virtual node"]
-    heads = max(layer.weights.values.shape[1] for layer in layers)
+    heads = max(layer.pairs.values.shape[1] for layer in layers)
     shares, spread = [], []
     for layer in layers:
-        (query, key), pairs = layer.nodes, layer.weights.pairs
+        (query, key), pairs = layer.nodes, layer.pairs.pairs
         distance = pairs.distance
         column = distance.clamp(max=most + 1).masked_fill(distance.isinf(), most + 2).long()
         column = column.masked_fill(key < 0, most + 3)[query >= 0]
-        both = torch.cat([layer.weights.values.float(), layer.even[:, None]], dim=1)[query >= 0]
+        both = torch.cat([layer.pairs.values.float(), layer.even[:, None]], dim=1)[query >= 0]
         sums = both.new_zeros(len(names), both.shape[1]).index_add(0, column, both)
         sums = sums / sums.sum(0).clamp(min=torch.finfo(sums.dtype).tiny)
         of_heads = sums[:, :-1].T
@@ -217,7 +210,6 @@ def _record(
         if isinstance(layer.queries, Graph)
         and isinstance(layer.keys, Graph)
         and not layer.keys.edges.bipartite
-        and layer.pairs is not None
         and layer.pairs.pairs.shape[0] == 1
     ]
     if not found:
