@@ -13,7 +13,8 @@ DEV       := $(VENV)/.attention-core-dev
 DECLARED  := pyproject.toml setup.py requirements.lock
 # `python -m` works whatever the length of the path; a script's #! line does not.
 RUN       := $(BIN)/python -m
-INSTALL   := $(RUN) pip install --disable-pip-version-check -c requirements.lock
+# Of 26,000 files most are never imported: Python compiles those that are when they are.
+INSTALL   := $(RUN) pip install --disable-pip-version-check --no-compile -c requirements.lock
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

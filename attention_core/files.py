@@ -9,7 +9,7 @@ from typing import IO, Any
 
 @contextmanager
 def replace_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a temporary file that becomes `path` at the end, whole or not at all."""
+    """Open a temporary file that becomes `path` at the end, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

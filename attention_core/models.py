@@ -61,7 +61,7 @@ class Model(Pretrained):
         return self.encoder
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> Self:
+    def preset(cls, name: str, **options: object) -> Self:
         """Make a model of the sizes that the literature calls `name`, see `presets`.
 
         Args:

@@ -42,6 +42,8 @@ class SelfAttention(MultiheadAttention):
         bias: of the first.
     """
 
+    _no_context = "nodes attend to the nodes of their graph: no context, no cache"
+
     @checked
     def __init__(
         self,
@@ -91,40 +93,23 @@ class SelfAttention(MultiheadAttention):
             plan.job.notes["local"] = own
         return plan
 
-    def forward(
+    def _spaces(
+        self, x: Tensor, context: Tensor | None, space: Space | tuple[Space, Space] | None
+    ) -> tuple[Space, Space]:
+        if space is None:
+            raise ValueError("nodes need space=Graph(...), or plan=")
+        return super()._spaces(x, context, space)
+
+    def _forward(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | None,
         *,
-        space: Space | tuple[Space, Space] | None = None,
-        mask: Mask | Tensor | None = None,
-        bias: Bias | None = None,
-        cache: LayerCache | None = None,
-        backend: str | None = None,
-        plan: Plan | None = None,
+        bias: Bias | None,
+        cache: LayerCache | None,
+        plan: Plan,
     ) -> Tensor:
-        """Attend from x to x.
-
-        Args:
-            x: (B, L, D), or (L, D), the tokens of a `Graph`.
-            space: that graph.
-            mask, bias, backend, plan: as in `MultiheadAttention`; the local attention has a mask
-                and a bias of its own.
-
-        Returns: the shape of x.
-
-        Raises:
-            ValueError: a context or a cache is given; the message of `MultiheadAttention`'s.
-        """
-        if context is not None or cache is not None:
-            raise ValueError("nodes attend to the nodes of their graph: no context, no cache")
-        if plan is None:
-            if space is None:
-                raise ValueError("nodes need space=Graph(...), or plan=")
-            plan = self.plan(x, space, mask, bias, backend)
-        elif space is not None or mask is not None or backend is not None:
-            raise ValueError("a plan has its space, mask and backend; give either them or plan=")
-        out = super().forward(x, bias=bias, plan=plan)
+        out = super()._forward(x, context, bias=bias, cache=cache, plan=plan)
         if self.local is not None:
             out = out + self.local(x, plan=plan.memo("local", lambda: _local(plan)))
         if self.degree_scale is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ from attention_core.checks import check_dense, check_whole
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.tokens import learned_tokens
 from attention_core.models import Model
+from attention_core.pretrained import names
 from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
 from graph.encoder import GraphEncoder
 from graph.encodings import expander_edges
 from graph.heads import EdgeHead, LinkHead, check_pairs
+from graph.pretrained import GRAPH_TRANSFORMERS
 
 Level = Literal["graph", "node", "edge", "link"]
 
@@ -86,6 +88,9 @@ class GraphTransformer(Model):
         )
         logits = model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
     """
+
+    families = GRAPH_TRANSFORMERS
+    parts = {names.CLASSIFIER: "head"}
 
     #: Sizes alone: of Graphormer (Ying et al., 2021), and of what was trained on ZINC of GPS
     #: (Rampášek et al., 2022) and GRIT (Ma et al., 2023).
@@ -307,7 +312,7 @@ class GraphTransformer(Model):
         edge_label_index: Tensor | None = None,
         edge_label_type: Tensor | None = None,
         backend: str | None = None,
-        **encodings: Any,
+        **encodings: Tensor | None,
     ) -> Tensor:
         """Return the outputs for graphs packed in one row, PyG's convention throughout.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Listing
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from attention_core.pretrained import names
 from nlp.base import LanguageModel
 from nlp.batches import Side, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
-from nlp.generation import generate
+from nlp.generation import GenerationOptions, generate
 from nlp.pretrained import DECODERS
 
 
@@ -201,7 +201,12 @@ class TextDecoder(LanguageModel):
         return self.scores(tokens[:, -1])
 
     def generate(
-        self, ids: Tensor, lengths: Tensor | None = None, *, side: Side = "right", **options: Any
+        self,
+        ids: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        side: Side = "right",
+        **options: Unpack[GenerationOptions],
     ) -> list[Tensor]:
         """Generate what follows each prompt: ids (n,) for each text.
 

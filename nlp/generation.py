@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import inf, log
 from operator import index
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,22 @@ class Generative(Protocol):
         """Compute the scores (B, V) of what follows texts (B, L), padded on the left; with a cache
         that holds tokens, of what follows those and `ids`."""
         ...
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Options of `generate`, which models and tasks pass on."""
+
+    max_tokens: int
+    stop: int | Iterable[int]
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    beams: int
+    length_penalty: float
+    generator: torch.Generator | None
+    use_cache: bool
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from attention_core.pretrained import names
 from nlp.base import LanguageModel
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
-from nlp.generation import generate
+from nlp.generation import GenerationOptions, generate
 from nlp.pretrained import SEQ2SEQ
 
 
@@ -205,7 +205,7 @@ class Seq2SeqTransformer(LanguageModel):
         *,
         start: int,
         side: Side = "right",
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> list[Tensor]:
         """Generate the target of each source: ids (n,) without the start and stop token.
 

@@ -230,7 +230,7 @@ class SwinTransformer(Model):
         self.reset_head(num_classes)
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> Self:
+    def preset(cls, name: str, **options: object) -> Self:
         """Make a model of the sizes that the literature calls `name`, see `SWIN_PRESETS`.
 
         Args:

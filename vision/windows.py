@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from attention_core import Bias, Grid, Mask, MultiheadAttention, Sequence, Space, Window
+from attention_core import Bias, Grid, Mask, MultiheadAttention, Space, Window
 from attention_core.cache import LayerCache
 from attention_core.job import Plan
 
@@ -27,6 +27,8 @@ class WindowAttention(MultiheadAttention):
     Plans are kept, since all that they depend on is the size of the grid.
     Arguments are those of `MultiheadAttention`.
     """
+
+    _no_context = "tokens attend inside windows of their own: no context, no cache"
 
     def plan(
         self,
@@ -72,43 +74,20 @@ class WindowAttention(MultiheadAttention):
             fitting = Window(window, tuple(by if n > size else 0 for n, size, by in axes))
         return super().plan(x, (grid, keys), fitting, bias, backend)
 
-    def forward(
+    def _forward(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | None,
         *,
-        space: Space | tuple[Space, Space] | None = None,
-        mask: Mask | Tensor | None = None,
-        bias: Bias | None = None,
-        cache: LayerCache | None = None,
-        backend: str | None = None,
-        plan: Plan | None = None,
+        bias: Bias | None,
+        cache: LayerCache | None,
+        plan: Plan,
     ) -> Tensor:
-        """Attend from x to x.
-
-        Args:
-            x: (B, L, D), or (L, D), the tokens of a `Grid`.
-            space: that grid.
-            mask: a `Window`.
-            bias, backend, plan: as in `MultiheadAttention`.
-
-        Returns: the shape of x.
-
-        Raises:
-            ValueError: a context or a cache is given.
-        """
-        if context is not None or cache is not None:
-            raise ValueError("tokens attend inside windows of their own: no context, no cache")
-        if plan is None:
-            own = Sequence(x.shape[-2]) if space is None else space
-            plan = self.plan(x, own, mask, bias, backend)
-        elif space is not None or mask is not None or backend is not None:
-            raise ValueError("a plan has its space, mask and backend; give either them or plan=")
         grid, keys = plan.job.spaces
         if keys is not grid:
             assert grid.size is not None and keys.size is not None
             context = pad_grid(x.unflatten(-2, grid.size), keys.size).flatten(-3, -2)
-        return super().forward(x, context, bias=bias, plan=plan)
+        return super()._forward(x, context, bias=bias, cache=cache, plan=plan)
 
 
 def pad_grid(x: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -78,6 +78,9 @@ class MultiheadAttention(RecordedAttention):
             keys it changes nothing; Swin v2, EVA and DINOv3 leave it out.
     """
 
+    #: What a subclass that takes neither a context nor a cache says where one is given.
+    _no_context = ""
+
     @checked
     def __init__(
         self,
@@ -223,6 +226,8 @@ class MultiheadAttention(RecordedAttention):
                 `edge_dim`; the message names them.
         """
         check_tokens(self.query, "(B, L, D), or (T, D) packed", x=x)
+        if self._no_context and (context is not None or cache is not None):
+            raise ValueError(self._no_context)
         if context is not None:
             self.check_context(x, context)
         check_kind(Plan, plan=plan)
@@ -243,6 +248,20 @@ class MultiheadAttention(RecordedAttention):
             plan = self.plan(x, self._spaces(x, context, space), mask, bias, backend)
         elif space is not None or mask is not None or backend is not None:
             raise ValueError("a plan has its space, mask and backend; give either them or plan=")
+        out = self._forward(x, context, bias=bias, cache=cache, plan=plan)
+        return out[0] if packed else out
+
+    def _forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        *,
+        bias: Bias | None,
+        cache: LayerCache | None,
+        plan: Plan,
+    ) -> Tensor:
+        """Attend by a plan from x (B, L, D) to x, or to the context (B, Lc, Dc); for subclasses."""
+        source = x if context is None else context
         q = self._heads(self.query(x), self.heads)
         k, v = self._keys_values(source, cache, plan, is_context=context is not None)
         if self.query_norm is not None:
@@ -269,8 +288,7 @@ class MultiheadAttention(RecordedAttention):
         out = out.transpose(1, 2).flatten(2)
         if self.gate is not None:
             out = out * torch.sigmoid(self.gate(x))
-        out = plan.job.spaces[0].zero_padding(self.out(out))
-        return out[0] if packed else out
+        return plan.job.spaces[0].zero_padding(self.out(out))
 
     def check_context(self, x: Tensor, context: Tensor) -> None:
         """Raise ValueError or TypeError where `context` cannot be what the tokens x attend to."""

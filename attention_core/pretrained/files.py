@@ -61,7 +61,12 @@ def _read(weights: Mapping[str, Any] | str | Path) -> Weights:
         if index.is_file():
             parts = sorted(set(read_json(index).get("weight_map", {}).values()))
             return {k: v for part in parts for k, v in read_weights(folder / part).items()}
-    raise UsageError(f"weights: the folder {str(folder)!r} has none of {', '.join(NAMES)}.")
+    run = " Of a run, give the file that attn export writes." if _is_run(folder) else ""
+    raise UsageError(f"weights: the folder {str(folder)!r} has none of {', '.join(NAMES)}.{run}")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
 def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:

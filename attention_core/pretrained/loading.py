@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -14,7 +14,9 @@ from attention_core.escape import on_one_line
 from attention_core.pretrained.family import Checkpoint, Config, Family, same
 from attention_core.pretrained.files import folder_of, read, read_json
 from attention_core.pretrained.names import PARTS, POOLER
+from attention_core.pretrained.own import build_own, is_own
 from attention_core.pretrained.renaming import Weights, some
+from attention_core.pretrained.strict import load_strictly
 
 Published = Mapping[str, Any] | str | Path
 
@@ -65,13 +67,15 @@ class Pretrained(nn.Module):
         source: str | None = None,
         heads: int | None = None,
         config: Config | None = None,
-        **options: Any,
+        **options: object,
     ) -> Self:
         """Return the model that published weights are for, with these weights.
 
         Args:
             weights: a state dict, a `.safetensors` or torch file of one, or the folder of a
-                published model; ``package:NAME/PATH`` is one inside an installed package.
+                published model; ``package:NAME/PATH`` is one inside an installed package. By our
+                own names, too: what `attn export` has written also says what model it is of; to
+                others give the model's arguments.
             source: one of the class's `families`; by default it is recognised by the configuration,
                 or by the names.
             heads: which shapes do not tell; by default those of the configuration, and else those
@@ -138,9 +142,13 @@ def build(
     source: str | None = None,
     heads: int | None = None,
     config: Config | None = None,
-    **options: Any,
+    **options: object,
 ) -> Model:
     """Return the model that published weights are for, with them; see `from_pretrained`."""
+    theirs = read(weights)
+    if source is None and is_own(theirs):
+        own = {key: value for key, value in (("heads", heads),) if value is not None}
+        return build_own(model_type, theirs, weights, {**own, **options})
     checkpoint = open_checkpoint(
         model_type, weights, source, heads=heads, config=config, options=options
     )
@@ -211,10 +219,10 @@ def recognise(
     for name, family in families.items():
         if family.owns(weights):
             return name
-    if any(".attention_residual." in name for name in weights):
+    if is_own(weights):
         raise UsageError(
-            "weights: they have our own names; model.load_state_dict loads them, or init.weights= "
-            "on the command line."
+            f"weights: they have our own names; {model_type.__name__}.from_pretrained makes a "
+            "model of them, model.load_state_dict and init.weights= load them into one."
         )
     _refuse_another(model_type, lambda name, family: family.owns(weights))
     raise UsageError(
@@ -237,6 +245,11 @@ def _refuse_another(model_type: type[Pretrained], fits: Callable[[str, Family], 
             f"weights: they are of {source!r}, for {' or '.join(fitting)}, not for {own}: "
             f"{own}.from_pretrained cannot make one of them, {fitting[0]}.from_pretrained does."
         )
+
+
+def is_published(weights: Weights) -> bool:
+    """Return whether weights are of a family of any model imported so far."""
+    return any(family.owns(weights) for kind in _kinds() for family in kind.families.values())
 
 
 def _kinds() -> list[type[Pretrained]]:
@@ -294,43 +307,3 @@ def _load(model: Pretrained, checkpoint: Checkpoint, *, head: bool) -> LoadRepor
         kept = [name for name in state if name.startswith(own) and name not in ours]
     load_strictly(model, ours, keep=kept)
     return LoadReport(checkpoint.source, dropped, kept)
-
-
-def load_strictly(model: nn.Module, weights: Weights, *, keep: Iterable[str] = ()) -> None:
-    """Copy `weights` into `model`, all of them or, where something does not fit, none.
-
-    Args:
-        weights: for each parameter and persistent buffer of the model that is not empty, by its
-            name there.
-        keep: names of those that stay as they are.
-
-    Raises:
-        UsageError: names are missing or surplus, or shapes differ; the message has the first ones.
-    """
-    own = model.state_dict()
-    kept = set(keep)
-    missing = [
-        f"{name} {tuple(value.shape)}"
-        for name, value in own.items()
-        if name not in weights and name not in kept and value.numel()
-    ]
-    surplus = [f"{name} {tuple(value.shape)}" for name, value in weights.items() if name not in own]
-    differing = [
-        f"{name} is {tuple(value.shape)}, the model's {tuple(own[name].shape)}"
-        for name, value in weights.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    wrong = [
-        f"{len(names)} {what}: {some(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("surplus", surplus),
-            ("of another shape", differing),
-        )
-        if names
-    ]
-    if wrong:
-        raise UsageError(
-            f"weights: they do not fit this {type(model).__name__}; {'; '.join(wrong)}."
-        )
-    model.load_state_dict({**own, **weights})

@@ -181,6 +181,16 @@ def load_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts that a safetensors file has beside its tensors.
+
+    Raises:
+        Damaged: it is no such file.
+    """
+    with reading(path, "weights"), safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     names = sorted(tensors)
     shapes = [(name, str(tensors[name].dtype), list(tensors[name].shape)) for name in names]

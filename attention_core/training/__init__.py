@@ -91,7 +91,11 @@ if TYPE_CHECKING:
     from attention_core.training.export import load_model as load_model
     from attention_core.training.regression import RegressionTask as RegressionTask
     from attention_core.training.run import evaluate as evaluate, resume as resume, train as train
-    from attention_core.training.task import ClassificationTask as ClassificationTask, Task as Task
+    from attention_core.training.task import (
+        ClassificationTask as ClassificationTask,
+        Task as Task,
+        TaskOptions as TaskOptions,
+    )
 
 # Loaded on first use: `attn --help` must not wait for Lightning.
 _HOMES = {
@@ -101,6 +105,7 @@ _HOMES = {
     "Loader": ".data",
     "RegressionTask": ".regression",
     "Task": ".task",
+    "TaskOptions": ".task",
     "UsageError": "..errors",
     "evaluate": ".run",
     "load_model": ".export",

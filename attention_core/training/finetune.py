@@ -9,7 +9,7 @@ from torch import nn
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.pretrained import Pretrained, load_strictly
 from attention_core.pretrained.files import read
-from attention_core.pretrained.loading import open_checkpoint, weights_for
+from attention_core.pretrained.loading import is_published, open_checkpoint, weights_for
 from attention_core.pretrained.renaming import Weights
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
@@ -26,8 +26,8 @@ def start_from(
 ) -> str:
     """Load weights into `model` in place of its random ones; say which.
 
-    Weights of a published model are recognised, and translated, where they are of one of the
-    model's `families`; the model must be configured as theirs, see `load_pretrained`.
+    Weights of a published model, of one of the model's `families`, are recognised and translated;
+    the model must be configured as theirs is, see `load_pretrained`.
 
     The rule: what the source has under `prefix` is the model, but for the parts that are `new`. A
     classifier starts from a masked autoencoder, whose transformer is its part `vit`, by
@@ -59,7 +59,8 @@ def start_from(
         source = _under(_under(load_checkpoint(file)["state_dict"], "model"), prefix)
     kept = [name for name in ours if is_within(name, new)]
     family = ""
-    if isinstance(model, Pretrained) and any(f.owns(source) for f in model.families.values()):
+    own = source.keys() >= ours.keys() - set(kept)
+    if isinstance(model, Pretrained) and not own and is_published(source):
         # The configuration beside a file may say that it has but the names of a family
         checkpoint = open_checkpoint(type(model), source if run or prefix else file)
         head = not any(is_within(part, new) for part in model.parts.values())

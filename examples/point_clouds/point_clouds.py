@@ -6,7 +6,6 @@ from typing import Any, Unpack
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.data import random_split
 
 from attention_core import Encoder, EncoderOptions, Model, Points, Pool, record_attention
@@ -32,7 +31,7 @@ def surface(solid: str, n: int) -> Tensor:
         return turned(torch.ones(n), 2 * share - 1)
     if solid == "cone":
         return turned(share.sqrt(), 1 - 2 * share.sqrt())
-    return normalize(torch.randn(n, 3), p={"sphere": 2, "octahedron": 1}[solid])
+    return nn.functional.normalize(torch.randn(n, 3), p={"sphere": 2, "octahedron": 1}[solid])
 
 
 class Clouds(DataModule):

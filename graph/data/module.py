@@ -7,8 +7,7 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from attention_core.training import DataModule, UsageError
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModule, DataModuleOptions, UsageError
 from attention_core.training.splits import stratified_folds, stratified_split
 from graph.data.graphs import Graphs, Sample, check_graph, pack
 

@@ -188,7 +188,7 @@ def hop_figure(profile: HopProfile) -> Figure:
 
 
 def _part(one: Shown, edge_index: Tensor) -> Shown:
-    """The same, with no more nodes than can be drawn."""
+    """Reduce a graph to as many nodes as can be drawn."""
     if len(one.nodes) <= MOST_NODES:
         return one
     kept = torch.isin(edge_index, one.nodes).all(0)

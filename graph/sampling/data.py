@@ -27,8 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data, HeteroData
 
-from attention_core.training import DataModule, UsageError
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModule, DataModuleOptions, UsageError
 from attention_core.training.seeding import seed_generators
 from graph.sampling.clusters import ClusterData, ClusterLoader
 from graph.sampling.loaders import LinkNeighborLoader, NeighborLoader, make_sampler

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from attention_core.training import UsageError
-from attention_core.training.task import TaskOptions
+from attention_core.training import TaskOptions, UsageError
 from graph.tasks.base import GraphTask
 
 HITS = (1, 3, 10)

@@ -11,8 +11,7 @@ import torch
 from attention_core.errors import reading, too_large
 from attention_core.files import replace_file
 from attention_core.pretrained.files import located
-from attention_core.training import DataModule, UsageError
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModule, DataModuleOptions, UsageError
 from attention_core.training.folder import RunFolder
 from attention_core.training.inputs import (
     check_file,

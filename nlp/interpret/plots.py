@@ -316,7 +316,7 @@ def _flow(pooled: WordWeights, letters: int) -> list[tuple[int, int, str]]:
 
 
 def _cut(attention: TextAttention, limit: int = MOST_TOKENS) -> str:
-    """What says that not all is drawn."""
+    """Return what says that not all is drawn, "" where all is."""
     length = max(len(attention.queries), len(attention.keys))
     return f" (the first {limit} of {length})" if length > limit else ""
 

@@ -13,8 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from attention_core import KVCache
-from attention_core.training import DataModule, UsageError
-from attention_core.training.task import TaskOptions
+from attention_core.training import DataModule, TaskOptions, UsageError
 from nlp.data.packing import IGNORED, unpack
 from nlp.decoder import TextDecoder
 from nlp.encoder import MaskedLanguageModel

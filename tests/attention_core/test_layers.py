@@ -370,7 +370,19 @@ class TestPooling:
         without = torch.tensor([1, 3, 5, 6])  # the first sample's is dropped
         assert pool(x[without], packed.keep(without), "class")[:, 0].tolist() == [0, 5]
         with pytest.raises(ValueError, match="no special tokens to pool"):
-            pool(x, Sequence(11), "class")
+            pool(x, Grid(1, 11), "class")
+
+    def test_the_class_of_a_text_is_its_first_token(self) -> None:
+        x = torch.arange(11.0)[:, None].expand(11, DIM)
+        assert pool(x, Sequence(11), "class")[:, 0].tolist() == [0]
+        assert pool(x, Sequence.packed([2, 8, 1]), "class")[:, 0].tolist() == [0, 2, 10]
+        batch = x[None].expand(2, -1, -1)
+        for side, wanted in (("right", [0, 0]), ("left", [3, 6])):
+            space = Sequence.padded([8, 5], 11, side=side)
+            assert pool(batch, space, "class")[:, 0].tolist() == wanted
+        for space in (Sequence.packed([11, 0]), Sequence.padded([11, 0])):
+            with pytest.raises(ValueError, match="sample 1 has length 0"):
+                pool(x if space.segments is not None else batch, space, "class")
 
     @pytest.mark.parametrize("activation", ["gelu", "gelu-tanh"])
     def test_attention_pool_with_a_network_is_siglips(self, activation: str) -> None:

@@ -1,6 +1,7 @@
 """One contract: what every model of three domains has, and one of a user's own."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import Encoder, EncoderOptions, Model, Pool, Sequence
+from attention_core.errors import UsageError
 from attention_core.layers import Pooling
+from attention_core.pretrained.own import arguments
+from attention_core.pretrained.serialization import save_safetensors
 from graph import GraphTransformer
 from nlp import MaskedLanguageModel, Seq2SeqTransformer, TextDecoder, TextEncoder
 from vision import MaskedAutoencoder, SwinTransformer, VisionTransformer
@@ -212,6 +216,92 @@ def test_every_model_says_in_its_signature_that_it_takes_a_backend() -> None:
             assert "backend" in inspect.signature(call).parameters, (type(model), call)
 
 
+TARGETS = {
+    "vit": (VisionTransformer, {"patch_size": 4, "registers": 2}),
+    "graphs": (GraphTransformer, {"node_types": 7}),
+    "texts": (TextEncoder, {"vocab_size": 30}),
+}
+SIZES = {"dim": 16, "depth": 2, "heads": 2}
+NEAR = {"_target_": "attention_core.Neighborhood", "radius": 1}
+MORE: dict[str, dict[str, Any]] = {
+    "vit": {"image_size": 16, "mask": [None, NEAR], "num_classes": 3},
+    "graphs": {
+        "virtual_nodes": 1,
+        "mask": {"_target_": "attention_core.masks.Edges"},
+        "biases": [{"_target_": "graph.encodings.RandomWalkBias", "heads": 2, "steps": 3}],
+        "num_classes": 3,
+    },
+    "texts": {
+        "positions": None,
+        "bias": {"_target_": "attention_core.RelativeTable.t5", "heads": 2, "bidirectional": True},
+        "num_classes": 3,
+    },
+}
+
+
+@pytest.fixture(params=TARGETS)
+def exported(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Model, Path]:
+    """A model, and a file of it as `attn export` writes them."""
+    kind, sizes = TARGETS[request.param]
+    target = f"{kind.__module__}.{kind.__name__}"
+    config = {"_target_": target, **SIZES, **sizes, **MORE[request.param]}
+    made = arguments(kind, _written({}, config, tmp_path / "no_weights.safetensors"))
+    model = kind(**made)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    file = _written(model.state_dict(), config, tmp_path / "model.safetensors")
+    return request.param, model.eval(), file
+
+
+def _written(weights: dict[str, Tensor], config: dict[str, Any], file: Path) -> Path:
+    save_safetensors(weights, file, {"model": json.dumps(config), "attention_core": "0"})
+    return file
+
+
+def test_a_model_loads_what_was_exported_of_it(exported: tuple[str, Model, Path]) -> None:
+    name, model, file = exported
+    inputs = CASES[name].inputs
+    again = type(model).from_pretrained(file).eval()
+    torch.testing.assert_close(again(**inputs), model(**inputs), rtol=0, atol=0)
+    other = type(model).from_pretrained(file, num_classes=7, dropout=0.1).eval()
+    assert other(**inputs).shape[-1] == 7 and other.num_classes == 7
+    torch.testing.assert_close(other.encode(**inputs)[0], model.encode(**inputs)[0])
+    with pytest.raises(UsageError, match=f"of a {type(model).__name__}, not of a SwinTransformer"):
+        SwinTransformer.from_pretrained(file)
+
+
+def test_a_model_loads_its_state_dict_beside_its_arguments(tmp_path: Path) -> None:
+    model = graph().eval()
+    checkpoint = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": checkpoint, "epoch": 3}, tmp_path / "last.ckpt")
+    known = {"dim": 16, "depth": 2, "heads": 2, "node_types": 7, "virtual_nodes": 1}
+    for weights in (model.state_dict(), tmp_path / "last.ckpt"):
+        again = GraphTransformer.from_pretrained(weights, num_classes=3, **known).eval()
+        torch.testing.assert_close(again(**GRAPHS), model(**GRAPHS), rtol=0, atol=0)
+        with pytest.raises(UsageError, match="nothing beside them says .*missing .*'dim'"):
+            GraphTransformer.from_pretrained(weights)
+        with pytest.raises(UsageError, match="do not fit this GraphTransformer.*blocks.2"):
+            GraphTransformer.from_pretrained(weights, num_classes=3, **{**known, "depth": 3})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "attention_core.training.cli.main",
+        "attention_core.planning.plan",
+        "attention_core.checks.torch.load",
+        "nlp.TextEncoder",
+        "attention_core.NoSuchMask",
+    ],
+)
+def test_a_file_chooses_no_code(target: str, tmp_path: Path) -> None:
+    config = {"_target_": "vision.VisionTransformer", "mask": {"_target_": target, "radius": 1}}
+    file = _written(vit().state_dict(), config, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"mask is a {target}, which a file cannot name"):
+        VisionTransformer.from_pretrained(file)
+
+
 def test_the_table_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same eight calls on a ViT, a GraphTransformer and a TextEncoder, as they stand there."""
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
@@ -226,8 +316,12 @@ def test_the_table_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for row in rows[:-1]:
         for call in row:
             exec(call, scope)
-    for column, name in enumerate(names):  # the head has ten classes by now
-        assert scope[name].num_classes == 10, rows[6][column]
+    sizes = {"dim": 32, "depth": 2, "heads": 4, "num_classes": 10}  # ten classes by now
+    own = ({"patch_size": 4, "image_size": 16}, {"node_types": 7}, {"vocab_size": 300})
+    for name, more, call in zip(names, own, rows[-1], strict=True):
+        file = tmp_path / f"{name}.safetensors"
+        _written(scope[name].state_dict(), {**sizes, **more}, file)
+        assert eval(call, scope).num_classes == 10
     exec(
         "from torch import nn, Tensor\nfrom typing import Unpack\n"
         "from attention_core import *\n" + own_model,

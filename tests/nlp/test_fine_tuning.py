@@ -7,10 +7,12 @@ import pytest
 import torch
 import transformers as hf
 
+from attention_core.errors import UsageError
 from attention_core.training import train
+from attention_core.training.finetune import start_from
 from attention_core.training.predict import load_trained, predict
-from nlp import Tokenizer
-from tests.nlp.test_pretrained import random
+from nlp import TextEncoder, Tokenizer
+from tests.nlp.test_pretrained import bert, random
 from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -32,6 +34,22 @@ def sentences(count: int) -> list[str]:
         " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (6,), generator=draw))
         for _ in range(count)
     ]
+
+
+def test_a_run_starts_from_the_folder_of_a_published_model(tmp_path: Path) -> None:
+    theirs = random(hf.BertForMaskedLM, bert())
+    theirs.save_pretrained(tmp_path)
+    same = TextEncoder.from_pretrained(tmp_path)
+    sizes = {"hidden": 40, "max_length": 32, "eps": 1e-12, "num_token_types": 2}
+    published = {"positions": "learned", "norm_order": "post", "embedding_norm": True}
+    ours = TextEncoder(60, 16, 3, 4, num_classes=3, **sizes, **published)  # type: ignore[arg-type]
+    said = start_from(ours, weights=str(tmp_path), new=["head"])
+    assert said.endswith("by the names of bert; new: head; not taken: cls")
+    ids = torch.arange(3, 20)
+    torch.testing.assert_close(ours.eval().encode(ids)[0], same.eval().encode(ids)[0])
+    (tmp_path / "config.json").write_text('{"model_type": "nezha"}')
+    with pytest.raises(UsageError, match="model_type 'nezha' is none of modernbert, albert"):
+        start_from(ours, weights=str(tmp_path), new=["head"])
 
 
 @pytest.mark.slow

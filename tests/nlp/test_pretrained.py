@@ -226,9 +226,9 @@ def test_unknown_weights_and_sources() -> None:
         TextEncoder.from_pretrained({"a": torch.ones(1)})
     with pytest.raises(UsageError, match="source must be one of .*, got 'berd'"):
         TextEncoder.from_pretrained({"a": torch.ones(1)}, source="berd")
-    own = TextEncoder(V, 16, 1, 2, num_classes=2).state_dict()
-    with pytest.raises(UsageError, match=r"have our own names; model\.load_state_dict loads them"):
-        TextEncoder.from_pretrained(own)
+    own = TextEncoder(V, 16, 1, 2, num_classes=2)
+    with pytest.raises(UsageError, match=r"have our own names; TextEncoder\.from_pretrained makes"):
+        load_pretrained(own, own.state_dict())
     with pytest.raises(TypeError, match="model must be one of .*TextEncoder, .*; got Linear"):
         load_pretrained(nn.Linear(1, 1), random(hf.BertModel, bert()).state_dict())
 

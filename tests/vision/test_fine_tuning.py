@@ -129,5 +129,5 @@ def test_what_is_new_stays_and_what_does_not_fit_is_named(file: Path) -> None:
     # What theirs computes with is not left out, as parts of a file of our own are
     with pytest.raises(UsageError, match=r"1 surplus: positions\.table \(17, 64\)"):
         start_from(ours(positions="sinusoidal"), weights=str(file))
-    with pytest.raises(UsageError, match=r"missing: "):
+    with pytest.raises(UsageError, match="of 'timm', for VisionTransformer, not for Swin"):
         start_from(SwinTransformer(8, (1,), (2,), window=2, num_classes=3), weights=str(file))

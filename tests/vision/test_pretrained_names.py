@@ -176,6 +176,13 @@ def test_old_files_of_transformers(tmp_path: Path) -> None:
     theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
     ours = VisionTransformer.from_pretrained(tmp_path / "model.safetensors", heads=2)
     assert_parity(ours, lambda image: theirs(image).logits, [NATIVE])
+    # The folder says how many heads there are, and what kind of model it is
+    ours = VisionTransformer.from_pretrained(tmp_path)
+    assert_parity(ours, lambda image: theirs(image).logits, [NATIVE])
+    (tmp_path / "config.json").write_text('{"model_type": "vit_msn"}')
+    with pytest.raises(ValueError, match=r"model_type 'vit_msn' is none of .*give source="):
+        VisionTransformer.from_pretrained(tmp_path)
+    VisionTransformer.from_pretrained(tmp_path, source="huggingface", heads=2)
 
 
 # --------------------------------------------------------------------------- what is told from them
@@ -368,7 +375,7 @@ def test_unknown_sources() -> None:
         load_pretrained(ours, {"a": torch.ones(1), "b": torch.ones(1)})
     with pytest.raises(ValueError, match=r"got 'tim'\. Did you mean timm\?"):
         load_pretrained(ours, {"a": torch.ones(1)}, "tim")
-    with pytest.raises(ValueError, match=r"they have our own names; model\.load_state_dict"):
+    with pytest.raises(ValueError, match=r"have our own names; VisionTransformer\.from_pretrained makes"):
         load_pretrained(ours, ours.state_dict())
     theirs = timm_model("vit_small_patch16_224").state_dict()
     with pytest.raises(ValueError, match=r"have no place here"):
@@ -380,7 +387,7 @@ def test_unknown_sources() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    """The generic part is in tests/training/test_weights.py; here, that it is reached."""
+    """The generic part is in tests/attention_core/test_pretrained.py; here, that it is reached."""
     theirs = timm_model("vit_small_patch16_224")
     save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
     ours = ours_like()

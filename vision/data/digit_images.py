@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from attention_core.errors import too_large
-from attention_core.training import DataModule, require
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModule, DataModuleOptions, require
 from attention_core.training.inputs import check_file, files
 from vision.data.image_io import IMAGES, LARGEST, open_image
 from vision.data.tensor_dataset import Images, Sample

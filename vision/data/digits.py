@@ -6,8 +6,7 @@ from typing import Unpack
 
 import torch
 
-from attention_core.training import require
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModuleOptions, require
 from vision.data.digit_images import DigitImages
 
 

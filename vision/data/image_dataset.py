@@ -12,9 +12,8 @@ from rich.console import Console
 from torch import Tensor
 
 from attention_core.escape import on_one_line
-from attention_core.training import DataModule, UsageError
+from attention_core.training import DataModule, DataModuleOptions, UsageError
 from attention_core.training.console import rich_text
-from attention_core.training.data import DataModuleOptions
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
 from vision.data.image_io import IMAGES, LARGEST, open_image

@@ -10,8 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from attention_core.training import UsageError, require
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import DataModuleOptions, UsageError, require
 from vision.data.digit_images import DigitImages
 
 

@@ -95,9 +95,9 @@ def vit_settings(
     if len(up) == 2 * sizes["hidden"]:  # SwiGLU in DINOv2, whatever its configuration says
         found["activation"] = (gated or {}).get(str(config.get("hidden_act")), "swiglu")
     elif "activation" not in options:
-        known = "hidden_act" in config or isinstance(activation, str)
-        default = str(activation) if known else activation(checkpoint)  # type: ignore[operator]
-        found["activation"] = checkpoint.activation("hidden_act", default)
+        if not isinstance(activation, str):
+            activation = config.get("hidden_act") or activation(checkpoint)
+        found["activation"] = checkpoint.activation("hidden_act", activation)
     if POSITIONS in ours:
         size, special = table_size(checkpoint, grid(options.get("image_size"), patch))
         found |= {

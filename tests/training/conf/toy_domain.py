@@ -11,8 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attention_core.training import ClassificationTask, DataModule
-from attention_core.training.data import DataModuleOptions
+from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 from attention_core.training.inputs import csv_rows, files
 
 

@@ -14,9 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attention_core.pretrained import LoadReport, load_strictly, read_weights
+from attention_core.errors import UsageError
+from attention_core.pretrained import (
+    Family,
+    LoadReport,
+    Pretrained,
+    load_pretrained,
+    load_strictly,
+    names,
+    read_weights,
+)
 from attention_core.pretrained.renaming import rename, split_off, without_prefix
-from attention_core.training import UsageError
 
 
 class Evil:
@@ -159,6 +167,14 @@ def test_names_follow_a_table() -> None:
         rename({"tok": x, "other": x}, {"tok": "token", "other": "token"})
 
 
+def test_a_name_may_have_several_numbers_and_one_that_is_no_layer_s() -> None:
+    x = torch.ones(1)
+    table = {"stages.#.blocks.#.fc": "parts.#.layers.#.up", "features.3.#.mlp.0": "parts.1.#.up"}
+    theirs = ["stages.1.blocks.20.fc.weight", "features.3.4.mlp.0.bias"]
+    renamed = rename(dict.fromkeys(theirs, x), table)
+    assert list(renamed) == ["parts.1.layers.20.up.weight", "parts.1.4.up.bias"]
+
+
 def test_what_is_dropped_is_named() -> None:
     x = torch.ones(1)
     rest, dropped = split_off({"a.mask": x, "b.masks": x}, {r".*\.mask": "not needed"})
@@ -170,6 +186,77 @@ def test_what_is_dropped_is_named() -> None:
         "  dropped, not needed: a0, a1, a2, a3, a4 and 2 more",
         "  kept as they were: head.weight",
     ]
+
+
+# ---------------------------------------------------------------------------- a family of one's own
+
+
+class Small(Pretrained):
+    """Reads a classifier, where it has one, and no scores."""
+
+    families = {
+        "theirs": Family(
+            recognises=lambda w: "stem.weight" in w,
+            prefixes=("net.",),
+            model_types=("stemmed",),
+            table={"stem": "embed", "copy": "embed", "fc": names.CLASSIFIER, "out": names.SCORES},
+            settings=lambda c: {"width": len(c.tensor("embed.weight")), "out": c.config["out"]},
+            copies={"copy.weight": "stem.weight"},
+            unused={"steps": "it counts"},
+        )
+    }
+    parts = {names.CLASSIFIER: "head"}
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, width)
+        self.head = nn.Linear(width, out)
+
+
+class Other(Pretrained):
+    families = {"others": Family(lambda w: "trunk.weight" in w, {"trunk": "a"}, lambda c: {})}
+
+
+def stemmed() -> dict[str, torch.Tensor]:
+    stem, fc = nn.Linear(2, 3), nn.Linear(3, 4)
+    of_stem = {f"net.stem.{name}": value for name, value in stem.state_dict().items()}
+    of_fc = {f"net.fc.{name}": value for name, value in fc.state_dict().items()}
+    more = {"net.out.weight": torch.ones(1), "net.steps": torch.ones(())}
+    return {**of_stem, **of_fc, "net.copy.weight": stem.weight.detach().clone(), **more}
+
+
+def test_a_family_of_ones_own() -> None:
+    theirs = stemmed()
+    model = Small.from_pretrained(theirs, config={"model_type": "stemmed", "out": 4})
+    assert torch.equal(model.embed.weight, theirs["net.stem.weight"])
+    assert torch.equal(model.head.bias, theirs["net.fc.bias"])
+    report = load_pretrained(model, theirs)
+    assert report.source == "theirs" and report.kept == []
+    assert report.dropped == {
+        "steps": "it counts",
+        "copy.weight": "the same as stem.weight",
+        "out.weight": "a model of this type has no scores",
+    }
+    before = model.head.weight.clone()
+    theirs["net.fc.weight"] = torch.zeros(9, 3)
+    with pytest.raises(UsageError, match=r"head.weight is \(9, 3\), the model's \(4, 3\)"):
+        load_pretrained(model, theirs)
+    report = load_pretrained(model, theirs, head=False)
+    assert report.kept == ["head.weight", "head.bias"] and torch.equal(model.head.weight, before)
+    assert report.dropped["fc.weight"] == "the model keeps its own head"
+    theirs["net.copy.weight"] = torch.zeros(3, 2)
+    with pytest.raises(UsageError, match="copy.weight is to be the same as stem.weight"):
+        load_pretrained(model, theirs)
+
+
+def test_weights_of_another_model_name_it() -> None:
+    for given in ({"source": "others"}, {}):
+        with pytest.raises(UsageError, match=r"for Other, not for Small: .*Other\.from_pr"):
+            Small.from_pretrained({"trunk.weight": torch.ones(1)}, **given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"of 'theirs', for Small, not for Other"):
+        Other.from_pretrained(stemmed(), config={"model_type": "stemmed"})
+    with pytest.raises(UsageError, match="must be one of others, got 'other'. Did you mean"):
+        Other.from_pretrained(stemmed(), source="other")
 
 
 # ------------------------------------------------------------------------------------------ strict
