@@ -77,9 +77,9 @@ class Model(Pretrained):
             ValueError: there is no such preset.
         """
         if not isinstance(name, str) or name not in cls.presets:
-            known = ", ".join(cls.presets) or f"none, {cls.__name__} has no presets"
+            known = f"name must be one of {', '.join(cls.presets)}"
             raise ValueError(
-                f"name must be one of {known}; got {name!r:.80}."
+                f"{known if cls.presets else f'{cls.__name__} has no presets'}; got {name!r:.80}."
                 f"{did_you_mean(str(name), cls.presets)}"
             )
         return cls(**{**cls.presets[name], **options})

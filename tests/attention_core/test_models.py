@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Unpack, get_args
 
 import pytest
@@ -164,6 +165,9 @@ def test_heads_that_are_of_no_classes_are_refused_by_name() -> None:
     mae = MaskedAutoencoder(vit(num_classes=None), dim=16, depth=1, heads=2)
     with pytest.raises(TypeError, match="no head: fine-tune its part `vit`"):
         mae.reset_head(3)
+    with pytest.raises(TypeError, match="call the model, or read those of its part `vit`"):
+        mae.read(*mae.encode(IMAGE))
+    assert mae.stack is mae.vit.encoder
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -205,7 +209,7 @@ def test_a_misspelt_preset_is_answered_with_the_nearest(model: type[Model]) -> N
     known = next(iter(model.presets))
     with pytest.raises(ValueError, match=f"name must be one of {known}.*Did you mean '?{known}"):
         model.preset(known + "x", num_classes=3)
-    with pytest.raises(ValueError, match="none, Own has no presets"):
+    with pytest.raises(ValueError, match="^Own has no presets; got 'tiny'"):
         Own.preset("tiny")
 
 
@@ -328,6 +332,14 @@ def test_the_folder_of_an_exported_file_will_do(exported: tuple[str, Model, Path
     torch.testing.assert_close(again(**CASES[name].inputs), model(**CASES[name].inputs))
     with pytest.raises(UsageError, match="own names, which no config= of transformers describes"):
         type(model).from_pretrained(file, config={"model_type": "bert"})
+
+
+def test_weights_that_no_model_of_the_class_can_have_are_refused() -> None:
+    with pytest.raises(UsageError, match="a Own loads those by its own names alone.* are a"):
+        Own.from_pretrained({"a": torch.ones(1)})
+    theirs = {"embeddings.word_embeddings.weight": torch.ones(3, 4)}
+    with pytest.raises(UsageError, match="config: a dict is needed.*got a SimpleNamespace"):
+        TextEncoder.from_pretrained(theirs, config=SimpleNamespace(model_type="bert"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
