@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -307,6 +308,20 @@ def test_a_file_chooses_no_code(target: str, tmp_path: Path) -> None:
     file = _written(vit().state_dict(), config, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=f"mask is a {target}, which a file cannot name"):
         VisionTransformer.from_pretrained(file)
+
+
+def test_a_file_runs_no_module(tmp_path: Path) -> None:
+    """One of the model's own package, such as a script, which to import is to run."""
+    config = {"_target_": "Own", "mask": {"_target_": f"{__package__}.example_script.Mask"}}
+    file = _written(own().state_dict(), config, tmp_path / "model.safetensors")
+    (tmp_path / "example_script.py").write_text("raise SystemExit")
+    package = sys.modules[str(__package__)]
+    package.__path__.append(str(tmp_path))
+    try:
+        with pytest.raises(UsageError, match="example_script.Mask, which a file cannot name"):
+            Own.from_pretrained(file)
+    finally:
+        package.__path__.remove(str(tmp_path))
 
 
 @pytest.mark.parametrize("said", ["{", "3", '["a", "b"]', "[" * 100_000])
