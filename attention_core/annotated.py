@@ -107,7 +107,9 @@ def checked(function: Callable[..., Any] | None = None, /, **reasons: str) -> An
 
 
 def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P, T]:
-    names = tuple(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters.values()
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(one.name for one in parameters if one.kind in by_place)
     taken: list[Takes] = []
     #: Of what has been seen to fit, what any other value of this type does, too
     known: set[tuple[str, type]] = set()

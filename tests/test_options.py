@@ -173,3 +173,11 @@ def test_a_size_of_nothing_is_refused_by_name(model: str, size: str) -> None:
     for value in (0, -2, 1.5):
         with pytest.raises(ValueError, match=f"({size}|{name})[ =].*{value}"):
             build(**{**given, size: value})
+
+
+def test_an_argument_by_place_is_no_option_by_name() -> None:
+    """What comes by place beyond those that do is counted, not taken for the next of the names."""
+    x, edge_index = torch.tensor([1, 2]), torch.tensor([[0], [1]])
+    model = GraphTransformer(16, 1, 2, node_types=3, num_classes=2)
+    with pytest.raises(TypeError, match="positional argument"):
+        model.embed(x, edge_index, None, None, 1, "reference")  # type: ignore[misc]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from attention_core import Encoder, Grid, Sinusoidal
+from attention_core import Encoder, Grid, Sinusoidal, Space
 from attention_core.annotated import checked
 from attention_core.checks import check_number, check_whole
 from attention_core.models import Model
@@ -103,12 +103,15 @@ class MaskedAutoencoder(Model):
         """Return what `vit` embeds the images as, without hiding any patch."""
         return self.vit.embed(image)
 
-    def encode(  # type: ignore[override]
-        self, image: Tensor | Sequence[Tensor], *, backend: str | None = None
-    ) -> tuple[Tensor, Grid]:
-        """Return what `vit` encodes the images as, without hiding any patch."""
-        tokens, space = self.embed(image)
-        return self.vit.encoder(tokens, space, backend=backend), space
+    @property
+    def stack(self) -> Encoder:
+        return self.vit.encoder
+
+    def read(self, tokens: Tensor, space: Space) -> NoReturn:
+        raise TypeError(
+            "a MaskedAutoencoder reads nothing from encoded tokens, as it hides patches before "
+            "they are encoded: call the model, or read those of its part `vit`"
+        )
 
     def features(self, *inputs: Any, **options: Any) -> list[Any]:
         """Return maps of the layers of `vit`; arguments are those of its `features`."""

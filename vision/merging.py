@@ -50,21 +50,25 @@ class TokenMerging(nn.Module):
                 f"blocks; got {count!r}"
             )
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, *, backend: str | None = None) -> Tensor:
         """Compute the outputs (B, num_classes) of images (B, C, H, W) of one size.
+
+        Args:
+            backend: a name to override the plan's choice.
 
         Raises:
             TypeError, ValueError: as in `VisionTransformer.forward`; or it is a list of images.
         """
-        tokens, space, source = self.merged(image)
+        tokens, space, source = self.merged(image, backend=backend)
         whole = tokens.gather(1, source[..., None].expand(-1, -1, tokens.shape[-1]))
         return self.model.read(whole, space)
 
-    def merged(self, image: Tensor) -> tuple[Tensor, Grid, Tensor]:
+    def merged(self, image: Tensor, *, backend: str | None = None) -> tuple[Tensor, Grid, Tensor]:
         """Return the merged tokens, and what has become of each token.
 
         Args:
             image: (B, C, H, W).
+            backend: a name to override the plan's choice.
 
         Returns: tokens (B, K, D); the space of the L tokens before merging; and (B, L), which of
         the K tokens each of these is a part of.
@@ -86,7 +90,7 @@ class TokenMerging(nn.Module):
             if space is not whole:
                 weight = DenseBias(size.mT[:, None].log())
                 bias = weight if bias is None else bias + weight
-            x, keys = _attend(block, x, space, encoder.masks[layer], bias)
+            x, keys = _attend(block, x, space, encoder.masks[layer], bias, backend)
             count = min(count, (space.length - special) // 2)
             if count:
                 kept, into = _match(keys, special, count)
@@ -98,11 +102,11 @@ class TokenMerging(nn.Module):
 
 
 def _attend(
-    block: Block, x: Tensor, space: Grid, mask: Mask | None, bias: Bias | None
+    block: Block, x: Tensor, space: Grid, mask: Mask | None, bias: Bias | None, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     """x after the attention of a block, and each token's key, the mean of the heads' (B, L, d)."""
     attention, projected = block.attention, []
-    plan = attention.plan(x, space, mask, bias)
+    plan = attention.plan(x, space, mask, bias, backend)
     hook = attention.key_value.register_forward_hook(lambda *call: projected.append(call[-1]))
     try:
         x = block.attention_residual(x, lambda y: attention(y, plan=plan, bias=bias), space)

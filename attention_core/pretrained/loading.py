@@ -172,6 +172,10 @@ def open_checkpoint(
     options: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Return published weights, read, recognised and by our names; arguments as of `build`."""
+    if not isinstance(config, Mapping | None):
+        raise UsageError(
+            f"config: a dict is needed, what config.json holds; got a {type(config).__name__}."
+        )
     theirs, folder = read(weights), folder_of(weights)
     found = {} if folder is None else read_json(folder / "config.json")
     source = recognise(model_type, theirs, found if config is None else config, source)
@@ -230,9 +234,10 @@ def recognise(
             "model of them, model.load_state_dict and init.weights= load them into one."
         )
     _refuse_another(model_type, lambda name, family: family.owns(weights))
-    raise UsageError(
-        f"weights: they are of none of {', '.join(families)}; the first are {some(list(weights))}."
-    )
+    why = f"they are of none of {', '.join(families)}"
+    if not families:
+        why = f"a {model_type.__name__} loads those by its own names alone, which these are not"
+    raise UsageError(f"weights: {why}; the first are {some(list(weights))}.")
 
 
 def _refuse_another(model_type: type[Pretrained], fits: Callable[[str, Family], bool]) -> None:

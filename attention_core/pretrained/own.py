@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,15 +141,10 @@ def _part(target: str, model_type: type[nn.Module]) -> Any:
     # The weights of another file come with that file's word alone
     if names[0] not in packages or not public or names[-1] == "from_pretrained":
         return None
-    found: Any = None
-    for place, name in enumerate(names):
-        inside = getattr(found, name, None)
-        if inside is None:
-            try:
-                inside = import_module(".".join(names[: place + 1]))
-            except ImportError:
-                return None
-        found = inside
+    # Of what is imported already: to import a module is to run it
+    found: Any = sys.modules.get(names[0])
+    for place, name in enumerate(names[1:], start=2):
+        found = getattr(found, name, None) or sys.modules.get(".".join(names[:place]))
     owner = getattr(found, "__self__", found)  # of a classmethod such as RelativeTable.swin
     if not isinstance(owner, type) or not issubclass(owner, PARTS):
         return None

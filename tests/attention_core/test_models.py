@@ -3,8 +3,10 @@
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Unpack, get_args
 
 import pytest
@@ -164,6 +166,9 @@ def test_heads_that_are_of_no_classes_are_refused_by_name() -> None:
     mae = MaskedAutoencoder(vit(num_classes=None), dim=16, depth=1, heads=2)
     with pytest.raises(TypeError, match="no head: fine-tune its part `vit`"):
         mae.reset_head(3)
+    with pytest.raises(TypeError, match="call the model, or read those of its part `vit`"):
+        mae.read(*mae.encode(IMAGE))
+    assert mae.stack is mae.vit.encoder
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -366,6 +371,20 @@ def test_a_file_chooses_no_code(target: str, tmp_path: Path) -> None:
         VisionTransformer.from_pretrained(file)
 
 
+def test_a_file_runs_no_module(tmp_path: Path) -> None:
+    """One of the model's own package, such as a script, which to import is to run."""
+    config = {"_target_": "Own", "mask": {"_target_": f"{__package__}.example_script.Mask"}}
+    file = _written(own().state_dict(), config, tmp_path / "model.safetensors")
+    (tmp_path / "example_script.py").write_text("raise SystemExit")
+    package = sys.modules[str(__package__)]
+    package.__path__.append(str(tmp_path))
+    try:
+        with pytest.raises(UsageError, match="example_script.Mask, which a file cannot name"):
+            Own.from_pretrained(file)
+    finally:
+        package.__path__.remove(str(tmp_path))
+
+
 @pytest.mark.parametrize("said", ["{", "3", '["a", "b"]', "[" * 100_000])
 def test_a_file_that_says_its_model_wrongly_is_refused(said: str, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
@@ -389,6 +408,14 @@ def test_the_folder_of_an_exported_file_will_do(exported: tuple[str, Model, Path
     torch.testing.assert_close(again(**CASES[name].inputs), model(**CASES[name].inputs))
     with pytest.raises(UsageError, match="config: it is transformers.*give its arguments by name"):
         type(model).from_pretrained(file, config={"model_type": "bert"})
+
+
+def test_weights_that_no_model_of_the_class_can_have_are_refused() -> None:
+    with pytest.raises(UsageError, match="a Own loads those by its own names alone.* are a"):
+        Own.from_pretrained({"a": torch.ones(1)})
+    theirs = {"embeddings.word_embeddings.weight": torch.ones(3, 4)}
+    with pytest.raises(UsageError, match="config: a dict is needed.*got a SimpleNamespace"):
+        TextEncoder.from_pretrained(theirs, config=SimpleNamespace(model_type="bert"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])

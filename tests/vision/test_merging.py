@@ -89,6 +89,13 @@ def test_merging_equal_tokens_changes_nothing(pooling: Any, registers: int, qk_n
     torch.testing.assert_close(merging(image), model(image), atol=1e-5, rtol=1e-4)
 
 
+def test_a_backend_is_passed_on() -> None:
+    merging, image = TokenMerging(vit(), 4), torch.randn(2, 1, 12, 12)
+    torch.testing.assert_close(merging(image, backend="reference"), merging(image))
+    with pytest.raises(ValueError, match="got 'refrence'"):
+        merging(image, backend="refrence")
+
+
 @pytest.mark.parametrize("registers", [0, 1, 4])
 def test_tokens_go_by_the_count_and_special_ones_stay(registers: int) -> None:
     model = vit(registers=registers, mask=[None, Neighborhood(2)], bias=RelativeTable.swin(2, 6))
