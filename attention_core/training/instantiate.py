@@ -89,7 +89,8 @@ def check(
     allow = tuple(allow)
     own.trust(allow)
     found = {}
-    for where, node in targets(config, place):
+    every = list(targets(config, place))
+    for where, node in every:
         whole = node is config
         kinds = tuple(KINDS) if not part else (part,) if whole else PARTS[part]
         target = node["_target_"]
@@ -97,7 +98,8 @@ def check(
         for key, kind in (("_args_", list), ("_partial_", bool)):
             if not isinstance(node.get(key, kind()), kind):
                 raise UsageError(f"{where}.{key} must be a {kind.__name__}, got {node[key]!r}.")
-        check_arguments(found[id(node)], node, where, target)
+    for where, node in every:  # once none of them names what it must not, whatever its place
+        check_arguments(found[id(node)], node, where, node["_target_"])
     return found
 
 
@@ -234,7 +236,8 @@ def check_arguments(found: Any, node: dict[str, Any], place: str, target: str) -
                 raise UsageError(f"{full}: {target} expects {wanted}, got {value!r}.")
         elif key not in special and not taken.more:
             raise UsageError(
-                f"{full}: {target} takes no argument {key!r}.{taken.nearest(str(key))}"
+                f"{full}: {target} takes no argument {key!r}."
+                f"{did_you_mean(str(key), taken.hints)}"
                 f" It takes {', '.join(sorted(taken.hints)) or 'none'}."
             )
 
