@@ -47,8 +47,13 @@ class Takes(NamedTuple):
     more: bool
 
     def nearest(self, name: str) -> str:
-        """Return " Did you mean a or b?" for a name that is not taken, or ""."""
-        return did_you_mean(name, self.hints)
+        """Return " Did you mean a or b?" for a name that is not taken, or what is taken."""
+        return did_you_mean(name, self.hints) or self.listed()
+
+    def listed(self) -> str:
+        """Return " It takes a, b and c." where these are few, else ""."""
+        names = [name for name in self.hints if name != "self"]
+        return f" It takes {', '.join(names)}." if 0 < len(names) <= 12 else ""
 
 
 def takes(function: Callable[..., Any]) -> Takes:

@@ -8,11 +8,19 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from attention_core.annotated import takes
 from attention_core.checks import check_whole
 from attention_core.errors import did_you_mean
 from attention_core.layers import AttentionPool, Encoder, Pool
 from attention_core.pretrained import Pretrained
 from attention_core.spaces import Space
+
+#: What a subclass sets, and how.
+_PARTS = {
+    "encoder": "Encoder(dim, depth, heads)",
+    "pool": 'Pool("mean"), or another of make_pool',
+    "head": "by self.reset_head(num_classes)",
+}
 
 
 def _of_any_inputs(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,10 +68,14 @@ class Model(Pretrained):
     head: nn.Module
     num_classes: int | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @property
     def stack(self) -> Encoder:
         """The layers that `encode` runs, by default `encoder`."""
-        return self.encoder
+        encoder: Encoder = self._part("encoder")
+        return encoder
 
     @classmethod
     def preset(cls, name: str, **options: object) -> Self:
@@ -77,9 +89,10 @@ class Model(Pretrained):
             ValueError: there is no such preset.
         """
         if not isinstance(name, str) or name not in cls.presets:
-            known = f"name must be one of {', '.join(cls.presets)}"
+            if not cls.presets:
+                raise ValueError(f"{cls.__name__} has no presets; got name={name!r:.80}")
             raise ValueError(
-                f"{known if cls.presets else f'{cls.__name__} has no presets'}; got {name!r:.80}."
+                f"name must be one of {', '.join(cls.presets)}; got {name!r:.80}."
                 f"{did_you_mean(str(name), cls.presets)}"
             )
         return cls(**{**cls.presets[name], **options})
@@ -97,12 +110,12 @@ class Model(Pretrained):
             inputs, more: as of `embed`.
             backend: a name to override the plan's choice.
         """
-        tokens, space = self.embed(*inputs, **more)
+        tokens, space = self._embedded(inputs, more)
         return self.stack(tokens, space, backend=backend), space
 
     def read(self, tokens: Tensor, space: Space) -> Tensor:
         """Return the outputs (samples, num_classes) for encoded tokens, by `pool` and `head`."""
-        output: Tensor = self.head(self.pool(tokens, space))
+        output: Tensor = self._part("head")(self._part("pool")(tokens, space))
         return output
 
     @_of_any_inputs
@@ -134,9 +147,35 @@ class Model(Pretrained):
         Raises:
             ValueError: there is no such layer.
         """
-        tokens, space = self.embed(*inputs, **more)
+        tokens, space = self._embedded(inputs, more)
         outputs = self.stack.intermediates(tokens, space, layers=layers, norm=norm, backend=backend)
         return [self._shaped(*space.without_special(x)) for x in outputs]
+
+    def _embedded(self, inputs: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Tensor, Space]:
+        """Return what `embed` does, or say what is wrong with it in the caller's words."""
+        try:
+            embedded = self.embed(*inputs, **more)
+        except TypeError as error:
+            known = takes(self.embed)
+            for name in more:
+                if name not in known.hints and not known.more:
+                    raise TypeError(
+                        f"{type(self).__name__} takes no argument {name!r}."
+                        f"{did_you_mean(name, [*known.hints, 'backend']) or known.listed()}"
+                    ) from error
+            raise
+        if not (isinstance(embedded, tuple) and isinstance(embedded[-1], Space)):
+            raise TypeError(
+                f"{type(self).__name__}.embed must return (tokens, space), the latter a Space, got "
+                f"{type(embedded).__name__}"
+            )
+        return embedded
+
+    def _part(self, name: str) -> Any:
+        part = getattr(self, name, None)
+        if part is None:
+            raise TypeError(f"{type(self).__name__}.__init__ must set self.{name}: {_PARTS[name]}")
+        return part
 
     def _shaped(self, tokens: Tensor, space: Space) -> Any:
         """Tokens that sit somewhere, as the inputs are: on a grid, say."""

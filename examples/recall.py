@@ -33,9 +33,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention_core.interpret.plots import INK, save_figure
+from attention_core.interpret.plots import INK, RIGHT, save_figure
 from attention_core.training.console import rich_text
-from attention_core.training.plots import VALIDATION
 from nlp import TextEncoder
 
 KEYS, VALUES, NOISE = 8, 8, 8
@@ -212,7 +211,7 @@ def figure(results: dict[str, Any]) -> Figure:
     """Accuracy, and milliseconds of a training step, over the distance."""
     drawn = Figure(figsize=(9.6, 3.8), layout="constrained")
     axes = drawn.subplots(1, 2)
-    for name, color in zip(NAMES, ("#c46a1b", VALIDATION), strict=True):
+    for name, color in zip(NAMES, ("#c46a1b", RIGHT), strict=True):
         rows = [row for row in results["rows"] if row["model"] == name]
         distances = [row["distance"] for row in rows]
         tests = [[run["test"] for run in row["runs"]] for row in rows]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from attention_core import Bias, EdgeBias, Graph, Mask, RelativeTable, Space
+from attention_core import Bias, EdgeBias, Edges, Graph, Mask, RelativeTable, Space
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.errors import did_you_mean
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.tokens import learned_tokens
 from attention_core.models import Model
@@ -23,6 +25,9 @@ from graph.heads import EdgeHead, LinkHead, check_pairs
 from graph.pretrained import GRAPH_TRANSFORMERS
 
 Level = Literal["graph", "node", "edge", "link"]
+
+
+_GRAPHORMER = {"max_degree": 64, "max_hops": 20, "virtual_nodes": 1, "pooling": "class"}
 
 
 class GraphTransformer(Model):
@@ -92,14 +97,21 @@ class GraphTransformer(Model):
     families = GRAPH_TRANSFORMERS
     parts = {names.CLASSIFIER: "head"}
 
-    #: Sizes alone: of Graphormer (Ying et al., 2021), and of what was trained on ZINC of GPS
-    #: (Rampášek et al., 2022) and GRIT (Ma et al., 2023).
+    #: Encodings and sizes of Graphormer (Ying et al., 2021), and of what was trained on ZINC of GPS
+    #: (Rampášek et al., 2022) and GRIT (Ma et al., 2023). Types and features of nodes and edges
+    #: are the data's; Graphormer's `biases=[PathBias(...)]` and GRIT's `[RandomWalkBias(...)]`
+    #: are modules, which no two models should share: give them beside the name.
     presets = {
-        "graphormer-slim": {"dim": 80, "depth": 12, "heads": 8, "hidden": 80},
-        "graphormer": {"dim": 768, "depth": 12, "heads": 32, "hidden": 768},
-        "gps": {"dim": 64, "depth": 10, "heads": 4, "hidden": 128},
-        "grit": {"dim": 64, "depth": 10, "heads": 8, "hidden": 128},
-    }
+        "graphormer-slim": {"dim": 80, "depth": 12, "heads": 8, "hidden": 80, **_GRAPHORMER},
+        "graphormer": {"dim": 768, "depth": 12, "heads": 32, "hidden": 768, **_GRAPHORMER},
+        "gps": {
+            "dim": 64, "depth": 10, "heads": 4, "hidden": 128, "local": Edges(), "walk_steps": 20,
+        },
+        "grit": {
+            "dim": 64, "depth": 10, "heads": 8, "hidden": 128, "walk_steps": 21,
+            "degree_scaler": True,
+        },
+    }  # fmt: skip
 
     @checked(edge_bias="edge_types and edge_features make one")
     def __init__(
@@ -257,7 +269,7 @@ class GraphTransformer(Model):
         laplacian: Tensor | None = None,
         laplacian_values: Tensor | None = None,
         spectral: Tensor | None = None,
-        **pair_attr: Tensor,
+        **pair_attr: Any,
     ) -> tuple[Tensor, Graph]:
         """Return the tokens (L, D) of all nodes and virtual nodes, and the space they sit in.
 
@@ -277,6 +289,13 @@ class GraphTransformer(Model):
                 f"x is {tuple(x.shape)}, an empty batch: there is no node; give batch and "
                 "num_graphs where graphs have none"
             )
+        for name, table in pair_attr.items():
+            if not isinstance(table, Tensor):
+                known = did_you_mean(name, inspect.signature(self.forward).parameters)
+                raise TypeError(
+                    f"{type(self).__name__} takes no argument {name!r}, and a table of pairs is a "
+                    f"tensor, got {type(table).__name__}.{known}"
+                )
         space = self.space(
             edge_index,
             len(x),
@@ -286,6 +305,11 @@ class GraphTransformer(Model):
             coordinates=spectral,
             pair_attr=pair_attr,
         )
+        if edge_attr is not None and edge_attr.shape[:1] != edge_index.shape[1:]:
+            raise ValueError(
+                f"edge_attr must have a row for each of {edge_index.shape[1]} edges, got "
+                f"{tuple(edge_attr.shape)}; the graph of each node is batch="
+            )
         edges = space.edges
         if edges.num_edges > edge_index.shape[1]:  # a node's place is that in the graph given
             edges = EdgeList(edge_index, len(x), graph=batch)

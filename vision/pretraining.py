@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attention_core.interpret.plots import bare, put_side, put_title
+from attention_core.interpret.plots import bare, close_figure, put_side, put_title
 from attention_core.training import Task, UsageError
 from vision.mae import MaskedAutoencoder, Reconstruction, moments
 
@@ -75,8 +75,7 @@ def reconstruction_sheet(model: MaskedAutoencoder, image: Tensor, output: Recons
     """
     seen, made = completed(model, image, output)
     count, _, height, width = image.shape
-    figure = Figure(figsize=(1.3 * count + 1.4, 1.3 * 3 * height / width + 0.7))
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = close_figure(1.3 * count + 1.4, 1.3 * 3 * height / width + 0.7)
     axes = figure.subplots(3, count, squeeze=False)
     names = ("image", "what the\nmodel sees", "completed")
     for row, pictures in zip(axes, (image, seen, made), strict=True):

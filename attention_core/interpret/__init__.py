@@ -5,33 +5,3 @@
 `attention_figures`, each called as ``function(model, inputs, ...)``. `maps` needs torch alone,
 `plots` Matplotlib.
 """
-
-from attention_core.interpret.maps import (
-    LayerAttention,
-    RolloutOptions,
-    all_layers,
-    attention_layers,
-    mean_distance,
-    occlusion,
-    pooled_shares,
-    reaching,
-    received,
-    record,
-    record_to_pool,
-    rollout,
-)
-
-__all__ = [
-    "LayerAttention",
-    "RolloutOptions",
-    "all_layers",
-    "attention_layers",
-    "mean_distance",
-    "occlusion",
-    "pooled_shares",
-    "reaching",
-    "received",
-    "record",
-    "record_to_pool",
-    "rollout",
-]

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
+from attention_core.checks import check_choice
 from attention_core.layers import Encoder, Pool
 from attention_core.models import Model
 from attention_core.record import record_attention
@@ -26,26 +27,27 @@ class LayerAttention(NamedTuple):
     Attributes:
         name: what the model calls the layer.
         weights: (H, Lq, Lk) of the chosen heads, float32 or wider, with rows that sum to 1, or to
-            less where the layer attends to a sink; or None where `pairs` were asked for.
-        pairs: the weights (P, H) of the pairs that may attend; or None.
+            less where the layer attends to a sink; or those (P, H) of the pairs that may attend.
         heads: which heads, counted from 0.
         queries, keys: where both sides sit.
     """
 
     name: str
-    weights: Tensor | None
-    pairs: PairWeights | None
+    weights: Tensor | PairWeights
     heads: list[int]
     queries: Space
     keys: Space
 
     @property
+    def pairs(self) -> PairWeights:
+        """The weights of the pairs that may attend, where those were recorded."""
+        assert isinstance(self.weights, PairWeights)
+        return self.weights
+
+    @property
     def table(self) -> Tensor:
         """(H, Lq, Lk) weights, made from the pairs where those were recorded."""
-        if self.weights is not None:
-            return self.weights
-        assert self.pairs is not None
-        return self.pairs.dense()[0]
+        return self.weights if isinstance(self.weights, Tensor) else self.weights.dense()[0]
 
 
 def check_eval(model: nn.Module) -> None:
@@ -57,7 +59,7 @@ def check_eval(model: nn.Module) -> None:
 def record(
     model: nn.Module,
     run: Callable[[], object],
-    part: nn.Module | None = None,
+    part: nn.Module | dict[int, nn.Module] | None = None,
     *,
     heads: Sequence[int] | None = None,
     pairs: bool = False,
@@ -67,7 +69,7 @@ def record(
     Args:
         model: in eval mode.
         run: calls the model.
-        part: holds the layers; the whole model by default.
+        part: holds the layers, or are `attention_layers`; the whole model by default.
         heads: which ones, negative numbers count from the last; all by default.
         pairs: record the pairs that may attend, and no table of all pairs.
 
@@ -75,7 +77,8 @@ def record(
         ValueError: the model is in training mode, or there is no such head.
     """
     check_eval(model)
-    with record_attention(model if part is None else part, pairs=pairs) as maps, torch.no_grad():  # type: ignore[call-overload]
+    part = nn.ModuleList(part.values()) if isinstance(part, dict) else part or model
+    with record_attention(part, pairs=pairs) as maps, torch.no_grad():  # type: ignore[call-overload]
         run()
     found = []
     for index, (name, recorded) in enumerate(zip(maps.names, maps, strict=True)):
@@ -84,28 +87,27 @@ def record(
         values = values[chosen]
         # Shares are added up, and compared: in float32 where they are narrower
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        of_pairs = recorded._replace(values=values.T) if pairs else None
-        table = None if pairs else values
-        found.append(LayerAttention(name, table, of_pairs, chosen, *maps.spaces(index)))
+        weights = recorded._replace(values=values.T) if pairs else values
+        found.append(LayerAttention(name, weights, chosen, *maps.spaces(index)))
     return found
 
 
 def record_to_pool(
     model: Model,
     run: Callable[[], object],
-    layers: nn.Module,
+    layers: nn.Module | dict[int, nn.Module],
     space: Space | None = None,
     *,
     pairs: bool = False,
 ) -> tuple[list[LayerAttention], LayerAttention | Tensor]:
-    """Return the attention of all layers of a part, and what pools their tokens after the last: the
-    attention of a learned query, or the shares (L,) of `pooled_shares`.
+    """Return the attention of all layers, and what pools their tokens after the last: the attention
+    of a learned query, or the shares (L,) of `pooled_shares`.
 
     Args:
-        model, run, pairs: as of `record`.
-        layers: holds the layers, and no pool.
+        layers: the `part` of `record`, which holds no pool.
         space: where the tokens of the last layer sit, by default its queries'.
     """
+    layers = nn.ModuleList(layers.values()) if isinstance(layers, dict) else layers
     found = record(model, run, nn.ModuleList([layers, model.pool]), pairs=pairs)
     recorded = [layer for layer in found if layer.name.split(".")[0] == "0"]
     if isinstance(model.pool, Pool):
@@ -202,11 +204,11 @@ def pooled_shares(pooling: str, space: Space) -> Tensor:
 def received(layer: LayerAttention, shares: Tensor | None = None) -> Tensor:
     """Return the attention (H, Lk) that each key gets from all queries, which count by `shares`
     (Lq,); by default as 1 each."""
-    if layer.pairs is None:
+    if isinstance(layer.weights, Tensor):
         table = layer.table
         shares = table.new_ones(table.shape[1]) if shares is None else shares.to(table)
         return torch.einsum("q,hqk->hk", shares, table)
-    pairs, values = layer.pairs
+    pairs, values = layer.weights
     if shares is not None:
         values = values * shares.to(values)[pairs.query, None]
     return values.new_zeros(layer.keys.length, values.shape[1]).index_add(0, pairs.key, values).T
@@ -217,20 +219,20 @@ def reaching(
 ) -> tuple[Tensor, LayerAttention]:
     """Return how much of each token reaches the pooled vector in the last step, (H, Lk), and the
     layer whose keys these are: the pool; or the last layer, whose tokens count by their shares.
-
-    Args:
-        layers, pooled: as of `record_to_pool`.
-    """
+    Both arguments are of `record_to_pool`."""
     if isinstance(pooled, LayerAttention):
         return received(pooled), pooled
     return received(layers[-1], pooled), layers[-1]
+
+
+HeadFusion = Literal["mean", "max", "min"]
 
 
 class RolloutOptions(TypedDict, total=False):
     """Options of `rollout`, which the domains pass on."""
 
     residual: float
-    head_fusion: Literal["mean", "max", "min"]
+    head_fusion: HeadFusion
     discard: float
 
 
@@ -239,7 +241,7 @@ def rollout(
     pooled: LayerAttention | Tensor,
     *,
     residual: float = 0.5,
-    head_fusion: Literal["mean", "max", "min"] = "mean",
+    head_fusion: HeadFusion = "mean",
     discard: float = 0.0,
 ) -> Tensor:
     """Return how much of each token is in the pooled vector, (L,), going back through all layers
@@ -251,26 +253,27 @@ def rollout(
 
     Args:
         layers, pooled: as of `record_to_pool`: all layers of a model, with the same tokens.
-        residual: share of a token that stays where it is in a layer, between 0 and 1.
+        residual: share of a token that stays where it is in a layer, from 0 to 1.
         head_fusion: what W is of the weights of the heads.
         discard: share of each token's smallest weights in W that are taken for noise, in [0, 1).
 
     Raises:
         ValueError: a number out of range.
     """
-    if head_fusion not in ("mean", "max", "min"):
-        raise ValueError(f"head_fusion must be 'mean', 'max' or 'min', got {head_fusion!r}")
+    check_choice(("mean", "max", "min"), head_fusion=head_fusion)
     if not 0 <= residual <= 1:
         raise ValueError(f"residual must be between 0 and 1, got {residual}")
     if not 0 <= discard < 1:
         raise ValueError(f"discard must be in [0, 1), got {discard}")
 
-    def fused(layer: LayerAttention) -> Tensor:
-        """(Lq, Lk), normalised."""
+    def normalised(rows: Tensor) -> Tensor:  # those of zeros stay
+        return rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+
+    def fused(layer: LayerAttention) -> Tensor:  # (Lq, Lk)
         table = layer.table
         one = table.mean(0) if head_fusion == "mean" else getattr(table, f"a{head_fusion}")(0)
         noise = one.topk(int(one.shape[-1] * discard), largest=False).indices
-        return _normalised(one.scatter(-1, noise, 0.0))
+        return normalised(one.scatter(-1, noise, 0.0))
 
     space = layers[0].queries
     like = layers[0].table
@@ -282,7 +285,7 @@ def rollout(
         shares = pooled.to(like)
     for layer in reversed(layers):
         stays = residual * torch.eye(space.length).to(like)
-        shares = shares @ _normalised(stays + (1 - residual) * fused(layer))
+        shares = shares @ normalised(stays + (1 - residual) * fused(layer))
     return shares
 
 
@@ -294,9 +297,10 @@ def mean_distance(layer: LayerAttention, distance: Callable[[Pairs], Tensor]) ->
     Args:
         distance: of pairs, in their shape; those that are not finite are left out.
     """
-    spaces = layer.queries, layer.keys
-    pairs = Pairs.all(spaces) if layer.pairs is None else layer.pairs.pairs
-    weights = layer.table if layer.pairs is None else layer.pairs.values.T
+    if isinstance(layer.weights, Tensor):
+        pairs, weights = Pairs.all((layer.queries, layer.keys)), layer.weights
+    else:
+        pairs, weights = layer.weights.pairs, layer.weights.values.T
     far = distance(pairs)
     counted = far.isfinite()
     if pairs.special is not None:
@@ -334,8 +338,3 @@ def occlusion(
     changes = scores.new_full((len(parts),), torch.nan)
     changes[kept[1:].any(1)] = scores[1:] - scores[0]
     return changes
-
-
-def _normalised(rows: Tensor) -> Tensor:
-    """Rows that sum to 1; those of zeros stay."""
-    return rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import matplotlib
 import torch
@@ -48,16 +48,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     kind = path.suffix[1:]
     check_choice(get_args(Format), format=kind)
-    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    undated: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    options: Any = {"format": kind, "dpi": 150, "bbox_inches": "tight", "facecolor": "white"}
     with replace_file(path) as file, matplotlib.rc_context({"svg.hashsalt": "attention"}):
-        figure.savefig(
-            file,
-            format=kind,
-            dpi=150,
-            bbox_inches="tight",
-            facecolor="white",
-            metadata=undated.get(kind),
-        )
+        figure.savefig(file, metadata=undated, **options)
 
 
 def verdict_color(right: bool | None) -> str:
@@ -69,9 +63,13 @@ def printable(text: str, length: int | None = None) -> str:
     """Return text on one line, cut to `length` characters, with a box for each that the fonts
     lack."""
     text = " ".join(text.split())
-    if length is not None and len(text) > length:
-        text = f"{text[: length - 1]}…"
+    text = text if length is None else shorten(text, length)
     return "".join(c if c.isprintable() and _has(c) else "□" for c in text)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return text, cut to `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 @cache
@@ -107,6 +105,12 @@ def put_bar(figure: FigureBase, scale: ScalarMappable, name: str, **where: Any) 
     bar.outline.set_visible(False)
 
 
+def put_number(axis: Axes, row: int, column: int, text: str, heat: float, size: float = 8) -> None:
+    """Write a number into a cell that is drawn in `HEAT` of this strength, between 0 and 1."""
+    color = "white" if heat > 0.62 else INK
+    axis.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
+
+
 def bare(axis: Axes, *, ticks: bool = False) -> None:
     """Take away frame and marks, and without `ticks` the names along the sides."""
     axis.tick_params(length=0)
@@ -123,22 +127,24 @@ def plain(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def panel_rows(count: int, across: int) -> list[int]:
-    """Return how many of `count` panels stand in each row: as few rows as hold them, alike."""
-    down = -(-count // across)
-    return [count // down + (row < count % down) for row in range(down)]
+def close_figure(width: float, height: float) -> Figure:
+    """Return a figure of so many inches, whose axes stand close to each other."""
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return figure
 
 
 def panels(figure: Figure, count: int, across: int, **options: Any) -> list[SubplotSpec]:
-    """Return the places of panels in rows of at most `across`; each row is filled, whatever the
-    count, so that no place stays blank.
+    """Return the places of panels in as few rows of at most `across` as hold them; each row is
+    filled, whatever the count, so that no place stays blank.
 
     Args:
         options: of `add_gridspec`.
     """
-    of_row = panel_rows(count, across)
+    down = -(-count // across)
+    of_row = [count // down + (row < count % down) for row in range(down)]
     columns = math.lcm(*of_row)
-    grid = figure.add_gridspec(len(of_row), columns, **options)
+    grid = figure.add_gridspec(down, columns, **options)
     return [
         grid[row, place * columns // number : (place + 1) * columns // number]
         for row, number in enumerate(of_row)
@@ -153,16 +159,10 @@ def evenly_chosen(count: int, most: int = 12) -> list[int]:
     return [round(n * (count - 1) / (most - 1)) for n in range(most)]
 
 
-class DrawHead(Protocol):
-    """Draws one head of one layer; `left` and `below` say whether its axis is at that side."""
-
-    def __call__(self, axis: Axes, layer: int, head: int, *, left: bool, below: bool) -> None: ...
-
-
 def head_sheet(
     layers: Sequence[str],
     heads: Sequence[Sequence[int]],
-    draw: DrawHead,
+    draw: Callable[..., None],
     scale: ScalarMappable,
     name: str,
     *,
@@ -176,7 +176,8 @@ def head_sheet(
     Args:
         layers: their names.
         heads: of each layer the numbers of its heads, counted from 0.
-        draw: given an axis, and the places of a layer and of its head in these lists.
+        draw: called with an axis, the places of a layer and of its head in these lists, and
+            ``left=``, ``below=``, whether the axis is at that side of the sheet.
         scale: from weights to colours.
         name: of the scale.
         tile: width and height of an axis in inches.
@@ -191,9 +192,7 @@ def head_sheet(
             room = most
         rows[-1].append(layer)
         room -= len(places)
-    size = (tile[0] * most + 1.8, tile[1] * len(rows) + 1.1)
-    figure = Figure(figsize=size)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = close_figure(tile[0] * most + 1.8, tile[1] * len(rows) + 1.1)
     grid = figure.add_gridspec(len(rows), most)
     named: dict[int, str] = {}  # by column, which heads stand below
     for down, row in enumerate(rows):
@@ -225,18 +224,10 @@ def distance_figure(distances: Tensor, *, unit: str, even: float | None = None) 
     depth, heads = distances.shape
     figure = Figure(figsize=(max(4.8, 2.6 + 0.32 * depth), 4.0), layout="constrained")
     axis = figure.subplots()
-    axis.plot(
-        torch.arange(1, depth + 1).repeat_interleave(heads),
-        distances.flatten().cpu(),
-        "o",
-        color=RIGHT,
-        markeredgecolor="white",
-        markersize=7,
-        alpha=0.85,
-        label="one head",
-    )
+    layers = torch.arange(1, depth + 1)
+    dots: Any = {"markeredgecolor": "white", "markersize": 7, "alpha": 0.85, "label": "one head"}
+    axis.plot(layers.repeat_interleave(heads), distances.flatten().cpu(), "o", color=RIGHT, **dots)
     mean = distances.nanmean(1).cpu()
-    layers = range(1, depth + 1)
     axis.plot(layers, mean, color=RIGHT, linewidth=1.5, alpha=0.6, label="mean of the heads")
     if even is not None:
         line: Any = {"linestyle": (0, (4, 1.5)), "linewidth": 1.3, "zorder": 0.5}

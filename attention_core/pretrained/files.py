@@ -85,7 +85,8 @@ def read_weights(weights: Mapping[str, Any] | str | Path) -> Weights:
         return _state_dict(weights, "what was given")
     path = Path(weights)
     if not path.is_file():
-        raise UsageError(f"weights: {str(path)!r} is no file.")
+        hub = "" if path.suffix else " Models are not downloaded by their names on a hub."
+        raise UsageError(f"weights: {str(path)!r} is no file.{hub}")
     if path.suffix == ".safetensors":
         return load_safetensors(path, "weights")
     return _state_dict(load_torch(path, "weights", ours=False), repr(str(path)))

@@ -149,10 +149,10 @@ def build(
     if source is None and is_own(theirs):
         if config is not None:
             raise UsageError(
-                "weights: they have our own names, which no config= of transformers describes: "
-                "give the model's arguments, where the file does not say them."
+                "config: it is transformers', of published weights. These are of a model of this "
+                "package: give its arguments by name, where the file does not say them."
             )
-        own = {key: value for key, value in (("heads", heads),) if value is not None}
+        own = {} if heads is None else {"heads": heads}
         return build_own(model_type, theirs, weights, {**own, **options})
     checkpoint = open_checkpoint(
         model_type, weights, source, heads=heads, config=config, options=options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Mapping
@@ -48,20 +49,27 @@ def build_own(
     """
     weights = without_prefix(weights, "model.")  # as the checkpoint of a run has them
     found = arguments(model_type, source)
-    known = dict(options)
-    wanted = known.pop("num_classes", None) if found else None
-    try:
-        model = model_type(**{**found, **known})
-    except TypeError as error:
-        if found:
-            raise
+    known = {**found, **options}
+    missing = [
+        name
+        for name, parameter in inspect.signature(model_type).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in known
+    ]
+    if missing:
+        name = model_type.__name__
         raise UsageError(
-            "weights: they have our own names, and nothing beside them says what model they are "
-            f"of. Give its arguments, too, or the .safetensors that attn export writes: {error}"
-        ) from error
+            f"weights: they are of a model of this package, but do not say of which {name}. Give "
+            f"its arguments, too, {name}.from_pretrained(weights, {missing[0]}=..., ...): "
+            f"{', '.join(missing)} are missing. What attn export writes as .safetensors has them."
+        )
+    if found and "num_classes" in options:
+        known["num_classes"] = found.get("num_classes")
+    model = model_type(**known)
     load_strictly(model, weights)
     if found and "num_classes" in options:
-        model.reset_head(wanted)  # type: ignore[operator]
+        model.reset_head(options["num_classes"])  # type: ignore[operator]
     return model
 
 

@@ -15,13 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attention_core.errors import UsageError
 from attention_core.escape import on_one_line, plot_label
-from attention_core.interpret.plots import INK, save_figure
+from attention_core.interpret.plots import INK, MUTED, RIGHT, plain, save_figure
 from attention_core.training.console import rich_text
 from attention_core.training.data import model_inputs
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.overrides import shell_override
-from attention_core.training.plots import VALIDATION
 from attention_core.training.run import assemble, check_config, figure_format
 from attention_core.training.task import Task
 
@@ -166,9 +165,9 @@ def _draw(rates: Values, changes: Values, suggestion: float, *, title: str) -> F
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     smooth = smoothed(changes)
-    axis.axhline(0, color="0.6", linewidth=0.8)
+    axis.axhline(0, color=MUTED, linewidth=0.8)
     axis.plot(rates, changes, color="0.78", linewidth=1, label="of a step")
-    axis.plot(rates, smooth, color=VALIDATION, linewidth=2, label="smoothed")
+    axis.plot(rates, smooth, color=RIGHT, linewidth=2, label="smoothed")
     axis.axvline(suggestion, color=INK, linestyle="--", label=f"suggested: {suggestion:.1e}")
     axis.set_ylim(2 * smooth.min(), -smooth.min())  # what diverges may leave the picture
     axis.set_xscale("log")
@@ -176,5 +175,5 @@ def _draw(rates: Values, changes: Values, suggestion: float, *, title: str) -> F
     axis.set_ylabel("loss, less that of the untrained model")
     axis.set_title(plot_label(f"Learning-rate range test  {on_one_line(title)}"), loc="left")
     axis.legend(frameon=False, loc="upper left")
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     return figure

@@ -8,6 +8,7 @@ from torch import Tensor, nn, tensor
 from torch.utils.data import random_split
 
 from attention_core import AttentionPool, Encoder, EncoderOptions, Grid, Model, record_attention
+from attention_core.interpret.plots import verdict_color
 from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 RATE, HOP, BANDS, PATCH = 8000, 80, 40, 5  # Hz, samples, mel bands, frames and bands of a patch
@@ -93,5 +94,6 @@ class WordTask(ClassificationTask):
                     share = maps[-1][0, head - 1, 0].view(*grid).T.numpy(force=True)
                     axis.imshow(share * 0 + 1, "autumn", alpha=0.8 * share / share.max(), **look)
                 axis.set(title=f"head {head}", xlabel="seconds", yticks=[], aspect="auto")
-            axes[0].set_title(f"“{self.classes[said]}”, heard as “{self.classes[heard]}”")
+            verdict = f"“{self.classes[said]}”, heard as “{self.classes[heard]}”"
+            axes[0].set_title(verdict, color=verdict_color(bool(heard == said)))
         return figure

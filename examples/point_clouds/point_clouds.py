@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import random_split
 
 from attention_core import Encoder, EncoderOptions, Model, Points, Pool, record_attention
+from attention_core.interpret.plots import HEAT, INK, put_title, verdict_color
 from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 
@@ -76,9 +77,7 @@ class CloudTask(ClassificationTask):
         with record_attention(self.model, layers=[-2, -1]) as maps:
             guess = self.model(clouds).argmax(dim=1).tolist()
         figure = Figure(figsize=(16, 6), layout="constrained")
-        figure.suptitle(
-            "To what the circled point attends in the last layer but one, and in the last"
-        )
+        put_title(figure, "To what the circled point attends: last layer but one, and last layer")
         axes = figure.subplots(2, len(clouds), subplot_kw={"projection": "3d"}, squeeze=False)
         for n, cloud in enumerate(clouds.cpu().numpy()):
             x, y, z = cloud.T
@@ -86,9 +85,10 @@ class CloudTask(ClassificationTask):
             for axis, weights in zip(axes[:, n], maps, strict=True):
                 share = weights[n, :, front].mean(dim=0).cpu().numpy()  # over the heads
                 share = share / share.max()
-                axis.scatter(x, y, z, c=share, s=10 + 60 * share, cmap="Reds", vmin=-0.3)
-                axis.scatter(x[front], y[front], z[front], s=150, fc="none", ec="tab:blue", lw=2)
+                axis.scatter(x, y, z, c=share, s=10 + 60 * share, cmap=HEAT, vmin=-0.3)
+                axis.scatter(x[front], y[front], z[front], s=150, fc="none", ec=INK, lw=2)
                 axis.set_box_aspect(cloud.max(axis=0) - cloud.min(axis=0), zoom=1.4)
                 axis.set_axis_off()
-            axes[0, n].set_title(f"{self.classes[target[n]]}, seen as {self.classes[guess[n]]}")
+            said = f"{self.classes[target[n]]}, seen as {self.classes[guess[n]]}"
+            axes[0, n].set_title(said, color=verdict_color(guess[n] == target[n]))
         return figure

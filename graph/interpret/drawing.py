@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
+import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -85,25 +86,20 @@ class Lifts(NamedTuple):
 
     @classmethod
     def of(cls, graph: ReadGraph) -> Lifts:
-        weights, even = (table.double().cpu().numpy() for table in (graph.weights, graph.even))
-        kind: dict[tuple[int, int], str] = {}
-        names = graph.edges or [""] * graph.edge_index.shape[1]
-        for (a, b), name in zip(graph.edge_index.T.tolist(), names, strict=True):
-            if a != b:
-                kind[min(a, b), max(a, b)] = name
-        both = _ratio(weights + weights.T, even + even.T)
-        return cls(
-            _ratio(weights, even),
-            _ratio(weights.sum(0), even.sum(0)),
-            {ends: float(both[ends]) for ends in kind},
-            kind,
-        )
+        weights, even = (table.double().cpu() for table in (graph.weights, graph.even))
 
-    def drawn(self) -> numpy.ndarray:
-        """Return all that colours show."""
-        values = numpy.concatenate([self.received, list(self.edge.values())])
-        shown: numpy.ndarray = values[numpy.isfinite(values)]
-        return shown
+        def ratio(weights: Tensor, even: Tensor) -> numpy.ndarray:
+            return numpy.asarray((weights / even).where(even > 0, torch.nan))
+
+        names = graph.edges or [""] * graph.edge_index.shape[1]
+        kind = {
+            (min(ends), max(ends)): name
+            for ends, name in zip(graph.edge_index.T.tolist(), names, strict=True)
+            if ends[0] != ends[1]
+        }
+        both = ratio(weights + weights.T, even + even.T)
+        edge = {ends: float(both[ends]) for ends in kind}
+        return cls(ratio(weights, even), ratio(weights.sum(0), even.sum(0)), edge, kind)
 
 
 def draw_graph(
@@ -129,9 +125,18 @@ def draw_graph(
     size = 0.4 if small else min(1.0, (30 / max(len(graph.nodes), 1)) ** 0.5)
     if not small:
         _draw_arcs(axis, lifts, place, scale)
-    _draw_bands(axis, lifts, place, scale, size)
+    ends = [list(pair) for pair, lift in lifts.edge.items() if numpy.isfinite(lift)]
+    strong = numpy.array([lifts.edge[a, b] for a, b in ends])
+    wide, colors = (3.0 + 10.0 * _part(scale, strong)) * size, scale.to_rgba(strong)
+    look: Any = {"linewidths": wide, "colors": colors, "capstyle": "round", "zorder": 1}
+    axis.add_collection(LineCollection([place[pair] for pair in ends], **look))
     _draw_bonds(axis, lifts, place, size, plain=small)
-    _draw_halos(axis, lifts, place, scale, size)
+    there = numpy.isfinite(lifts.received)
+    received = lifts.received[there]
+    area = (230 + 420 * _part(scale, received)) * size * min(1.0, size + 0.1)
+    look = {"color": scale.to_rgba(received), "linewidths": 0, "zorder": 3}
+    x, y = place[there].T
+    axis.scatter(x, y, s=area, clip_on=False, **look)
     if not small:
         _draw_nodes(axis, graph, place, size)
         color = verdict_color(graph.right)
@@ -144,54 +149,21 @@ def draw_graph(
 def _draw_nodes(axis: Axes, graph: ReadGraph, place: numpy.ndarray, size: float) -> None:
     kinds = sorted(set(graph.nodes) - set(COLORS))
     x, y = place.T
+    marked = [node in graph.marked for node in range(len(place))]
     axis.scatter(
         x,
         y,
         s=190 * size,
         color=[COLORS.get(name) or OTHERS[kinds.index(name) % len(OTHERS)] for name in graph.nodes],
-        edgecolors=[INK if node in graph.marked else "white" for node in range(len(place))],
-        linewidths=[2.6 if node in graph.marked else 1.2 for node in range(len(place))],
+        edgecolors=[INK if ring else "white" for ring in marked],
+        linewidths=[2.6 if ring else 1.2 for ring in marked],
         zorder=4,
         clip_on=False,  # an equal aspect takes from the margins
     )
-    for at, name in zip(place.tolist(), graph.nodes, strict=True):
-        axis.text(
-            at[0],
-            at[1],
-            plot_label(on_one_line(name)),
-            color="white",
-            fontsize=8.5 * size**0.5,
-            fontweight="bold",
-            ha="center",
-            va="center_baseline",
-            zorder=5,
-        )
-
-
-def _draw_halos(
-    axis: Axes, lifts: Lifts, place: numpy.ndarray, scale: ScalarMappable, size: float
-) -> None:
-    there = numpy.isfinite(lifts.received)
-    received = lifts.received[there]
-    area = (230 + 420 * _part(scale, received)) * size * min(1.0, size + 0.1)
-    x, y = place[there].T
-    color = scale.to_rgba(received)
-    axis.scatter(x, y, s=area, color=color, linewidths=0, zorder=3, clip_on=False)
-
-
-def _draw_bands(
-    axis: Axes, lifts: Lifts, place: numpy.ndarray, scale: ScalarMappable, size: float
-) -> None:
-    ends = [pair for pair, lift in lifts.edge.items() if numpy.isfinite(lift)]
-    lift = numpy.array([lifts.edge[pair] for pair in ends])
-    bands = LineCollection(
-        [place[list(pair)] for pair in ends],
-        linewidths=(3.0 + 10.0 * _part(scale, lift)) * size,
-        colors=scale.to_rgba(lift),
-        capstyle="round",
-        zorder=1,
-    )
-    axis.add_collection(bands)
+    look: Any = {"ha": "center", "va": "center_baseline", "color": "white", "zorder": 5}
+    for (right, up), name in zip(place.tolist(), graph.nodes, strict=True):
+        text = plot_label(on_one_line(name))
+        axis.text(right, up, text, fontsize=8.5 * size**0.5, fontweight="bold", **look)
 
 
 def _draw_bonds(
@@ -226,27 +198,12 @@ def _draw_arcs(
         value = float(away[query, key])
         if value <= 1:
             break
+        color, dotted = scale.to_rgba(numpy.asarray(value)), (0, (1, 1.5))
+        look: Any = {"arrowstyle": "-|>", "mutation_scale": 9, "shrinkA": 9, "shrinkB": 9}
+        look |= {"color": color, "linestyle": dotted, "linewidth": 1.6, "zorder": 2.5}
         # From what is attended to who attends: the way that information flows
-        arc = FancyArrowPatch(
-            tuple(place[key]),
-            tuple(place[query]),
-            connectionstyle="arc3,rad=0.25",
-            arrowstyle="-|>",
-            mutation_scale=9,
-            shrinkA=9,
-            shrinkB=9,
-            color=scale.to_rgba(numpy.asarray(value)),
-            linestyle=(0, (1, 1.5)),
-            linewidth=1.6,
-            zorder=2.5,
-        )
-        axis.add_patch(arc)
-
-
-def _ratio(weights: numpy.ndarray, even: numpy.ndarray) -> numpy.ndarray:
-    nowhere = numpy.full_like(weights, numpy.nan)
-    ratio: numpy.ndarray = numpy.divide(weights, even, out=nowhere, where=even > 0)
-    return ratio
+        ends = tuple(place[key]), tuple(place[query])
+        axis.add_patch(FancyArrowPatch(*ends, connectionstyle="arc3,rad=0.25", **look))
 
 
 def _part(scale: ScalarMappable, lift: numpy.ndarray) -> numpy.ndarray:

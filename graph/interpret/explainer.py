@@ -16,6 +16,7 @@ from torch_geometric.explain.config import MaskType, ModelMode, ModelReturnType
 from attention_core import Graph
 from attention_core.annotated import Unchecked, checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.interpret.maps import check_eval
 from attention_core.layers.recorded import around
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
@@ -36,7 +37,7 @@ def explain_prediction(
     steps: int = 16,
     **inputs: Any,
 ) -> Tensor:
-    """Explain what each edge adds to a prediction, through the attention along it in all layers.
+    """Return what each edge adds to a prediction, (E,), by the attention along it in all layers.
 
     Of each layer's messages, attention weight times value, those along an edge are multiplied by a
     gate of that edge, and the gradient with respect to the gates is integrated from all closed to
@@ -76,9 +77,7 @@ def explain_prediction(
         raise ValueError(f"mode must be 'classification' or 'regression', got {mode!r}")
 
     def asked(output: Tensor) -> Tensor:
-        if index is None:
-            return output
-        return output[_rows(index, output)]
+        return output if index is None else output[_rows(index, output)]
 
     if target is None and mode == "classification":
         with torch.no_grad():  # what is predicted may be another class where gates are closed
@@ -129,7 +128,7 @@ class EdgeAttribution(ExplainerAlgorithm):
         index: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Explanation:
-        """Explain as PyG's algorithms do; `Explainer` calls it."""
+        """Explain one prediction; `Explainer` calls it."""
         _check(model, x, edge_index, self.steps)
 
         def explained(output: Tensor) -> Tensor:
@@ -145,14 +144,14 @@ class EdgeAttribution(ExplainerAlgorithm):
         return Explanation(edge_mask=edge_mask)
 
     def supports(self) -> bool:
-        """Return whether what is asked for is a number per edge, and none per node."""
+        """Return whether a number per edge is asked for, and none per node."""
         config = self.explainer_config
         return config.node_mask_type is None and config.edge_mask_type == MaskType.object
 
 
 @checked
 def log_odds(output: Tensor, target: Tensor | int) -> Tensor:
-    """Compute the log-odds (M,) of a class against all others.
+    """Return the log-odds (M,) of a class against all others.
 
     Unlike its logit they do not change where all logits grow, and unlike its probability they do
     not saturate.
@@ -216,8 +215,7 @@ def _by_class(output: Tensor) -> Tensor:
 
 def _check(model: nn.Module, x: Any, edge_index: Any, steps: int) -> None:
     check_whole(steps=steps)
-    if model.training:
-        raise ValueError("model must be in eval mode, so that no chance takes part: model.eval()")
+    check_eval(model)
     if not isinstance(x, Tensor) or not isinstance(edge_index, Tensor):
         raise TypeError(
             "x and edge_index must be tensors, of a graph with one type of nodes, got "

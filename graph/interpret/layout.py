@@ -10,7 +10,7 @@ from attention_core import Graph, Pairs
 
 
 def layout(edge_index: Tensor, num_nodes: int, steps: int = 200) -> numpy.ndarray:
-    """Find places (N, 2) of nodes whose distances follow their hop distances.
+    """Return places (N, 2) of nodes whose distances follow their hop distances.
 
     Stress majorisation with weights 1/d² (Gansner et al., 2004), from classical scaling and from
     a few fixed random starts, of which the least stressed result is kept: rings come out as rings.

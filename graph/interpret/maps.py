@@ -15,41 +15,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-import attention_core.interpret as core
+import attention_core.interpret.maps as core
 from attention_core import Graph, Space
-from attention_core.interpret.maps import choose
-from attention_core.weights import PairWeights
 from graph.models import GraphTransformer
 
 
-class NodeAttention(NamedTuple):
-    """The attention of a layer's nodes in one pass.
+class NodeAttention(core.LayerAttention):
+    """The attention of a layer's nodes in one pass: the weights of the pairs that may attend, whose
+    tokens are nodes and virtual nodes. Its name is such as "layer 2", or "layer 2, local" of a
+    second attention beside it."""
 
-    Attributes:
-        name: of the layer, such as "layer 2", or "layer 2, local" of a second attention beside it.
-        weights: of the pairs that may attend; tokens are nodes and virtual nodes.
-        heads: which heads these are, counted from 0.
-    """
-
-    name: str
-    weights: PairWeights
-    heads: list[int]
+    __slots__ = ()
 
     @property
     def nodes(self) -> tuple[Tensor, Tensor]:
         """(P,) the query and the key of each pair, as nodes; -1 for virtual ones."""
-        pairs = self.weights.pairs
+        pairs = self.pairs.pairs
         return pairs.take("nodes", "query"), pairs.take("nodes", "key")
 
     @property
     def even(self) -> Tensor:
         """(P,) the weights of a query that attends evenly to all that it may attend to."""
-        query = self.weights.pairs.query
+        query = self.pairs.pairs.query
         return 1 / torch.bincount(query)[query].float()
 
     def between(self, nodes: Tensor, head: int | None = None) -> tuple[Tensor, Tensor]:
-        """Among some of the nodes, (n,): their attention to each other, (n, n) with queries as
-        rows, and what it would be if spread evenly; 0 where they may not attend.
+        """Return the attention among some nodes (n,), (n, n) with queries as rows, and what it
+        would be if spread evenly; 0 where they may not attend.
 
         Args:
             head: place of one of `heads`, negative ones from the last; None: the mean of all.
@@ -57,22 +49,18 @@ class NodeAttention(NamedTuple):
         Raises:
             ValueError: there is no such head.
         """
-        values = self.weights.values.float()
-        chosen = choose("head", None if head is None else [head], values.shape[1])
-        of_pairs = values[:, chosen].mean(1)
-        space = self.weights.pairs.spaces[1]
+        values = self.pairs.values.float()
+        chosen = core.choose("head", None if head is None else [head], values.shape[1])
+        space, size = self.pairs.pairs.spaces[1], len(nodes)
         assert isinstance(space, Graph)
         # One place more, where virtual nodes, -1, look
         place = nodes.new_full((space.num_nodes + 1,), -1)
-        place[nodes] = torch.arange(len(nodes), device=nodes.device)
+        place[nodes] = torch.arange(size, device=nodes.device)
         query, key = (place[end] for end in self.nodes)
         inside = (query >= 0) & (key >= 0)
-        at, size = query[inside] * len(nodes) + key[inside], len(nodes)
-        found = (
-            torch.zeros(size * size, device=nodes.device).index_add(0, at, values[inside])
-            for values in (of_pairs, self.even)
-        )
-        weights, even = (table.view(size, size) for table in found)
+        both = torch.stack([values[:, chosen].mean(1), self.even])[:, inside]
+        at = (query * size + key)[inside]
+        weights, even = both.new_zeros(2, size * size).index_add(1, at, both).view(2, size, size)
         return weights, even
 
 
@@ -118,8 +106,8 @@ def attention_maps(
     """
     found = _record(model, inputs, heads=heads)
     return [
-        NodeAttention(_spoken(found[at].name), found[at].pairs, found[at].heads)  # type: ignore[arg-type]
-        for at in choose("layer", layers, len(found))
+        NodeAttention(_spoken(found[at].name), *found[at][1:])
+        for at in core.choose("layer", layers, len(found))
     ]
 
 
@@ -130,10 +118,6 @@ def pooling_attention(model: GraphTransformer, inputs: Mapping[str, Any]) -> Ten
     That is the last layer's attention of the first virtual node, or of all, where "class" or
     "special" is pooled; that of the learned query where pooling is "attention" or "map"; and else
     the last layer's attention averaged over the nodes.
-
-    Args:
-        model: in eval mode, for whole graphs.
-        inputs: its arguments by name, of one batch.
 
     Raises:
         TypeError: another kind of model.
@@ -151,8 +135,8 @@ def attention_rollout(
     model: GraphTransformer, inputs: Mapping[str, Any], **options: Unpack[core.RolloutOptions]
 ) -> Tensor:
     """Return how much of each node is in its graph's vector, (N,), going back through all layers:
-    see `attention_core.interpret.rollout`, whose `options` these are. It makes tables of all pairs
-    of a batch.
+    see `attention_core.interpret.maps.rollout`, whose `options` these are. It makes tables of all
+    pairs of a batch.
 
     Raises:
         TypeError, ValueError: as `pooling_attention`; a number out of range; or layers that share
@@ -176,7 +160,7 @@ def mean_attention_distance(model: nn.Module, inputs: Mapping[str, Any]) -> Tens
     Virtual nodes, which sit nowhere, and unconnected nodes have no part in it; `attention_by_hops`
     counts them.
 
-    Args, Raises: as of `attention_maps`.
+    Raises: as `attention_maps`.
     """
     found = _record(model, inputs)
     rows = [core.mean_distance(one, lambda pairs: pairs.distance) for one in found]
@@ -193,14 +177,14 @@ def attention_by_hops(layers: Sequence[NodeAttention], *, most: int = 6) -> HopP
         most: hops beyond are counted together.
     """
     names = [*map(str, range(most + 1)), f"> {most}", "unconnected", "virtual node"]
-    heads = max(layer.weights.values.shape[1] for layer in layers)
+    heads = max(layer.pairs.values.shape[1] for layer in layers)
     shares, spread = [], []
     for layer in layers:
-        (query, key), pairs = layer.nodes, layer.weights.pairs
+        (query, key), pairs = layer.nodes, layer.pairs.pairs
         distance = pairs.distance
         column = distance.clamp(max=most + 1).masked_fill(distance.isinf(), most + 2).long()
         column = column.masked_fill(key < 0, most + 3)[query >= 0]
-        both = torch.cat([layer.weights.values.float(), layer.even[:, None]], dim=1)[query >= 0]
+        both = torch.cat([layer.pairs.values.float(), layer.even[:, None]], dim=1)[query >= 0]
         sums = both.new_zeros(len(names), both.shape[1]).index_add(0, column, both)
         sums = sums / sums.sum(0).clamp(min=torch.finfo(sums.dtype).tiny)
         of_heads = sums[:, :-1].T
@@ -226,7 +210,6 @@ def _record(
         if isinstance(layer.queries, Graph)
         and isinstance(layer.keys, Graph)
         and not layer.keys.edges.bipartite
-        and layer.pairs is not None
         and layer.pairs.pairs.shape[0] == 1
     ]
     if not found:

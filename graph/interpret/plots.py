@@ -14,17 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attention_core.escape import plot_label
+from attention_core.interpret import plots as kit
 from attention_core.interpret.maps import choose
-from attention_core.interpret.plots import (
-    HEAT,
-    INK,
-    bare,
-    head_sheet,
-    panel_rows,
-    panels,
-    put_bar,
-    put_title,
-)
+from attention_core.interpret.plots import HEAT, INK
 from graph.interpret.drawing import Lifts, ReadGraph, draw_graph
 from graph.interpret.layout import layout
 from graph.interpret.maps import HopProfile, NodeAttention, attention_by_hops, attention_maps
@@ -111,12 +103,8 @@ def attention_figures(
 
 
 def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Figure:
-    """Return a panel per graph: nodes by type, edges by type, and attention on top of both.
-
-    The width and colour of an edge is the attention along it, the mean of both directions where
-    it has both. Dotted arcs are the strongest weights between nodes without an edge. The halo of a
-    node is the attention that it receives from all nodes. All three are relative to what an even
-    spread would give, so that graphs of any size compare.
+    """Return a panel per graph: nodes and edges by type, and attention on top, see `draw_graph`. It
+    is relative to what an even spread would give, so that graphs of any size compare.
 
     Raises:
         ValueError: there is no graph, or weights of another shape than its nodes.
@@ -129,22 +117,20 @@ def attention_over_graphs(graphs: Sequence[ReadGraph], *, title: str = "") -> Fi
     down = -(-len(graphs) // across)
     figure = Figure(figsize=(6.6 * across, 4.6 * down + 0.9), layout="constrained")
     scale = _scale(graphs)
-    for place, graph in zip(panels(figure, len(graphs), across), graphs, strict=True):
+    for place, graph in zip(kit.panels(figure, len(graphs), across), graphs, strict=True):
         draw_graph(figure.add_subplot(place), graph, scale)
     meaning = (
         "attention, as a multiple of an even spread over all that a node may attend to: along an "
         "edge (band),\nreceived by a node (halo), and the strongest between nodes without an edge "
         "(dotted)"
     )
-    put_bar(figure, scale, meaning, location="bottom", aspect=60)
-    put_title(figure, title)
+    kit.put_bar(figure, scale, meaning, location="bottom", aspect=60)
+    kit.put_title(figure, title)
     return figure
 
 
 def layer_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) -> Figure:
     """Return every head of every layer on one graph: a row per layer, a column per head.
-
-    Bands and halos are as in `attention_over_graphs`.
 
     Args:
         graphs: for each layer the graph as each head reads it.
@@ -159,7 +145,7 @@ def layer_sheet(graphs: Sequence[Sequence[ReadGraph]], layers: Sequence[str]) ->
         draw_graph(axis, graphs[layer][head], scale, place=place, small=True)
 
     caption = graphs[0][0].caption
-    return head_sheet(
+    return kit.head_sheet(
         layers,
         [range(len(row)) for row in graphs],
         draw,
@@ -174,14 +160,11 @@ def hop_figure(profile: HopProfile) -> Figure:
     """Return how far each head looks: a panel per layer, with a row per head, and below what an
     even spread over all that nodes may attend to would give."""
     layers, heads, columns = profile.shares.shape
-    of_row = panel_rows(layers, 3)
-    size = (
-        0.3 + of_row[0] * (0.62 * columns + 1.0),
-        len(of_row) * (0.3 * (heads + 1) + 1.5) + 0.5,
-    )
-    figure = Figure(figsize=size, layout="constrained")
+    down = -(-layers // 3)
+    width = 0.3 + -(-layers // down) * (0.62 * columns + 1.0)
+    figure = Figure(figsize=(width, down * (0.3 * (heads + 1) + 1.5) + 0.5), layout="constrained")
     highest = max(0.3, float(profile.shares.nan_to_num().max()))
-    places = panels(figure, layers, 3)
+    places = kit.panels(figure, layers, 3)
     rows = zip(places, profile.layers, profile.shares, profile.even, strict=True)
     for place, name, shares, even in rows:
         axis = figure.add_subplot(place)
@@ -190,19 +173,17 @@ def hop_figure(profile: HopProfile) -> Figure:
         axis.imshow(table, HEAT, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
         for (row, column), share in numpy.ndenumerate(table):
             if round(share * 100):
-                color = "white" if share > 0.55 * highest else INK
-                text = f"{share:.0%}"
-                axis.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+                kit.put_number(axis, row, column, f"{share:.0%}", share / highest)
         axis.axhline(len(shares) - 0.5, color=INK, linewidth=1.0)
         names = [*(f"head {head + 1}" for head in range(len(shares))), "evenly"]
         first = place.colspan.start == 0
         axis.set_yticks(range(len(names)), names if first else [""] * len(names))
         axis.set_xticks(range(columns), [hop.replace("al n", "al\nn") for hop in profile.hops])
         axis.tick_params(labelsize=8.5)
-        bare(axis, ticks=True)
+        kit.bare(axis, ticks=True)
         axis.set_title(plot_label(name), loc="left", fontsize=10.5, color=INK)
         axis.set_xlabel("hops", fontsize=9)
-    put_title(figure, "How far heads look: share of attention by hops")
+    kit.put_title(figure, "How far heads look: share of attention by hops")
     return figure
 
 
@@ -242,6 +223,8 @@ def _read(
 
 def _scale(graphs: Sequence[ReadGraph]) -> ScalarMappable:
     # It ends where the drawn weights do, so that even mild preferences are seen
-    drawn = numpy.concatenate([Lifts.of(graph).drawn() for graph in graphs])
+    lifts = [Lifts.of(graph) for graph in graphs]
+    drawn = numpy.concatenate([[*one.received, *one.edge.values()] for one in lifts])
+    drawn = drawn[numpy.isfinite(drawn)]
     low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else (0.0, 1.0)
     return ScalarMappable(Normalize(low, high), "YlOrRd")

@@ -9,11 +9,10 @@ from nlp.interpret.maps import (
     occlusion,
     pooling_attention,
 )
-from nlp.interpret.plots import ReadText, Shown, attention_figures, read_text, text_figures
+from nlp.interpret.plots import ReadText, attention_figures, read_text, text_figures
 
 __all__ = [
     "ReadText",
-    "Shown",
     "alignment",
     "attention_figures",
     "attention_maps",

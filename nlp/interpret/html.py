@@ -13,16 +13,8 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from attention_core.escape import html_text
-from attention_core.interpret.plots import HEAT, RIGHT, WRONG
-from nlp.interpret.maps import WordWeights
-from nlp.interpret.plots import (
-    MOST_TOKENS,
-    ReadText,
-    View,
-    changed,
-    largest,
-    marked,
-)
+from attention_core.interpret.plots import HEAT, RIGHT, WRONG, shorten
+from nlp.interpret.plots import MOST_TOKENS, ReadText, View, check_texts, largest, views
 
 #: The most words of a text on a page.
 MOST_WORDS = 2000
@@ -39,8 +31,7 @@ def attention_page(texts: Sequence[ReadText], *, title: str = "Attention") -> st
     Raises:
         ValueError: there is no text.
     """
-    if not texts:
-        raise ValueError("texts must hold at least one text")
+    check_texts(texts)
     environment = Environment(
         loader=PackageLoader("nlp"),
         autoescape=True,
@@ -61,60 +52,35 @@ def attention_page(texts: Sequence[ReadText], *, title: str = "Attention") -> st
 def _text(text: ReadText) -> dict[str, Any]:
     attention = text.attention
     weights = attention.weights[..., :MOST_TOKENS, :MOST_TOKENS].float().cpu()
-    table = weights[-1].mean(0)
-    keys = [html_text(name) for name in attention.keys[:MOST_TOKENS]]
-    queries = [html_text(name) for name in attention.queries[:MOST_TOKENS]]
-    top, written = largest(table), len(attention.queries) - text.written
+    table, most = weights[-1].mean(0), largest(weights)
+    keys, queries = (
+        [html_text(name) for name in side[:MOST_TOKENS]]
+        for side in (attention.keys, attention.queries)
+    )
     length = max(len(attention.keys), len(attention.queries))
-    top_of_all = largest(weights)
     return {
         "caption": html_text(text.caption),
         "verdict": {None: "", True: "right", False: "wrong"}[text.right],
-        "views": _views(text),
+        "views": [{"heading": view.heading, "words": _words(view)} for view in views(text)],
         "words_left": 0 if text.pooled is None else len(text.pooled.words) - MOST_WORDS,
-        "columns": [_short(name) for name in keys],
-        "longest": max(len(_short(name)) for name in keys),
-        "rows": [
-            {
-                "name": name,
-                "written": place >= written,
-                "cells": [
-                    {
-                        "name": key,
-                        "weight": f"{0.75 * min(share / top, 1.0):.2f}",
-                        "share": f"{share:.1%}",
-                    }
-                    for key, share in zip(keys, row, strict=True)
-                ],
-            }
-            for place, (name, row) in enumerate(zip(queries, table.tolist(), strict=True))
-        ],
+        "key_names": keys,
+        "columns": [shorten(name, 20) for name in keys],
+        "rows": list(zip(queries, table.tolist(), strict=True)),
+        "given": len(attention.queries) - text.written,
+        "top": largest(table),
         "cut": f"The first {MOST_TOKENS} of {length}." if length > MOST_TOKENS else "",
         "heads": attention.heads,
         "layers": [
-            {"number": number, "images": [_image(head, top_of_all) for head in layer]}
+            (number, [_image(head, most) for head in layer])
             for number, layer in zip(attention.layers, weights, strict=True)
         ],
     }
 
 
-def _views(text: ReadText) -> list[dict[str, Any]]:
-    """The words as they are marked, once or twice."""
-    views = []
-    if text.pooled is not None:
-        shares = [f"{share:.1%}" for share in text.pooled.weights.mean(0).tolist()]
-        views.append(_view(text.pooled, marked(text.pooled), shares))
-    if text.left_out is not None:
-        changes = text.left_out.weights.tolist()
-        told = ["" if change != change else f"{change:+.2f}" for change in changes]
-        views.append(_view(text.left_out, changed(text.left_out), told))
-    return views
-
-
-def _view(words: WordWeights, view: View, told: list[str]) -> dict[str, Any]:
+def _words(view: View) -> list[dict[str, Any]]:
     rows = []
-    for written, color, strength, value, special in zip(
-        words.words[:MOST_WORDS], view.colors, view.strength, told, words.special, strict=False
+    for written, special, color, strength, value in zip(
+        view.words.words, view.words.special, view.colors, view.strength, view.told, strict=True
     ):
         text = written.lstrip()
         rows.append(
@@ -126,7 +92,7 @@ def _view(words: WordWeights, view: View, told: list[str]) -> dict[str, Any]:
                 "value": value,
             }
         )
-    return {"heading": view.heading, "words": rows}
+    return rows[:MOST_WORDS]
 
 
 def _image(weights: Tensor, top: float) -> str:
@@ -134,7 +100,3 @@ def _image(weights: Tensor, top: float) -> str:
     file = io.BytesIO()
     imsave(file, weights.numpy(), vmin=0.0, vmax=top, cmap=HEAT, format="png")
     return base64.b64encode(file.getvalue()).decode()
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else f"{name[:19]}…"

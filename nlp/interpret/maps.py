@@ -6,15 +6,14 @@ A layer's weights take (heads, L, L) numbers for a text of L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
-import attention_core.interpret as core
+import attention_core.interpret.maps as core
 from attention_core import Encoder, Sequence as Line
-from attention_core.interpret.maps import check_eval
 from nlp.decoder import TextDecoder
 from nlp.encoder import TextEncoder, TokenEncoder
 from nlp.seq2seq import Seq2SeqTransformer
@@ -26,7 +25,7 @@ Model = TokenEncoder | TextDecoder | Seq2SeqTransformer
 
 
 class TextAttention(NamedTuple):
-    """The attention between the tokens of a text.
+    """The attention between tokens, or words.
 
     Attributes:
         queries, keys: Lq tokens (or words) that attend, and Lk that are attended to, readable.
@@ -85,7 +84,7 @@ def attention_maps(
     """
     ids = _ids(model, tokenizer, inputs)
     chosen = core.attention_layers(_stack(model), wanted=layers)
-    found = core.record(model, lambda: model.encode(ids), _part(chosen), heads=heads)
+    found = core.record(model, lambda: model.encode(ids), chosen, heads=heads)
     sides = [_Side(tokenizer, ids.tolist(), words)] * 2
     return _attention(found, sides, list(chosen))
 
@@ -100,9 +99,6 @@ def pooling_attention(
     all tokens.
 
     Args:
-        model: in eval mode.
-        inputs: the text that it reads; or its ids (L,), special tokens and all.
-        tokenizer: that of the model.
         words: add up the tokens of each word.
 
     Raises: as `attention_maps`.
@@ -123,13 +119,10 @@ def attention_rollout(
     **options: Unpack[core.RolloutOptions],
 ) -> WordWeights:
     """Return how much of each word is in the vector of a text, (W,), going back through all layers:
-    see `attention_core.interpret.rollout`, whose `options` these are.
-
-    The other arguments are those of `pooling_attention`.
-    """
+    see `attention_core.interpret.maps.rollout`, whose `options` these are."""
     _check_pools(model)
     ids = _ids(model, tokenizer, inputs)
-    layers, pooled = _to_pool(model, ids, _part(core.all_layers(_stack(model))))
+    layers, pooled = _to_pool(model, ids, core.all_layers(_stack(model)))
     return _Side(tokenizer, ids.tolist(), words).weights(core.rollout(layers, pooled, **options))
 
 
@@ -137,11 +130,10 @@ def mean_attention_distance(model: Model, inputs: str | Tensor, *, tokenizer: To
     """Return how far heads look, (layers, heads): the mean distance in tokens, weighted by
     attention.
 
-    Args, Raises: as of `attention_maps`; also where blocks serve several layers.
+    Raises: as `attention_maps`; also where blocks serve several layers.
     """
     ids = _ids(model, tokenizer, inputs)
-    part = _part(core.all_layers(_stack(model)))
-    found = core.record(model, lambda: model.encode(ids), part)
+    found = core.record(model, lambda: model.encode(ids), core.all_layers(_stack(model)))
     return torch.stack([core.mean_distance(one, lambda pairs: pairs.distance) for one in found])
 
 
@@ -160,15 +152,10 @@ def occlusion(
     in for each other. Special tokens stay, and have NaN; so has a word that is the whole text.
 
     Args:
-        model: in eval mode, with classes.
-        inputs: the text that it reads; or its ids (L,), special tokens and all.
-        tokenizer: that of the model.
         target: the class; by default the one that the model predicts of the whole text.
         words: leave out all tokens of a word at once.
 
-    Raises:
-        TypeError: another kind of model.
-        ValueError: it has no classes, or no class `target`; or as `attention_maps`.
+    Raises: as `attention_maps`; also where the model has no classes, or no class `target`.
     """
     _check_pools(model)
     classes = getattr(model.head, "out_features", 0)
@@ -210,13 +197,10 @@ def alignment(
     and attends. The last row is the end of the translation.
 
     Args:
-        model: in eval mode.
         inputs: the source that it reads; or its ids (L,), special tokens and all.
         translation: what it is to write; or its ids (n,), without special tokens. By default, what
             the model writes: the likeliest token at each step, up to 64.
-        tokenizer: that of the model.
-        layers, heads: of the decoder, see `attention_maps`.
-        words: merge the tokens of each word, see `attention_maps`.
+        layers, heads: of the decoder.
         start: the id that translations begin with, the tokenizer's `start` by default.
 
     Raises: as `attention_maps`.
@@ -234,7 +218,7 @@ def alignment(
         written = translation.to(ids)
     chosen = core.attention_layers(model.decoder, part="cross_attention", wanted=layers)
     given = torch.cat([ids.new_tensor([start]), written])
-    found = core.record(model, lambda: model(ids, None, given), _part(chosen), heads=heads)
+    found = core.record(model, lambda: model(ids, None, given), chosen, heads=heads)
     rows = _Side(tokenizer, [*written.tolist(), tokenizer.end], words)
     return _attention(found, [rows, _Side(tokenizer, ids.tolist(), words)], list(chosen))
 
@@ -271,12 +255,11 @@ class _Side:
 
 
 def _attention(
-    found: Iterable[core.LayerAttention], sides: Sequence[_Side], layers: list[int]
+    found: Sequence[core.LayerAttention], sides: Sequence[_Side], layers: list[int]
 ) -> TextAttention:
     queries, keys = sides
-    found = list(found)
-    weights = torch.stack([layer.table for layer in found])
-    weights = queries.mean(keys.sum(weights).mT).mT
+    weights = keys.sum(torch.stack([layer.table for layer in found]))
+    weights = queries.mean(weights.mT).mT
     return TextAttention(queries.names, keys.names, weights, layers, found[0].heads)
 
 
@@ -297,20 +280,16 @@ def _check_pools(model: nn.Module) -> None:
 
 
 def _to_pool(
-    model: TextEncoder, ids: Tensor, part: nn.Module
+    model: TextEncoder, ids: Tensor, part: nn.Module | dict[int, nn.Module]
 ) -> tuple[list[core.LayerAttention], core.LayerAttention | Tensor]:
     # The tokens of a text that is read in windows are pooled together
     return core.record_to_pool(model, lambda: model(ids), part, Line(len(ids)))
 
 
-def _part(layers: dict[int, nn.Module]) -> nn.Module:
-    return nn.ModuleList(layers.values())
-
-
 def _ids(model: Model, tokenizer: Tokenizer, inputs: str | Tensor) -> Tensor:
     """(L,) on the model's device."""
     _stack(model)
-    check_eval(model)
+    core.check_eval(model)
     if isinstance(inputs, str):
         ids = torch.tensor(tokenizer.encode([inputs])[0], dtype=torch.long)
     else:

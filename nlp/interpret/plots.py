@@ -13,51 +13,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor
 
-from attention_core.interpret.plots import (
-    CHANGE,
-    HEAT,
-    INK,
-    MUTED,
-    PLAIN,
-    RIGHT,
-    bare,
-    fill,
-    head_sheet,
-    panel_rows,
-    panels,
-    printable,
-    put_bar,
-    put_title,
-    verdict_color,
-)
+from attention_core.interpret import plots as kit
+from attention_core.interpret.plots import CHANGE, HEAT, INK, MUTED, PLAIN, RIGHT, printable
 from nlp.encoder import TextEncoder
-from nlp.interpret.maps import (
-    Model,
-    TextAttention,
-    WordWeights,
-    attention_maps,
-    occlusion,
-    pooling_attention,
-)
+from nlp.interpret import maps
+from nlp.interpret.maps import Model, TextAttention, WordWeights
 from nlp.tokenizer import Tokenizer
 
 #: The most tokens on an axis, and the most words of a text, that are drawn.
 MOST_TOKENS, MOST_WORDS = 48, 160
-#: What is marked in words, and beside it.
-MARKED = "attention into the pooled vector"
-LEFT_OUT = "log-probability of the predicted class without each word"
-
-
-class Shown(NamedTuple):
-    """A caption above a text.
-
-    Attributes:
-        caption: such as what the model made of it.
-        right: whether the model was right; None where there is no telling.
-    """
-
-    caption: str
-    right: bool | None = None
+#: Inches that a token takes on an axis.
+CELL = 0.21
+#: What to write above a text, and whether the model was right; None where there is no telling.
+Caption = tuple[str, bool | None]
+Color = tuple[float, float, float, float]
 
 
 class ReadText(NamedTuple):
@@ -80,35 +49,30 @@ class ReadText(NamedTuple):
     written: int = 0
 
 
-def read_text(model: Model, text: str | Tensor, shown: Shown, *, tokenizer: Tokenizer) -> ReadText:
+def read_text(
+    model: Model, text: str | Tensor, caption: Caption, *, tokenizer: Tokenizer
+) -> ReadText:
     """Return all that is drawn of a text: `attention_maps`; of a `TextEncoder` `pooling_attention`,
     and, where it tells classes apart, `occlusion`."""
     pooled = left_out = None
     if isinstance(model, TextEncoder):
-        pooled = pooling_attention(model, text, tokenizer=tokenizer)
+        pooled = maps.pooling_attention(model, text, tokenizer=tokenizer)
         if getattr(model.head, "out_features", 0) > 1:
-            left_out = occlusion(model, text, tokenizer=tokenizer)
-    attention = attention_maps(model, text, tokenizer=tokenizer)
-    return ReadText(shown.caption, attention, pooled, left_out, shown.right)
+            left_out = maps.occlusion(model, text, tokenizer=tokenizer)
+    attention = maps.attention_maps(model, text, tokenizer=tokenizer)
+    return ReadText(caption[0], attention, pooled, left_out, caption[1])
 
 
 def attention_figures(
     model: Model,
     inputs: Sequence[str | Tensor],
-    shown: Sequence[Shown],
+    shown: Sequence[Caption],
     *,
     tokenizer: Tokenizer,
     subject: str = "Attention",
 ) -> dict[str, Figure]:
-    """Return all that shows what `model` attends to, by file name, see `text_figures`.
-
-    Args:
-        model: in eval mode.
-        inputs: texts, or ids (L,) of each.
-        shown: what to write above each.
-        tokenizer: that of the model.
-        subject: what is shown, the beginning of titles.
-    """
+    """Return all that shows what `model` attends to, by file name: the `text_figures` of what
+    `read_text` gives for each of `inputs` and of `shown`."""
     pairs = zip(inputs, shown, strict=True)
     texts = [read_text(model, text, one, tokenizer=tokenizer) for text, one in pairs]
     return text_figures(texts, subject=subject)
@@ -140,18 +104,19 @@ def map_sheet(texts: Sequence[ReadText], *, title: str = "") -> Figure:
     Raises:
         ValueError: there is no text.
     """
-    _check(texts)
-    widths = [min(len(one.attention.keys), MOST_TOKENS) for one in texts]
-    heights = iter([min(len(one.attention.queries), MOST_TOKENS) for one in texts])
-    across = 2 if len(texts) > 1 and max(widths) <= 28 else 1
-    cell = 0.21
-    width = across * (max(5.2, 3.2 + cell * max(widths)))
-    rows = panel_rows(len(texts), across)
-    tall = [max(2.6, 2.0 + cell * max(next(heights) for _ in range(count))) for count in rows]
-    figure = Figure(figsize=(width, sum(tall) + 0.4), layout="constrained")
-    places = panels(figure, len(texts), across, height_ratios=tall)
-    shares = [width / count for count in rows for _ in range(count)]
-    for place, one, inches in zip(places, texts, shares, strict=True):
+    check_texts(texts)
+    longest = min(max(len(one.attention.keys) for one in texts), MOST_TOKENS)
+    across = 2 if len(texts) > 1 and longest <= 28 else 1
+    figure = Figure(layout="constrained")
+    places = kit.panels(figure, len(texts), across)
+    grid = places[0].get_gridspec()
+    tall = [0.0] * grid.nrows
+    for place, one in zip(places, texts, strict=True):
+        height = 2.0 + CELL * min(len(one.attention.queries), MOST_TOKENS)
+        tall[place.rowspan.start] = max(2.6, tall[place.rowspan.start], height)
+    grid.set_height_ratios(tall)
+    figure.set_size_inches(across * max(5.2, 3.2 + CELL * longest), sum(tall) + 0.4)
+    for place, one in zip(places, texts, strict=True):
         part = figure.add_subfigure(place)
         axis = part.subplots()
         weights = one.attention.weights[-1].mean(0)
@@ -159,11 +124,12 @@ def map_sheet(texts: Sequence[ReadText], *, title: str = "") -> Figure:
         _map(axis, one, weights, scale, 8.0)
         axis.set_xlabel("attended to", color=INK, fontsize=9)
         axis.set_ylabel("attending", color=INK, fontsize=9)
-        put_bar(part, scale, "share", fraction=0.04, aspect=25)
-        caption = fill(f"{one.caption}{_cut(one.attention)}", inches, 10)
-        color = verdict_color(one.right)
-        part.suptitle(caption, x=0.02, ha="left", fontsize=10, weight="bold", color=color, **PLAIN)
-    put_title(figure, title)
+        kit.put_bar(part, scale, "share", fraction=0.04, aspect=25)
+        inches = figure.get_figwidth() * len(place.colspan) / grid.ncols
+        caption = kit.fill(f"{one.caption}{_cut(one.attention)}", inches, 10)
+        look = {"fontsize": 10, "weight": "bold", "color": kit.verdict_color(one.right), **PLAIN}
+        part.suptitle(caption, x=0.02, ha="left", **look)
+    kit.put_title(figure, title)
     return figure
 
 
@@ -180,7 +146,7 @@ def layer_sheet(text: ReadText, *, title: str = "") -> Figure:
         _map(axis, text, weights[layer, head], scale, font, names=(left, below))
 
     said = f"{text.caption}{_cut(attention, limit)}"
-    return head_sheet(
+    return kit.head_sheet(
         [f"layer {layer + 1}" for layer in attention.layers],
         [attention.heads] * len(attention.layers),
         draw,
@@ -192,108 +158,104 @@ def layer_sheet(text: ReadText, *, title: str = "") -> Figure:
 
 
 class View(NamedTuple):
-    """How the words of a text are marked in one column: the heading, and of each word its colour
-    and how strong that is, from 0 to 1."""
+    """How the words of a text are marked in one column.
+
+    Attributes:
+        heading: what the colours say.
+        words: which are marked, by their weights.
+        colors, strength: of each word its colour, and how strong that is, from 0 to 1.
+        told: of each its number, empty where there is none.
+    """
 
     heading: str
-    colors: list[tuple[float, float, float, float]]
+    words: WordWeights
+    colors: list[Color]
     strength: list[float]
+    told: list[str]
+
+
+def views(text: ReadText) -> list[View]:
+    """Return how the words of a text are marked: by the attention into what is pooled, mean of the
+    heads, and by what changes without them; each where it is known."""
+    found = []
+    if text.pooled is not None:
+        shares = text.pooled.weights.mean(0).tolist()
+        # A special token often serves as a rest for idle heads; it must not wash out the words
+        kept = [share for share, out in zip(shares, text.pooled.special, strict=True) if not out]
+        most = max(kept or shares) or 1.0
+        strength = [min(share / most, 1.0) for share in shares]
+        heading = f"attention into the pooled vector (darkest: {most:.0%})"
+        colors = [HEAT(0.85 * one) for one in strength]
+        told = [f"{share:.1%}" for share in shares]
+        found.append(View(heading, text.pooled, colors, strength, told))
+    if text.left_out is not None:
+        changes = text.left_out.weights.tolist()  # NaN of special tokens
+        most = max([1e-6, *(abs(one) for one in changes if one == one)])
+        told = ["" if one != one else f"{one:+.2f}" for one in changes]
+        relative = [0.0 if one != one else one / most for one in changes]
+        heading = (
+            "log-probability of the predicted class without each word: orange falls, violet rises "
+            f"(at most {most:.2g})"
+        )
+        colors = [_shade(one) for one in relative]
+        found.append(View(heading, text.left_out, colors, [abs(one) for one in relative], told))
+    return found
 
 
 def words_sheet(texts: Sequence[ReadText], *, title: str = "") -> Figure:
-    """Return texts whose words are marked by how much attention to them reaches the text's vector,
-    mean of the heads. Beside that, where it is known of all texts, how the log-probability of the
-    predicted class changes without each word: orange where it falls. Of a long text, its beginning.
+    """Return texts whose words are marked as `views` says, by attention and, where it is known of
+    all texts, by what changes without each word beside that. Of a long text, its beginning.
 
     Raises:
         ValueError: there is no text, or one that is not pooled.
     """
-    _check(texts)
+    check_texts(texts)
     for one in texts:
         if one.pooled is None:
             raise ValueError(f"a text that is not pooled has no words to mark: {one.caption!r}")
-    two = all(one.left_out is not None for one in texts)
-    size, width, gap = 11.0, (6.6 if two else 10.0) * 72, 22.0 if two else 0.0
-    letter, line = 0.602 * size, 1.75 * size  # of the font, in points
-    drawn = [_flow(one.pooled, int(width / letter)) for one in texts if one.pooled is not None]
-    heights = [line * (1 + max(row for row, _, _ in places)) for places in drawn]
-    above = 52.0
-    columns = 2 if two else 1
-    total = sum(heights) + above * len(texts) + (32 if title else 6)
-    across = columns * width + (columns - 1) * gap
-    margin = 14.0
-    figure = Figure(figsize=((across + 2 * margin) / 72, total / 72))
-    # A unit is a point, as of the letters
-    axis = figure.add_axes((margin / (across + 2 * margin), 0, across / (across + 2 * margin), 1))
-    axis.set_xlim(0, across)
-    axis.set_ylim(total, 0)
-    axis.axis("off")
+    seen = [views(one) for one in texts]
+    columns = min(map(len, seen))
+    # All in points, as the letters of the font are
+    size, letter, line, above, gap, margin = 11.0, 6.62, 19.25, 52.0, 22.0, 14.0
+    width = (6.6 if columns == 2 else 10.0) * 72
+    across = columns * (width + gap) - gap
+    drawn = [_flow(first.words, int(width / letter)) for first, *_ in seen]
     top = 32.0 if title else 6.0
-    for one, places, height in zip(texts, drawn, heights, strict=True):
-        assert one.pooled is not None
-        cut = len(one.pooled.words) - len(places)
-        said = f"; the first {len(places)} of {len(one.pooled.words)} words" if cut else ""
-        color = verdict_color(one.right)
+    total = top + sum(above + line * (1 + places[-1][0]) for places in drawn)
+    whole = across + 2 * margin
+    figure = Figure(figsize=(whole / 72, total / 72))
+    axis = figure.add_axes((margin / whole, 0, across / whole, 1))
+    axis.set(xlim=(0, across), ylim=(total, 0))
+    axis.axis("off")
+    for one, of_text, places in zip(texts, seen, drawn, strict=True):
+        count = len(of_text[0].words.words)
+        said = f"; the first {len(places)} of {count} words" if len(places) < count else ""
         caption = printable(f"{one.caption}{said}", int(across / (0.56 * size)))
-        bold = {"fontsize": 10, "fontweight": "bold", **PLAIN}
-        axis.text(0, top + 12, caption, color=color, va="center", **bold)
-        views = [marked(one.pooled)] + ([changed(one.left_out)] if two and one.left_out else [])
-        for number, view in enumerate(views):
+        look: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "va": "center", **PLAIN}
+        axis.text(0, top + 12, caption, color=kit.verdict_color(one.right), **look)
+        for number, view in enumerate(of_text[:columns]):
             left = number * (width + gap)
             axis.text(left, top + 30, view.heading, fontsize=8.5, color=MUTED, va="center")
-            for (row, column, word), fill_color, strength, special in zip(
-                places, view.colors, view.strength, one.pooled.special, strict=False
+            for (row, column, word), color, strength, special in zip(
+                places, view.colors, view.strength, view.words.special, strict=False
             ):
-                x, y = left + letter * column, top + above - 8 + line * row
-                box = FancyBboxPatch(
-                    (x + 0.5, y + 1),
-                    letter * len(word) - 1,
-                    line - 4,
-                    boxstyle="round,pad=0,rounding_size=2.5",
-                    facecolor=fill_color,
-                    edgecolor="none",
-                )
-                axis.add_patch(box)
+                x, y, wide = left + letter * column, top + above - 8 + line * row, len(word)
+                box: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=2.5", "ec": "none"}
+                corner, extent = (x + 0.5, y + 1), (letter * wide - 1, line - 4)
+                axis.add_patch(FancyBboxPatch(corner, *extent, facecolor=color, **box))
                 ink = "white" if strength > 0.65 else MUTED if special else INK
-                middle = (x + letter * len(word) / 2, y + line / 2 - 1)
-                centred = {"ha": "center", "va": "center_baseline", **PLAIN}
-                axis.text(*middle, word, fontsize=size, color=ink, **centred)
-        top += height + above
-    put_title(figure, title)
+                look = {"fontsize": size, "ha": "center", "va": "center_baseline", **PLAIN}
+                axis.text(x + letter * wide / 2, y + line / 2 - 1, word, color=ink, **look)
+        top += above + line * (1 + places[-1][0])
+    kit.put_title(figure, title)
     return figure
 
 
-def marked(pooled: WordWeights) -> View:
-    """Return how words are marked by the attention into what is pooled."""
-    shares = pooled.weights.mean(0)
-    most = most_of_words(shares, pooled.special)
-    strength = (shares / most).clamp(max=1).tolist()
-    heading = f"{MARKED} (darkest: {most:.0%})"
-    return View(heading, [HEAT(0.85 * one) for one in strength], strength)
-
-
-def changed(left_out: WordWeights) -> View:
-    """Return how words are marked by what changes without them; special ones are not."""
-    changes = left_out.weights.nan_to_num()
-    most = max(float(changes.abs().max()), 1e-6)
-    relative = (changes / most).tolist()
-    heading = f"{LEFT_OUT}: orange falls, violet rises (at most {most:.2g})"
-    return View(heading, [_shade(one) for one in relative], [abs(one) for one in relative])
-
-
-def _shade(change: float) -> tuple[float, float, float, float]:
-    """Between -1 and 1; 0 is white."""
-    red, green, blue, _ = CHANGE(0.5 + 0.42 * change)
-    share = min(1.0, 4 * abs(change))  # the middle of the map is gray
-    red, green, blue = (1 - share * (1 - one) for one in (red, green, blue))
+def _shade(change: float) -> Color:
+    """The colour of a change between -1 and 1; 0 is white, as the middle of the map is gray."""
+    share = min(1.0, 4 * abs(change))
+    red, green, blue, _ = (1 - share * (1 - one) for one in CHANGE(0.5 + 0.42 * change))
     return red, green, blue, 1.0
-
-
-def most_of_words(shares: Tensor, special: Sequence[bool]) -> float:
-    """Return the share of a word that is drawn darkest. A special token often serves as a rest for
-    idle heads; it must not wash out the words."""
-    words = [share for share, out in zip(shares.tolist(), special, strict=True) if not out]
-    return max(words or shares.tolist()) or 1.0
 
 
 def largest(weights: Tensor) -> float:
@@ -320,11 +282,13 @@ def _map(
 ) -> None:
     """Weights (Lq, Lk), of a long text the first, with names of rows and of columns."""
     drawn = weights[:MOST_TOKENS, :MOST_TOKENS].cpu()
-    rows, columns = text.attention.queries[: len(drawn)], text.attention.keys[: drawn.shape[1]]
-    rows, columns = ([printable(name, 16) for name in side] for side in (rows, columns))
+    rows, columns = (
+        [printable(name, 16) for name in side[:count]]
+        for side, count in zip(text.attention[:2], drawn.shape, strict=True)
+    )
     options: Any = {"norm": scale.norm, "aspect": "auto", "interpolation": "nearest"}
     axis.imshow(drawn.numpy(), HEAT, **options)
-    bare(axis)
+    kit.bare(axis)
     if names[0]:
         axis.set_yticks(range(len(rows)), rows, fontsize=size, **PLAIN)
         first_written = len(text.attention.queries) - text.written
@@ -357,6 +321,7 @@ def _cut(attention: TextAttention, limit: int = MOST_TOKENS) -> str:
     return f" (the first {limit} of {length})" if length > limit else ""
 
 
-def _check(texts: Sequence[ReadText]) -> None:
+def check_texts(texts: Sequence[ReadText]) -> None:
+    """Raise ValueError where there is no text."""
     if not texts:
         raise ValueError("texts must hold at least one text")

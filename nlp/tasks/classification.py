@@ -36,7 +36,7 @@ class TextClassification(TextTask, ClassificationTask):
 
     def shown(self, batch: dict[str, Any]) -> list[ReadText]:
         """Choose one test text of each class."""
-        from nlp.interpret import Shown, read_text
+        from nlp.interpret import read_text
 
         if not isinstance(self.model, TextEncoder):
             return []
@@ -51,8 +51,8 @@ class TextClassification(TextTask, ClassificationTask):
             predicted, label = int(shares[index].argmax()), int(batch["target"][index])
             verdict = "rightly" if predicted == label else f"labelled {self.classes[label]}"
             read = f"Read as {self.classes[predicted]} ({shares[index, predicted]:.0%})"
-            shown = Shown(f"{read}, {verdict}", predicted == label)
-            texts.append(read_text(self.model, ids, shown, tokenizer=tokenizer))
+            caption = f"{read}, {verdict}", predicted == label
+            texts.append(read_text(self.model, ids, caption, tokenizer=tokenizer))
         return texts
 
 

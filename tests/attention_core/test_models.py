@@ -210,8 +210,67 @@ def test_a_misspelt_preset_is_answered_with_the_nearest(model: type[Model]) -> N
     known = next(iter(model.presets))
     with pytest.raises(ValueError, match=f"name must be one of {known}.*Did you mean '?{known}"):
         model.preset(known + "x", num_classes=3)
-    with pytest.raises(ValueError, match="^Own has no presets; got 'tiny'"):
+    with pytest.raises(ValueError, match="Own has no presets; got name='tiny'"):
         Own.preset("tiny")
+
+
+@pytest.mark.parametrize("name", GraphTransformer.presets)
+def test_presets_of_graphs_see_edges(name: str) -> None:
+    model = GraphTransformer.preset(name, depth=2, node_types=7, num_classes=3).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    fewer = {**GRAPHS, "edge_index": GRAPHS["edge_index"][:, :2]}
+    assert not torch.allclose(model(**GRAPHS), model(**fewer))
+
+
+class Careless(Model):
+    """What its parts are is told one by one."""
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__()
+        self.project = nn.Linear(1, 16)
+        made = {"encoder": Encoder(16, 1, 2), "pool": Pool("mean"), "head": nn.Linear(16, 3)}
+        for part in parts:
+            setattr(self, part, made[part])
+
+    def embed(self, series: Tensor) -> Any:
+        return self.project(series)
+
+
+def test_a_model_of_ones_own_is_told_what_it_lacks() -> None:
+    series, tokens = torch.rand(2, 5, 1), torch.rand(2, 5, 16)
+    with pytest.raises(TypeError, match=r"embed must return \(tokens, space\), .* got Tensor"):
+        Careless().encode(series)
+    with pytest.raises(TypeError, match=r"must set self.encoder: Encoder\(dim, depth, heads\)"):
+        Careless().reset_head(3)
+    with pytest.raises(TypeError, match=r"must set self.head: by self.reset_head"):
+        Careless("encoder", "pool").read(tokens, Sequence(5))
+    with pytest.raises(TypeError, match=r'must set self.pool: Pool\("mean"\)'):
+        Careless("encoder", "head").read(tokens, Sequence(5))
+    with pytest.raises(NotImplementedError, match="Nothing must define embed"):
+        type("Nothing", (Model,), {})().encode(series)
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong", "message"),
+    [
+        ("vit", {"backnd": "dense"}, r"VisionTransformer takes no argument 'backnd'.*backend\?"),
+        ("own", {"serie": 1}, r"Own takes no argument 'serie'\. Did you mean series\?"),
+        ("graphs", {"backnd": "dense"}, r"takes no argument 'backnd'.*got str.*backend\?"),
+        ("texts", {"attention_mask": 1}, r"takes no argument 'attention_mask'\. It takes ids, len"),
+    ],
+)
+def test_a_misspelt_input_is_answered(case: str, wrong: dict[str, Any], message: str) -> None:
+    model = CASES[case].make()
+    for call in (model.encode, model.features):
+        with pytest.raises(TypeError, match=message):
+            call(**CASES[case].inputs, **wrong)
+
+
+def test_features_of_edges_have_a_row_for_each() -> None:
+    x, edge_index, batch = GRAPHS.values()
+    with pytest.raises(ValueError, match=r"a row for each of 6 edges, got \(5,\); .* is batch="):
+        graph()(x, edge_index, batch)
 
 
 def test_every_model_says_in_its_signature_that_it_takes_a_backend() -> None:
@@ -283,8 +342,10 @@ def test_a_model_loads_its_state_dict_beside_its_arguments(tmp_path: Path) -> No
     for weights in (model.state_dict(), tmp_path / "last.ckpt"):
         again = GraphTransformer.from_pretrained(weights, num_classes=3, **known).eval()
         torch.testing.assert_close(again(**GRAPHS), model(**GRAPHS), rtol=0, atol=0)
-        with pytest.raises(UsageError, match="nothing beside them says .*missing .*'dim'"):
+        with pytest.raises(UsageError, match=r"Give its arguments.*dim=.*dim, depth, heads, num"):
             GraphTransformer.from_pretrained(weights)
+        with pytest.raises(UsageError, match="config: it is transformers'.*arguments by name"):
+            GraphTransformer.from_pretrained(weights, config=known)
         with pytest.raises(UsageError, match="do not fit this GraphTransformer.*blocks.2"):
             GraphTransformer.from_pretrained(weights, num_classes=3, **{**known, "depth": 3})
 
@@ -345,7 +406,7 @@ def test_the_folder_of_an_exported_file_will_do(exported: tuple[str, Model, Path
     name, model, file = exported
     again = type(model).from_pretrained(file.parent).eval()
     torch.testing.assert_close(again(**CASES[name].inputs), model(**CASES[name].inputs))
-    with pytest.raises(UsageError, match="own names, which no config= of transformers describes"):
+    with pytest.raises(UsageError, match="config: it is transformers.*give its arguments by name"):
         type(model).from_pretrained(file, config={"model_type": "bert"})
 
 

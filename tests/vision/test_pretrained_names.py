@@ -375,7 +375,9 @@ def test_unknown_sources() -> None:
         load_pretrained(ours, {"a": torch.ones(1), "b": torch.ones(1)})
     with pytest.raises(ValueError, match=r"got 'tim'\. Did you mean timm\?"):
         load_pretrained(ours, {"a": torch.ones(1)}, "tim")
-    with pytest.raises(ValueError, match=r"have our own names; VisionTransformer\.from_pretrained makes"):
+    with pytest.raises(
+        ValueError, match=r"have our own names; VisionTransformer\.from_pretrained makes"
+    ):
         load_pretrained(ours, ours.state_dict())
     theirs = timm_model("vit_small_patch16_224").state_dict()
     with pytest.raises(ValueError, match=r"have no place here"):

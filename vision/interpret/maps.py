@@ -13,21 +13,9 @@ from typing import Literal, TypeVar, Unpack, cast
 import torch
 from torch import Tensor, nn
 
+import attention_core.interpret.maps as core
 from attention_core import Encoder, Grid
-from attention_core.interpret.maps import (
-    LayerAttention,
-    RolloutOptions,
-    all_layers,
-    attention_layers,
-    check_eval,
-    mean_distance,
-    pooled_shares,
-    reaching,
-    received,
-    record,
-    record_to_pool,
-    rollout,
-)
+from attention_core.interpret.maps import LayerAttention
 from attention_core.spaces import Pairs
 from vision.models import VisionTransformer
 from vision.swin import SwinTransformer
@@ -72,10 +60,10 @@ def attention_maps(
         query = "class" if has_class_token(model) else "mean"
     if query == "class" and not has_class_token(model):
         raise ValueError("query='class' needs a model with a class token; give 'mean' or a patch")
-    chosen = attention_layers(*stacks(model), wanted=layers)
+    chosen = core.attention_layers(*stacks(model), wanted=layers)
     found = []
     for image in images:
-        recorded = _record(model, chosen, image, heads=heads)
+        recorded = _whole(chosen, core.record(model, partial(model, image), chosen, heads=heads))
         found.append([_on_grid(layer, _attending(layer, query)) for layer in recorded])
     return [_as_given(list(maps), inputs) for maps in zip(*found, strict=True)]
 
@@ -87,33 +75,32 @@ def pooling_attention(model: Model, inputs: Images) -> Images:
     pooling is "attention" or "map"; or the last layer's attention averaged over the tokens that are
     pooled.
 
-    Args, Raises: as in `attention_maps`.
+    Raises: as `attention_maps`.
 
     Returns: (B, heads, rows, columns); of a list of images a list of (heads, rows, columns).
     """
     images = _one_by_one(model, inputs)
-    last = attention_layers(*stacks(model), wanted=[-1])
+    last = core.attention_layers(*stacks(model), wanted=[-1])
     found = []
     for image in images:
-        layers, pooled = _record_to_pool(model, last, image)
-        shares, layer = reaching(layers, pooled)
+        layers, pooled = core.record_to_pool(model, partial(model, image), last)
+        shares, layer = core.reaching(_whole(last, layers), pooled)
         found.append(_on_grid(layer, shares))
     return _as_given(found, inputs)
 
 
 def attention_rollout(
-    model: VisionTransformer, inputs: Images, **options: Unpack[RolloutOptions]
+    model: VisionTransformer, inputs: Images, **options: Unpack[core.RolloutOptions]
 ) -> Images:
     """Return how much of each patch is in the pooled vector, going back through all layers: see
-    `attention_core.interpret.rollout`, whose `options` these are.
+    `attention_core.interpret.maps.rollout`, whose `options` these are.
 
     Returns: (B, rows, columns); of a list of images a list of (rows, columns). The sum is 1, less
     what is left of the special tokens themselves.
 
     Raises:
         TypeError: a model whose layers do not share their tokens.
-        ValueError: a number out of range; the model is in training mode, or has blocks that serve
-            several layers.
+        ValueError: as `attention_maps`; a number out of range, or blocks that serve several layers.
     """
     if not isinstance(model, VisionTransformer):
         raise TypeError(
@@ -122,8 +109,10 @@ def attention_rollout(
         )
     found = []
     for image in _one_by_one(model, inputs):
-        layers, pooled = _record_to_pool(model, all_layers(model.encoder), image)
-        found.append(_on_grid(layers[0], rollout(layers, pooled, **options)))
+        every = core.all_layers(model.encoder)
+        layers, pooled = core.record_to_pool(model, partial(model, image), every)
+        shares = core.rollout(_whole(every, layers), pooled, **options)
+        found.append(_on_grid(layers[0], shares))
     return _as_given(found, inputs)
 
 
@@ -134,27 +123,23 @@ def mean_attention_distance(model: Model, inputs: Images) -> Tensor:
     It is Euclidean, between the centres of the patches. Attention from and to special tokens, which
     sit nowhere, has no part in it.
 
-    Args:
-        model: in eval mode.
-        inputs: images (B, C, H, W), or a list of (C, H, W) of any sizes.
-
     Returns: (layers, heads), the mean over the images; NaN where a layer has fewer heads than
     another (`SwinTransformer`) or attends to special tokens only.
 
-    Raises:
-        TypeError: another kind of model.
-        ValueError: the model is in training mode, or has blocks that serve several layers.
+    Raises: as `attention_maps`; also where blocks serve several layers.
     """
     images = _one_by_one(model, inputs)
-    layers = all_layers(*stacks(model))
+    layers = core.all_layers(*stacks(model))
     # Where masks keep patches apart, all pairs would be far more than those allowed
     local = any(mask is not None for stack in stacks(model) for mask in stack.masks)
+    # How many patches wide a token is in each layer
+    scales = [2**number for number, stack in enumerate(stacks(model)) for _ in stack.masks]
     distances = []
     for image in images:
-        recorded = _record(model, layers, image, pairs=local)
+        recorded = _whole(layers, core.record(model, partial(model, image), layers, pairs=local))
         rows = [
-            mean_distance(layer, partial(_pixels, model, scale, _size(layer)))
-            for layer, scale in zip(recorded, _scales(model), strict=True)
+            core.mean_distance(layer, partial(_pixels, model, scale, _size(layer)))
+            for layer, scale in zip(recorded, scales, strict=True)
         ]
         distances.append(nn.utils.rnn.pad_sequence(rows, True, padding_value=math.nan))
     return torch.stack(distances).nanmean(0)
@@ -182,7 +167,7 @@ def _one_by_one(model: Model, inputs: Images) -> list[Tensor]:
             "model must be a VisionTransformer or a SwinTransformer, such as the one inside of "
             f"another, got {type(model).__name__}"
         )
-    check_eval(model)
+    core.check_eval(model)
     if isinstance(inputs, Tensor) and inputs.ndim != 4:
         raise ValueError(f"inputs must be images (B, C, H, W), got {tuple(inputs.shape)}")
     if len(inputs) == 0:
@@ -199,29 +184,8 @@ def stacks(model: Model) -> Sequence[Encoder]:
     return [model.encoder] if isinstance(model, VisionTransformer) else model.stages
 
 
-def _record(
-    model: Model,
-    layers: dict[int, nn.Module],
-    image: Tensor,
-    *,
-    heads: Sequence[int] | None = None,
-    pairs: bool = False,
-) -> list[LayerAttention]:
-    """The attention of layers while the model runs on one image, of which no patch may be gone."""
-    part = nn.ModuleList(layers.values())
-    return _whole(record(model, lambda: model(image), part, heads=heads, pairs=pairs), layers)
-
-
-def _record_to_pool(
-    model: Model, layers: dict[int, nn.Module], image: Tensor
-) -> tuple[list[LayerAttention], LayerAttention | Tensor]:
-    """Record the attention of layers, and what pools after them."""
-    part = nn.ModuleList(layers.values())
-    found, pooled = record_to_pool(model, lambda: model(image), part)
-    return _whole(found, layers), pooled
-
-
-def _whole(found: list[LayerAttention], layers: dict[int, nn.Module]) -> list[LayerAttention]:
+def _whole(layers: dict[int, nn.Module], found: list[LayerAttention]) -> list[LayerAttention]:
+    """The attention found in these layers, of which no patch may be gone."""
     for number, layer in zip(layers, found, strict=True):
         for grid in (layer.queries, layer.keys):
             assert isinstance(grid, Grid)
@@ -248,7 +212,7 @@ def _on_grid(layer: LayerAttention, shares: Tensor) -> Tensor:
 def _attending(layer: LayerAttention, query: Query) -> Tensor:
     """(H, Lk): the weights that `query` gives."""
     if query in ("class", "mean"):
-        return received(layer, pooled_shares(cast(str, query), layer.queries))
+        return core.received(layer, core.pooled_shares(cast(str, query), layer.queries))
     rows, columns = _size(layer)
     if not isinstance(query, Sequence) or isinstance(query, str) or len(query) != 2:
         raise ValueError(f"query must be 'class', 'mean' or (row, column), got {query!r}")
@@ -265,8 +229,3 @@ def _pixels(model: Model, scale: int, size: Sequence[int], pairs: Pairs) -> Tens
     step = pairs.key.new_tensor(model.embedding.stride) * scale
     inside = (pairs.take("coordinates", "key") < pairs.key.new_tensor(size)).all(-1)
     return (pairs.offset * step).float().norm(dim=-1).masked_fill(~inside, math.inf)
-
-
-def _scales(model: Model) -> list[int]:
-    """How many patches wide a token is in each layer."""
-    return [2**number for number, stack in enumerate(stacks(model)) for _ in stack.masks]

@@ -15,25 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_core.escape import on_one_line, plot_label
-from attention_core.interpret.plots import (
-    bare,
-    distance_figure,
-    head_sheet,
-    put_bar,
-    put_side,
-    put_title,
-    verdict_color,
-)
-from vision.interpret.maps import (
-    Model,
-    attention_maps,
-    attention_rollout,
-    has_class_token,
-    mean_attention_distance,
-    patch_distances,
-    pooling_attention,
-    stacks,
-)
+from attention_core.interpret import plots as kit
+from vision.interpret import maps as seen
+from vision.interpret.maps import Model
 from vision.models import VisionTransformer
 
 #: Light on a dim picture, where Blues would be ink.
@@ -53,23 +37,21 @@ def attention_figures(model: Model, inputs: Tensor, shown: Sequence[Label]) -> d
     `rollout_sheet`.
 
     Args:
-        model: in eval mode.
         inputs: images (N, C, H, W), of one channel or three.
-        shown: for each image its true class, or None where it is not known, its predicted class
-            and the probability of that.
+        shown: the `Label` of each image.
     """
-    layers = [maps[0] for maps in attention_maps(model, inputs[:1])]
-    query = "the class token" if has_class_token(model) else "an average patch"
+    layers = [layer[0] for layer in seen.attention_maps(model, inputs[:1])]
+    query = "the class token" if seen.has_class_token(model) else "an average patch"
     figures = {
-        "attention": attention_sheet(inputs, pooling_attention(model, inputs), shown),
+        "attention": attention_sheet(inputs, seen.pooling_attention(model, inputs), shown),
         "attention_layers": layer_sheet(inputs[0], layers, shown[0], query=query),
     }
-    if len(layers) == sum(len(stack.masks) for stack in stacks(model)):
-        even = float(patch_distances(model, (inputs.shape[-2], inputs.shape[-1])).mean())
-        distances = mean_attention_distance(model, inputs)
-        figures["attention_distance"] = distance_figure(distances, unit="pixels", even=even)
+    if len(layers) == sum(len(stack.masks) for stack in seen.stacks(model)):
+        even = float(seen.patch_distances(model, (inputs.shape[-2], inputs.shape[-1])).mean())
+        distances = seen.mean_attention_distance(model, inputs)
+        figures["attention_distance"] = kit.distance_figure(distances, unit="pixels", even=even)
         if isinstance(model, VisionTransformer):
-            rollout = attention_rollout(model, inputs)
+            rollout = seen.attention_rollout(model, inputs)
             figures["attention_rollout"] = rollout_sheet(inputs, rollout, shown)
     return figures
 
@@ -81,7 +63,6 @@ def attention_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Fi
     Args:
         images: (N, C, H, W), of one channel or three; the values are stretched to what is visible.
         maps: (N, heads, rows, columns), shares of attention.
-        labels: of each image, see `attention_figures`.
 
     Raises:
         ValueError: there are not as many of each.
@@ -90,31 +71,23 @@ def attention_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Fi
     names = ["mean of\nthe heads", *(f"head {head + 1}" for head in range(maps.shape[1]))]
     rows = torch.cat([relative.mean(dim=1, keepdim=True), relative], dim=1)
     scale = _from_zero(relative)
-    figure = _sheet(images, rows, labels, names, scale)
-    _put_bar(figure, scale, EVENLY)
-    put_title(figure, f"Where the last layer looks: attention over {_images(labels)}")
-    return figure
+    title = f"Where the last layer looks: attention over {_images(labels)}"
+    return _sheet(images, rows, labels, names, scale, name=EVENLY, title=title)
 
 
 def rollout_sheet(images: Tensor, maps: Tensor, labels: Sequence[Label]) -> Figure:
-    """Return attention rollout over images: a column per image; the image, and its map below.
+    """Return attention rollout over images, as `attention_sheet`: the image, and its map below.
 
     Args:
-        images: (N, C, H, W), of one channel or three.
         maps: (N, rows, columns), shares of what is pooled, as `attention_rollout` gives them.
-        labels: of each image, see `attention_figures`.
-
-    Raises:
-        ValueError: there are not as many of each.
     """
     relative = _relative(maps[:, None])
     # Layers mix: the more there are, the closer to 1 lies all that differs
     low, high = torch.quantile(relative.flatten(), torch.tensor([0.02, 0.98])).tolist()
     scale = ScalarMappable(Normalize(min(low, 0.99), max(high, 1.01)), GLOW)
-    figure = _sheet(images, relative, labels, ["rollout"], scale, width=1.35)
-    _put_bar(figure, scale, "share of a patch\n(1: all alike)", extend="both")
-    put_title(figure, f"Where all layers look: attention rolled out over {_images(labels)}")
-    return figure
+    title = f"Where all layers look: attention rolled out over {_images(labels)}"
+    named = {"name": "share of a patch\n(1: all alike)", "title": title}
+    return _sheet(images, relative, labels, ["rollout"], scale, width=1.35, extend="both", **named)
 
 
 def layer_sheet(image: Tensor, maps: Sequence[Tensor], label: Label, *, query: str) -> Figure:
@@ -123,7 +96,6 @@ def layer_sheet(image: Tensor, maps: Sequence[Tensor], label: Label, *, query: s
     Args:
         image: (C, H, W), of one channel or three.
         maps: of each layer (heads, rows, columns), shares of attention.
-        label: of the image, see `attention_figures`.
         query: what attends, such as "the class token".
     """
     relative = [_relative(layer) for layer in maps]
@@ -135,7 +107,7 @@ def layer_sheet(image: Tensor, maps: Sequence[Tensor], label: Label, *, query: s
 
     width = 0.95 if max(map(len, maps)) < 8 else 0.75
     said = captions([label], 10)[0].replace("\n", ", ")
-    return head_sheet(
+    return kit.head_sheet(
         [f"layer {layer + 1}" for layer in range(len(maps))],
         [range(len(layer)) for layer in maps],
         draw,
@@ -194,8 +166,8 @@ def captions(labels: Sequence[Label], width: float) -> list[str]:
     ]
     apart = " " if all(len(predicted) + 7 <= room for _, predicted, _ in labels) else "\n"
     texts = [
-        f"{_short(label[1], room)}{apart}({label[2]:.0%})"
-        + (f"\nis {_short(str(label[0]), room - 3)}" if is_missed(label) else "")
+        f"{kit.shorten(label[1], room)}{apart}({label[2]:.0%})"
+        + (f"\nis {kit.shorten(str(label[0]), room - 3)}" if is_missed(label) else "")
         for label in labels
     ]
     most = max(text.count("\n") for text in texts)
@@ -208,7 +180,11 @@ def _sheet(
     labels: Sequence[Label],
     names: Sequence[str],
     scale: ScalarMappable,
+    *,
+    name: str,
+    title: str,
     width: float = 1.06,
+    extend: str = "max",
 ) -> Figure:
     """A column per image: the image, and its maps (N, len(names), rows, columns) below."""
     count, rows = maps.shape[:2]
@@ -219,30 +195,27 @@ def _sheet(
     aspect = images.shape[-2] / images.shape[-1]
     above = captions(labels, width)
     height = width * aspect * (rows + 1) + 0.7 + 0.17 * above[0].count("\n")
-    figure = Figure(figsize=(width * count + 2.2, height))
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = kit.close_figure(width * count + 2.2, height)
     axes = figure.subplots(rows + 1, count, squeeze=False)
     for column, (image, label) in enumerate(zip(images, labels, strict=True)):
         shown = picture(image)
         _show(axes[0, column], shown)
-        color = verdict_color(None if label[0] is None else not is_missed(label))
-        title = plot_label(above[column])
-        axes[0, column].set_title(title, fontsize=10, fontweight="bold", color=color)
+        color = kit.verdict_color(None if label[0] is None else not is_missed(label))
+        caption = plot_label(above[column])
+        axes[0, column].set_title(caption, fontsize=10, fontweight="bold", color=color)
         for row in range(rows):
             _show(axes[row + 1, column], overlay(shown, maps[column, row], scale))
-    for axis, name in zip(axes[:, 0], ["image", *names], strict=True):
-        put_side(axis, name)
+    for axis, side in zip(axes[:, 0], ["image", *names], strict=True):
+        kit.put_side(axis, side)
+    where = {"extend": extend, "fraction": 0.02, "pad": 0.015, "aspect": 40}
+    kit.put_bar(figure, scale, name, shrink=min(1.0, 8 / height), **where)
+    kit.put_title(figure, title)
     return figure
 
 
 def _show(axis: Axes, pixels: numpy.ndarray) -> None:
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    bare(axis)
-
-
-def _put_bar(figure: Figure, scale: ScalarMappable, name: str, extend: str = "max") -> None:
-    shrink = min(1.0, 8 / figure.get_figheight())
-    put_bar(figure, scale, name, extend=extend, fraction=0.02, pad=0.015, aspect=40, shrink=shrink)
+    kit.bare(axis)
 
 
 def _relative(maps: Tensor) -> Tensor:
@@ -261,7 +234,3 @@ def _images(labels: Sequence[Label]) -> str:
     if any(true is None for true, _, _ in labels):
         return words
     return f"{words}, {sum(map(is_missed, labels)) or 'none'} of them misread"
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from attention_core import Encoder, Graph, Neighborhood, Sequence
-from attention_core.interpret import (
+from attention_core.interpret.maps import (
+    all_layers,
     attention_layers,
+    check_eval,
     mean_distance,
     occlusion,
     pooled_shares,
@@ -18,7 +20,6 @@ from attention_core.interpret import (
     record,
     rollout,
 )
-from attention_core.interpret.maps import all_layers, check_eval
 
 DOMAINS = ("vision", "nlp", "graph")
 

@@ -97,7 +97,7 @@ def test_attention_between_some_nodes() -> None:
     layers = attention_maps(one, INPUTS)
     assert [layer.name for layer in layers] == ["layer 1", "layer 2"]  # and not the pooling
     nodes = torch.tensor([7, 5, 2])
-    dense = layers[1].weights.dense()[0]
+    dense = layers[1].pairs.dense()[0]
     token = torch.tensor([9, 7, 3])  # one virtual node in front of each graph's
     weights, even = layers[1].between(nodes, head=1)
     torch.testing.assert_close(weights, dense[1][token][:, token])
@@ -192,7 +192,7 @@ def test_layers_and_heads_asked_for() -> None:
     whole = attention_maps(model(), INPUTS)
     (last, first) = attention_maps(model(), INPUTS, layers=[-1, 0], heads=[1])
     assert (last.name, first.name) == ("layer 2", "layer 1") and last.heads == [1]
-    torch.testing.assert_close(last.weights.values, whole[1].weights.values[:, 1:])
+    torch.testing.assert_close(last.pairs.values, whole[1].pairs.values[:, 1:])
     with pytest.raises(ValueError, match="there are 2 layers, no layer 2"):
         attention_maps(model(), INPUTS, layers=[2])
     for wrong, message in (

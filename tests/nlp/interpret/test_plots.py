@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from attention_core.interpret.plots import RIGHT, WRONG, save_figure
 from nlp import TextDecoder, TextEncoder, Tokenizer
-from nlp.interpret import ReadText, Shown, attention_figures, attention_page, text_figures
+from nlp.interpret import ReadText, attention_figures, attention_page, text_figures
 from nlp.interpret.maps import TextAttention, WordWeights
 from nlp.interpret.plots import MOST_TOKENS, MOST_WORDS, layer_sheet, map_sheet, words_sheet
 from nlp.tasks.base import readable
@@ -195,7 +195,7 @@ def test_figures_of_a_model_and_its_texts() -> None:
     options: dict[str, Any] = {"num_classes": 2}
     for kind, drawn, more in ((TextEncoder, 3, options), (TextDecoder, 2, {})):
         model = kind(len(tokenizer), 16, 2, 2, **more).eval()
-        shown = [Shown("late", True), Shown("again", False)]
+        shown = [("late", True), ("again", False)]
         figures = attention_figures(model, ["late", "again"], shown, tokenizer=tokenizer)
         assert len(figures) == drawn
         colors = [part._suptitle.get_color() for part in figures["attention"].subfigs]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from attention_core import AttentionPool, Neighborhood, record_attention
-from attention_core.interpret import attention_layers
+from attention_core.interpret.maps import attention_layers, record
 from tests.allocated import Allocated
 from vision import SwinTransformer, TokenMerging, VisionTransformer
 from vision.embeddings import drop_patches
@@ -22,7 +23,7 @@ from vision.interpret import (
     patch_distances,
     pooling_attention,
 )
-from vision.interpret.maps import _on_grid, _record, _size, has_class_token, stacks
+from vision.interpret.maps import _on_grid, _size, has_class_token, stacks
 
 ROWS, COLUMNS, HEADS, DEPTH = 4, 3, 2, 3
 PATCH = (2, 5)
@@ -327,7 +328,7 @@ def test_distances_of_a_local_model_are_those_of_its_whole_table(special: int) -
     local = vit(pooling="mean", registers=special, mask=[Neighborhood(1), None])
     for model in (local, swin(), swin(version=2)):
         image = images(1, rows=5, columns=3)
-        layers = _record(model, attention_layers(*stacks(model)), image)
+        layers = record(model, partial(model, image), attention_layers(*stacks(model)))
         found = mean_attention_distance(model, image)
         for layer, weights in enumerate(layers):
             rows, columns = _size(weights)
