@@ -42,7 +42,7 @@ PAIRS = KEYS * VALUES  # ids: first those of pairs, then of noise, then of keys
 VOCABULARY = PAIRS + NOISE + KEYS
 RATES = (3e-3, 1e-2, 2e-2)
 BATCH, WARMUP, CHECK = 32, 50, 50
-RIGHT = 0.999  # of the validation values: then a model is done
+DONE = 0.999  # of the validation values: then a model is done
 NAMES = ("LSTM", "encoder")
 
 
@@ -119,7 +119,7 @@ def train(name: str, distance: int, rate: float, steps: int, seed: int) -> Run:
         schedule.step()
         if step % CHECK == 0 or step == steps:
             reached = accuracy(model, *validation)
-            if reached > RIGHT:
+            if reached > DONE:
                 break
     return Run(rate, reached, accuracy(model, *test), step)
 
@@ -142,7 +142,7 @@ def tune(name: str, distance: int, steps: int) -> Run:
     runs: list[Run] = []
     for rate in RATES:
         runs.append(train(name, distance, rate, steps, seed=0))
-        if runs[-1].validation > RIGHT:
+        if runs[-1].validation > DONE:
             break
     return max(runs, key=lambda run: run.validation)
 
