@@ -27,6 +27,9 @@ from graph.pretrained import GRAPH_TRANSFORMERS
 Level = Literal["graph", "node", "edge", "link"]
 
 
+#: Tables of pairs, as the transforms of `graph.encodings` name them.
+_TABLES = ("hops", "rrwp", "path")
+
 _GRAPHORMER = {"max_degree": 64, "max_hops": 20, "virtual_nodes": 1, "pooling": "class"}
 
 
@@ -290,11 +293,14 @@ class GraphTransformer(Model):
                 "num_graphs where graphs have none"
             )
         for name, table in pair_attr.items():
-            if not isinstance(table, Tensor):
-                known = did_you_mean(name, inspect.signature(self.forward).parameters)
+            if name in _TABLES:
+                continue
+            near = did_you_mean(name, inspect.signature(self.forward).parameters)
+            if not isinstance(table, Tensor) or (near and table.shape[:1] != _pairs(x, batch)):
+                (count,), got = _pairs(x, batch), _shape(table)
                 raise TypeError(
                     f"{type(self).__name__} takes no argument {name!r}, and a table of pairs is a "
-                    f"tensor, got {type(table).__name__}.{known}"
+                    f"tensor with a row for each of {count}, got {got}.{near}"
                 )
         space = self.space(
             edge_index,
@@ -415,6 +421,15 @@ class GraphTransformer(Model):
         edge = space.edges.find(asked[1], asked[0])
         none = space.edge_attr.new_zeros(1, space.edge_attr.shape[1])
         return pairs, torch.cat([space.edge_attr, none])[edge]
+
+
+def _pairs(x: Tensor, batch: Tensor | None) -> tuple[int]:
+    """How many pairs of nodes there are, Σ n², as the shape of a table."""
+    return (len(x) ** 2 if batch is None else int(batch.bincount().square().sum()),)
+
+
+def _shape(table: object) -> str:
+    return str(tuple(table.shape)) if isinstance(table, Tensor) else type(table).__name__
 
 
 def _check_outputs(level: str, relations: int, pooling: str, virtual_nodes: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Unpack
+from typing import NoReturn, Unpack
 
 from torch import Tensor, nn
 
-from attention_core import Decoder, Encoder, KVCache, Sequence
+from attention_core import Decoder, Encoder, KVCache, Sequence, Space
 from attention_core.annotated import checked
 from attention_core.checks import (
     check_chance,
@@ -118,6 +118,17 @@ class Seq2SeqTransformer(LanguageModel):
         """
         space = token_space(ids, lengths, side)
         return self.embedding(ids, space), space
+
+    def read(self, tokens: Tensor, space: Space) -> NoReturn:
+        """Refuse: what `encode` gives are the sources, and outputs are of targets.
+
+        Raises:
+            TypeError: always; it says what to call.
+        """
+        raise TypeError(
+            "a Seq2SeqTransformer's outputs are of targets, not of what it encodes: call it, "
+            "or scores(decode(...))"
+        )
 
     @checked
     def decode(

@@ -69,7 +69,7 @@ class Pretrained(nn.Module):
         config: Config | None = None,
         **options: object,
     ) -> Self:
-        """Return the model that published weights are for, with these weights.
+        """Return the model that published weights are for, with these weights, in training mode.
 
         Args:
             weights: a state dict, a `.safetensors` or torch file of one, or the folder of a
@@ -82,7 +82,8 @@ class Pretrained(nn.Module):
                 of the published model of this size, or heads of 64 features.
             config: transformers' `config.json` as a dict: what shapes do not tell. By default that
                 of the folder or beside the file. ALBERT's depth and all of Llama's heads need it.
-            options: arguments that replace those found, such as `num_classes`, whose head is new;
+            options: arguments that replace those found, such as `num_classes`, whose head is new,
+                even where there are as many;
                 `image_size`, to which positions are resampled; or `pooling`.
 
         Raises:

@@ -39,7 +39,7 @@ def build_own(
     """Return the model that weights by our own names are for, with them.
 
     Its arguments are those that `attn export` has written beside the weights, and `options`, which
-    replace them. A head for another `num_classes` is new.
+    replace them. Where the file says all and `num_classes` is given, the head is new.
 
     Args:
         weights: by name, read from `source`, a path or a state dict.

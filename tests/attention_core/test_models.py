@@ -157,6 +157,8 @@ def test_heads_that_are_of_no_classes_are_refused_by_name() -> None:
     for model in SCORED.values():
         with pytest.raises(TypeError, match=f"{type(model).__name__} scores the ids"):
             model.reset_head(3)
+    with pytest.raises(TypeError, match="outputs are of targets"):
+        SCORED["seq2seq"].read(*SCORED["seq2seq"].encode(**TEXTS))
     link = graph(level="link", num_classes=None, virtual_nodes=0)
     with pytest.raises(ValueError, match="level='link' gives one score per pair"):
         link.reset_head(3)
@@ -265,6 +267,13 @@ def test_a_misspelt_input_is_answered(case: str, wrong: dict[str, Any], message:
     for call in (model.encode, model.features):
         with pytest.raises(TypeError, match=message):
             call(**CASES[case].inputs, **wrong)
+
+
+@pytest.mark.parametrize("wrong", ["node_maks", "edge_atr", "batchh"])
+def test_a_misspelt_tensor_of_a_graph_is_no_table_of_pairs(wrong: str) -> None:
+    near = {"node_maks": "node_mask", "edge_atr": "edge_attr", "batchh": "batch"}[wrong]
+    with pytest.raises(TypeError, match=f"no argument '{wrong}', .* of 13, .*{near}"):
+        graph()(**GRAPHS, **{wrong: torch.ones(5)})
 
 
 def test_features_of_edges_have_a_row_for_each() -> None:
