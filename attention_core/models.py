@@ -147,21 +147,24 @@ class Model(Pretrained):
         Raises:
             ValueError: there is no such layer.
         """
-        tokens, space = self._embedded(inputs, more)
+        tokens, space = self._embedded(inputs, more, "layers", "norm")
         outputs = self.stack.intermediates(tokens, space, layers=layers, norm=norm, backend=backend)
         return [self._shaped(*space.without_special(x)) for x in outputs]
 
-    def _embedded(self, inputs: tuple[Any, ...], more: Mapping[str, Any]) -> tuple[Tensor, Space]:
-        """Return what `embed` does, or say what is wrong with it in the caller's words."""
+    def _embedded(
+        self, inputs: tuple[Any, ...], more: Mapping[str, Any], *others: str
+    ) -> tuple[Tensor, Space]:
+        """Return what `embed` does, or say what is wrong with it in the words of the caller, which
+        takes `others`, too."""
         try:
             embedded = self.embed(*inputs, **more)
         except TypeError as error:
             known = takes(self.embed)
             for name in more:
                 if name not in known.hints and not known.more:
+                    near = did_you_mean(name, [*known.hints, "backend", *others])
                     raise TypeError(
-                        f"{type(self).__name__} takes no argument {name!r}."
-                        f"{did_you_mean(name, [*known.hints, 'backend']) or known.listed()}"
+                        f"{type(self).__name__} takes no argument {name!r}.{near or known.listed()}"
                     ) from error
             raise
         if not (isinstance(embedded, tuple) and isinstance(embedded[-1], Space)):

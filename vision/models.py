@@ -184,6 +184,17 @@ class VisionTransformer(Model):
             tokens = tokens + self.positions(space).to(tokens.dtype)
         return self.embedding_norm(tokens), space
 
+    def weights_of(self, other: VisionTransformer) -> dict[str, Tensor]:
+        """Return the weights of another model, with learned positions at this one's image size."""
+        weights = super().weights_of(other)
+        ours, theirs = self.positions, other.positions
+        if not isinstance(ours, ResampledPosition) or not isinstance(theirs, ResampledPosition):
+            return weights
+        if ours.size == theirs.size:
+            return weights
+        special, patches = theirs.table[: theirs.special], theirs.resampled(ours.size)
+        return {**weights, "positions.table": torch.cat([special, patches]).detach()}
+
     def read(self, tokens: Tensor, space: Space) -> Tensor:
         """Return the outputs (B, num_classes) for encoded tokens (B, L, D), or (T, D) packed."""
         output: Tensor = self.head(self.pool_norm(self.pool(tokens, space)))

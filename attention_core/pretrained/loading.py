@@ -59,6 +59,10 @@ class Pretrained(nn.Module):
     families: ClassVar[Mapping[str, Family]] = {}
     parts: ClassVar[Mapping[str, str]] = {}
 
+    def weights_of(self, other: Any) -> Weights:
+        """Return the weights of another model of this class, as this one has their shapes."""
+        return other.state_dict()
+
     @classmethod
     def from_pretrained(
         cls,

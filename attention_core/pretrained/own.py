@@ -39,7 +39,8 @@ def build_own(
     """Return the model that weights by our own names are for, with them.
 
     Its arguments are those that `attn export` has written beside the weights, and `options`, which
-    replace them. Where the file says all and `num_classes` is given, the head is new.
+    replace them. Where the file says all, the head of `num_classes` and the pool of another
+    `pooling` that are given are new.
 
     Args:
         weights: by name, read from `source`, a path or a state dict.
@@ -64,12 +65,18 @@ def build_own(
             f"its arguments, too, {name}.from_pretrained(weights, {missing[0]}=..., ...): "
             f"{', '.join(missing)} are missing. What attn export writes as .safetensors has them."
         )
-    if found and "num_classes" in options:
-        known["num_classes"] = found.get("num_classes")
     model = model_type(**known)
-    load_strictly(model, weights)
-    if found and "num_classes" in options:
-        model.reset_head(options["num_classes"])  # type: ignore[operator]
+    if not found or not options:
+        load_strictly(model, weights)
+        return model
+    exported = model_type(**found)
+    load_strictly(exported, weights)
+    new = {"head"} if "num_classes" in options else set()
+    if known.get("pooling") != found.get("pooling"):
+        new.add("pool")
+    kept = [name for name in model.state_dict() if name.partition(".")[0] in new]
+    taken = model.weights_of(exported).items()  # type: ignore[operator]
+    load_strictly(model, {k: v for k, v in taken if k.partition(".")[0] not in new}, keep=kept)
     return model
 
 

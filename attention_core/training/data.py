@@ -64,9 +64,9 @@ class DataModule(LightningDataModule):
             has `sizes`, a list with the size of every sample.
     """
 
-    train_set: Dataset[Any] | None = None
-    val_set: Dataset[Any] | None = None
-    test_set: Dataset[Any] | None = None
+    train_set: Dataset[Any] | Sequence[Any] | None = None
+    val_set: Dataset[Any] | Sequence[Any] | None = None
+    test_set: Dataset[Any] | Sequence[Any] | None = None
     budget: int | None = None
     largest_input: int = 100_000
 

@@ -31,4 +31,4 @@ class Overfit(Callback):
         generator = torch.Generator().manual_seed(data.seed)
         order = torch.randperm(len(data.train_set), generator=generator)  # type: ignore[arg-type]
         kept = order[: self.batches * data.batch_size * trainer.world_size].tolist()
-        data.train_set = data.val_set = Subset(data.train_set, kept)
+        data.train_set = data.val_set = Subset(data.train_set, kept)  # type: ignore[arg-type]

@@ -257,6 +257,7 @@ def test_a_model_of_ones_own_is_told_what_it_lacks() -> None:
     ("case", "wrong", "message"),
     [
         ("vit", {"backnd": "dense"}, r"VisionTransformer takes no argument 'backnd'.*backend\?"),
+        ("vit", {"layer": [0]}, r"VisionTransformer takes no argument 'layer'"),
         ("own", {"serie": 1}, r"Own takes no argument 'serie'\. Did you mean series\?"),
         ("graphs", {"backnd": "dense"}, r"takes no argument 'backnd'.*got str.*backend\?"),
         ("texts", {"attention_mask": 1}, r"takes no argument 'attention_mask'\. It takes ids, len"),
@@ -341,6 +342,20 @@ def test_a_model_loads_what_was_exported_of_it(exported: tuple[str, Model, Path]
     torch.testing.assert_close(other.encode(**inputs)[0], model.encode(**inputs)[0])
     with pytest.raises(UsageError, match=f"of a {type(model).__name__}, not of a SwinTransformer"):
         SwinTransformer.from_pretrained(file)
+
+
+def test_an_exported_model_changes_its_image_size_and_its_pooling(tmp_path: Path) -> None:
+    model = vit(registers=0)
+    sizes = {"patch_size": 4, "image_size": 16, "num_classes": 3, **SIZES}
+    file = _written(model.state_dict(), sizes, tmp_path / "model.safetensors")
+    larger = VisionTransformer.from_pretrained(file, image_size=32).eval()
+    assert larger.positions is not None and larger.positions.size == (8, 8)
+    wanted = model.positions.resampled((8, 8))
+    torch.testing.assert_close(larger.positions.table[1:], wanted)
+    assert larger(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    pooled = VisionTransformer.from_pretrained(file, pooling="map", class_token=True).eval()
+    torch.testing.assert_close(pooled.encode(IMAGE)[0], model.eval().encode(IMAGE)[0])
+    torch.testing.assert_close(pooled.head.weight, model.head.weight)
 
 
 def test_a_model_loads_its_state_dict_beside_its_arguments(tmp_path: Path) -> None:
