@@ -64,7 +64,10 @@ class AttentionPool(nn.Module):
         check_tokens(self.attention.key_value, "(B, L, D), or (T, D) packed", x=x)
         check_kind(Space, space=space)
         space = Sequence(x.shape[-2]) if space is None else space
-        x, space = space.without_special(x)
+        if space.size is None:  # taking them away would make shapes of what tensors hold
+            space = space.special_as_padding()
+        else:
+            x, space = space.without_special(x)
         count, dim = self.queries.shape
         segments = space.segments
         if x.ndim == 2:

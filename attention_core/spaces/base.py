@@ -269,6 +269,16 @@ class Space:
             return tokens.index_select(-2, index), kept
         return tokens[torch.arange(len(index), device=index.device)[:, None], index], kept
 
+    @lasting
+    def special_as_padding(self) -> Self:
+        """Return this space with its special tokens as padding: nobody attends to them."""
+        if self.special is None:
+            return self
+        new = copy.copy(self)
+        new.valid = ~self.special if self.valid is None else self.valid & ~self.special
+        new.special = new.special_rank = None
+        return new
+
     def zero_padding(self, x: Tensor) -> Tensor:
         """Zero x, (B, L, D) or (T, D), where this space has padding."""
         return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)

@@ -15,8 +15,9 @@ from attention_core.interpret.plots import INK, MUTED, RIGHT
 
 def learning_curves(
     rows: Sequence[dict[str, float]], *, title: str = "", best_epoch: int | None = None
-) -> Figure:
-    """Draw training and validation values over epochs, a panel per metric, and the learning rate.
+) -> Figure | None:
+    """Draw training and validation values over epochs, a panel per metric, and the learning rate;
+    None where metrics begin anew and hold none of these.
 
     Args:
         rows: as `read_metrics` gives them.
@@ -31,6 +32,8 @@ def learning_curves(
     rates = [(row["step"] + 1, row["step/lr"]) for row in rows if "step/lr" in row]
     rates = rates if len(rates) > 1 else []  # of a run of a few steps there is nothing to draw
     count = len(names) + bool(rates)
+    if not count:
+        return None
     across = count if count <= 3 else -(-count // 2)
     figure = Figure(figsize=(4.6 * across, 3.1 * -(-count // across) + 0.5), layout="constrained")
     axes = [figure.add_subplot(place) for place in kit.panels(figure, count, across)]

@@ -389,7 +389,9 @@ def _draw(parts: Parts, folder: RunFolder, config: Config, best_epoch: int) -> N
     batch = parts.data.transfer_batch_to_device(batch, task.device, 0)
     with torch.no_grad():
         figures, pages = task.figures(batch), task.pages(batch)
-    for name, figure in {"learning_curves": curves, **figures}.items():
+    if curves is not None:
+        figures = {"learning_curves": curves, **figures}
+    for name, figure in figures.items():
         save_figure(figure, folder.figures / f"{name}.{kind}")
     for name, page in pages.items():
         with replace_file(folder.figures / f"{name}.html", "w") as file:
