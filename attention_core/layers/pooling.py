@@ -64,10 +64,12 @@ class AttentionPool(nn.Module):
         check_tokens(self.attention.key_value, "(B, L, D), or (T, D) packed", x=x)
         check_kind(Space, space=space)
         space = Sequence(x.shape[-2]) if space is None else space
-        if space.size is None:  # taking them away would make shapes of what tensors hold
-            space = space.special_as_padding()
-        else:
+        special = space.special
+        alike = space.size is not None or special is None or special.ndim == 1
+        if alike and not (is_exporting() and space.size is None):
             x, space = space.without_special(x)
+        else:  # as many shapes as there are samples, or a shape of what tensors hold
+            space = space.special_as_padding()
         count, dim = self.queries.shape
         segments = space.segments
         if x.ndim == 2:
