@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import torch
@@ -292,25 +292,19 @@ class GraphTransformer(Model):
                 f"x is {tuple(x.shape)}, an empty batch: there is no node; give batch and "
                 "num_graphs where graphs have none"
             )
-        for name, table in pair_attr.items():
-            if name in _TABLES:
-                continue
-            near = did_you_mean(name, inspect.signature(self.forward).parameters)
-            if not isinstance(table, Tensor) or (near and table.shape[:1] != _pairs(x, batch)):
-                (count,), got = _pairs(x, batch), _shape(table)
-                raise TypeError(
-                    f"{type(self).__name__} takes no argument {name!r}, and a table of pairs is a "
-                    f"tensor with a row for each of {count}, got {got}.{near}"
-                )
-        space = self.space(
-            edge_index,
-            len(x),
-            edge_attr,
-            batch,
-            num_graphs,
-            coordinates=spectral,
-            pair_attr=pair_attr,
-        )
+        try:
+            space = self.space(
+                edge_index,
+                len(x),
+                edge_attr,
+                batch,
+                num_graphs,
+                coordinates=spectral,
+                pair_attr=pair_attr,
+            )
+        except (TypeError, ValueError):  # perhaps as what is no table was taken for one
+            self._refuse_misspelt(pair_attr, x, batch)
+            raise
         if edge_attr is not None and edge_attr.shape[:1] != edge_index.shape[1:]:
             raise ValueError(
                 f"edge_attr must have a row for each of {edge_index.shape[1]} edges, got "
@@ -395,6 +389,22 @@ class GraphTransformer(Model):
         output = self.head(nodes, *self._pairs(space, edge_index, edge_label_index))
         return output
 
+    def _refuse_misspelt(
+        self, pair_attr: Mapping[str, object], x: Tensor, batch: Tensor | None
+    ) -> None:
+        """Raise where a table of pairs is an argument misspelt: no tensor, or near to a name."""
+        for name in [name for name in pair_attr if name not in _TABLES]:
+            table = pair_attr[name]
+            pairs = len(x) ** 2 if batch is None else int(batch.bincount().square().sum())
+            near = did_you_mean(name, inspect.signature(self.forward).parameters)
+            shape = tuple(table.shape) if isinstance(table, Tensor) else None
+            if shape is None or (near and shape[:1] != (pairs,)):
+                raise TypeError(
+                    f"{type(self).__name__} takes no argument {name!r}, and a table of pairs is a "
+                    f"tensor with a row for each of {pairs}, got {shape or type(table).__name__}."
+                    f"{near}"
+                )
+
     def read(self, tokens: Tensor, space: Space) -> Tensor:
         """Return the outputs of graphs (G, C), or of all nodes (N, C), for encoded tokens (L, D).
 
@@ -421,15 +431,6 @@ class GraphTransformer(Model):
         edge = space.edges.find(asked[1], asked[0])
         none = space.edge_attr.new_zeros(1, space.edge_attr.shape[1])
         return pairs, torch.cat([space.edge_attr, none])[edge]
-
-
-def _pairs(x: Tensor, batch: Tensor | None) -> tuple[int]:
-    """How many pairs of nodes there are, Σ n², as the shape of a table."""
-    return (len(x) ** 2 if batch is None else int(batch.bincount().square().sum()),)
-
-
-def _shape(table: object) -> str:
-    return str(tuple(table.shape)) if isinstance(table, Tensor) else type(table).__name__
 
 
 def _check_outputs(level: str, relations: int, pooling: str, virtual_nodes: int) -> None:

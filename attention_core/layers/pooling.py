@@ -64,12 +64,13 @@ class AttentionPool(nn.Module):
         check_tokens(self.attention.key_value, "(B, L, D), or (T, D) packed", x=x)
         check_kind(Space, space=space)
         space = Sequence(x.shape[-2]) if space is None else space
-        special = space.special
-        alike = space.size is not None or special is None or special.ndim == 1
-        if alike and not (is_exporting() and space.size is None):
-            x, space = space.without_special(x)
-        else:  # as many shapes as there are samples, or a shape of what tensors hold
+        # Unless they stand in front, they are looked for, which a program cannot; and each sample
+        # of a batch may have kept another number of them
+        special = space.special if space.size is None else None
+        if special is not None and (is_exporting() or special.ndim == 2):
             space = space.special_as_padding()
+        else:
+            x, space = space.without_special(x)
         count, dim = self.queries.shape
         segments = space.segments
         if x.ndim == 2:

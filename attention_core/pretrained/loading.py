@@ -137,7 +137,8 @@ def load_pretrained(
     if not isinstance(model, Pretrained) or not model.families:
         known = ", ".join(kind.__name__ for kind in _kinds())
         raise TypeError(f"model must be one of {known}; got {type(model).__name__}")
-    return _load(model, open_checkpoint(type(model), weights, source), head=head)
+    checkpoint = open_checkpoint(type(model), read(weights), source, folder=folder_of(weights))
+    return _load(model, checkpoint, head=head)
 
 
 def build(
@@ -160,7 +161,13 @@ def build(
         own = {} if heads is None else {"heads": heads}
         return build_own(model_type, theirs, weights, {**own, **options})
     checkpoint = open_checkpoint(
-        model_type, weights, source, heads=heads, config=config, options=options
+        model_type,
+        theirs,
+        source,
+        folder=folder_of(weights),
+        heads=heads,
+        config=config,
+        options=options,
     )
     model = model_type(**{**checkpoint.family.settings(checkpoint), **options})
     _load(model, checkpoint, head="num_classes" not in options)
@@ -169,27 +176,34 @@ def build(
 
 def open_checkpoint(
     model_type: type[Pretrained],
-    weights: Published,
+    weights: Weights,
     source: str | None = None,
     *,
+    folder: Path | None = None,
     heads: int | None = None,
     config: Config | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Return published weights, read, recognised and by our names; arguments as of `build`."""
+    """Return published weights recognised and by our names.
+
+    Args:
+        weights: as `read` gives them.
+        folder: where they lie, perhaps beside a `config.json`.
+
+    The other arguments are those of `build`.
+    """
     if not isinstance(config, Mapping | None):
         raise UsageError(
             f"config: a dict is needed, what config.json holds; got a {type(config).__name__}."
         )
-    theirs, folder = read(weights), folder_of(weights)
     found = {} if folder is None else read_json(folder / "config.json")
-    source = recognise(model_type, theirs, found if config is None else config, source)
+    source = recognise(model_type, weights, found if config is None else config, source)
     family = model_type.families[source]
     return Checkpoint(
         source=source,
         family=family,
         parts=model_type.parts,
-        **family.translate(theirs, model_type.parts)._asdict(),
+        **family.translate(weights, model_type.parts)._asdict(),
         config=found if config is None else config,
         given_config=config,
         folder=folder,

@@ -8,7 +8,7 @@ from torch import nn
 
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.pretrained import Pretrained, load_strictly
-from attention_core.pretrained.files import read
+from attention_core.pretrained.files import folder_of, read
 from attention_core.pretrained.loading import is_published, open_checkpoint, weights_for
 from attention_core.pretrained.renaming import Weights
 from attention_core.training.checkpoint import load_checkpoint
@@ -62,7 +62,8 @@ def start_from(
     own = source.keys() >= ours.keys() - set(kept)
     if isinstance(model, Pretrained) and not own and is_published(source):
         # The configuration beside a file may say that it has but the names of a family
-        checkpoint = open_checkpoint(type(model), source if run or prefix else file)
+        folder = None if run or prefix else folder_of(file)
+        checkpoint = open_checkpoint(type(model), source, folder=folder)
         head = not any(is_within(part, new) for part in model.parts.values())
         source, dropped = weights_for(model, checkpoint, head=head)
         # All that theirs computes with has to be in the model
