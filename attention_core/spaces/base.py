@@ -245,7 +245,11 @@ class Space(Linked):
     def distance(self, pairs: Pairs) -> Tensor:
         """Return how far apart query and key are, in the broadcast shape of `pairs`."""
         if self.coordinates is None:
-            raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
+            own = type(self) is not Space
+            reason = f"{type(self).__name__} must define distance(self, pairs)" if own else ""
+            raise TypeError(
+                f"{self.describe()} has no distance: {reason or 'its tokens sit nowhere'}"
+            )
         return self.norm(pairs.offset)
 
     def norm(self, offset: Tensor) -> Tensor:
@@ -290,7 +294,7 @@ class Space(Linked):
 
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""
-        what = "a set" if type(self) is Space else f"a {type(self).__name__}"
+        what = "a set" if type(self) is Space else type(self).__name__
         return self._describe(f"{what} of {self.length:,} tokens")
 
     def _describe(self, words: str) -> str:

@@ -144,7 +144,7 @@ class Linked(Tokens):
     def pair(self, pairs: Pairs) -> Tensor:
         """Return the row of each pair in tables of pairs, in the broadcast shape of `pairs`; -1
         between two samples."""
-        return self._linked("pair_attr").pair(*self._ends(pairs))
+        return self._linked("tables of pairs").pair(*self._ends(pairs))
 
     @property
     def whole(self) -> bool:
