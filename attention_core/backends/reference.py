@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.job import Job, Options, Plan, Result
+from attention_core.score_mods import modified, split
 from attention_core.spaces import Pairs
 
 #: Of a pair, and of the edge features that are gathered for it.
@@ -76,10 +77,10 @@ def weigh(
             scores = options.score(*tokens, pairs.head)
         else:
             scores = options.score.with_edge(*tokens, edge, pairs.head)
-    bias = plan.bias(options.bias, pairs)
-    scores = adjust(scores, bias, options)
-    if prepared.allowed is not None:
-        scores = scores.masked_fill(~prepared.allowed, -torch.inf)
+    hidden = None if prepared.allowed is None else ~prepared.allowed
+    scores = adjust(scores, plan, pairs, options, hidden)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
     return softmax(scores, options.sink)
 
 
@@ -90,11 +91,19 @@ def at_pairs(features: Tensor, pairs: Pairs) -> Tensor:
     return found.repeat_interleave(pairs.shape[1] // features.shape[1], dim=1)
 
 
-def adjust(scores: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    """Scale, softcap and bias, in this order (Gemma 2 caps before the mask)."""
+def adjust(
+    scores: Tensor, plan: Plan, pairs: Pairs, options: Options, hidden: Tensor | None
+) -> Tensor:
+    """Scale, softcap and bias, in this order (Gemma 2 caps before the mask).
+
+    Args:
+        hidden: bool that broadcasts to the scores, True where a pair may not attend; or None.
+    """
     scores = scores * options.scale
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
+    scores = modified(split(options.bias)[0], scores, pairs, hidden)
+    bias = plan.bias(options.bias, pairs)
     return scores if bias is None else scores + bias.to(scores.dtype)
 
 

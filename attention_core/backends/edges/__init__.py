@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
 from attention_core.masks.algebra import PairList
+from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
 from attention_core.spaces import Graph, Pairs
 from attention_core.spaces.csr import CSR
@@ -236,6 +237,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
         )
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
+        mods, modify = split(options.bias)[0], None
+        if mods:
+            hidden = None if prepared.allowed is None else ~prepared.allowed
+            modify = partial(modified, mods, pairs=prepared.pairs, hidden=hidden)
         keep = None
         if options.dropout_p:
             keep = torch.empty(heads, len(csr), dtype=torch.bool, device=q.device)
@@ -246,6 +251,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             v,
             csr,
             score=options.score,
+            modify=modify,
             bias=bias,
             edge_key=edge_key,
             edge_value=edge_value,

@@ -8,6 +8,7 @@ those of the same attention in torch's own operations, `composite`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -42,6 +43,7 @@ def edge_attention(
     csr: CSR,
     *,
     score: Score | None = None,
+    modify: Callable[[Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
@@ -61,6 +63,7 @@ def edge_attention(
         v: (Hkv, Lk, Dv).
         csr: the E pairs.
         score: another score than the dot product.
+        modify: what score mods make of scores (H, E), scaled and capped, before the bias.
         bias: (H, E) or broadcastable to it, in the order of the sorted pairs.
         edge_key: (M, Hkv, D), of which one row is added to the key of each pair.
         edge_value: (M, Hkv, Dv), of which one row is added to the value of each pair.
@@ -76,7 +79,16 @@ def edge_attention(
     heads, weight, slope, name = len(q), None, 0.0, "dot"
     left: Tensor | None = q
     right: Tensor | None = k
-    if isinstance(score, Additive):
+    if modify is not None or not isinstance(score, Additive | AdditiveV2 | None):
+        # As a bias of pairs that score 0
+        scores = scale * pair_scores(q, k, csr, score, edge_key, edge)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if modify is not None:
+            scores = modify(scores)
+        bias = scores if bias is None else scores + bias
+        name, left, right, edge_key, scale, softcap = "none", None, None, None, 1.0, None
+    elif isinstance(score, Additive):
         # The score is a sum, so each token, and each edge, has one number per head in it
         name, slope = "additive", score.negative_slope
         by_group = score.key.to(k.dtype).unflatten(0, (len(k), -1))
@@ -88,12 +100,6 @@ def edge_attention(
             edge_key = linear(edge_key.flatten(1), torch.block_diag(*by_group))[..., None]
     elif isinstance(score, AdditiveV2):
         name, slope, weight = "additive_v2", score.negative_slope, score.weight.to(q.dtype)
-    elif score is not None:
-        scores = scale * pair_scores(q, k, csr, score, edge_key, edge)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        bias = scores if bias is None else scores + bias
-        name, left, right, edge_key, scale, softcap = "none", None, None, None, 1.0, None
     if bias is not None:
         bias = bias.to(v.dtype).expand(heads, len(csr))
     learned = (left, right, v, weight, bias, sink, edge_key, edge_value)
