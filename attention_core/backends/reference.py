@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_core.backends.costs import Rate, mask_cost
+from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.score_mods import modified, split
 from attention_core.spaces import Pairs
@@ -35,7 +35,8 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
-    return rate * job.all_pairs + mask_cost(job, job.row_pairs)
+    modifying = modify_cost(job, job.all_pairs)
+    return rate * job.all_pairs + mask_cost(job, job.row_pairs) + modifying
 
 
 def describe(job: Job, prepared: Prepared) -> str:

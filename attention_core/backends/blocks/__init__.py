@@ -39,7 +39,7 @@ from attention_core.backends.blocks.mods import Mods
 from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
-from attention_core.backends.costs import Rate, mask_cost
+from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.backends.derivatives import refuse_transforms, untouched
 from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
@@ -230,7 +230,7 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    least = _CALL + _PAIR.of(job) * job.count_bound
+    least = _CALL + _PAIR.of(job) * job.count_bound + modify_cost(job, job.count_bound)
     if job.repeats_edges:
         return least  # which is refused when pairs are computed all together
     if job.mask is not None and isinstance(job.spaces[1], Graph):
@@ -249,6 +249,7 @@ def cost(job: Job) -> float:
         + _LIST * keys
         + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
         + mask_cost(job, alike * pairs)
+        + modify_cost(job, samples * pairs)
     )
 
 

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from attention_core.backends.costs import Rate
+from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
@@ -203,8 +203,9 @@ def unsupported(job: Job) -> str | None:
 def cost(job: Job) -> float:
     """Estimate the nanoseconds on two cores of CPU, for all heads."""
     per_pair = (_ADDITIVE_V2 if isinstance(job.score, AdditiveV2) else _PAIR).of(job)
-    if job.bias is not None:
-        learns = job.grad and job.bias.learned
+    added = split(job.bias)[1]
+    if added is not None:
+        learns = job.grad and added.learned
         per_pair += job.heads * (_LEARNED_BIAS if learns else _FIXED_BIAS)
     if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
         per_pair *= _CACHED
@@ -213,7 +214,8 @@ def cost(job: Job) -> float:
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
     looking = 0.0 if structured else _LOOK * job.all_pairs
-    return (per_pair + _LIST) * job.count_bound + looking + _CALL
+    modifying = modify_cost(job, job.count_bound)
+    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
 
 def describe(job: Job, prepared: Prepared) -> str:
