@@ -118,7 +118,8 @@ class ScalableSoftmax(ScoreMod):
 
     A softmax over more keys is flatter, which this undoes (Nakanishi, Scalable-Softmax Is Superior
     for Attention, 2025; Chiang and Cholak, Overcoming a Theoretical Limitation of Self-Attention,
-    2022). s starts at 1 / log(length): at `length` keys, scores are what they were.
+    2022). s starts at 1 / log(length): at `length` keys, scores are what they were. Special tokens
+    are keys like others.
 
     Args:
         heads: number of query heads H.

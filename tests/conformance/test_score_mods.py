@@ -33,6 +33,7 @@ from attention_core import (
     record_attention,
 )
 from tests.attention_core.test_blocks import make_tiny
+from tests.conformance import oracle
 from tests.conformance.cases import (
     DIM,
     HEADS,
@@ -47,8 +48,8 @@ from tests.conformance.cases import (
     tensors,
 )
 from tests.conformance.score_mods import Forbidding, Softcap, score_mods_of
-from tests.conformance.test_derivatives import _assert_equal_derivatives
-from tests.conformance.test_finite import _prove as prove_finite
+from tests.conformance.test_derivatives import assert_equal_derivatives
+from tests.conformance.test_finite import prove as prove_finite
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BACKENDS = can("score mod")
@@ -96,7 +97,7 @@ def test_second_derivatives(place: str) -> None:
         mask, modded = masks[2 * number + 1], mods[name]
         q, k, v = tensors(where)
         for backend in OTHERS:
-            _assert_equal_derivatives(
+            assert_equal_derivatives(
                 backend,
                 [q, k, v, *modded.parameters],
                 lambda name, mask=mask, modded=modded, q=q, k=k, v=v: attend(
@@ -153,6 +154,27 @@ def test_what_is_not_finite_shows_where_it_may_be_seen(place: str, which: int) -
         )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", ["padded+special", "graphs"])
+def test_a_masked_key_changes_nothing(place: str, backend: str) -> None:
+    """Bit for bit, gradients of what score mods learn included (rule 11)."""
+    where, mods = PLACES[place], score_mods_of(place)
+    for mask, name in zip(masks_of(place).values(), 2 * list(mods), strict=False):
+        seen = oracle.truth(where.world, mask.claim, HEADS)
+        seen = seen.unflatten(1, (-1, HEADS // 2)).any(2).any(-2)  # (B, Hkv, Lk)
+        found = []
+        for garbage in (0.0, 1e4):
+            q, k, v = tensors(where)
+            k, v = (
+                x.detach().masked_fill(~seen[..., None], garbage).requires_grad_() for x in (k, v)
+            )
+            out = attend(q, k, v, space=where.space, mask=mask.mask, bias=mods[name].bias,
+                         backend=backend)  # fmt: skip
+            found.append([out, *gradients(out, [q, k, v, *mods[name].parameters])])
+        for got, wanted in zip(*found, strict=True):
+            assert torch.equal(got, wanted), f"{mask}, {name}"
+
+
 # -- FlexAttention ---------------------------------------------------------------------------------
 
 Mod = Callable[..., Tensor]
@@ -174,7 +196,7 @@ def flex_mods() -> dict[str, tuple[Mod, Bias]]:
     generator = torch.Generator().manual_seed(3)
     caps, rates, table = (
         nn.Parameter(torch.rand(*shape, dtype=torch.float64, generator=generator) + 0.5)
-        for shape in ((HEADS,), (HEADS,), (HEADS, 7, 7))
+        for shape in ((HEADS,), (HEADS,), (1, HEADS, 7, 7))
     )
     slopes = torch.tensor([2.0 ** (-8 * (h + 1) / HEADS) for h in range(HEADS)]).double()
     cap = Softcap(HEADS)
@@ -193,10 +215,10 @@ def flex_mods() -> dict[str, tuple[Mod, Bias]]:
         "decay by distance": flex(lambda s, b, h, q, k: s * rates[h] ** (q - k).abs(), rates),
         "clamp": flex(lambda s, b, h, q, k: s.clamp(-0.3, 0.3)),
         "factor of a table": (
-            lambda s, b, h, q, k: s * (1 + table[h, q, k]), Multiplier(DenseBias(table[None]))
+            lambda s, b, h, q, k: s * (1 + table[0, h, q, k]), Multiplier(DenseBias(table))
         ),
         "log n, then alibi": (
-            lambda s, b, h, q, k: s * caps[h] * (q + 1).log() - slopes[h] * (q - k).abs(),
+            lambda s, b, h, q, k: s * caps[h] * (q + 1).double().log() - slopes[h] * (q - k).abs(),
             _scalable(caps) + ALiBi(HEADS),
         ),
     }  # fmt: skip
@@ -226,12 +248,12 @@ def test_flex_attention(name: str) -> None:
     with torch.no_grad():  # on a CPU it has no gradients
         theirs = flex_attention(*(x.detach() for x in inputs), score_mod=score_mod)
     torch.testing.assert_close(explicit, theirs, **EXACT)
-    learned = [x for x in bias.tensors() if x.requires_grad]
+    learned = [*inputs, *(x for x in bias.tensors() if x.requires_grad)]
+    expected = gradients(explicit, learned)
     for backend in BACKENDS:
         ours = attend(*inputs, bias=bias, backend=backend)
         torch.testing.assert_close(ours, theirs, **EXACT)
-        both = (gradients(x, [*inputs, *learned]) for x in (ours, explicit))
-        for got, wanted in zip(*both, strict=True):
+        for got, wanted in zip(gradients(ours, learned), expected, strict=True):
             torch.testing.assert_close(got, wanted, **EXACT)
 
 
