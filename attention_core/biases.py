@@ -59,17 +59,25 @@ class Bias(nn.Module):
         """Whether it has anything that needs a gradient."""
         return any(tensor.requires_grad for tensor in self.tensors())
 
+    def leaves(self) -> list[Bias]:
+        """Return the biases that it is the sum of, in order; itself if it is none."""
+        return [self]
+
+    def check_heads(self, pairs: Pairs) -> None:
+        """Raise ValueError if it is made for another number of heads."""
+        if self.heads not in (None, pairs.shape[1]):
+            raise ValueError(
+                f"{type(self).__name__} has heads={self.heads}, but attention has "
+                f"{pairs.shape[1]} query heads"
+            )
+
     def forward(self, pairs: Pairs) -> Tensor:
         """Compute the score of every pair, in float32 or better.
 
         Raises:
             ValueError: it is made for another number of heads.
         """
-        if self.heads not in (None, pairs.shape[1]):
-            raise ValueError(
-                f"{type(self).__name__} has heads={self.heads}, but attention has "
-                f"{pairs.shape[1]} query heads"
-            )
+        self.check_heads(pairs)
         with torch.autocast(pairs.key.device.type, enabled=False):
             score, special = self.score(pairs), pairs.special
             if special is not None:
@@ -94,6 +102,9 @@ class _Sum(Bias):
     def __init__(self, *terms: Bias) -> None:
         super().__init__()
         self.terms: Iterable[Bias] = nn.ModuleList(terms)  # type: ignore[assignment]
+
+    def leaves(self) -> list[Bias]:
+        return [leaf for term in self.terms for leaf in term.leaves()]
 
     def forward(self, pairs: Pairs) -> Tensor:
         first, *rest = (term(pairs) for term in self.terms)

@@ -19,6 +19,7 @@ from attention_core.job import Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
 from attention_core.masks.algebra import as_mask
+from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
 
@@ -205,4 +206,8 @@ def _summary(
 def _name(bias: Bias | None) -> str:
     if bias is None:
         return "none"
-    return f"{'learned ' if bias.learned else ''}{type(bias).__name__.lstrip('_')}"
+    leaves = bias.leaves()
+    name = " + ".join(type(leaf).__name__ for leaf in leaves)
+    if has_score_mod(bias) and len(leaves) > 1:
+        name += " in this order"
+    return f"{'learned ' if bias.learned else ''}{name}"

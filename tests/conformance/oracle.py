@@ -212,6 +212,10 @@ def truth(world: World, mask: Claim, heads: int) -> Tensor:
 Scored = Callable[[Pair], Tensor | float]
 
 
+#: What becomes of the score of a pair.
+Modify = Callable[[Pair, Tensor], Tensor]
+
+
 def nothing() -> Scored:
     return lambda pair: 0.0
 
@@ -362,6 +366,7 @@ def attention(
     score: Score = dot,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
+    modify: Modify | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, Hq, Lq, Dv), weights (B, Hq, Lq, Lk) and log-sum-exp (B, Hq, Lq)."""
     batch, heads, queries, dim = q.shape
@@ -375,6 +380,7 @@ def attention(
                 found: list[int] = []
                 extra: list[Tensor | float] = []
                 numbers: list[int | None] = []
+                pairs: list[Pair] = []
                 for j in range(keys):
                     pair = Pair(world, b, h, i, j)
                     if not may_attend(pair, mask):
@@ -385,21 +391,28 @@ def attention(
                     found.append(j)
                     extra.append(added)
                     numbers.append(edge_of(pair))
+                    pairs.append(pair)
                 row = q.new_zeros(keys)
+                nothing = v.new_zeros(v.shape[-1]), row, q.new_tensor(-math.inf)
                 if not found:
-                    outputs.append(v.new_zeros(v.shape[-1]))
-                    weights.append(row)
-                    sums.append(q.new_tensor(-math.inf))
+                    for results, one in zip((outputs, weights, sums), nothing, strict=True):
+                        results.append(one)
                     continue
                 own, values = k[b, h // share, found], v[b, h // share, found]
                 edges = _rows(edge_key, numbers, h // share, own)
                 s = scale * score(q[b, h, i], own, edges, h)
                 if softcap is not None:
                     s = softcap * torch.tanh(s / softcap)
+                if modify is not None:
+                    s = torch.stack([modify(pair, one) for pair, one in zip(pairs, s, strict=True)])
                 if any(isinstance(added, Tensor) for added in extra):
                     s = s + torch.stack([torch.as_tensor(added).to(s) for added in extra])
                 elif any(extra):
                     s = s + s.new_tensor(extra)
+                if (s == -math.inf).all():  # a score mod has forbidden all
+                    for results, one in zip((outputs, weights, sums), nothing, strict=True):
+                        results.append(one)
+                    continue
                 exp = torch.exp(s)
                 total = exp.sum() if sink is None else exp.sum() + torch.exp(sink[h])
                 values = values + _rows(edge_value, numbers, h // share, values)
