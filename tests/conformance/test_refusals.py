@@ -256,6 +256,18 @@ CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
     "edge features not given": (Graph(EDGE, 2), None, EdgeBias(2, types=1), "edge_attr"),
     "types for features": (GRAPH, None, EdgeBias(2, features=1), "float features"),
     "an offset of other axes": (Grid(2, 2), None, ContinuousBias(2, (1,)), "axes"),
+    "shift on Points": (Points(CLOUD), Neighborhood(1, "shift"), None, "needs a Sequence or Grid"),
+    "shift on a Graph": (GRAPH, Neighborhood(1, "shift"), None, "needs a Sequence or Grid"),
+    "shift without an end": (PACKED, Neighborhood(1, "shift"), None, "where .* ends; .*packed"),
+    "shift where tokens went": (
+        Sequence(3).keep(torch.tensor([0, 2])), Neighborhood(1, "shift"), None, "where .* ends"
+    ),
+    "shift to another end": (
+        (Grid(2, 2), Grid(3, 3)), Neighborhood(1, "shift"), None, "queries and keys of one grid"
+    ),
+    "a dilation of three axes": (
+        Grid(2, 2), Neighborhood(1, "shift", dilation=(1, 2, 1)), None, "dilation=.*3 axes.*has 2"
+    ),
     "two kinds of space": ((Sequence(2), Grid(2, 2)), Neighborhood(1), None, "distance between"),
     "order across kinds": ((Sequence(4), Grid(2, 2)), Causal(), None, "order between"),
     "samples on one side": ((Sequence(2), PACKED), None, None, "both be in segments"),
