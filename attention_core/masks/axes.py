@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from attention_core.checks import check_whole_each
 from attention_core.spaces import Space
 
 T = TypeVar("T")
@@ -27,3 +28,29 @@ def per_axis(
         where = "the others have" if space is None else f"{space.describe()} has"
         raise ValueError(f"{name}={value} is for {len(value)} axes, {where} {axes}")
     return value
+
+
+def check_axes(axes: int | tuple[int, ...] | None) -> None:
+    """Raise unless these are axes, each once; negative ones are counted from the last.
+
+    Raises:
+        TypeError, ValueError: naming `axes`.
+    """
+    if axes is None:
+        return
+    check_whole_each(None, axes=listed(axes))
+    if len(set(listed(axes))) < len(listed(axes)):
+        raise ValueError(f"axes must be different ones, got {axes}")
+
+
+def chosen_axes(axes: int | tuple[int, ...] | None, space: Space) -> list[int]:
+    """Return the numbers of some axes of a space, counted from the first; None chooses all.
+
+    Raises:
+        ValueError: the space has not so many.
+    """
+    if axes is None:
+        return list(range(space.axes))
+    if any(not -space.axes <= axis < space.axes for axis in listed(axes)):
+        raise ValueError(f"axes={axes} is out of range: {space.describe()} has {space.axes} axes")
+    return [axis % space.axes for axis in listed(axes)]

@@ -358,6 +358,13 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "dilated": (Dilated(2), oracle.dilated(2)),
             "global": (GlobalTokens(spot), oracle.global_tokens(spot)),
         }
+    if kind == "grid":
+        found |= {
+            "causal-axis": (Causal(axes=0), oracle.causal_along(0)),
+            "dilated-axis": (Dilated(2, axes=-1), oracle.dilated(2, axes - 1)),
+        }
+    if kind == "points":
+        found["causal-axes"] = Causal(axes=(1, 0)), oracle.causal_along(0, 1)
     if (kind == "grid" and place.name != "cross-grid") or place.name in ("sequence", "decoding"):
         windows = {
             "shift": {},

@@ -142,6 +142,10 @@ def causal() -> Claim:
     return claim(lambda pair: pair.key.place <= pair.query.place)
 
 
+def causal_along(*axes: int) -> Claim:
+    return claim(lambda pair: all(pair.offset[axis] <= 0 for axis in axes))
+
+
 def near(radius: float | tuple[float, ...]) -> Claim:
     if isinstance(radius, tuple):
         return claim(
@@ -217,8 +221,14 @@ def prefix(n: int | list[int]) -> Claim:
     return claim(says)
 
 
-def dilated(step: int) -> Claim:
-    return claim(lambda pair: all(math.fmod(delta, step) == 0 for delta in pair.offset))
+def dilated(step: int, *axes: int) -> Claim:
+    return claim(
+        lambda pair: all(
+            math.fmod(delta, step) == 0
+            for axis, delta in enumerate(pair.offset)
+            if not axes or axis in axes
+        )
+    )
 
 
 def global_tokens(*positions: int | tuple[int, ...]) -> Claim:

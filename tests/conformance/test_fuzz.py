@@ -17,6 +17,7 @@ from attention_core import (
     ALiBi,
     AttentionPool,
     Block,
+    Causal,
     ContinuousBias,
     Decoder,
     DenseBias,
@@ -183,7 +184,8 @@ CALLS: dict[str, Call] = {
     "RelativeTable.swin": call(RelativeTable.swin, heads=2, window=2, special=False),
     "RelativeTable.hops": call(RelativeTable.hops, heads=2, max_hops=2, special=False),
     "DenseMask": call(_dense_mask, mask=torch.ones(3, 3).bool()),
-    "Dilated": call(Dilated, step=2),
+    "Causal": call(Causal, axes=None),
+    "Dilated": call(Dilated, step=2, axes=None),
     "GlobalTokens": call(_global_tokens, position=0),
     "Neighborhood": call(Neighborhood, radius=1, border="shift", dilation=1, stride=1,
                          is_causal=False),
@@ -234,7 +236,7 @@ EXEMPT = {
     **dict.fromkeys(["EncoderOptions", "Model", "Model()", "Model.preset"]),
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
     **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()"]),
-    **dict.fromkeys(["Causal", "Edges"]),  # without an argument
+    "Edges": None,  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),
 }
