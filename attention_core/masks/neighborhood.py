@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from attention_core.checks import check_choice, check_flag, check_whole_each
-from attention_core.masks.algebra import Mask, PairList, Spaces, tuples
+from attention_core.masks.algebra import Mask, Spaces, tuples
 from attention_core.masks.axes import listed, per_axis
 from attention_core.masks.shifted import ShiftedWindow, pairs_in_windows
-from attention_core.spaces import BlockKey, Graph, Pairs, Space, TilePairs, TileStatus
+from attention_core.spaces import BlockKey, PairList, Pairs, Space, TilePairs, TileStatus
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ class Neighborhood(Mask):
         offset = pairs.offset
         return (offset.abs() <= torch.tensor(self.radius, device=offset.device)).all(-1)
 
-    def _per_axis(self, space: Space) -> tuple[float, ...]:
+    def _per_axis(self, space: Space) -> tuple[float, ...] | None:
+        """The radius along each axis; None where no box holds just what is near."""
+        if not isinstance(self.radius, tuple) and not space.chebyshev:
+            return None
         return per_axis(self.radius, space.axes, space=space, name="radius")
 
     def allows_all(self, spaces: Spaces) -> bool:
@@ -107,10 +110,11 @@ class Neighborhood(Mask):
         query, key = spaces
         if not (query.size and key.size and type(query) is type(key)):
             return False
-        return all(
+        radii = self._per_axis(key)
+        return radii is not None and all(
             radius >= max(k0 + kn - 1 - q0, q0 + qn - 1 - k0)
             for radius, q0, qn, k0, kn in zip(
-                self._per_axis(key), query.start, query.size, key.start, key.size, strict=True
+                radii, query.start, query.size, key.start, key.size, strict=True
             )
         )
 
@@ -118,13 +122,10 @@ class Neighborhood(Mask):
         if self._shifted is not None:
             return self._shifted.count_bound(spaces)
         query, key = spaces
-        if isinstance(key, Graph):
-            if isinstance(self.radius, tuple) or self.radius >= 2:
-                return math.inf
-            return key.length + (key.edges.num_edges if self.radius >= 1 else 0)
-        if not key.ordered:
-            return math.inf
-        return query.length * math.prod(2 * r + 1 for r in self._per_axis(key))
+        radii = self._per_axis(key) if key.chebyshev else None
+        if radii is not None:
+            return query.length * math.prod(2 * r + 1 for r in radii)
+        return math.inf if isinstance(self.radius, tuple) else key.reach_bound(self.radius)
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         if self._shifted is not None:
@@ -132,34 +133,26 @@ class Neighborhood(Mask):
         query, key = spaces
         if query is not key:
             return None
-        if isinstance(key, Graph):
-            token = key.token_of_node()
-            if isinstance(self.radius, tuple) or token is None or math.isinf(self.radius):
-                return None
-            target, source, hops = key.edges.within(self.radius)
-            queries, keys = token[target], token[source]
-            kept = (queries >= 0) & (keys >= 0)  # dropped tokens are in no pair
-            return PairList(queries[kept], keys[kept], distance=hops[kept])
-        if not key.size:
-            return None
-        return _regular_neighbors(key, self._per_axis(key))
+        radii = self._per_axis(key)
+        if radii is not None and key.size:
+            return _regular_neighbors(key, radii)
+        return None if isinstance(self.radius, tuple) else key.reach(self.radius)
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         if self._shifted is not None:
             return self._shifted.tile_status(tiles)
         space = tiles.spaces[1]
-        if isinstance(space, Graph):
+        if not isinstance(self.radius, tuple) and not space.has_norm:
             return super().tile_status(tiles)
         low, high = tiles.offset
         nearest, farthest = torch.maximum(low, -high).clamp(min=0), torch.maximum(high, -low)
         if isinstance(self.radius, tuple):
             radii = torch.tensor(self._per_axis(space), device=low.device)
             return TileStatus((nearest <= radii).all(-1), (farthest <= radii).all(-1))
+        least, most = space.norm(nearest), space.norm(farthest)
         # Rounding may make the norm of less a little more
-        slack = 1e-5 * self.radius if low.is_floating_point() else 0.0
-        return TileStatus(
-            space.norm(nearest) <= self.radius + slack, space.norm(farthest) <= self.radius - slack
-        )
+        slack = 1e-5 * self.radius if least.is_floating_point() else 0.0
+        return TileStatus(least <= self.radius + slack, most <= self.radius - slack)
 
     @property
     def lookback(self) -> float:
@@ -170,7 +163,8 @@ class Neighborhood(Mask):
     def block_key(self, space: Space) -> BlockKey | None:
         if self._shifted is not None:
             return self._shifted.block_key(space)
-        return None if isinstance(space, Graph) else BlockKey.of_place(space)
+        by_axis = isinstance(self.radius, tuple)
+        return BlockKey.of_place(space) if by_axis else BlockKey.of_distance(space)
 
     def partition(self, space: Space) -> Tensor | None:
         return None if self._shifted is None else self._shifted.partition(space)

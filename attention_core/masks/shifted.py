@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attention_core.masks.algebra import Mask, PairList, Spaces
+from attention_core.masks.algebra import Mask, Spaces
 from attention_core.masks.axes import listed, per_axis
-from attention_core.spaces import BlockKey, Grid, Pairs, Sequence, Space, TilePairs, TileStatus
+from attention_core.spaces import (
+    BlockKey,
+    Grid,
+    PairList,
+    Pairs,
+    Sequence,
+    Space,
+    TilePairs,
+    TileStatus,
+)
 from attention_core.spaces.tiles import coordinates
 
 _ENDLESS = 1 << 40  # keys of a window without a border

@@ -72,6 +72,11 @@ class BlockKey(NamedTuple):
         at = space.coordinates
         return None if at is None or at.is_floating_point() else cls(relative=(at,))
 
+    @classmethod
+    def of_distance(cls, space: Space) -> BlockKey | None:
+        """Make the key of what depends on the distance alone; None where no offset settles it."""
+        return cls.of_place(space) if space.has_norm else None
+
 
 class Tiles:
     """Tokens of a space in tiles.

@@ -139,7 +139,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         "(?i)samples",
         lambda: attend(x(batch=2), x(batch=2), x(batch=2), mask=PrefixLM(torch.tensor([1]))),
     ),
-    "edge features nowhere": (TypeError, "edge_key=.*need a Graph's nodes, got a sequence",
+    "edge features nowhere": (TypeError, "edge_key=.*need edges: .*got a sequence",
         lambda: attend(x(), x(), x(), edge_key=torch.randn(2, 2, 4))),
     "edge features of fewer edges": (
         ValueError, r"edge_key must be float \(E, Hkv, D\) = \(2, 2, 4\) for a graph.*\(1, 2, 4\)",
@@ -168,7 +168,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
             x(), x(), x(), space=LINE, score=Additive(2, 4), edge_key=torch.randn(2, 2, 4)),
     ),
     "a layer for edges on a sequence": (
-        TypeError, "edge_dim=.*need a Graph's nodes, got a sequence",
+        TypeError, "edge_dim=.*need edges: .*got a sequence",
         lambda: MultiheadAttention(8, 2, edge_dim=5)(torch.randn(3, 8))),
     "a layer for edges without features": (
         TypeError, r"edge_dim=5 asks for Graph\(..., edge_attr=...\).*\(E, 5\), got a graph of 2",

@@ -191,11 +191,17 @@ def _probe(job: Job) -> None:
     """Asks the mask about one pair: what it cannot serve, it refuses in its own words."""
     first = torch.zeros(1, dtype=torch.long, device=job.device)
     shape = (job.batch, job.heads, job.spaces[0].length, job.spaces[1].length)
-    # The hops between all nodes of a graph are many to know, and no mask refuses a distance
-    hops = first if isinstance(job.spaces[1], Graph) else None
+    # Distances that are searched are many to know, and no mask refuses one
+    distance = first if job.spaces[1].searched else None
     job.allowed(
         Pairs(
-            job.spaces, shape=shape, batch=first, head=first, query=first, key=first, distance=hops
+            job.spaces,
+            shape=shape,
+            batch=first,
+            head=first,
+            query=first,
+            key=first,
+            distance=distance,
         )
     )
 
@@ -227,7 +233,7 @@ def cost(job: Job) -> float:
     least = _CALL + _PAIR.of(job) * job.count_bound
     if job.repeats_edges:
         return least  # which is refused when pairs are computed all together
-    if job.mask is not None and isinstance(job.spaces[1], Graph):
+    if job.mask is not None and job.spaces[1].searched:
         least += _SEARCH * job.count_bound  # a graph is searched edge by edge
     others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
     if least > min(others, default=math.inf):

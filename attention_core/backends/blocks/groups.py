@@ -11,7 +11,7 @@ from attention_core.backends.blocks.search import Reached
 from attention_core.biases import Bias
 from attention_core.job import Job
 from attention_core.masks import Mask
-from attention_core.spaces import BlockKey, Graph, Pairs, Space, Tiles
+from attention_core.spaces import BlockKey, Pairs, Space, Tiles
 from attention_core.spaces.tiles import per_token
 
 #: So many shapes of blocks are kept as they are; more are rounded up to fewer.
@@ -140,7 +140,7 @@ def _listed_distance(job: Job, queries: Tensor, keys: Tensor) -> Tensor | None:
 
     Those are forbidden, and the hops between all nodes of a large graph are too many to know.
     """
-    if job.mask is None or not isinstance(job.spaces[1], Graph):
+    if job.mask is None or not job.spaces[1].searched:
         return None
     listed = job.mask.candidates(job.spaces)
     if listed is None or listed.distance is None:
