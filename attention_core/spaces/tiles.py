@@ -48,8 +48,11 @@ class BlockKey(NamedTuple):
 
     #: What matters only as a difference, key minus query, such as whole-number coordinates.
     relative: tuple[Tensor, ...] = ()
-    #: What matters by itself, such as being global.
+    #: What matters by itself, such as being global; a tile holds tokens that are alike in it.
     absolute: tuple[Tensor, ...] = ()
+    #: What matters by itself, and of queries alone, such as how far each one's window reaches; a
+    #: tile may mix tokens that differ in it.
+    of_query: tuple[Tensor, ...] = ()
 
     @classmethod
     def joined(cls, *keys: BlockKey | None) -> BlockKey | None:
@@ -60,6 +63,7 @@ class BlockKey(NamedTuple):
         return cls(
             tuple(tensor for one in known for tensor in one.relative),
             tuple(tensor for one in known for tensor in one.absolute),
+            tuple(tensor for one in known for tensor in one.of_query),
         )
 
     @classmethod

@@ -176,14 +176,12 @@ def _arrangement(group: Group, block_keys: tuple[BlockKey, BlockKey], rows: int)
     """Integers (N, ...) that are the same for blocks with the same pairs allowed."""
     parts = []
     origin = group.queries[:, 0]  # never padding
-    for tokens, own in zip((group.queries, group.keys), block_keys, strict=True):
+    query, key = block_keys
+    for tokens, own in ((group.queries, query), (group.keys, key._replace(of_query=()))):
         padding = tokens < 0
         for values, zero in (
-            *(
-                (tensor, query)
-                for tensor, query in zip(own.relative, block_keys[0].relative, strict=True)
-            ),
-            *((tensor, None) for tensor in own.absolute),
+            *((tensor, start) for tensor, start in zip(own.relative, query.relative, strict=True)),
+            *((tensor, None) for tensor in (*own.absolute, *own.of_query)),
         ):
             numbers = per_token(values, rows).long()[tokens.clamp(min=0)]
             if zero is not None:
