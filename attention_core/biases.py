@@ -24,7 +24,7 @@ from attention_core.annotated import checked
 from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
-from attention_core.spaces import BlockKey, Graph, Pairs, Space
+from attention_core.spaces import BlockKey, Pairs, Space
 
 
 class Bias(nn.Module):
@@ -59,17 +59,25 @@ class Bias(nn.Module):
         """Whether it has anything that needs a gradient."""
         return any(tensor.requires_grad for tensor in self.tensors())
 
+    def leaves(self) -> list[Bias]:
+        """Return the biases that it is the sum of, in order; itself if it is none."""
+        return [self]
+
+    def check_heads(self, pairs: Pairs) -> None:
+        """Raise ValueError if it is made for another number of heads."""
+        if self.heads not in (None, pairs.shape[1]):
+            raise ValueError(
+                f"{type(self).__name__} has heads={self.heads}, but attention has "
+                f"{pairs.shape[1]} query heads"
+            )
+
     def forward(self, pairs: Pairs) -> Tensor:
         """Compute the score of every pair, in float32 or better.
 
         Raises:
             ValueError: it is made for another number of heads.
         """
-        if self.heads not in (None, pairs.shape[1]):
-            raise ValueError(
-                f"{type(self).__name__} has heads={self.heads}, but attention has "
-                f"{pairs.shape[1]} query heads"
-            )
+        self.check_heads(pairs)
         with torch.autocast(pairs.key.device.type, enabled=False):
             score, special = self.score(pairs), pairs.special
             if special is not None:
@@ -94,6 +102,9 @@ class _Sum(Bias):
     def __init__(self, *terms: Bias) -> None:
         super().__init__()
         self.terms: Iterable[Bias] = nn.ModuleList(terms)  # type: ignore[assignment]
+
+    def leaves(self) -> list[Bias]:
+        return [leaf for term in self.terms for leaf in term.leaves()]
 
     def forward(self, pairs: Pairs) -> Tensor:
         first, *rest = (term(pairs) for term in self.terms)
@@ -190,7 +201,7 @@ class ALiBi(Bias):
         return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
 
     def block_key(self, space: Space) -> BlockKey | None:
-        return None if isinstance(space, Graph) else BlockKey.of_place(space)
+        return BlockKey.of_distance(space)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
@@ -229,8 +240,10 @@ class RelativeTable(Bias):
         return by_head(self.table, self.bucket(pairs), pairs.head)
 
     def block_key(self, space: Space) -> BlockKey | None:
-        of_place = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
-        return BlockKey.of_place(space) if of_place and not isinstance(space, Graph) else None
+        if isinstance(self.bucket, _HopBucket):
+            return BlockKey.of_distance(space)
+        known = isinstance(self.bucket, _T5Bucket | _OffsetBucket)
+        return BlockKey.of_place(space) if known else None
 
     def special_score(self, pairs: Pairs) -> Tensor | float:
         if self.special_table is None:
