@@ -78,11 +78,11 @@ def check_block_key(
     if key is None:
         return
     parts = []
-    for tensors, relative in ((key.relative, True), (key.absolute, False)):
+    for kind, tensors in key._asdict().items():
         for tensor in tensors:
             values = tensor.expand(len(answers), *tensor.shape[-2:])
             query, of_key = values[:, :, None], values[:, None]
-            parts += [of_key - query] if relative else [query, of_key]
+            parts += {"relative": [of_key - query], "absolute": [query, of_key]}.get(kind, [query])
     at = real[:, 0].expand(len(answers), -1, -1).nonzero()
     if not len(at):
         return
