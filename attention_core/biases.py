@@ -145,7 +145,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
         ctx.save_for_backward(row)
-        ctx.rows = len(table)
+        ctx.rows = table.shape[0]  # may be a symbol of an exported program
         return nn.functional.embedding(row, table)
 
     @staticmethod

@@ -51,6 +51,26 @@ def all_hops(target: Tensor, source: Tensor, graph: Tensor, local: Tensor, sizes
     return table
 
 
+def dense_hops(target: Tensor, source: Tensor, n: int) -> Tensor:
+    """Count the hops of all pairs of n nodes, (n, n) float32, by target, then source, by operations
+    that an exported program can hold: its loop ends where the graph that it is given does."""
+    adjacency = torch.zeros(n * n, device=target.device).index_fill(0, target * n + source, 1)
+    reached = torch.eye(n, device=target.device)
+    hops = torch.full_like(reached, torch.inf).masked_fill(reached > 0, 0)
+
+    def going(hop: Tensor, frontier: Tensor, hops: Tensor, found: Tensor) -> Tensor:
+        return found.clone()
+
+    def step(
+        hop: Tensor, frontier: Tensor, hops: Tensor, found: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        new = ((adjacency.view(n, n) @ frontier) > 0) & hops.isinf()
+        return hop + 1, new.float(), torch.where(new, hop + 1, hops), new.any()
+
+    start = (hops.new_zeros(()), reached, hops, torch.ones((), dtype=torch.bool, device=hops.device))
+    return torch.while_loop(going, step, start)[2]
+
+
 def _by_products(adjacency: Tensor) -> Tensor:
     """Hops of all pairs, (G, n, n) float, from adjacency (G, n, n) with [target, source] = 1."""
     n = adjacency.shape[-1]

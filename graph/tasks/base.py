@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from attention_core.layers import RecordedAttention
 from attention_core.training import Task, UsageError
 from attention_core.training.data import model_inputs
+from graph.data.graphs import cut, pack, unpack
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Attention of a batch with more nodes is not drawn: there may be as many weights as pairs.
 MOST_NODES = 4096
+#: Of a larger graph, so many nodes are enough to trace a program with and to compare it.
+MOST_TRACED = 256
 
 
 class GraphTask(Task):
@@ -43,13 +47,41 @@ class GraphTask(Task):
         drawn = attention_figures(self.model, model_inputs(batch), shown, names=names)
         return {**figures, **drawn}
 
-    def export_inputs(self, batch: dict[str, Any]) -> NoReturn:
-        """Refuse: no fixed program computes a graph transformer."""
-        raise UsageError(
-            "export: a graph model has no form as a program: the distances between nodes and the "
-            "pairs that attend are searched in each graph, with as many steps and results as that "
-            "graph needs. Its weights can be written, by format=safetensors."
-        )
+    def export_inputs(
+        self, batch: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+        """Return the graphs as the program takes them: `sizes` (graphs,), the number of nodes of
+        each, in place of `batch` and `num_graphs`, and of labelled nodes all.
+
+        The examples are cut to `MOST_TRACED` nodes a graph: a program computes all pairs.
+        """
+        if not isinstance(batch.get("x"), Tensor):
+            raise UsageError(
+                "export: graphs of several types of nodes have no form as a program; their "
+                "weights can be written, by format=safetensors."
+            )
+        inputs = {name: x for name, x in model_inputs(batch).items() if name != "node_mask"}
+        if "batch" in inputs:
+            small = [cut(graph, MOST_TRACED) for graph in unpack(inputs)]
+            inputs = pack(small)
+            inputs["sizes"] = torch.tensor([len(graph["x"]) for graph in small])
+            del inputs["batch"], inputs["num_graphs"]
+        shapes = {}
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor):
+                raise UsageError(f"export: {name!r} is no tensor, got {value!r:.80}.")
+            what = "pairs" if name.startswith("edge_label") else "edges"
+            of_nodes = len(value) == len(inputs["x"])
+            shapes[name] = (
+                {value.ndim - 1: what}
+                if name.endswith("_index")
+                else {0: what}
+                if name.startswith("edge_")
+                else {0: "graphs"}
+                if name == "sizes"
+                else {0: "nodes" if of_nodes else "node_pairs"}
+            )
+        return inputs, shapes
 
 
 def choose(sizes: Tensor, target: Tensor, most: int = 4) -> list[int]:
