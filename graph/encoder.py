@@ -150,9 +150,7 @@ def _log_degree(space: Space) -> Tensor:
     if not isinstance(space, Graph):
         raise TypeError(f"degree_scaler needs a Graph, got {space.describe()}")
     edges = space.edges
-    of_nodes = edges.memo(
-        "log_degree", lambda: count_each(edges.target, edges.num_nodes).log1p()
-    )
+    of_nodes = edges.memo("log_degree", lambda: count_each(edges.target, edges.num_nodes).log1p())
     if space.special is None:
         return of_nodes[space.nodes, None]
     padded = torch.cat([of_nodes, of_nodes.new_zeros(1)])  # no node is -1

@@ -90,7 +90,11 @@ class LinkHead(nn.Module):
                 f"{tuple(relation.shape)}"
             )
         look = not is_exporting()
-        if look and relation.numel() and not 0 <= int(relation.min()) <= int(relation.max()) < count:
+        if (
+            look
+            and relation.numel()
+            and not 0 <= int(relation.min()) <= int(relation.max()) < count
+        ):
             raise ValueError(
                 f"edge_label_type names relations {int(relation.min())} to {int(relation.max())}, "
                 f"but relations={count}: they are 0 to {count - 1}"
@@ -146,7 +150,11 @@ def check_pairs(pairs: Tensor, nodes: int) -> None:
         raise ValueError(
             f"edge_label_index must hold integers (2, ...), got {pairs.dtype} {tuple(pairs.shape)}"
         )
-    if not is_exporting() and pairs.numel() and not 0 <= int(pairs.min()) <= int(pairs.max()) < nodes:
+    if (
+        not is_exporting()
+        and pairs.numel()
+        and not 0 <= int(pairs.min()) <= int(pairs.max()) < nodes
+    ):
         raise ValueError(
             f"edge_label_index names nodes {int(pairs.min())} to {int(pairs.max())}, but nodes are "
             f"0 to {nodes - 1}"

@@ -57,8 +57,8 @@ class EdgeList:
             _check_range(edge_index[1], num_targets, "target", "num_targets")
         if attr is not None and attr.shape[:1] != edge_index.shape[1:]:
             raise ValueError(
-                f"edge_attr has {attr.shape[0] if attr.ndim else 'no'} rows for {edge_index.shape[1]} "
-                "edges in edge_index"
+                f"edge_attr has {attr.shape[0] if attr.ndim else 'no'} rows for "
+                f"{edge_index.shape[1]} edges in edge_index"
             )
         if graph is not None:
             if graph.shape != (num_nodes,) or graph.is_floating_point():
@@ -238,8 +238,10 @@ class EdgeList:
         """Return the row of each pair source → target in a table of all N² pairs of nodes, -1
         between two graphs: what exported programs compute, whose sizes of graphs stay open."""
         row = target * self.num_nodes + source
-        return row if self.graph is None else torch.where(
-            self.graph[target] == self.graph[source], row, -1
+        return (
+            row
+            if self.graph is None
+            else torch.where(self.graph[target] == self.graph[source], row, -1)
         )
 
     def all_pairs(self) -> tuple[Tensor, Tensor]:

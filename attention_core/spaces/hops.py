@@ -67,7 +67,12 @@ def dense_hops(target: Tensor, source: Tensor, n: int) -> Tensor:
         new = ((adjacency.view(n, n) @ frontier) > 0) & hops.isinf()
         return hop + 1, new.float(), torch.where(new, hop + 1, hops), new.any()
 
-    start = (hops.new_zeros(()), reached, hops, torch.ones((), dtype=torch.bool, device=hops.device))
+    start = (
+        hops.new_zeros(()),
+        reached,
+        hops,
+        torch.ones((), dtype=torch.bool, device=hops.device),
+    )
     return torch.while_loop(going, step, start)[2]
 
 

@@ -85,7 +85,11 @@ def insert_special(
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
     `special` more stand in front of each of `samples` segments, the last of which may be empty."""
     look = segments is not None and not is_exporting()
-    if segments is not None and look and bool((segments.diff(prepend=segments.new_zeros(1)) < 0).any()):
+    if (
+        segments is not None
+        and look
+        and bool((segments.diff(prepend=segments.new_zeros(1)) < 0).any())
+    ):
         if int(segments.min()) < 0:
             raise ValueError(f"segments must be at least 0, got {int(segments.min())}")
         raise ValueError("segments must not decrease: keep the tokens of a sample together")

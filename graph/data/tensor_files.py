@@ -74,7 +74,8 @@ def as_sample(graph: Any) -> Sample:
         what = f"it has {keys}" if keys else f"got {type(graph).__name__}"
         raise ValueError(f"a graph has tensors by PyG's names, edge_index among them; {what:.120}")
     sample: Sample = {}
-    for name, value in content.items():
+    for key, value in content.items():
+        name = str(key)
         if value is None or name in _LEFT_OUT:
             continue
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -117,7 +118,7 @@ def _pickled(path: Path) -> Any:
 
 def _arrays(path: Path) -> dict[str, Tensor]:
     try:
-        with numpy.lib.npyio.NpzFile(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, numpy.lib.npyio.NpzFile(opened) as file:
             return {name: torch.from_numpy(numpy.asarray(file[name])) for name in file.files}
     except Exception as error:  # a damaged archive raises a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -101,7 +101,9 @@ class TUFolder:
                 f"{self.name}_{level}_labels.txt has {self._target.shape[1]} columns; as the "
                 "target one is needed."
             )
-        self.classes = [] if self._target is None else list(map(str, self._target.unique().tolist()))
+        self.classes = (
+            [] if self._target is None else list(map(str, self._target.unique().tolist()))
+        )
 
     def names(self, of: Literal["node", "edge"]) -> Names:
         """Return the labels that nodes or edges have: of one column those that occur; of several,
@@ -177,10 +179,12 @@ class TUFolder:
         if self._are_types(of):
             return labels[:, 0] if not names else self._index(labels[:, 0], names, of)
         columns = names or self.names(of)
-        if len(labels) and (len(columns) != labels.shape[1] or isinstance(columns[0], str)):
+        listed = 1 if columns and isinstance(columns[0], str) else len(columns)
+        if len(labels) and (listed != labels.shape[1] or isinstance(columns[0], str)):
             raise UsageError(
-                f"{self.name}_{of}_labels.txt has {labels.shape[1]} columns of labels; "
-                f"data.{of}_names lists those of {0 if isinstance(columns[0], str) else len(columns)}."
+                f"{self.name}_{of}_labels.txt has {labels.shape[1]} columns of labels, beside "
+                f"{'attributes' if of in self.attributes else 'nothing'}; data.{of}_names lists "
+                f"the labels of {listed}{', and nothing beside' if listed == 1 else ''}."
             )
         for column, known in zip(labels.T, columns, strict=False):
             parts.append(one_hot(self._index(column, known, of), len(known)).float())
@@ -210,8 +214,8 @@ class TUFolder:
             return places  # other names for them, in their order
         if not all(known):
             raise UsageError(
-                f"{self.name}_{self.level}_labels.txt has the labels {', '.join(self.classes)}; "
-                f"data.classes names {len(classes)}: {', '.join(classes)}."
+                f"data.classes names {len(classes)} classes; the {self.level}s of {self.name} have "
+                f"{len(labels)}. They are {', '.join(classes)} and {', '.join(self.classes)}."
             )
         return torch.tensor([list(classes).index(str(label)) for label in labels.tolist()])[places]
 
