@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence as Listing
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -70,7 +71,10 @@ class Bias(nn.Module):
                 f"{type(self).__name__} has heads={self.heads}, but attention has "
                 f"{pairs.shape[1]} query heads"
             )
-        with torch.autocast(pairs.key.device.type, enabled=False):
+        # The loop that searches hops in an exported program cannot lie in such a region
+        loops = is_exporting() and isinstance(pairs.spaces[1], Graph)
+        exact = nullcontext() if loops else torch.autocast(pairs.key.device.type, enabled=False)
+        with exact:
             score, special = self.score(pairs), pairs.special
             if special is not None:
                 score = torch.where(special, self.special_score(pairs), score)

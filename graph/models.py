@@ -176,7 +176,10 @@ class GraphTransformer(Model):
                 added=expander_degree is not None,
             )
         elif edge_dim is not None:
-            raise ValueError(f"edge_dim={edge_dim} needs edge_types or edge_features")
+            raise ValueError(
+                f"edge_dim={edge_dim} needs edge_types or edge_features; where edges have neither, "
+                "edge_dim is None"
+            )
         self.virtual_tokens = learned_tokens(virtual_nodes, dim, std=dim**-0.5)
         of_edges = None if self.edge_embedding is None else self.edge_embedding.gives
         terms: list[Bias] = []

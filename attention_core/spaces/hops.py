@@ -54,26 +54,20 @@ def all_hops(target: Tensor, source: Tensor, graph: Tensor, local: Tensor, sizes
 def dense_hops(target: Tensor, source: Tensor, n: int) -> Tensor:
     """Count the hops of all pairs of n nodes, (n, n) float32, by target, then source, by operations
     that an exported program can hold: its loop ends where the graph that it is given does."""
-    adjacency = torch.zeros(n * n, device=target.device).index_fill(0, target * n + source, 1)
-    reached = torch.eye(n, device=target.device)
+    edge = torch.zeros(n * n, device=target.device).index_fill(0, target * n + source, 1)
+    adjacency, reached = edge.view(n, n), torch.eye(n, device=target.device)
     hops = torch.full_like(reached, torch.inf).masked_fill(reached > 0, 0)
+    found = torch.ones((), dtype=torch.bool, device=hops.device)
+    # Whatever a step needs goes around with it: what it closed over would become a constant
+    state = (hops.new_zeros(()), adjacency, reached, hops, found)
+    return torch.while_loop(lambda *state: state[-1].clone(), _hop, state)[3]
 
-    def going(hop: Tensor, frontier: Tensor, hops: Tensor, found: Tensor) -> Tensor:
-        return found.clone()
 
-    def step(
-        hop: Tensor, frontier: Tensor, hops: Tensor, found: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        new = ((adjacency.view(n, n) @ frontier) > 0) & hops.isinf()
-        return hop + 1, new.float(), torch.where(new, hop + 1, hops), new.any()
-
-    start = (
-        hops.new_zeros(()),
-        reached,
-        hops,
-        torch.ones((), dtype=torch.bool, device=hops.device),
-    )
-    return torch.while_loop(going, step, start)[2]
+def _hop(
+    hop: Tensor, adjacency: Tensor, frontier: Tensor, hops: Tensor, found: Tensor
+) -> tuple[Tensor, ...]:
+    new = ((adjacency @ frontier) > 0) & hops.isinf()
+    return hop + 1, adjacency.clone(), new.float(), torch.where(new, hop + 1, hops), new.any()
 
 
 def _by_products(adjacency: Tensor) -> Tensor:

@@ -410,7 +410,7 @@ def _from_data(name: str, *, _root_: "DictConfig") -> Any:
     from omegaconf import OmegaConf
 
     from attention_core.training.data import DataModule
-    from attention_core.training.instantiate import build
+    from attention_core.training.instantiate import build, check
 
     given: Any = OmegaConf.to_container(_root_.data, resolve=False)
     if not isinstance(given, dict) or "_target_" not in given:
@@ -427,7 +427,9 @@ def _from_data(name: str, *, _root_: "DictConfig") -> Any:
     read = OmegaConf.get_cache(_root_).setdefault("from_data", {})
     key = repr(arguments)
     if key not in read:
-        module = build(arguments, "data", allow=list(_root_.get("allow") or ()))
+        allow = list(_root_.get("allow") or ())
+        check(arguments, "data", place="data", allow=allow)
+        module = build(arguments, "data", allow=allow)
         if not isinstance(module, DataModule):
             raise UsageError(f"data: a DataModule is needed, got {type(module).__name__}.")
         read[key] = module.describe()

@@ -1,10 +1,12 @@
 """The model of a run as one file: its weights, or a program that runs without its code."""
 
 import json
+import logging
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -189,9 +191,21 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
         name: {index: symbols[dim] for index, dim in dims.items()}
         for name, dims in open_dims.items()
     }
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+    with torch.no_grad(), _silence():
         return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep to themselves what torch and its packages say of themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _check_names(model: nn.Module) -> None:
@@ -205,7 +219,8 @@ def _check_names(model: nn.Module) -> None:
 def _write_torch(
     program: ExportedProgram, open_dims: OpenDims, file: Path, about: dict[str, str]
 ) -> Run:
-    torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
+    with _silence():
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
     read = torch.export.load(file).module()
     return lambda inputs: _tensors(read(**inputs))
 
@@ -217,8 +232,7 @@ def _write_onnx(
 
     count = len(program.graph_signature.user_outputs)
     names = [f"output_{index}" for index in range(count)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx about itself
+    with _silence():
         converted = torch.onnx.export(
             program,
             dynamo=True,

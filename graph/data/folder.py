@@ -151,11 +151,13 @@ class GraphFolder(GraphData):
         """The files and the class of each, where it is that of its folder; all of one format."""
         if self.root.is_file():
             found: list[tuple[Path, int | None]] = [(self.root, None)]
+        elif self.level != "graph":
+            found = [(path, None) for path in sorted(self.root.rglob("*")) if _is_graph(path)]
         else:
-            flat = sorted(p for p in self.root.iterdir() if p.suffix.lower() in _SUFFIXES)
+            flat = sorted(path for path in self.root.iterdir() if _is_graph(path))
             found = [(path, None) for path in flat]
             tensors = bool(flat) and flat[0].suffix.lower() in TENSORS
-            if self.level == "graph" and self.target is None and not tensors:
+            if self.target is None and not tensors:
                 found = self._in_class_folders()
         paths = [path for path, _ in found]
         if not paths or paths[0].suffix.lower() not in _SUFFIXES:
@@ -188,7 +190,7 @@ class GraphFolder(GraphData):
             (path, label)
             for label, name in enumerate(self.classes)
             for path in sorted((self.root / name).iterdir())
-            if path.suffix.lower() in _SUFFIXES
+            if _is_graph(path)
         ]
 
     def _settle(self, graphs: list[GraphML], labels: list[int | None]) -> list[Sample]:
@@ -309,3 +311,7 @@ class GraphFolder(GraphData):
                 for part in parts
             )
         )
+
+
+def _is_graph(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")

@@ -104,8 +104,8 @@ class GraphData(DataModule):
     def describe(self) -> dict[str, Any]:
         """Return what the graphs say of themselves, by the names of a configuration.
 
-        Returns: `classes` and `num_classes`, of classes or of numbers to predict; `level`;
-        `node_types` or `node_features` and `edge_types` or `edge_features`, None where there are
+        Returns: `classes` and `num_classes`, of classes or of numbers to predict; `numbers`, which of
+        them targets are, None where there are none; `level`; `node_types` or `node_features` and `edge_types` or `edge_features`, None where there are
         none; and `node_names` and `edge_names`, the kinds that the types count.
 
         Raises:
@@ -119,8 +119,9 @@ class GraphData(DataModule):
         ):
             found |= _kinds(graphs, of, name, names)
             found[f"{of}_names"] = list(names)
-        found["classes"], found["num_classes"] = self.classes, len(self.classes)
+        found |= super().describe()
         target = next((graph["target"] for graph in graphs if "target" in graph), None)
+        found["numbers"] = None if target is None else target.is_floating_point()
         if target is not None and target.is_floating_point():
             several = target.ndim > (0 if found["level"] == "graph" else 1)
             found["classes"], found["num_classes"] = [], target.shape[-1] if several else 1

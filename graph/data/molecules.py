@@ -63,6 +63,7 @@ class Molecules(GraphData):
         **settings: Unpack[GraphDataOptions],
     ) -> None:
         super().__init__(**settings)
+        self._stated = "classes" in settings
         self.path = Path(root).expanduser()
         self.smiles, self.target, self.split_column = smiles, target, split
         if corrupted not in ("raise", "skip"):
@@ -70,15 +71,19 @@ class Molecules(GraphData):
         self.corrupted = corrupted
 
     def describe(self) -> dict[str, Any]:
-        """As of `GraphData`, from the column of targets alone: what is in it, in its order; none
-        where it holds numbers, not all of them whole."""
+        """Return what `GraphData` does, from the column of targets alone, before it loads: `classes` are what
+        is in it, in order; none where it holds numbers, not all of them whole."""
+        if self.train_set is not None:
+            return super().describe()
         sizes = [sum(len(values) for values in kinds.values()) for kinds in _maps()]
         values = {
             row[self.target].strip()
             for _, row in self._rows([self.target])
             if not isinstance(row, Exception)
         } - {""}
-        classes = self.classes or ([] if _are_numbers(values) else sorted(values, key=_in_order))
+        classes = self.classes
+        if not self._stated:
+            classes = [] if _are_numbers(values) else sorted(values, key=_in_order)
         return {
             "level": "graph",
             "node_types": None,
@@ -88,6 +93,7 @@ class Molecules(GraphData):
             "edge_features": sizes[1],
             "edge_names": [],
             "classes": classes,
+            "numbers": not classes,
             "num_classes": len(classes) or 1,
         }
 

@@ -210,7 +210,7 @@ class TUFolder:
         if not classes:
             return places
         known = [str(label) in classes for label in labels.tolist()]
-        if not any(known) and len(labels) <= len(classes):
+        if not any(known) and len(labels) == len(classes):
             return places  # other names for them, in their order
         if not all(known):
             raise UsageError(

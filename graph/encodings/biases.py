@@ -140,7 +140,9 @@ class PathBias(PairBias):
         features: int | None = None,
     ) -> None:
         if (types is None) == (features is None):
-            raise ValueError(f"PathBias needs one of types= and features=, got {types}, {features}")
+            raise ValueError(
+                f"PathBias needs one of types= and features=, those of edges, got {types}, {features}"
+            )
         check_whole(max_hops=max_hops)
         check_whole(types=types, features=features, or_none=True)
         super().__init__(heads, "path", max_hops * (types or features or 0))

@@ -137,7 +137,7 @@ def check_fits(task: Task, data: object) -> None:
             f"{'prediction' if has['level'] == 'link' else 'classification'} or another of "
             f"{has['level']}s, and model.level={has['level']}."
         )
-    if isinstance(task, ClassificationTask) and not has["classes"]:
+    if isinstance(task, ClassificationTask) and has["numbers"] and not data.classes:
         raise UsageError(
             f"task: the targets of {where} are numbers, but {type(task).__name__} tells classes: "
             f"write task={task.level}_regression, or name the classes: data.classes=[...]."
@@ -175,7 +175,8 @@ def check_fits(task: Task, data: object) -> None:
 def _words(types: int | None, features: int | None) -> str:
     if types is None and features is None:
         return "neither types nor features"
-    return f"{types} types" if features is None else f"{features} features"
+    number, what = (types, "type") if features is None else (features, "feature")
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _value(number: int | None) -> str:
