@@ -35,9 +35,9 @@ class GraphFolder(GraphData):
       their labels. Nodes and edges without that attribute are not asked for.
 
     Of undirected graphs each edge counts in both directions, and is asked for once. The split is
-    fixed, 80% training, 10% validation, 10% test, stratified by class; or by `fold`. Several graphs
-    are split, of one graph its nodes or edges: by `train_mask`, `val_mask` and `test_mask`, where
-    tensors have them.
+    fixed, 80% training, 10% validation, 10% test, stratified by class; or by `fold`. Of one graph
+    its nodes or edges are split, 60%, 20%, 20%: or by `train_mask`, `val_mask` and `test_mask`,
+    where tensors have them.
 
     A batch holds one row of nodes: `x` (N,) types or (N, F) features, all of type 0 where neither
     is asked for; `edge_index` (2, E); `edge_attr` likewise where it is asked for; `batch` (N,),
@@ -151,13 +151,14 @@ class GraphFolder(GraphData):
         """The files and the class of each, where it is that of its folder; all of one format."""
         if self.root.is_file():
             found: list[tuple[Path, int | None]] = [(self.root, None)]
-        elif self.level != "graph":
-            found = [(path, None) for path in sorted(self.root.rglob("*")) if _is_graph(path)]
         else:
             flat = sorted(path for path in self.root.iterdir() if _is_graph(path))
             found = [(path, None) for path in flat]
             tensors = bool(flat) and flat[0].suffix.lower() in TENSORS
-            if self.target is None and not tensors:
+            if self.level != "graph" or self.target is not None:
+                below = flat or sorted(path for path in self.root.rglob("*") if _is_graph(path))
+                found = [(path, None) for path in below]
+            elif not tensors:
                 found = self._in_class_folders()
         paths = [path for path, _ in found]
         if not paths or paths[0].suffix.lower() not in _SUFFIXES:
@@ -290,7 +291,7 @@ class GraphFolder(GraphData):
         if not count:
             raise UsageError(f"data.target: no {self.level} of {name} has one.")
         strata = [0] * count if target.is_floating_point() else target[rows].tolist()
-        parts = stratified_split(strata, (0.8, 0.1, 0.1), name)
+        parts = stratified_split(strata, (0.6, 0.2, 0.2), name)
         if not all(parts):
             raise UsageError(
                 f"data: {name} has {count} {self.level}s with a target, too few for three parts."

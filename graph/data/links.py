@@ -123,8 +123,8 @@ class GraphLinks(LinkData):
     """Links of one's own: the edges of a GraphML file, or the rows of a .csv file with the columns
     `source`, `target` and perhaps `relation`.
 
-    The split is fixed: 80% training, 10% validation, 10% test, stratified by relation; links to
-    train with are added for nodes that would have none. Links in a row in both directions are two.
+    The split is fixed, 80% training, 10% validation, 10% test, but that links of nodes which would
+    have none to train with are trained with. A link that is listed twice counts once.
 
     Args:
         root: the file.
@@ -170,9 +170,8 @@ class GraphLinks(LinkData):
                 features = graph.sample(self.columns, kinds)["x"]
         links = list(dict.fromkeys(links))
         relations = sorted({relation for *_, relation in links})
-        place = {name: number for number, name in enumerate(relations)}
-        strata = [place[relation] for *_, relation in links]
-        train, *rest = stratified_split(strata, (0.8, 0.1, 0.1), self.root.name) if links else [[]]
+        one = [0] * len(links)
+        train, *rest = stratified_split(one, (0.8, 0.1, 0.1), self.root.name) if links else [[]]
         seen = {end for index in train for end in links[index][:2]}
         for part in rest:
             for index in [i for i in part if not seen.issuperset(links[i][:2])]:

@@ -104,9 +104,10 @@ class GraphData(DataModule):
     def describe(self) -> dict[str, Any]:
         """Return what the graphs say of themselves, by the names of a configuration.
 
-        Returns: `classes` and `num_classes`, of classes or of numbers to predict; `numbers`, which of
-        them targets are, None where there are none; `level`; `node_types` or `node_features` and `edge_types` or `edge_features`, None where there are
-        none; and `node_names` and `edge_names`, the kinds that the types count.
+        Returns: `classes` and `num_classes`, of classes or of numbers to predict; `numbers`,
+        whether targets are these, None where there are none; `level`; `node_types` or
+        `node_features` and `edge_types` or `edge_features`, None where there are none; and
+        `node_names` and `edge_names`, the kinds that the types count.
 
         Raises:
             UsageError: as `load`; or graphs differ in what they have.

@@ -71,8 +71,8 @@ class Molecules(GraphData):
         self.corrupted = corrupted
 
     def describe(self) -> dict[str, Any]:
-        """Return what `GraphData` does, from the column of targets alone, before it loads: `classes` are what
-        is in it, in order; none where it holds numbers, not all of them whole."""
+        """Return what `GraphData` does, before it loads from the column of targets alone: `classes`
+        are what is in it, in order; none where it holds numbers, not all of them whole."""
         if self.train_set is not None:
             return super().describe()
         sizes = [sum(len(values) for values in kinds.values()) for kinds in _maps()]

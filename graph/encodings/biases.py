@@ -141,7 +141,7 @@ class PathBias(PairBias):
     ) -> None:
         if (types is None) == (features is None):
             raise ValueError(
-                f"PathBias needs one of types= and features=, those of edges, got {types}, {features}"
+                f"PathBias needs one of types= and features=, of edges, got {types}, {features}"
             )
         check_whole(max_hops=max_hops)
         check_whole(types=types, features=features, or_none=True)
