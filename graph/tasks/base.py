@@ -148,7 +148,8 @@ def check_fits(task: Task, data: object) -> None:
             f"{type(task).__name__} predicts numbers: write task={task.level}_classification, or "
             "data.classes=[] where they are numbers."
         )
-    if not isinstance(model, GraphTransformer):
+    known = has["node_types"] is not None or has["node_features"] is not None
+    if not isinstance(model, GraphTransformer) or not known:
         return
     if model.level != task.level:
         raise UsageError(

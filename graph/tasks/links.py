@@ -76,8 +76,8 @@ class LinkPrediction(GraphTask):
         return known.to(self.device)
 
     def on_fit_start(self) -> None:
-        super().on_fit_start()
         _ = self.known_links
+        super().on_fit_start()
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> Sequence[Row | list[Row]]:
         """Return a row for each link in question: its `score`; and where the graph is one, `rank`,
