@@ -20,7 +20,7 @@ from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, explain, plan
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
-from attention_core.spaces import Graph, Sequence, Space
+from attention_core.spaces import Sequence, Space
 from attention_core.weights import PairWeights
 
 __all__ = ["BackendError", "attend", "explain", "plan"]
@@ -293,7 +293,7 @@ def _check_edges(
     for name, x, like in (("edge_key", edge_key, k), ("edge_value", edge_value, v)):
         if x is None:
             continue
-        assert isinstance(space, Graph)
+        assert space.edges is not None
         shape = (space.edges.num_edges, like.shape[1], like.shape[-1])
         if x.shape != shape or not x.is_floating_point():
             raise ValueError(

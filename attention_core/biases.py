@@ -24,7 +24,7 @@ from attention_core.annotated import checked
 from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
-from attention_core.spaces import BlockKey, Graph, Pairs, Space
+from attention_core.spaces import BlockKey, Pairs, Space
 
 
 class Bias(nn.Module):
@@ -201,7 +201,7 @@ class ALiBi(Bias):
         return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
 
     def block_key(self, space: Space) -> BlockKey | None:
-        return None if isinstance(space, Graph) else BlockKey.of_place(space)
+        return BlockKey.of_distance(space)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
@@ -240,8 +240,10 @@ class RelativeTable(Bias):
         return by_head(self.table, self.bucket(pairs), pairs.head)
 
     def block_key(self, space: Space) -> BlockKey | None:
-        of_place = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
-        return BlockKey.of_place(space) if of_place and not isinstance(space, Graph) else None
+        if isinstance(self.bucket, _HopBucket):
+            return BlockKey.of_distance(space)
+        known = isinstance(self.bucket, _T5Bucket | _OffsetBucket)
+        return BlockKey.of_place(space) if known else None
 
     def special_score(self, pairs: Pairs) -> Tensor | float:
         if self.special_table is None:

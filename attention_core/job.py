@@ -15,7 +15,7 @@ from attention_core.lasting import Memory
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
-from attention_core.spaces import Graph, Pairs, Space
+from attention_core.spaces import Pairs, Space
 
 T = TypeVar("T")
 
@@ -86,10 +86,10 @@ class Job:
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
         space = self.spaces[1]
-        if self.mask is None or not isinstance(space, Graph):
+        if self.mask is None or space.edges is None or space.edges.repeated is None:
             return False
         listed = self.mask.candidates(self.spaces)
-        return listed is not None and listed.edge is not None and space.edges.repeated is not None
+        return listed is not None and listed.edge is not None
 
     def pairs(self) -> Pairs:
         """Return every pair of query and key."""

@@ -91,7 +91,9 @@ if TYPE_CHECKING:
     from attention_core.training.export import load_model as load_model
     from attention_core.training.regression import RegressionTask as RegressionTask
     from attention_core.training.run import evaluate as evaluate, resume as resume, train as train
+    from attention_core.training.segmentation import SegmentationTask as SegmentationTask
     from attention_core.training.task import (
+        ClassificationOptions as ClassificationOptions,
         ClassificationTask as ClassificationTask,
         Task as Task,
         TaskOptions as TaskOptions,
@@ -99,11 +101,13 @@ if TYPE_CHECKING:
 
 # Loaded on first use: `attn --help` must not wait for Lightning.
 _HOMES = {
+    "ClassificationOptions": ".task",
     "ClassificationTask": ".task",
     "DataModule": ".data",
     "DataModuleOptions": ".data",
     "Loader": ".data",
     "RegressionTask": ".regression",
+    "SegmentationTask": ".segmentation",
     "Task": ".task",
     "TaskOptions": ".task",
     "UsageError": "..errors",
@@ -118,7 +122,7 @@ __all__ = sorted(_HOMES)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*globals(), *__all__])
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from attention_core.packages import package_folder
 from attention_core.training import UsageError, require
 from graph.data.graphs import Sample
 from graph.data.module import GraphData, GraphDataOptions
@@ -77,8 +76,8 @@ class UMLS(GraphData):
 
 def _triples(part: str) -> list[list[str]]:
     """Source, relation and target of each link of a part."""
-    require("pykeen", extra="data")
-    spec = importlib.util.find_spec("pykeen")
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / "datasets" / "umls" / f"{part}.txt"
+    require("pykeen", extra="umls")
+    folder = package_folder("pykeen")
+    assert folder is not None
+    path = folder / "datasets" / "umls" / f"{part}.txt"
     return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]

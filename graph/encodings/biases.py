@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attention_core import Bias, Graph
+from attention_core import Bias
 from attention_core.annotated import checked
 from attention_core.biases import by_head
 from attention_core.checks import check_whole
@@ -74,7 +74,7 @@ class PairBias(Bias):
 
     def score(self, pairs: Pairs) -> Tensor:
         row, space = pairs.pair, pairs.spaces[1]
-        assert isinstance(space, Graph)
+        assert space.edges is not None  # or `pair` had been refused
         table = self.table(space.edges)
         if row.numel() < len(table):  # few of the pairs are asked for
             table = table[row.clamp(min=0).flatten()]

@@ -90,7 +90,8 @@ class Place:
 def row(length: int, *, start: int = 0, special: int = 0, sample: int = 0) -> Row:
     """Special tokens, then `length` tokens in a row."""
     nowhere = (Token(sample, special=True),) * special
-    return nowhere + tuple(Token(sample, (start + i,)) for i in range(length))
+    size = (start + length,)
+    return nowhere + tuple(Token(sample, (start + i,), size=size) for i in range(length))
 
 
 def pad(tokens: Row, length: int, side: str = "right") -> Row:
@@ -102,7 +103,8 @@ def cells(*size: int, special: int = 0, sample: int = 0) -> Row:
     places: list[tuple[int, ...]] = [()]
     for n in size:
         places = [(*place, i) for place in places for i in range(n)]
-    return (Token(sample, special=True),) * special + tuple(Token(sample, p) for p in places)
+    located = tuple(Token(sample, place, size=size) for place in places)
+    return (Token(sample, special=True),) * special + located
 
 
 def nodes(segments: list[int], *, special: int = 0, graphs: int | None = None) -> Row:
@@ -356,6 +358,27 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "dilated": (Dilated(2), oracle.dilated(2)),
             "global": (GlobalTokens(spot), oracle.global_tokens(spot)),
         }
+    if kind == "grid":
+        found |= {
+            "causal-axis": (Causal(axes=0), oracle.causal_along(0)),
+            "dilated-axis": (Dilated(2, axes=-1), oracle.dilated(2, axes - 1)),
+        }
+    if kind == "points":
+        found["causal-axes"] = Causal(axes=(1, 0)), oracle.causal_along(0, 1)
+    if (kind == "grid" and place.name != "cross-grid") or place.name in ("sequence", "decoding"):
+        windows = {
+            "shift": {},
+            "shift-strided": {"dilation": (2, 1, 1)[:axes], "stride": 2},
+            "shift-causal": {"stride": 2, "is_causal": (True, False, True)[:axes]},
+        }
+        sizes = (1, 0.5, 1)[:axes]
+        found |= {
+            name: (Neighborhood(sizes, "shift", **options), oracle.shifted(sizes, **options))
+            for name, options in windows.items()
+        }
+    if place.name in ("decoding-each", "packed+special"):  # an end that does not matter
+        one = Neighborhood(1, "shift", is_causal=True)
+        found["shift-causal"] = one, oracle.shifted(1, is_causal=True)
     if kind == "sequence":
         lengths = [2, 0, 3, 1]
         found |= {

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Token:
     special: bool = False
     valid: bool = True
     node: int = -1
+    size: tuple[int, ...] | None = None  # of the grid that it comes from
 
 
 Row = tuple[Token, ...]
@@ -140,6 +142,10 @@ def causal() -> Claim:
     return claim(lambda pair: pair.key.place <= pair.query.place)
 
 
+def causal_along(*axes: int) -> Claim:
+    return claim(lambda pair: all(pair.offset[axis] <= 0 for axis in axes))
+
+
 def near(radius: float | tuple[float, ...]) -> Claim:
     if isinstance(radius, tuple):
         return claim(
@@ -148,7 +154,52 @@ def near(radius: float | tuple[float, ...]) -> Claim:
     return claim(lambda pair: pair.distance <= radius)
 
 
-def _per_axis(value: int | tuple[int, ...], place: tuple[float, ...]) -> tuple[int, ...]:
+def shifted(
+    radius: float | tuple[float, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+) -> Claim:
+    """Hassani et al.: 2 · radius + 1 keys along each axis, wherever the query is."""
+
+    def says(pair: Pair) -> bool:
+        place, axes = pair.query.place, range(len(pair.query.place))
+        options = zip(
+            *(_per_axis(value, place) for value in (radius, dilation, stride, is_causal)),
+            strict=True,
+        )
+        return all(
+            pair.key.place[axis]
+            in shifted_keys(pair.query.size[axis], place[axis], int(2 * r) + 1, *rest)
+            for axis, (r, *rest) in zip(axes, options, strict=True)
+        )
+
+    return claim(says)
+
+
+def shifted_keys(
+    length: int, query: int, window: int, dilation: int, stride: int, is_causal: bool
+) -> list[int]:
+    """The places along an axis of `length` that the query at a place sees.
+
+    Places as far from the query as a multiple of the dilation are its row. Each `stride` of a row
+    are a group, whose leader is in the middle, or the last where causal; or the last of the row.
+    """
+    row = range(query % dilation, length, dilation)
+    own = query // dilation
+    leader = own - own % stride + (stride - 1 if is_causal else stride // 2)
+    leader = min(leader, len(row) - 1)
+    if is_causal:
+        return [row[at] for at in range(own + 1) if leader - at < window]
+    first = leader - window // 2
+    while first + window > len(row):
+        first -= 1
+    while first < 0:
+        first += 1
+    return list(row[first : first + window])
+
+
+def _per_axis(value: Any, place: tuple[float, ...]) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,) * len(place)
 
 
@@ -170,8 +221,14 @@ def prefix(n: int | list[int]) -> Claim:
     return claim(says)
 
 
-def dilated(step: int) -> Claim:
-    return claim(lambda pair: all(math.fmod(delta, step) == 0 for delta in pair.offset))
+def dilated(step: int, *axes: int) -> Claim:
+    return claim(
+        lambda pair: all(
+            math.fmod(delta, step) == 0
+            for axis, delta in enumerate(pair.offset)
+            if not axes or axis in axes
+        )
+    )
 
 
 def global_tokens(*positions: int | tuple[int, ...]) -> Claim:

@@ -17,6 +17,7 @@ from attention_core import (
     ALiBi,
     AttentionPool,
     Block,
+    Causal,
     ContinuousBias,
     Decoder,
     DenseBias,
@@ -187,9 +188,11 @@ CALLS: dict[str, Call] = {
     "RelativeTable.swin": call(RelativeTable.swin, heads=2, window=2, special=False),
     "RelativeTable.hops": call(RelativeTable.hops, heads=2, max_hops=2, special=False),
     "DenseMask": call(_dense_mask, mask=torch.ones(3, 3).bool()),
-    "Dilated": call(Dilated, step=2),
+    "Causal": call(Causal, axes=None),
+    "Dilated": call(Dilated, step=2, axes=None),
     "GlobalTokens": call(_global_tokens, position=0),
-    "Neighborhood": call(Neighborhood, radius=1),
+    "Neighborhood": call(Neighborhood, radius=1, border="shift", dilation=1, stride=1,
+                         is_causal=False),
     "PrefixLM": call(PrefixLM, n=1),
     "Window": call(Window, size=2, shift=0),
     "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.ones(3, 3).bool(),
@@ -237,7 +240,7 @@ EXEMPT = {
     **dict.fromkeys(["EncoderOptions", "Model", "Model()", "Model.preset"]),
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
     **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()", "ScoreMod", "ScoreMod()"]),
-    **dict.fromkeys(["Causal", "Edges"]),  # without an argument
+    "Edges": None,  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),
 }

@@ -43,9 +43,9 @@ from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.backends.derivatives import refuse_transforms, untouched
 from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
-from attention_core.lasting import lasting
+from attention_core.lasting import Memory, lasting
 from attention_core.score_mods import split
-from attention_core.spaces import Graph, Pairs
+from attention_core.spaces import BlockKey, Pairs
 
 #: Of a pair in a block, and of a key that a block gathers.
 _PAIR = Rate(0.8, 0.030, 2.3, 0.105)
@@ -100,6 +100,7 @@ class Prepared:
             for group in self.groups
         ]
         self._patterns: dict[tuple[int, bool, bool], Patterns] = {}
+        self._memory = Memory()
 
     @property
     def differ(self) -> bool:
@@ -114,9 +115,16 @@ class Prepared:
         by_bias = bias is not None and any(bias.block_key(space) is None for space in spaces)
         key = (number, bias is None, by_bias)  # what is known of biases is always their places
         if key not in self._patterns:
-            keys = [None if by_bias else block_key_of(s, self.job.mask, bias) for s in spaces]
+            keys: list[BlockKey | None] = [None, None]
+            if not by_bias:
+                keys = self._memory.memo(bias is None, lambda: self._block_keys(bias))
             self._patterns[key] = patterns(self.job, self.groups[number], self.rows, keys)
         return self._patterns[key]
+
+    def _block_keys(self, bias: Bias | None) -> list[BlockKey | None]:
+        query, key = self.job.spaces
+        own = block_key_of(query, self.job.mask, bias)
+        return [own, own if key is query else block_key_of(key, self.job.mask, bias)]
 
     def blocks(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
         """Return the kernel's input for each group, differentiable in the parameters of `bias`.
@@ -197,11 +205,17 @@ def _probe(job: Job) -> None:
     """Asks the mask about one pair: what it cannot serve, it refuses in its own words."""
     first = torch.zeros(1, dtype=torch.long, device=job.device)
     shape = (job.batch, job.heads, job.spaces[0].length, job.spaces[1].length)
-    # The hops between all nodes of a graph are many to know, and no mask refuses a distance
-    hops = first if isinstance(job.spaces[1], Graph) else None
+    # Distances that are searched are many to know, and no mask refuses one
+    distance = first if job.spaces[1].searched else None
     job.allowed(
         Pairs(
-            job.spaces, shape=shape, batch=first, head=first, query=first, key=first, distance=hops
+            job.spaces,
+            shape=shape,
+            batch=first,
+            head=first,
+            query=first,
+            key=first,
+            distance=distance,
         )
     )
 
@@ -233,7 +247,7 @@ def cost(job: Job) -> float:
     least = _CALL + _PAIR.of(job) * job.count_bound + modify_cost(job, job.count_bound)
     if job.repeats_edges:
         return least  # which is refused when pairs are computed all together
-    if job.mask is not None and isinstance(job.spaces[1], Graph):
+    if job.mask is not None and job.spaces[1].searched:
         least += _SEARCH * job.count_bound  # a graph is searched edge by edge
     others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
     if least > min(others, default=math.inf):

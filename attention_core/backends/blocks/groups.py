@@ -11,7 +11,7 @@ from attention_core.backends.blocks.search import Reached
 from attention_core.biases import Bias
 from attention_core.job import Job
 from attention_core.masks import Mask
-from attention_core.spaces import BlockKey, Graph, Pairs, Space, Tiles
+from attention_core.spaces import BlockKey, Pairs, Space, Tiles
 from attention_core.spaces.tiles import per_token
 
 #: So many shapes of blocks are kept as they are; more are rounded up to fewer.
@@ -150,7 +150,7 @@ class Listed:
     @classmethod
     def of(cls, job: Job) -> Listed | None:
         """Make it for the nodes of a graph, None where the mask does not list pairs and hops."""
-        if job.mask is None or not isinstance(job.spaces[1], Graph):
+        if job.mask is None or not job.spaces[1].searched:
             return None
         listed = job.mask.candidates(job.spaces)
         if listed is None or listed.distance is None:
@@ -176,14 +176,12 @@ def _arrangement(group: Group, block_keys: tuple[BlockKey, BlockKey], rows: int)
     """Integers (N, ...) that are the same for blocks with the same pairs allowed."""
     parts = []
     origin = group.queries[:, 0]  # never padding
-    for tokens, own in zip((group.queries, group.keys), block_keys, strict=True):
+    query, key = block_keys
+    for tokens, own in ((group.queries, query), (group.keys, key._replace(of_query=()))):
         padding = tokens < 0
         for values, zero in (
-            *(
-                (tensor, query)
-                for tensor, query in zip(own.relative, block_keys[0].relative, strict=True)
-            ),
-            *((tensor, None) for tensor in own.absolute),
+            *((tensor, start) for tensor, start in zip(own.relative, query.relative, strict=True)),
+            *((tensor, None) for tensor in (*own.absolute, *own.of_query)),
         ):
             numbers = per_token(values, rows).long()[tokens.clamp(min=0)]
             if zero is not None:

@@ -14,10 +14,9 @@ from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
-from attention_core.masks.algebra import PairList
 from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
-from attention_core.spaces import Graph, Pairs
+from attention_core.spaces import PairList, Pairs
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.edge_list import EdgeList
 
@@ -78,7 +77,7 @@ class Prepared:
         if by_head:
             self.allowed = torch.cat(by_head, dim=-1)[:, order]
         key_space = job.spaces[1]
-        if job.edge_features and isinstance(key_space, Graph):
+        if job.edge_features and key_space.edges is not None:
             edge = self.pairs.edge
             self.unlinked = bool((edge < 0).any())
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
@@ -90,8 +89,8 @@ class Prepared:
         csr, space = self.csr, self.job.spaces[1]
         row, column, edge = (index.long() for index in (csr.row, csr.column, csr.item))
         known = {"batch": torch.zeros_like(row), "query": row, "key": column, "edge": edge}
-        hops = space.edges.hops_along(edge) if isinstance(space, Graph) else None
-        return _pairs(self.job, **known, **({} if hops is None else {"distance": hops}))
+        along = space.distance_along(edge)
+        return _pairs(self.job, **known, **({} if along is None else {"distance": along}))
 
     @property
     def row(self) -> Tensor:
@@ -111,8 +110,7 @@ def _whole_graph(job: Job) -> EdgeList | None:
     """The edges, where they are the allowed pairs as they stand; then their order is shared."""
     query, key = job.spaces
     if not (
-        isinstance(query, Graph)
-        and isinstance(key, Graph)
+        key.edges is not None
         and query.edges is key.edges
         and job.mask == Edges()
         and job.batch == 1
