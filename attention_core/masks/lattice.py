@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_core.checks import check_whole_each
 from attention_core.masks.algebra import Mask, Spaces, tuples
+from attention_core.masks.axes import check_axes, chosen_axes, listed
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
 
@@ -87,22 +88,36 @@ class Dilated(Mask):
         · ■ · ■
 
     With a reach: ``Dilated(2) & Neighborhood(6)``.
+
+    Args:
+        step: one number, or one per axis (of `axes`, where they are given).
+        axes: only along this axis, or these; wherever it is along the others. -1 is the last.
     """
 
     step: int | tuple[int, ...]
+    axes: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        tuples(self, "step")
-        check_whole_each(step=self.step if isinstance(self.step, tuple) else (self.step,))
+        tuples(self, "step", "axes")
+        check_whole_each(step=listed(self.step))
+        check_axes(self.axes)
 
     def allowed(self, pairs: Pairs) -> Tensor:
-        _check_axes(pairs.spaces[1], step=self.step)
         offset = pairs.offset
-        return (offset % torch.tensor(self.step, device=offset.device) == 0).all(-1)
+        axes, steps = self._steps(pairs.spaces[1])
+        return (offset[..., axes] % steps == 0).all(-1)
+
+    def _steps(self, space: Space) -> tuple[list[int], Tensor]:
+        """The axes that have a step, and the (A,) steps."""
+        axes = chosen_axes(self.axes, space)
+        if isinstance(self.step, tuple) and len(self.step) != len(axes):
+            of = space.describe() if self.axes is None else f"axes={self.axes}"
+            raise ValueError(f"step={self.step} needs one number per axis of {of}")
+        return axes, torch.tensor(self.step, device=space.device)
 
     def _remainders(self, space: Space) -> Tensor:
-        at = coordinates(space)
-        return at % torch.tensor(self.step, device=at.device)
+        axes, steps = self._steps(space)
+        return coordinates(space)[..., axes] % steps
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         tiles.offset  # noqa: B018  raises as `allowed` does
@@ -118,7 +133,7 @@ class Dilated(Mask):
         return None if remainders.is_floating_point() else remainders
 
     def __repr__(self) -> str:
-        return f"Dilated({self.step})"
+        return f"Dilated({self.step}{'' if self.axes is None else f', axes={self.axes}'})"
 
 
 def _check_axes(space: Space, **values: int | tuple[int, ...]) -> None:

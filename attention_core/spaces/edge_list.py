@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -88,6 +88,34 @@ class EdgeList:
                     f"pair_attr[{name!r}] has {len(table)} rows, but there are {count} pairs of "
                     "nodes inside the graphs: n² of each"
                 )
+
+    @classmethod
+    @lasting
+    def joined(cls, parts: Sequence[EdgeList]) -> EdgeList:
+        """Join edges between separate nodes, those of each part behind those of the one before.
+
+        Raises:
+            TypeError: some have features or tables of pairs that others have not.
+        """
+        named = [(one.attr is not None, sorted(one.pair_attr)) for one in parts]
+        if any(names != named[0] for names in named) or any(one.bipartite for one in parts):
+            raise TypeError("edges can be joined where all have edge_attr and pair_attr, or none")
+        nodes = graphs = 0
+        sources, targets, of_node = [], [], []
+        for one in parts:
+            graph, _ = one.local
+            sources.append(one.source + nodes)
+            targets.append(one.target + nodes)
+            of_node.append(graph + graphs)
+            nodes, graphs = nodes + one.num_nodes, graphs + len(one.sizes)
+        attrs = [one.attr for one in parts if one.attr is not None]
+        return cls(
+            torch.stack([torch.cat(sources), torch.cat(targets)]),
+            nodes,
+            torch.cat(attrs) if attrs else None,
+            torch.cat(of_node),
+            {name: torch.cat([one.pair_attr[name] for one in parts]) for name in named[0][1]},
+        )
 
     @property
     def num_edges(self) -> int:

@@ -31,6 +31,8 @@ class Grid(Space):
     """
 
     ordered = True
+    chebyshev = True
+    _DIFFERS = Space._DIFFERS | {"sizes"}
 
     @lasting
     def __init__(self, *size: int, special: int = 0, device: torch.device | str = "cpu") -> None:
@@ -114,11 +116,21 @@ class Grid(Space):
             return values[0]
         return values[:, None] if self.segments is None else values[self.segments]
 
-    def append(self, other: Space) -> Self:
+    def append(self, other: Self) -> Self:
         new = super().append(other)
-        if isinstance(other, Grid) and self.sizes != other.sizes:
+        if self.sizes != other.sizes:
             new.sizes = ()
         return new
+
+    @classmethod
+    def pack(cls, spaces: Iterable[Self]) -> Self:
+        samples = list(spaces)
+        row = super().pack(samples)
+        row.sizes = ()
+        if all(len(space.sizes) in (1, space.num_segments) for space in samples):
+            for space in samples:
+                row.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
+        return row
 
     def norm(self, offset: Tensor) -> Tensor:
         return offset.abs().amax(-1)

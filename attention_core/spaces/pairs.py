@@ -98,11 +98,22 @@ class Pairs:
         return pairs
 
     def take(self, name: str, side: str) -> Tensor:
-        """Take the space's tensor `name` at the "query" or "key" of each pair."""
+        """Take the space's tensor `name`, one of its own or of `tokenwise`, at the "query" or "key"
+        of each pair, in their broadcast shape and that of a row.
+
+        Raises:
+            TypeError: the space has none of that name; it names those that it has.
+        """
+        if side not in ("query", "key"):
+            raise ValueError(f"side must be 'query' or 'key', got {side!r}")
         space = self.spaces[side == "key"]
-        tensor = getattr(space, name, None)
+        tensor = space.tensor(name)
         if tensor is None:
-            raise TypeError(f"{space.describe()} has no {name}")
+            known = ", ".join(known for known, _, _ in space.tensors()) or "nothing"
+            raise TypeError(
+                f"{space.describe()} has no {name}, but {known} of each token: give "
+                f"tokenwise={{{name!r}: ...}} where it is made, or with_tokenwise"
+            )
         return self.pick(tensor, side, dims=space._tokenwise[name])
 
     def pick(self, values: Tensor, side: str, *, dims: int) -> Tensor:
@@ -140,13 +151,13 @@ class Pairs:
         space = self.spaces[1]
         if space.edge_attr is None:
             raise TypeError(
-                f"{space.describe()} has no edge features: give Graph(..., edge_attr=...)"
+                f"{space.describe()} has no edge features: give edge_attr= with its edge_index"
             )
         return space.edge_attr
 
     @property
     def pair(self) -> Tensor:
-        """Row in the graph's tables of pairs (`Graph(pair_attr=...)`), -1 between two graphs."""
+        """Row in the tables of pairs (`pair_attr`), -1 between two samples."""
         return self._memory.memo("pair", lambda: same_kind(self.spaces, "pair").pair(self))
 
     @property

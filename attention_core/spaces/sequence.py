@@ -30,6 +30,7 @@ class Sequence(Space):
     """
 
     ordered = True
+    chebyshev = True
 
     @lasting
     @checked
@@ -81,6 +82,11 @@ class Sequence(Space):
         check_whole(0, special=special)
         check_whole(0, length=length, or_none=True)
         counts = whole_lengths(lengths, device)
+        if length is None and is_exporting() and isinstance(lengths, Tensor):
+            raise ValueError(
+                "length is needed for a program, which cannot look for the longest of lengths: "
+                "Sequence.padded(lengths, length=x.shape[1])"
+            )
         if length is None or not is_exporting():  # an exported program cannot look at values
             longest = int(counts.max()) if len(counts) else 0
             length = longest if length is None else length
@@ -128,7 +134,7 @@ class Sequence(Space):
         new.num_segments = len(counts)
         return new
 
-    def append(self, other: Space) -> Self:
+    def append(self, other: Self) -> Self:
         new = super().append(other)
         if self.size is None or other.size is None or other.special is not None:
             return new

@@ -48,8 +48,11 @@ class BlockKey(NamedTuple):
 
     #: What matters only as a difference, key minus query, such as whole-number coordinates.
     relative: tuple[Tensor, ...] = ()
-    #: What matters by itself, such as being global.
+    #: What matters by itself, such as being global; a tile holds tokens that are alike in it.
     absolute: tuple[Tensor, ...] = ()
+    #: What matters by itself, and of queries alone, such as how far each one's window reaches; a
+    #: tile may mix tokens that differ in it.
+    of_query: tuple[Tensor, ...] = ()
 
     @classmethod
     def joined(cls, *keys: BlockKey | None) -> BlockKey | None:
@@ -60,6 +63,7 @@ class BlockKey(NamedTuple):
         return cls(
             tuple(tensor for one in known for tensor in one.relative),
             tuple(tensor for one in known for tensor in one.absolute),
+            tuple(tensor for one in known for tensor in one.of_query),
         )
 
     @classmethod
@@ -67,6 +71,11 @@ class BlockKey(NamedTuple):
         """Make the key of what depends on the offset alone; None where places do not repeat."""
         at = space.coordinates
         return None if at is None or at.is_floating_point() else cls(relative=(at,))
+
+    @classmethod
+    def of_distance(cls, space: Space) -> BlockKey | None:
+        """Make the key of what depends on the distance alone; None where no offset settles it."""
+        return cls.of_place(space) if space.has_norm else None
 
 
 class Tiles:

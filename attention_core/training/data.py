@@ -19,14 +19,13 @@ from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
 
-def require(package: str, extra: str = "data") -> None:
-    """Raise a UsageError that names the extra to install where `package` is not importable."""
+def require(package: str, extra: str | None = "data") -> None:
+    """Raise a UsageError that names the extra to install, where there is one, if `package` is not
+    importable."""
     # Of a dotted name, that of what it is in: to look into it would import it
     if importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise UsageError(
-            f"The package {package!r} is needed for this and is not installed. "
-            f"Install it with: pip install 'attention-core[{extra}]'"
-        )
+        how = f" Install it with: pip install 'attention-core[{extra}]'" if extra else ""
+        raise UsageError(f"The package {package!r} is needed for this and is not installed.{how}")
 
 
 class DataModuleOptions(TypedDict, total=False):

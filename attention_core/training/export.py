@@ -1,12 +1,13 @@
 """The model of a run as one file: its weights, or a program that runs without its code."""
 
+import io
 import json
 import logging
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from attention_core.training.data import DataModule, require
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.predict import load_trained
 from attention_core.training.task import Task
+from attention_core.training.untraceable import explain
 
 Inputs = dict[str, Tensor]
 OpenDims = dict[str, dict[int, str]]
@@ -144,17 +146,16 @@ def _write_program(
     about: dict[str, str],
 ) -> str:
     examples = _examples(data, task)
-    inputs, open_dims = next(examples)
+    inputs, open_dims = examples[0]
     try:
         run = write(_traced(task.model, inputs, open_dims), open_dims, file, about)
     except Exception as error:  # tracing a model of the user's own can fail in any way
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = " ".join(" ".join(lines[:2]).split())
+        reason = explain(error, task.model, lambda: _traced(task.model, inputs, open_dims))
         raise UsageError(
             f"export: {type(task.model).__name__} cannot be written as a program: {reason} "
             "(HYDRA_FULL_ERROR=1 shows where). Its weights can, by format=safetensors."
         ) from error
-    worst = max(_difference(run, task.model, inputs) for inputs, _ in examples)
+    worst = max(_difference(run, task.model, inputs) for inputs, _ in examples[1:])
     shapes = ", ".join(
         f"{name} ({', '.join(open_dims[name].get(i, str(n)) for i, n in enumerate(x.shape))})"
         for name, x in inputs.items()
@@ -162,11 +163,12 @@ def _write_program(
     return f"takes {shapes}; within {worst:.1e} of the model on two other batches"
 
 
-def _examples(data: DataModule, task: Task) -> Iterator[tuple[Inputs, OpenDims]]:
+def _examples(data: DataModule, task: Task) -> list[tuple[Inputs, OpenDims]]:
     """Test samples as the program takes them: three to trace it, then one, then seven."""
     data.setup("test")
     samples: Any = data.test_set
     start = 0
+    examples = []
     for count in (3, 1, 7):
         chosen = [samples[i % len(samples)] for i in range(start, start + count)]
         start += count
@@ -181,7 +183,29 @@ def _examples(data: DataModule, task: Task) -> Iterator[tuple[Inputs, OpenDims]]
                         f"export: {type(task).__name__}.export_inputs calls a dimension of both "
                         f"{other!r} and {name!r} {dim!r}, but their sizes are {same} and {size}."
                     )
-        yield inputs, {name: open_dims.get(name, {}) for name in inputs}
+        examples.append((inputs, {name: open_dims.get(name, {}) for name in inputs}))
+    _open_what_varies(examples)
+    return examples
+
+
+def _open_what_varies(examples: list[tuple[Inputs, OpenDims]]) -> None:
+    """Open those dimensions, too, whose sizes differ between batches, as of padded samples: one
+    name for all of equal sizes."""
+    named: dict[tuple[int, ...], str] = {}
+    every = [inputs for inputs, _ in examples]
+    open_dims = examples[0][1]
+    for known in (True, False):
+        for name, value in every[0].items():
+            if any(name not in inputs or inputs[name].ndim != value.ndim for inputs in every):
+                continue
+            for index in range(value.ndim):
+                sizes = tuple(inputs[name].shape[index] for inputs in every)
+                if known and index in open_dims[name]:
+                    named.setdefault(sizes, open_dims[name][index])
+                elif not known and index not in open_dims[name] and len(set(sizes)) > 1:
+                    new = f"{name}_{index}" if "length" in named.values() else "length"
+                    for _, dims in examples:
+                        dims[name] = {**dims[name], index: named.setdefault(sizes, new)}
 
 
 def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedProgram:
@@ -191,7 +215,8 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
         name: {index: symbols[dim] for index, dim in dims.items()}
         for name, dims in open_dims.items()
     }
-    with torch.no_grad(), _silence():
+    # Of torch about itself: warnings, and a listing of what it has traced where it fails
+    with torch.no_grad(), _silence(), redirect_stderr(io.StringIO()):
         return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
 
 

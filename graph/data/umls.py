@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+from attention_core.packages import package_folder
 from attention_core.training import require
 from graph.data.links import LinkData
 
@@ -31,10 +29,10 @@ class UMLS(LinkData):
 
 
 def _triples(part: str) -> list[tuple[str, str, str]]:
-    """Source, target and relation of each link of a part."""
-    require("pykeen", extra="data")
-    spec = importlib.util.find_spec("pykeen")
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / "datasets" / "umls" / f"{part}.txt"
+    """Source, relation and target of each link of a part."""
+    require("pykeen", extra="umls")
+    folder = package_folder("pykeen")
+    assert folder is not None
+    path = folder / "datasets" / "umls" / f"{part}.txt"
     rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
     return [(source, target, relation) for source, relation, target in rows]

@@ -180,7 +180,7 @@ def _lanczos(
     except ImportError as error:
         raise ImportError(
             f"eigenvectors of a component of {n:,} nodes (more than {_DENSE:,}) need scipy, which "
-            "is not installed"
+            "is not installed. Install it with: pip install 'attention-core[graph]'"
         ) from error
     assert count == 1
     row, column = (end.cpu().numpy() for end in ends[1:])

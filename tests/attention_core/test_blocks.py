@@ -178,6 +178,8 @@ def test_blocks_that_are_arranged_alike_share_their_mask_and_bias() -> None:
         (Sequence(4096), Causal() & Neighborhood(128), 1.6),
         (Sequence(4096), Dilated(4) & Neighborhood(256), 1.6),
         (Grid(64, 64), Neighborhood(3), 3.2),
+        (Grid(64, 64), Neighborhood(3, border="shift"), 3.0),
+        (Grid(64, 64), Neighborhood(3, border="shift", dilation=2), 3.0),
         (Grid(16, 16, 16), Neighborhood(2), 6.0),
         (Grid(56, 56), Window(7), 1.0),
         (Grid(56, 56), Window(7, shift=3), 1.0),

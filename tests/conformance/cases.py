@@ -37,13 +37,13 @@ from attention_core import (
     attend,
 )
 from tests.conformance import oracle
-from tests.conformance.oracle import Claim, Row, Scored, Token, World
+from tests.conformance.oracle import Claim, Modify, Row, Scored, Token, World
 
 BACKENDS = ["reference", "dense", "blocks", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
 REFUSALS = {
-    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"),
+    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"), ("dense", "score mod"),
     ("blocks", "score"), ("blocks", "edge features"),
 }  # fmt: skip
 
@@ -90,7 +90,8 @@ class Place:
 def row(length: int, *, start: int = 0, special: int = 0, sample: int = 0) -> Row:
     """Special tokens, then `length` tokens in a row."""
     nowhere = (Token(sample, special=True),) * special
-    return nowhere + tuple(Token(sample, (start + i,)) for i in range(length))
+    size = (start + length,)
+    return nowhere + tuple(Token(sample, (start + i,), size=size) for i in range(length))
 
 
 def pad(tokens: Row, length: int, side: str = "right") -> Row:
@@ -102,7 +103,8 @@ def cells(*size: int, special: int = 0, sample: int = 0) -> Row:
     places: list[tuple[int, ...]] = [()]
     for n in size:
         places = [(*place, i) for place in places for i in range(n)]
-    return (Token(sample, special=True),) * special + tuple(Token(sample, p) for p in places)
+    located = tuple(Token(sample, place, size=size) for place in places)
+    return (Token(sample, special=True),) * special + located
 
 
 def nodes(segments: list[int], *, special: int = 0, graphs: int | None = None) -> Row:
@@ -356,6 +358,27 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "dilated": (Dilated(2), oracle.dilated(2)),
             "global": (GlobalTokens(spot), oracle.global_tokens(spot)),
         }
+    if kind == "grid":
+        found |= {
+            "causal-axis": (Causal(axes=0), oracle.causal_along(0)),
+            "dilated-axis": (Dilated(2, axes=-1), oracle.dilated(2, axes - 1)),
+        }
+    if kind == "points":
+        found["causal-axes"] = Causal(axes=(1, 0)), oracle.causal_along(0, 1)
+    if (kind == "grid" and place.name != "cross-grid") or place.name in ("sequence", "decoding"):
+        windows = {
+            "shift": {},
+            "shift-strided": {"dilation": (2, 1, 1)[:axes], "stride": 2},
+            "shift-causal": {"stride": 2, "is_causal": (True, False, True)[:axes]},
+        }
+        sizes = (1, 0.5, 1)[:axes]
+        found |= {
+            name: (Neighborhood(sizes, "shift", **options), oracle.shifted(sizes, **options))
+            for name, options in windows.items()
+        }
+    if place.name in ("decoding-each", "packed+special"):  # an end that does not matter
+        one = Neighborhood(1, "shift", is_causal=True)
+        found["shift-causal"] = one, oracle.shifted(1, is_causal=True)
     if kind == "sequence":
         lengths = [2, 0, 3, 1]
         found |= {
@@ -424,11 +447,15 @@ def masks_of(name: str) -> dict[str, Masked]:
 
 @dataclass(frozen=True, eq=False)
 class Biased:
-    """A bias of the core with its parameters, and the same score from these parameters."""
+    """A bias of the core with its parameters, and the same score from these parameters.
+
+    Where it modifies scores, `modify` does so first, and `scored` is what is added then.
+    """
 
     name: str
     bias: Bias | None
     scored: Scored
+    modify: Modify | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -569,7 +596,9 @@ def oracle_with_gradients(
 ) -> list[Tensor]:
     """The same from the oracle."""
     q, k, v = tensors(place)
-    out, weights, lse = oracle.attention(place.world, mask.claim, biased.scored, q, k, v, **options)
+    out, weights, lse = oracle.attention(
+        place.world, mask.claim, biased.scored, q, k, v, modify=biased.modify, **options
+    )
     learned = [options[name] for name in LEARNED if name in options]
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 

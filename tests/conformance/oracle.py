@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Token:
     special: bool = False
     valid: bool = True
     node: int = -1
+    size: tuple[int, ...] | None = None  # of the grid that it comes from
 
 
 Row = tuple[Token, ...]
@@ -140,6 +142,10 @@ def causal() -> Claim:
     return claim(lambda pair: pair.key.place <= pair.query.place)
 
 
+def causal_along(*axes: int) -> Claim:
+    return claim(lambda pair: all(pair.offset[axis] <= 0 for axis in axes))
+
+
 def near(radius: float | tuple[float, ...]) -> Claim:
     if isinstance(radius, tuple):
         return claim(
@@ -148,7 +154,52 @@ def near(radius: float | tuple[float, ...]) -> Claim:
     return claim(lambda pair: pair.distance <= radius)
 
 
-def _per_axis(value: int | tuple[int, ...], place: tuple[float, ...]) -> tuple[int, ...]:
+def shifted(
+    radius: float | tuple[float, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+) -> Claim:
+    """Hassani et al.: 2 · radius + 1 keys along each axis, wherever the query is."""
+
+    def says(pair: Pair) -> bool:
+        place, axes = pair.query.place, range(len(pair.query.place))
+        options = zip(
+            *(_per_axis(value, place) for value in (radius, dilation, stride, is_causal)),
+            strict=True,
+        )
+        return all(
+            pair.key.place[axis]
+            in shifted_keys(pair.query.size[axis], place[axis], int(2 * r) + 1, *rest)
+            for axis, (r, *rest) in zip(axes, options, strict=True)
+        )
+
+    return claim(says)
+
+
+def shifted_keys(
+    length: int, query: int, window: int, dilation: int, stride: int, is_causal: bool
+) -> list[int]:
+    """The places along an axis of `length` that the query at a place sees.
+
+    Places as far from the query as a multiple of the dilation are its row. Each `stride` of a row
+    are a group, whose leader is in the middle, or the last where causal; or the last of the row.
+    """
+    row = range(query % dilation, length, dilation)
+    own = query // dilation
+    leader = own - own % stride + (stride - 1 if is_causal else stride // 2)
+    leader = min(leader, len(row) - 1)
+    if is_causal:
+        return [row[at] for at in range(own + 1) if leader - at < window]
+    first = leader - window // 2
+    while first + window > len(row):
+        first -= 1
+    while first < 0:
+        first += 1
+    return list(row[first : first + window])
+
+
+def _per_axis(value: Any, place: tuple[float, ...]) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,) * len(place)
 
 
@@ -170,8 +221,14 @@ def prefix(n: int | list[int]) -> Claim:
     return claim(says)
 
 
-def dilated(step: int) -> Claim:
-    return claim(lambda pair: all(math.fmod(delta, step) == 0 for delta in pair.offset))
+def dilated(step: int, *axes: int) -> Claim:
+    return claim(
+        lambda pair: all(
+            math.fmod(delta, step) == 0
+            for axis, delta in enumerate(pair.offset)
+            if not axes or axis in axes
+        )
+    )
 
 
 def global_tokens(*positions: int | tuple[int, ...]) -> Claim:
@@ -210,6 +267,10 @@ def truth(world: World, mask: Claim, heads: int) -> Tensor:
 # -- biases: the score of a pair -----------------------------------------------------------------
 
 Scored = Callable[[Pair], Tensor | float]
+
+
+#: What becomes of the score of a pair.
+Modify = Callable[[Pair, Tensor], Tensor]
 
 
 def nothing() -> Scored:
@@ -362,6 +423,7 @@ def attention(
     score: Score = dot,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
+    modify: Modify | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, Hq, Lq, Dv), weights (B, Hq, Lq, Lk) and log-sum-exp (B, Hq, Lq)."""
     batch, heads, queries, dim = q.shape
@@ -375,6 +437,7 @@ def attention(
                 found: list[int] = []
                 extra: list[Tensor | float] = []
                 numbers: list[int | None] = []
+                pairs: list[Pair] = []
                 for j in range(keys):
                     pair = Pair(world, b, h, i, j)
                     if not may_attend(pair, mask):
@@ -385,21 +448,28 @@ def attention(
                     found.append(j)
                     extra.append(added)
                     numbers.append(edge_of(pair))
+                    pairs.append(pair)
                 row = q.new_zeros(keys)
+                nothing = v.new_zeros(v.shape[-1]), row, q.new_tensor(-math.inf)
                 if not found:
-                    outputs.append(v.new_zeros(v.shape[-1]))
-                    weights.append(row)
-                    sums.append(q.new_tensor(-math.inf))
+                    for results, one in zip((outputs, weights, sums), nothing, strict=True):
+                        results.append(one)
                     continue
                 own, values = k[b, h // share, found], v[b, h // share, found]
                 edges = _rows(edge_key, numbers, h // share, own)
                 s = scale * score(q[b, h, i], own, edges, h)
                 if softcap is not None:
                     s = softcap * torch.tanh(s / softcap)
+                if modify is not None:
+                    s = torch.stack([modify(pair, one) for pair, one in zip(pairs, s, strict=True)])
                 if any(isinstance(added, Tensor) for added in extra):
                     s = s + torch.stack([torch.as_tensor(added).to(s) for added in extra])
                 elif any(extra):
                     s = s + s.new_tensor(extra)
+                if (s == -math.inf).all():  # a score mod has forbidden all
+                    for results, one in zip((outputs, weights, sums), nothing, strict=True):
+                        results.append(one)
+                    continue
                 exp = torch.exp(s)
                 total = exp.sum() if sink is None else exp.sum() + torch.exp(sink[h])
                 values = values + _rows(edge_value, numbers, h // share, values)

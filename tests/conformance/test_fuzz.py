@@ -17,6 +17,7 @@ from attention_core import (
     ALiBi,
     AttentionPool,
     Block,
+    Causal,
     ContinuousBias,
     Decoder,
     DenseBias,
@@ -34,6 +35,7 @@ from attention_core import (
     Llama3Scaling,
     Mask,
     MultiheadAttention,
+    Multiplier,
     Neighborhood,
     NTKScaling,
     Points,
@@ -41,6 +43,7 @@ from attention_core import (
     PrefixLM,
     RelativeTable,
     Rotary,
+    ScalableSoftmax,
     Sequence,
     Sinusoidal,
     Space,
@@ -176,6 +179,8 @@ CALLS: dict[str, Call] = {
     "AdditiveV2": call(AdditiveV2, heads=2, head_dim=4, negative_slope=0.2),
     "ContinuousBias": call(ContinuousBias, heads=2, extent=(1.0,), hidden=4),
     "DenseBias": call(_dense_bias, bias=torch.zeros(3, 3)),
+    "Multiplier": call(Multiplier, bias=ALiBi(2)),
+    "ScalableSoftmax": call(ScalableSoftmax, heads=2, length=8, causal=False),
     "EdgeBias": call(EdgeBias, heads=2, types=3),
     "RelativeTable": call(RelativeTable, heads=2, buckets=3, bucket=len, special=False),
     "RelativeTable.t5": call(RelativeTable.t5, heads=2, buckets=8, max_distance=16,
@@ -183,9 +188,11 @@ CALLS: dict[str, Call] = {
     "RelativeTable.swin": call(RelativeTable.swin, heads=2, window=2, special=False),
     "RelativeTable.hops": call(RelativeTable.hops, heads=2, max_hops=2, special=False),
     "DenseMask": call(_dense_mask, mask=torch.ones(3, 3).bool()),
-    "Dilated": call(Dilated, step=2),
+    "Causal": call(Causal, axes=None),
+    "Dilated": call(Dilated, step=2, axes=None),
     "GlobalTokens": call(_global_tokens, position=0),
-    "Neighborhood": call(Neighborhood, radius=1),
+    "Neighborhood": call(Neighborhood, radius=1, border="shift", dilation=1, stride=1,
+                         is_causal=False),
     "PrefixLM": call(PrefixLM, n=1),
     "Window": call(Window, size=2, shift=0),
     "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.ones(3, 3).bool(),
@@ -232,8 +239,8 @@ EXEMPT = {
     # what the library makes, or is derived from
     **dict.fromkeys(["EncoderOptions", "Model", "Model()", "Model.preset"]),
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
-    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()"]),
-    **dict.fromkeys(["Causal", "Edges"]),  # without an argument
+    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()", "ScoreMod", "ScoreMod()"]),
+    "Edges": None,  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),
 }

@@ -287,6 +287,48 @@ PICTURES: dict[str, tuple[Space, Mask, str]] = {
         ■ ■ ■ ·
         ■ ■ ■ ■""",
     ),
+    "a window that is moved inside": (
+        Sequence(5),
+        Neighborhood(1, border="shift"),
+        """
+        ■ ■ ■ · ·
+        ■ ■ ■ · ·
+        · ■ ■ ■ ·
+        · · ■ ■ ■
+        · · ■ ■ ■""",
+    ),
+    "an even window": (Sequence(3), Neighborhood(0.5, "shift"), "■■· \n ■■· \n ·■■"),
+    "dilated windows": (
+        Sequence(6),
+        Neighborhood(1, border="shift", dilation=2),
+        """
+        ■ · ■ · ■ ·
+        · ■ · ■ · ■
+        ■ · ■ · ■ ·
+        · ■ · ■ · ■
+        ■ · ■ · ■ ·
+        · ■ · ■ · ■""",
+    ),
+    "queries that share a window": (
+        Sequence(6),
+        Neighborhood(1, border="shift", stride=3),
+        """
+        ■ ■ ■ · · ·
+        ■ ■ ■ · · ·
+        ■ ■ ■ · · ·
+        · · · ■ ■ ■
+        · · · ■ ■ ■
+        · · · ■ ■ ■""",
+    ),
+    "a window that ends at the query": (
+        Sequence(4),
+        Neighborhood(1, border="shift", stride=2, is_causal=True),
+        """
+        ■ · · ·
+        ■ ■ · ·
+        · ■ ■ ·
+        · ■ ■ ■""",
+    ),
     "special tokens see and are seen": (
         Sequence(3, special=1),
         Neighborhood(0),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attention_core.training import UsageError
-from attention_core.training.new_domain import new_domain
+from attention_core.training.new_domain import TASKS, new_domain
 from tests.command_line import attn
 
 
@@ -28,12 +28,17 @@ def test_it_trains_as_written(tmp_path: Path) -> None:
 
 
 def test_it_is_written_in_our_style(tmp_path: Path) -> None:
-    new_domain("audio", tmp_path)
-    source = (tmp_path / "audio.py").read_text()
-    assert "{" + "{" not in source
-    assert "class AudioData(DataModule)" in source
+    for task in TASKS:
+        new_domain(f"audio_{task}", tmp_path, task)
+        source = (tmp_path / f"audio_{task}.py").read_text()
+        assert "{" + "{" not in source and "{%" not in source
+        assert f"class Audio{task.title()}Data(DataModule)" in source
     ruff = [sys.executable, "-m", "ruff"]
-    for check in (["check", "--select=E,F,I,B"], ["format", "--check"]):
+    ours = "lint.isort.known-third-party=['attention_core']"  # as it is to those who install it
+    for check in (
+        ["check", "--select=E,F,W,I,UP,B,SIM,C4", "--config", ours],
+        ["format", "--check"],
+    ):
         length = ["--line-length=100", "--no-cache", "--isolated"]
         ran = subprocess.run(
             [*ruff, *check, *length, str(tmp_path)], capture_output=True, text=True, check=False
