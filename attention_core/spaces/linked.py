@@ -12,7 +12,7 @@ from torch import Tensor
 from attention_core.annotated import checked
 from attention_core.lasting import lasting
 from attention_core.spaces.edge_list import EdgeList
-from attention_core.spaces.tokens import Tokens, check_same
+from attention_core.spaces.tokens import Tokens
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -90,7 +90,8 @@ class Linked(Tokens):
         Raises:
             TypeError: they are of different kinds, or hold different tables or edges.
         """
-        check_same("append", self, other, ["edges"])
+        self._check_kind(other, "append")
+        self.check_shared(other, "append", edges=True)
         return super().append(other)
 
     @classmethod

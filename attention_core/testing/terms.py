@@ -78,11 +78,13 @@ def check_block_key(
     if key is None:
         return
     parts = []
-    for kind, tensors in key._asdict().items():
+    for tensors, relative in ((key.relative, True), (key.absolute, False)):
         for tensor in tensors:
             values = tensor.expand(len(answers), *tensor.shape[-2:])
             query, of_key = values[:, :, None], values[:, None]
-            parts += {"relative": [of_key - query], "absolute": [query, of_key]}.get(kind, [query])
+            parts += [of_key - query] if relative else [query, of_key]
+    for tensor in key.of_query:
+        parts.append(tensor.expand(len(answers), *tensor.shape[-2:])[:, :, None])
     at = real[:, 0].expand(len(answers), -1, -1).nonzero()
     if not len(at):
         return

@@ -19,14 +19,13 @@ from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
 
-def require(package: str, extra: str = "data") -> None:
-    """Raise a UsageError that names the extra to install where `package` is not importable."""
+def require(package: str, extra: str | None = "data") -> None:
+    """Raise a UsageError that names the extra to install, where there is one, if `package` is not
+    importable."""
     # Of a dotted name, that of what it is in: to look into it would import it
     if importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise UsageError(
-            f"The package {package!r} is needed for this and is not installed. "
-            f"Install it with: pip install 'attention-core[{extra}]'"
-        )
+        how = f" Install it with: pip install 'attention-core[{extra}]'" if extra else ""
+        raise UsageError(f"The package {package!r} is needed for this and is not installed.{how}")
 
 
 class DataModuleOptions(TypedDict, total=False):
@@ -116,6 +115,14 @@ class DataModule(LightningDataModule):
         """
         root = arguments.get("root")
         return {**arguments, "root": whole_path(root)} if isinstance(root, str) else arguments
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a configuration may take from the data, by name: ``${from_data:classes}``.
+
+        It is asked before anything is trained, of a module that was built without what is to be
+        taken. By default the classes that it was given.
+        """
+        return {"classes": self.classes, "num_classes": len(self.classes)}
 
     def load(self) -> None:
         """Fill `train_set`, `val_set` and `test_set`; called once per process, before any use."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
+Row = dict[str, Any]
 
 
 class TaskOptions(TypedDict, total=False):
@@ -202,9 +203,10 @@ class Task(LightningModule):
         """Return how many items the loss of a batch is the mean of; by default its samples."""
         return self.samples(batch)
 
-    def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch, data: DataModule) -> Sequence[Row | list[Row]]:
         """Return what `attn predict` writes of a batch that `data` has read: a row per sample, as
-        `predictions` does. Override it where more than one pass through the model is needed."""
+        `predictions` does, or a list of rows per sample, one for each of its parts. Override it
+        where more than one pass through the model is needed."""
         return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
@@ -219,8 +221,9 @@ class Task(LightningModule):
         """Return the inputs, for a batch, of the program that `attn export` writes: the model's
         arguments by name, and the names of those dimensions of each that vary with the batch.
 
-        By default everything but `target`, each with as many rows as there are samples. Override
-        it where the model also takes a form whose shapes say more, such as padded texts.
+        By default everything but `target`, each with as many rows as there are samples; what else
+        differs from batch to batch, as the length of padded samples does, is found. Override it
+        where the model also takes a form whose shapes say more, such as padded texts.
         """
         inputs = model_inputs(batch)
         for name, value in inputs.items():
@@ -373,6 +376,8 @@ class ClassificationTask(Task):
 
     monitor = "val/accuracy"
     mode = "max"
+    #: The target that asks for nothing, where there is one.
+    ignored: int | None = None
 
     def __init__(
         self,
@@ -384,7 +389,12 @@ class ClassificationTask(Task):
         **settings: Unpack[TaskOptions],
     ) -> None:
         if len(classes) < 2:
-            raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
+            numbers = (
+                " Where targets are numbers, take a task of regression." if not classes else ""
+            )
+            raise UsageError(
+                f"task.classes must name at least two classes, got {list(classes)}.{numbers}"
+            )
         counts = None if class_weights is None else torch.tensor([*class_weights]).float()
         if counts is not None and not (len(counts) == len(classes) and counts.min() >= 0):
             raise UsageError(
@@ -392,18 +402,21 @@ class ClassificationTask(Task):
                 f"are needed, got {class_weights}."
             )
         count = len(classes)
-        super().__init__(
-            model,
-            metrics={
-                "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
-                "f1": MulticlassF1Score(count, average="macro", validate_args=False),
-            },
-            **settings,
-        )
+        super().__init__(model, metrics=self.class_metrics(count), **settings)
         self.classes = [str(name) for name in classes]
         self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", counts, persistent=False)
-        self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
+        self.confusion = MulticlassConfusionMatrix(
+            count, ignore_index=self.ignored, validate_args=False
+        )
+
+    def class_metrics(self, count: int) -> dict[str, Metric]:
+        """Return the metrics of `count` classes, by name."""
+        shared: Any = {"ignore_index": self.ignored, "validate_args": False}
+        return {
+            "accuracy": MulticlassAccuracy(count, average="micro", **shared),
+            "f1": MulticlassF1Score(count, average="macro", **shared),
+        }
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         if output.ndim != 2 or output.shape[1] != len(self.classes):

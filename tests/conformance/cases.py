@@ -37,13 +37,13 @@ from attention_core import (
     attend,
 )
 from tests.conformance import oracle
-from tests.conformance.oracle import Claim, Row, Scored, Token, World
+from tests.conformance.oracle import Claim, Modify, Row, Scored, Token, World
 
 BACKENDS = ["reference", "dense", "blocks", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
 REFUSALS = {
-    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"),
+    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"), ("dense", "score mod"),
     ("blocks", "score"), ("blocks", "edge features"),
 }  # fmt: skip
 
@@ -479,11 +479,15 @@ def masks_of(name: str) -> dict[str, Masked]:
 
 @dataclass(frozen=True, eq=False)
 class Biased:
-    """A bias of the core with its parameters, and the same score from these parameters."""
+    """A bias of the core with its parameters, and the same score from these parameters.
+
+    Where it modifies scores, `modify` does so first, and `scored` is what is added then.
+    """
 
     name: str
     bias: Bias | None
     scored: Scored
+    modify: Modify | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -624,7 +628,9 @@ def oracle_with_gradients(
 ) -> list[Tensor]:
     """The same from the oracle."""
     q, k, v = tensors(place)
-    out, weights, lse = oracle.attention(place.world, mask.claim, biased.scored, q, k, v, **options)
+    out, weights, lse = oracle.attention(
+        place.world, mask.claim, biased.scored, q, k, v, modify=biased.modify, **options
+    )
     learned = [options[name] for name in LEARNED if name in options]
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 

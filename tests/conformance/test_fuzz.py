@@ -35,6 +35,7 @@ from attention_core import (
     Llama3Scaling,
     Mask,
     MultiheadAttention,
+    Multiplier,
     Neighborhood,
     NTKScaling,
     Points,
@@ -42,6 +43,7 @@ from attention_core import (
     PrefixLM,
     RelativeTable,
     Rotary,
+    ScalableSoftmax,
     Sequence,
     Sinusoidal,
     Space,
@@ -177,6 +179,8 @@ CALLS: dict[str, Call] = {
     "AdditiveV2": call(AdditiveV2, heads=2, head_dim=4, negative_slope=0.2),
     "ContinuousBias": call(ContinuousBias, heads=2, extent=(1.0,), hidden=4),
     "DenseBias": call(_dense_bias, bias=torch.zeros(3, 3)),
+    "Multiplier": call(Multiplier, bias=ALiBi(2)),
+    "ScalableSoftmax": call(ScalableSoftmax, heads=2, length=8, causal=False),
     "EdgeBias": call(EdgeBias, heads=2, types=3),
     "RelativeTable": call(RelativeTable, heads=2, buckets=3, bucket=len, special=False),
     "RelativeTable.t5": call(RelativeTable.t5, heads=2, buckets=8, max_distance=16,
@@ -235,7 +239,7 @@ EXEMPT = {
     # what the library makes, or is derived from
     **dict.fromkeys(["EncoderOptions", "Model", "Model()", "Model.preset"]),
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
-    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()"]),
+    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()", "ScoreMod", "ScoreMod()"]),
     "Edges": None,  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),

@@ -27,6 +27,7 @@ from attention_core import (
     Points,
     PrefixLM,
     RelativeTable,
+    ScalableSoftmax,
     Sequence,
     Space,
     Window,
@@ -45,6 +46,7 @@ FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "weights": lambda: {"return_weights": True},
     "lse": lambda: {"return_lse": True},
     "dropout": lambda: {"dropout_p": 0.5},
+    "score mod": lambda: {"bias": ALiBi(2) + ScalableSoftmax(2, 8)},
     "edge features": lambda: {"space": LINE, "edge_key": torch.randn(2, 2, 4)},
 }
 #: How a plan is told of it, where not in the same words.
