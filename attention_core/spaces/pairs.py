@@ -15,7 +15,8 @@ def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
     """Return the space of the keys, in which there is a `what` to the queries.
 
     Raises:
-        TypeError: queries and keys sit in spaces of different kinds.
+        TypeError: queries and keys sit in spaces of different kinds, or such as hold different
+            tables or edges.
     """
     query, key = spaces
     if type(query) is not type(key) or query.axes != key.axes:
@@ -23,6 +24,8 @@ def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
             f"there is no {what} between {query.describe()} and {key.describe()}: "
             "give both in one kind of space, or a mask and bias that do not ask for it"
         )
+    if query is not key and what in ("distance", "edge", "pair"):
+        query.check_shared(key, f"find the {what} between", edges=what != "distance")
     return key
 
 

@@ -12,6 +12,7 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.compose import about, config_roots
 from attention_core.training.folder import RunFolder
 from tests.command_line import figure_as_file
+from tests.graph.own import OWN
 
 CONF = Path(__file__).parent / "conf"
 
@@ -60,9 +61,12 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
 
 
 def data_root(experiment: str, folder: Path) -> list[str]:
-    """The override that gives an experiment a folder of two classes, where data is the user's."""
+    """The override that gives an experiment a folder of two classes, or what else it reads, where
+    data is the user's."""
     if about(config_roots(None))[experiment].get("packaged", True):
         return []
+    if experiment in OWN:
+        return [f"data.root={OWN[experiment](folder)}"]
     for name in ("one", "other"):
         (folder / name).mkdir(parents=True)
     return [f"data.root={folder}"]
