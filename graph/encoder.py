@@ -13,7 +13,6 @@ from attention_core import (
     Bias,
     EdgeBias,
     Encoder,
-    Graph,
     Mask,
     MultiheadAttention,
     Rotary,
@@ -147,9 +146,11 @@ class GraphEncoder(Encoder):
 
 def _log_degree(space: Space) -> Tensor:
     """(L, 1): log(1 + in-degree) of the node at each token, 0 for special ones."""
-    if not isinstance(space, Graph):
-        raise TypeError(f"degree_scaler needs a Graph, got {space.describe()}")
     edges = space.edges
+    if edges is None or space.nodes is None:
+        raise TypeError(
+            f"degree_scaler needs edges: a Graph, or with_edges(edge_index); got {space.describe()}"
+        )
     of_nodes = edges.memo("log_degree", lambda: count_each(edges.target, edges.num_nodes).log1p())
     if space.special is None:
         return of_nodes[space.nodes, None]

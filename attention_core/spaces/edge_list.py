@@ -115,6 +115,7 @@ class EdgeList:
             torch.cat(attrs) if attrs else None,
             torch.cat(of_node),
             {name: torch.cat([one.pair_attr[name] for one in parts]) for name in named[0][1]},
+            num_graphs=graphs,
         )
 
     @property

@@ -1,12 +1,13 @@
 """The model of a run as one file: its weights, or a program that runs without its code."""
 
+import inspect
 import io
 import json
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
@@ -216,8 +217,33 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
         for name, dims in open_dims.items()
     }
     # Of torch about itself: warnings, and a listing of what it has traced where it fails
-    with torch.no_grad(), _silence(), redirect_stderr(io.StringIO()):
+    named = _arguments_by_name(model, inputs)
+    with torch.no_grad(), _silence(), redirect_stderr(io.StringIO()), named:
         return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _arguments_by_name(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Give a `forward(*inputs, **more)` the arguments that it is called with: those within `more`
+    the program would look for where they are not, to compare their sizes."""
+    kinds = [one.kind for one in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        yield
+        return
+    forward = model.forward
+
+    def named(*inputs: Any, **more: Any) -> Any:
+        return forward(*inputs, **more)
+
+    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, place) for name in names]
+    )
+    model.forward = named
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class UMLS(LinkData):
 
 
 def _triples(part: str) -> list[tuple[str, str, str]]:
-    """Source, relation and target of each link of a part."""
+    """Source, target and relation of each link of a part."""
     require("pykeen", extra="umls")
     folder = package_folder("pykeen")
     assert folder is not None

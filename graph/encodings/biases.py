@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from attention_core import Bias, Graph
+from attention_core import Bias
 from attention_core.annotated import checked
 from attention_core.biases import by_head
 from attention_core.checks import check_whole
@@ -75,7 +75,7 @@ class PairBias(Bias):
 
     def score(self, pairs: Pairs) -> Tensor:
         row, space = pairs.pair, pairs.spaces[1]
-        assert isinstance(space, Graph)
+        assert space.edges is not None  # or `pair` had been refused
         table = self.table(space.edges)
         if is_exporting() and self.name not in space.edges.pair_attr:
             row = space.edges.pair_of_all(pairs.take("nodes", "query"), pairs.take("nodes", "key"))

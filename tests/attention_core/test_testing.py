@@ -464,5 +464,20 @@ def test_edges_of_any_space_are_those_of_a_graph(backend: str | None) -> None:
     assert torch.allclose(causal, wanted)
 
 
+def test_spaces_of_different_edges_or_tables_do_not_attend_to_each_other() -> None:
+    x, mask = torch.rand(1, 1, 5, 4), Edges()
+    here, there = (Graph(edges, 5) for edges in (RING, RING.flip(0)))
+    with pytest.raises(TypeError, match="find the edge between two spaces whose edges differ"):
+        attend(x, x, x, space=(here, there), mask=mask)
+    same = Graph(RING.clone(), 5)  # an equal one is no other one
+    assert torch.equal(
+        attend(x, x, x, space=(here, same), mask=mask), attend(x, x, x, space=here, mask=mask)
+    )
+    one, other = Tree(entities(), table()), Tree(entities(), table() + 1)
+    x = torch.rand(1, 1, COUNT, 4)
+    with pytest.raises(TypeError, match="find the distance between two spaces whose table differ"):
+        attend(x, x, x, space=(one, other), mask=Neighborhood(2))
+
+
 def test_explain_names_a_space_of_ones_own() -> None:
     assert "Tree of 12 tokens" in explain(Tree(entities(), table()), Neighborhood(2))

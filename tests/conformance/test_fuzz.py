@@ -146,8 +146,8 @@ def _global_tokens(position: int | tuple[int, ...]) -> GlobalTokens:
     return GlobalTokens(position)
 
 
-def _grid(size: int, special: int = 0) -> Grid:
-    return Grid(size, 2, special=special)
+def _grid(size: int, special: int = 0, wrap: bool | tuple[bool, ...] = False) -> Grid:
+    return Grid(size, 2, special=special, wrap=wrap)
 
 
 CALLS: dict[str, Call] = {
@@ -197,13 +197,15 @@ CALLS: dict[str, Call] = {
     "Window": call(Window, size=2, shift=0),
     "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.ones(3, 3).bool(),
                                 key_padding_mask=None, heads=2),
-    "Space": call(Space, length=3, coordinates=None, segments=None, valid=None, special=None),
+    "Space": call(Space, length=3, coordinates=None, segments=None, valid=None, special=None,
+                  num_segments=None, tokenwise=None, edge_index=EDGE, edge_attr=None,
+                  pair_attr=None),
     "Sequence": call(Sequence, length=3, special=0, start=0),
     "Sequence.padded": call(Sequence.padded, lengths=[2, 3], length=3, side="right", special=0),
     "Sequence.packed": call(Sequence.packed, lengths=[2, 3], special=0),
-    "Grid": call(_grid, size=2, special=0),
-    "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0),
-    "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0),
+    "Grid": call(_grid, size=2, special=0, wrap=False),
+    "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0, wrap=False),
+    "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0, wrap=False),
     "Points": call(Points, coordinates=CLOUD, segments=None, valid=None, special=0),
     "Graph": call(Graph, edge_index=EDGE, num_nodes=3, edge_attr=None, segments=None,
                   coordinates=None, special=0, num_graphs=None, pair_attr=None),
@@ -214,6 +216,10 @@ CALLS: dict[str, Call] = {
                            pair_attr=(), coordinates=None),
     "Space.keep": call(LINE.keep, index=torch.tensor([0, 2])),
     "Space.append": call(LINE.append, other=LINE),
+    "Space.pack": call(Space.pack, spaces=[Space(3)]),
+    "Space.pad": call(Space.pad, spaces=[Space(3)]),
+    "Space.with_edges": call(LINE.with_edges, edge_index=EDGE, edge_attr=None, pair_attr=None),
+    "Space.with_tokenwise": call(LINE.with_tokenwise, tensors={"colour": torch.arange(3)}),
     "KVCache": call(KVCache, max_length=None, window=None),
     "KVCache.next_space": call(CACHE.next_space, length=1),
     "KVCache.extend": call(_extended, space=LINE),
