@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "attention_core.conf"
+#: Whether a configuration is composed, and is now resolved for good.
+_is_complete: ContextVar[bool] = ContextVar("complete", default=False)
 HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not what
 
 
@@ -106,7 +109,8 @@ class _Task:
         folder = Path(hydra.runtime.output_dir)
 
         def config() -> dict[str, Any]:
-            values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            with _complete():
+                values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
             return {"experiment": hydra.runtime.choices.get("experiment"), **values}
 
         if hydra.mode is RunMode.MULTIRUN:
@@ -218,10 +222,20 @@ def run_hydra(
 
 
 @contextmanager
+def _complete() -> Iterator[None]:
+    """Let values be taken from the data: OmegaConf resolves also what is about to be overridden."""
+    token = _is_complete.set(True)
+    try:
+        yield
+    finally:
+        _is_complete.reset(token)
+
+
+@contextmanager
 def _calmed() -> Iterator[None]:
     """Escapes the configuration that Hydra prints: YAML leaves what turns the direction of text."""
     printed = io.StringIO()
-    with redirect_stdout(printed):
+    with redirect_stdout(printed), _complete():
         yield
     print(for_terminal(printed.getvalue()), end="")
 
@@ -412,6 +426,8 @@ def _from_data(name: str, *, _root_: "DictConfig") -> Any:
     from attention_core.training.data import DataModule
     from attention_core.training.instantiate import build, check
 
+    if not _is_complete.get():
+        raise UsageError(f"${{from_data:{name}}}: the data is asked once all is composed.")
     given: Any = OmegaConf.to_container(_root_.data, resolve=False)
     if not isinstance(given, dict) or "_target_" not in given:
         raise UsageError(f"data: a mapping with a _target_ is needed, got {given!r}.")

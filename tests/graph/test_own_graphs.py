@@ -61,10 +61,14 @@ def rows_of(run: Path, source: Path, failed: int = 0) -> list[dict[str, Any]]:
 # -- three formats, from the shell --------------------------------------------------------------
 
 FORMATS: dict[str, tuple[Callable[[Path], Path], list[str], dict[str, Any]]] = {
-    "OWN": (write_tu, [FOLDER], {"classes": ["5", "9"], "node_names": ["6", "7", "8"]}),
+    "OWN": (
+        write_tu,
+        [FOLDER, "model.max_hops=null"],
+        {"classes": ["5", "9"], "node_names": ["6", "7", "8"]},
+    ),
     "graphml": (
         write_graphml,
-        [FOLDER, "data.node_type=element", "data.edge_type=kind"],
+        [FOLDER, "data.node_type=element", "data.edge_type=kind", "model.max_hops=null"],
         {
             "classes": ["path", "ring"],
             "node_names": ["C", "N", "O"],
