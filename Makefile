@@ -14,7 +14,10 @@ DEV       := $(STAMP)dev
 DECLARED  := pyproject.toml setup.py requirements.lock
 # `python -m` works whatever the length of the path; a script's #! line does not.
 RUN       := $(BIN)/python -m
-# Of 26,000 files most are never imported: Python compiles those that are when they are.
+# Of 26,000 files most are never imported: Python compiles those that are when they are, and keeps
+# what it has compiled. An image that sets PYTHONDONTWRITEBYTECODE would make each process that
+# imports Lightning compile it anew: eleven seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL   := $(RUN) pip install --disable-pip-version-check --no-compile -c requirements.lock
 
 # The extras that training needs: of the domains and data that ARGS names, or vision's, which the

@@ -13,8 +13,9 @@ from torch import Tensor
 from attention_core.biases import Bias
 from attention_core.lasting import Memory
 from attention_core.masks import Mask
+from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
-from attention_core.spaces import Graph, Pairs, Space
+from attention_core.spaces import Pairs, Space
 
 T = TypeVar("T")
 
@@ -77,13 +78,18 @@ class Job:
         return int(min(bound, self.sample_pairs))
 
     @property
+    def modifies(self) -> bool:
+        """Whether the bias does more to a score than to add to it."""
+        return has_score_mod(self.bias)
+
+    @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
         space = self.spaces[1]
-        if self.mask is None or not isinstance(space, Graph):
+        if self.mask is None or space.edges is None or space.edges.repeated is None:
             return False
         listed = self.mask.candidates(self.spaces)
-        return listed is not None and listed.edge is not None and space.edges.repeated is not None
+        return listed is not None and listed.edge is not None
 
     def pairs(self) -> Pairs:
         """Return every pair of query and key."""
@@ -149,8 +155,10 @@ class Plan:
         return self._memory.memo(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
-        """Return the scores that `bias` adds to `pairs`, computed once for layers that share it."""
-        return None if bias is None else self.memo(("bias", bias), lambda: bias(pairs))
+        """Return the scores that `bias` adds to `pairs` after what it modifies, if it does;
+        computed once for layers that share it."""
+        added = split(bias)[1]
+        return None if added is None else self.memo(("bias", bias), lambda: added(pairs))
 
     def renewed(self) -> Plan:
         """Return this plan for another forward pass; what was found in the mask stays."""

@@ -19,8 +19,9 @@ from attention_core.job import Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
 from attention_core.masks.algebra import as_mask
+from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
-from attention_core.spaces import Graph, Space
+from attention_core.spaces import Space
 
 BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
@@ -72,11 +73,11 @@ def plan(
             "space must be a Space such as Sequence(length), or (space of queries, space of keys); "
             f"got {space!r}"
         )
-    if edge_features and not all(isinstance(s, Graph) for s in spaces):
+    if edge_features and any(s.edges is None for s in spaces):
         got = " attending to ".join(s.describe() for s in dict.fromkeys(spaces))
         raise TypeError(
-            "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need a Graph's "
-            f"nodes, got {got}"
+            "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need edges: a "
+            f"Graph's nodes, or with_edges(edge_index); got {got}"
         )
     check_whole(0, heads=heads, batch=batch, or_none=True)
     check_whole(0, head_dim=head_dim)
@@ -109,14 +110,16 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    unsupported = {name: module.unsupported(job) for name, module in BACKENDS.items()}
+    # Costs depend on sizes that stay open in an exported program, and lists of pairs on values
+    exporting = is_exporting()
+    asked = ("reference", "dense") if exporting and backend is None else tuple(BACKENDS)
+    unsupported = {name: BACKENDS[name].unsupported(job) for name in asked}
     costs: dict[str, float] = {}
     if backend is not None:
         if unsupported[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
         chosen, because = backend, "You asked for this backend."
-    elif is_exporting():
-        # Costs depend on sizes that stay open, and lists of pairs on values
+    elif exporting:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
     else:
@@ -135,8 +138,7 @@ def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Sp
     query, key = spaces
     moved = query.to(device)
     other = moved if key is query else key.to(device)
-    if isinstance(query, Graph) and isinstance(key, Graph) and query.edges is key.edges:
-        assert isinstance(moved, Graph) and isinstance(other, Graph)
+    if query.edges is key.edges:
         other.edges = moved.edges
     return moved, other
 
@@ -206,4 +208,8 @@ def _summary(
 def _name(bias: Bias | None) -> str:
     if bias is None:
         return "none"
-    return f"{'learned ' if bias.learned else ''}{type(bias).__name__.lstrip('_')}"
+    leaves = bias.leaves()
+    name = " + ".join(type(leaf).__name__ for leaf in leaves)
+    if has_score_mod(bias) and len(leaves) > 1:
+        name += " in this order"
+    return f"{'learned ' if bias.learned else ''}{name}"

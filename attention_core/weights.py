@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from attention_core.spaces import Graph, Pairs
+from attention_core.spaces import Pairs
 
 
 class PairWeights(NamedTuple):
@@ -32,15 +32,15 @@ class PairWeights(NamedTuple):
         return dense.index_add(1, at, self.values.T).view(heads, batch, queries, keys).movedim(0, 1)
 
     def of_edges(self) -> Tensor:
-        """Return the weights of a Graph's edges, (B, E, H), in the order of its `edge_index`.
+        """Return the weights of the edges of a space, (B, E, H), in the order of its `edge_index`.
 
         An edge that the mask does not allow, or whose node was dropped, has 0.
 
         Raises:
-            TypeError: the pairs are not of a Graph.
+            TypeError: the pairs are of a space without edges.
         """
         edge, space = self.pairs.edge, self.pairs.spaces[1]
-        assert isinstance(space, Graph)
+        assert space.edges is not None  # or `edge` had been refused
         count, found = space.edges.num_edges, edge >= 0
         batch, heads = self.pairs.shape[0], self.values.shape[1]
         at = (self.pairs.batch * count + edge)[found]

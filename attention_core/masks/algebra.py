@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import (
-    NamedTuple,
-)
 
 import torch
 from torch import Tensor
@@ -14,18 +11,9 @@ from torch import Tensor
 from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.masks.pairwise import check_bool, check_pairwise, take_pairwise
-from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
+from attention_core.spaces import BlockKey, PairList, Pairs, Space, TilePairs, TileStatus
 
 Spaces = tuple[Space, Space]
-
-
-class PairList(NamedTuple):
-    """Pairs of tokens, (E,) each, with what is known of them."""
-
-    query: Tensor
-    key: Tensor
-    edge: Tensor | None = None
-    distance: Tensor | None = None
 
 
 class Mask:

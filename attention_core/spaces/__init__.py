@@ -12,7 +12,7 @@ A space holds four things about each token, and nothing about any model:
 Each may carry a leading batch dimension; a space without one serves every sample of a batch.
 """
 
-from attention_core.spaces.base import Space
+from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.graph import Graph
 from attention_core.spaces.grid import Grid
 from attention_core.spaces.pairs import Pairs
@@ -24,6 +24,7 @@ __all__ = [
     "BlockKey",
     "Graph",
     "Grid",
+    "PairList",
     "Pairs",
     "Points",
     "Sequence",

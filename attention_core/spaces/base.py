@@ -1,31 +1,56 @@
-"""What every space has: coordinates, segments, validity and special tokens of its tokens."""
+"""What every space has: what is known of each of its tokens, edges between them, a distance."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import (
     TYPE_CHECKING,
     ClassVar,
+    NamedTuple,
     Self,
 )
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import kept, lasting
+from attention_core.spaces.linked import Linked
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
 
 
-class Space:
+class PairList(NamedTuple):
+    """Pairs of tokens, (E,) each, with what is known of them."""
+
+    query: Tensor
+    key: Tensor
+    edge: Tensor | None = None
+    distance: Tensor | None = None
+
+
+class Space(Linked):
     """A set of tokens, some or all of which sit somewhere.
 
-    Used as it is, it holds tokens without a place, such as the queries of a pooling layer.
+    Used as it is, it holds tokens without a place, such as the queries of a pooling layer. A space
+    of your own defines `distance`, from what it gives `tokenwise`; every mask, bias and backend is
+    then right, looking at all pairs. `norm`, `reach` and `reach_bound` let them look at fewer::
+
+        class Tree(Space):
+            def __init__(self, entity, table):  # (L,) and (entities, entities)
+                super().__init__(len(entity), tokenwise={"entity": entity})
+                self.table = table
+
+            def distance(self, pairs):
+                return self.table[pairs.take("entity", "query"), pairs.take("entity", "key")]
+
+    What a class promises about its distance is void in a subclass with another one: a subclass of
+    `Points` that defines `distance` alone has no `norm`.
 
     Args:
         length: number of tokens L.
@@ -33,6 +58,13 @@ class Space:
         segments: (L,) or (B, L) integers, the sample of each token.
         valid: (L,) or (B, L) bool, False on padding.
         special: (L,) or (B, L) bool, True on tokens that sit nowhere.
+        num_segments: how many samples `segments` tells apart, where the last ones may have no
+            tokens; by default as many as it names.
+        tokenwise: data of one row per token, by name: (L, ...), or (B, L, ...) where the second
+            size is L. They follow `keep`, `append`, `pack`, `pad` and `to`, and
+            `pairs.take(name, side)` reads them. What is no row per token, such as a table of
+            distances between entities, is an attribute, which follows `to` and is shared.
+        edge_index, edge_attr, pair_attr: edges between tokens, as `with_edges` takes them.
     """
 
     ordered = False
@@ -41,14 +73,34 @@ class Space:
     #: Whether keys and values of padding are zeros already, as those that a cache holds are.
     zeroed = False
 
-    #: The tensors that hold one row per token, and their dimensions without a batch.
-    _tokenwise: ClassVar[dict[str, int]] = {
-        "coordinates": 2,
-        "segments": 1,
-        "valid": 1,
-        "special": 1,
-        "special_rank": 1,
+    #: What is said about the distance: void in a class that redefines what it is said of.
+    _PROMISES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "norm": ("distance",),
+        "reach": ("distance", "norm"),
+        "reach_bound": ("distance", "norm"),
+        "distance_along": ("distance", "norm"),
+        "searched": ("distance", "norm"),
+        "chebyshev": ("distance", "norm"),
     }
+
+    #: Which axes wrap: what is beyond one end comes in at the other. Only those of a Grid may.
+    wrap: tuple[bool, ...] = ()
+
+    searched: ClassVar[bool] = False
+    """Whether distances are searched, so that those of all pairs are too many to know."""
+
+    chebyshev: ClassVar[bool] = False
+    """Whether coordinates are whole numbers, and the distance is their greatest difference."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+
+        def depth(name: str) -> int:
+            return next(n for n, one in enumerate(cls.__mro__) if name in vars(one))
+
+        for promise, about in cls._PROMISES.items():
+            if depth(promise) > min(map(depth, about)):
+                setattr(cls, promise, vars(Space)[promise])
 
     @lasting
     @checked
@@ -60,8 +112,14 @@ class Space:
         segments: Tensor | None = None,
         valid: Tensor | None = None,
         special: Tensor | None = None,
+        num_segments: int | None = None,
+        tokenwise: Mapping[str, Tensor] | None = None,
+        edge_index: Tensor | None = None,
+        edge_attr: Tensor | None = None,
+        pair_attr: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_whole(0, length=length)
+        check_whole(0, num_segments=num_segments, or_none=True)
         check_dense(
             or_meta=True,
             coordinates=coordinates,
@@ -76,43 +134,16 @@ class Space:
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)
         self.valid, self.special = kept(valid), kept(special)
-        #: (L,) which of its sample's special tokens each one is; it stays theirs when others go.
-        self.special_rank = None if special is None else _ranks(special, segments)
-        #: The full extent along each axis where every place is taken once, in order, and every
-        #: special token comes first; None once tokens were dropped or several samples were packed.
-        self.size: tuple[int, ...] | None = None
-        self.start: tuple[int, ...] = ()
-        self._check()
-        self.num_segments = 1 if segments is None else int(segments.max()) + 1 if length else 0
-
-    def _check(self) -> None:
-        for name, dims in self._tokenwise.items():
-            tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            if (
-                tensor.ndim not in (dims, dims + 1)
-                or tensor.shape[tensor.ndim - dims] != self.length
-            ):
-                shape = f"({self.length}, A)" if dims == 2 else f"({self.length},)"
-                raise ValueError(
-                    f"{name} must have shape {shape}, perhaps with a batch in front; got "
-                    f"{tuple(tensor.shape)}"
-                )
-        batches = [t.shape[0] for t in self._batched()]  # no set: they may be symbols
-        if any(batch != batches[0] for batch in batches):
-            raise ValueError(
-                f"the tensors of a space disagree on the batch size: {sorted(set(batches))}"
-            )
-
-    def _batched(self) -> list[Tensor]:
-        tensors = [(getattr(self, name), dims) for name, dims in self._tokenwise.items()]
-        return [t for t, dims in tensors if t is not None and t.ndim > dims]
-
-    @property
-    def batch(self) -> int | None:
-        """Batch size, or None where the space serves every sample of a batch."""
-        return next((t.shape[0] for t in self._batched()), None)
+        self.special_rank = None if special is None else _ranks(special, segments, num_segments)
+        self.size, self.start = None, ()
+        self.tokenwise = {}
+        self._hold(tokenwise or {})
+        self.num_segments = 1 if segments is None else _count(segments, num_segments)
+        if edge_index is not None:
+            self._link(edge_index, edge_attr, pair_attr)
+        elif edge_attr is not None or pair_attr is not None:
+            given = "pair_attr" if edge_attr is None else "edge_attr"
+            raise ValueError(f"{given} needs edge_index, which says what its rows are of")
 
     @property
     def axes(self) -> int:
@@ -126,89 +157,10 @@ class Space:
         return None
 
     @property
-    def device(self) -> torch.device:
-        tensors = (getattr(self, name) for name in self._tokenwise)
-        return next((t.device for t in tensors if t is not None), torch.device("cpu"))
-
-    def __len__(self) -> int:
-        return self.length
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the space with its tensors on `device`."""
-        if self.device == torch.device(device):
-            return self
-        return self._map(lambda t, dims: t.to(device))
-
-    @lasting
-    def _map(self, function: Callable[[Tensor, int], Tensor]) -> Self:
-        """A copy with `function(tensor, dims without batch)` applied to each per-token tensor."""
-        new = copy.copy(self)
-        for name, dims in self._tokenwise.items():
-            tensor = getattr(self, name)
-            if tensor is not None:
-                setattr(new, name, function(tensor, dims))
-        return new
-
-    @lasting
-    @checked
-    def keep(self, index: Tensor) -> Self:
-        """Keep the tokens at `index`; their coordinates, segments and validity follow.
-
-        Args:
-            index: (K,) positions or (L,) bool, the same for every sample; or (B, K) positions,
-                each sample its own.
-        """
-        if index.dtype == torch.bool:
-            if index.shape != (self.length,):
-                raise ValueError(
-                    f"a bool index must have shape ({self.length},), got {tuple(index.shape)}; "
-                    "to keep other tokens in each sample, give positions (B, K)"
-                )
-            index = index.nonzero().squeeze(-1)
-        if index.ndim not in (1, 2) or index.is_floating_point():
-            raise ValueError(
-                f"index must hold integers of shape (K,) or (B, K), got {index.dtype} "
-                f"{tuple(index.shape)}"
-            )
-        index = index.to(self.device)
-
-        def take(tensor: Tensor, dims: int) -> Tensor:
-            if index.ndim == 1:
-                return tensor.index_select(tensor.ndim - dims, index)
-            if tensor.ndim == dims:
-                return tensor[index]
-            return tensor[torch.arange(len(index), device=index.device)[:, None], index]
-
-        new = self._map(take)
-        new.length = index.shape[-1]
-        new.size = None
-        return new
-
-    @lasting
-    @checked
-    def append(self, other: Space) -> Self:
-        """Return the tokens of this space and then those of `other`, as a cache holds them."""
-        if type(other) is not type(self):
-            raise TypeError(f"cannot append a {type(other).__name__} to a {type(self).__name__}")
-        new = copy.copy(self)
-        batch = self.batch or other.batch
-        defaults = {"segments": 0, "valid": True, "special": False, "special_rank": -1}
-        for name, dims in self._tokenwise.items():
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine is None and theirs is None:
-                continue
-            both = []
-            for space, tensor in ((self, mine), (other, theirs)):
-                if tensor is None:
-                    like = theirs if mine is None else mine
-                    tensor = like.new_full((space.length,), defaults[name])
-                if batch is not None and tensor.ndim == dims:
-                    tensor = tensor.expand(batch, *tensor.shape)
-                both.append(tensor)
-            setattr(new, name, torch.cat(both, dim=both[0].ndim - dims))
-        new.length = self.length + other.length
-        new.size = None
-        return new
+    def period(self) -> Tensor | None:
+        """After how many places each axis begins anew, (A,), (L, A) or (B, L, A), and 0 along one
+        that ends; None where all end."""
+        return None
 
     def place(self, tokens: Tensor, special: Tensor) -> Tensor:
         """Put special tokens where this space has them, before any token is dropped.
@@ -251,16 +203,16 @@ class Space:
         special = self.special
         if self.size is not None:
             index = torch.arange(self.num_special, self.length, device=self.device)
-        elif special.ndim == 1:
+        elif special.ndim == 1 and not is_exporting():
             index = (~special).nonzero().squeeze(-1)
         else:
             counts = special.sum(-1)
-            if int(counts.min()) < int(counts.max()):
+            if not is_exporting() and int(counts.min()) < int(counts.max()):
                 raise ValueError(
                     f"{self.describe()}: samples have {int(counts.min())} to {int(counts.max())}"
                 )
             index = special.long().argsort(dim=-1, stable=True)
-            index = index[:, : self.length - int(counts.max())]
+            index = index[..., : self.length - self.num_special]
         kept = self.keep(index)
         kept.special = kept.special_rank = None
         kept.size = self.size
@@ -307,28 +259,43 @@ class Space:
     def distance(self, pairs: Pairs) -> Tensor:
         """Return how far apart query and key are, in the broadcast shape of `pairs`."""
         if self.coordinates is None:
-            raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
+            own = type(self) is not Space
+            reason = f"{type(self).__name__} must define distance(self, pairs)" if own else ""
+            raise TypeError(
+                f"{self.describe()} has no distance: {reason or 'its tokens sit nowhere'}"
+            )
         return self.norm(pairs.offset)
 
     def norm(self, offset: Tensor) -> Tensor:
-        """Return the distance that an offset (..., A) spans, (...), rising with each component."""
-        raise NotImplementedError(f"{type(self).__name__} must define norm(self, offset)")
+        """Return the distance that an offset (..., A) spans, (...), rising with each component.
 
-    def edge(self, pairs: Pairs) -> Tensor:
-        """Return the edge from key to query, an index into those of this space, or -1.
-
-        In the broadcast shape of `pairs`.
+        It is `distance`, where that depends on the offset alone: with it, blocks of tokens that are
+        too far apart are never looked at.
         """
-        raise TypeError(f"{self.describe()} has no edges: Edges and EdgeBias need a Graph")
+        raise TypeError(
+            f"{self.describe()} has no distance: {type(self).__name__} must define "
+            "distance(self, pairs), or norm(self, offset) of its coordinates"
+        )
 
     @property
-    def edge_attr(self) -> Tensor | None:
-        """(E,) or (E, F), features of the edges; None where there are none."""
+    def has_norm(self) -> bool:
+        """Whether the distance is a `norm` of the offset."""
+        return type(self).norm is not Space.norm
+
+    def reach(self, radius: float) -> PairList | None:
+        """List pairs that include all at most `radius` apart, special tokens aside; None: unknown.
+
+        Their `distance` may be given, if it is that of `distance(pairs)`.
+        """
         return None
 
-    def pair(self, pairs: Pairs) -> Tensor:
-        """Return the row of each pair in tables of pairs, in the broadcast shape of `pairs`."""
-        raise TypeError(f"{self.describe()} has no pair_attr: tables of pairs need a Graph")
+    def reach_bound(self, radius: float) -> float:
+        """Return at most how many pairs are `radius` apart or less, special tokens aside."""
+        return math.inf
+
+    def distance_along(self, edge: Tensor) -> Tensor | None:
+        """Return the distance along edges (E,), indices into those of this space; None: unknown."""
+        return None
 
     def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
         """Return whether each token sits at `position`, (L,) or (B, L)."""
@@ -341,7 +308,8 @@ class Space:
 
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""
-        return self._describe(f"a set of {self.length:,} tokens")
+        what = "a set" if type(self) is Space else type(self).__name__
+        return self._describe(f"{what} of {self.length:,} tokens")
 
     def _describe(self, words: str) -> str:
         if self.batch is not None:
@@ -356,13 +324,23 @@ class Space:
         return f"<{type(self).__name__}: {self.describe()}>"
 
 
-def _ranks(special: Tensor, segments: Tensor | None) -> Tensor:
+def _count(segments: Tensor, known: int | None) -> int:
+    """How many samples there are, of which those without tokens have to be `known`."""
+    if known is not None and is_exporting():
+        return known
+    named = int(segments.max()) + 1 if segments.numel() else 0
+    if known is not None and known < named:
+        raise ValueError(f"num_segments={known}, but segments name {named} samples")
+    return named if known is None else known
+
+
+def _ranks(special: Tensor, segments: Tensor | None, num_segments: int | None) -> Tensor:
     """Rank of each special token among those of its segment."""
     running = special.long().cumsum(-1) - 1
     if segments is None or not segments.numel():
         return running
     if segments.ndim < special.ndim:
         segments = segments.expand_as(special)
-    count = running.new_zeros(*segments.shape[:-1], int(segments.max()) + 1)
+    count = running.new_zeros(*segments.shape[:-1], _count(segments, num_segments))
     count = count.scatter_add(-1, segments, special.long().expand_as(segments))
     return running - (count.cumsum(-1) - count).gather(-1, segments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
@@ -10,13 +11,13 @@ from typing import (
     Self,
 )
 
-import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.lasting import lasting
-from attention_core.spaces.base import Space
+from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.packing import (
     check_coordinates,
@@ -47,7 +48,9 @@ class Graph(Space):
     Unconnected nodes are infinitely far apart.
     """
 
-    _tokenwise: ClassVar[dict[str, int]] = Space._tokenwise | {"nodes": 1}
+    edges: EdgeList
+    nodes: Tensor
+    searched: ClassVar[bool] = True
 
     @lasting
     @checked
@@ -65,27 +68,27 @@ class Graph(Space):
     ) -> None:
         check_whole(0, num_nodes=num_nodes, special=special)
         check_whole(0, num_graphs=num_graphs, or_none=True)
+        if num_graphs is not None and segments is not None and not is_exporting():
+            named = int(segments.max()) + 1 if segments.numel() else 0
+            if num_graphs < named:
+                raise ValueError(f"num_graphs={num_graphs}, but segments name {named} graphs")
         if coordinates is not None:
             check_coordinates(coordinates, num_nodes)
-        self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments, pair_attr)
+        self.edges = EdgeList(
+            edge_index, num_nodes, edge_attr, segments, pair_attr, num_graphs=num_graphs
+        )
         token_segments, source, is_special = insert_special(
             segments, num_nodes, special, num_graphs
         )
         self.num_nodes = num_nodes
-        #: (L,) the node at each token, -1 at special tokens.
-        self.nodes: Tensor = source.to(edge_index.device)
+        self.nodes = source.to(edge_index.device)
         super().__init__(
-            len(source),
+            source.shape[0],  # a symbol in an exported program, as len() would not be
             coordinates=None if coordinates is None else rows(coordinates, self.nodes, 2, 0.0),
             segments=token_segments,
             special=is_special if is_special is None else is_special.to(edge_index.device),
+            num_segments=num_graphs,
         )
-        if num_graphs is not None:
-            if num_graphs < self.num_segments:
-                raise ValueError(
-                    f"num_graphs={num_graphs}, but segments name {self.num_segments} graphs"
-                )
-            self.num_segments = num_graphs
 
     @classmethod
     @checked
@@ -158,52 +161,30 @@ class Graph(Space):
             coordinates=None if coordinates is None else data[coordinates],
         )
 
-    def to(self, device: torch.device | str) -> Self:
-        new = super().to(device)
-        if new is not self:
-            new.edges = self.edges.to(device)
-        return new
-
     @property
-    def edge_attr(self) -> Tensor | None:
-        """(E,) or (E, F), features of the edges."""
-        return self.edges.attr
-
-    @property
-    def whole(self) -> bool:
-        """Whether its tokens are all its nodes, in order, and nothing else."""
-        return (
-            self.batch is None
-            and self.valid is None
-            and self.special is None
-            and self.length == self.num_nodes
-            and torch.equal(self.nodes, torch.arange(self.length, device=self.nodes.device))
-        )
-
-    def token_of_node(self) -> Tensor | None:
-        """Return the token of each node, (N,), -1 where it was dropped; None where that is not one
-        row, because samples kept different nodes, or a node was kept more than once."""
-        if self.batch is not None:
-            return None
-        at = (self.nodes >= 0).nonzero().squeeze(-1)
-        token = self.nodes.new_full((self.num_nodes,), -1)
-        token[self.nodes[at]] = at
-        return token if int((token >= 0).sum()) == len(at) else None
+    def num_special(self) -> int:
+        # To count them would be to look at values
+        return self.length - self.num_nodes if is_exporting() else super().num_special
 
     def distance(self, pairs: Pairs) -> Tensor:
         return self.edges.hops(*self._ends(pairs))
 
-    def edge(self, pairs: Pairs) -> Tensor:
-        """Return the edge from key to query of each pair, -1 where there is none."""
-        return self.edges.find(*self._ends(pairs))
+    def reach(self, radius: float) -> PairList | None:
+        token = self.token_of_node()
+        if token is None or math.isinf(radius):
+            return None
+        target, source, hops = self.edges.within(radius)
+        queries, keys = token[target], token[source]
+        kept = (queries >= 0) & (keys >= 0)  # dropped tokens are in no pair
+        return PairList(queries[kept], keys[kept], distance=hops[kept])
 
-    def pair(self, pairs: Pairs) -> Tensor:
-        """Return the row of each pair in the tables of `pair_attr`, -1 between two graphs."""
-        return self.edges.pair(*self._ends(pairs))
+    def reach_bound(self, radius: float) -> float:
+        if radius >= 2:
+            return math.inf
+        return self.length + (self.edges.num_edges if radius >= 1 else 0)
 
-    @staticmethod
-    def _ends(pairs: Pairs) -> tuple[Tensor, Tensor]:
-        return pairs.take("nodes", "query"), pairs.take("nodes", "key")
+    def distance_along(self, edge: Tensor) -> Tensor | None:
+        return self.edges.hops_along(edge)
 
     def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
         if isinstance(position, tuple):

@@ -30,6 +30,7 @@ class Sequence(Space):
     """
 
     ordered = True
+    chebyshev = True
 
     @lasting
     @checked
@@ -133,7 +134,7 @@ class Sequence(Space):
         new.num_segments = len(counts)
         return new
 
-    def append(self, other: Space) -> Self:
+    def append(self, other: Self) -> Self:
         new = super().append(other)
         if self.size is None or other.size is None or other.special is not None:
             return new

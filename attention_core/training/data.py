@@ -117,6 +117,14 @@ class DataModule(LightningDataModule):
         root = arguments.get("root")
         return {**arguments, "root": whole_path(root)} if isinstance(root, str) else arguments
 
+    def describe(self) -> dict[str, Any]:
+        """Return what a configuration may take from the data, by name: ``${from_data:classes}``.
+
+        It is asked before anything is trained, of a module that was built without what is to be
+        taken. By default the classes that it was given.
+        """
+        return {"classes": self.classes, "num_classes": len(self.classes)}
+
     def load(self) -> None:
         """Fill `train_set`, `val_set` and `test_set`; called once per process, before any use."""
         raise UsageError(

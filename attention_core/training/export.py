@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -216,10 +217,9 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
         for name, dims in open_dims.items()
     }
     # Of torch about itself: warnings, and a listing of what it has traced where it fails
-    with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        with _arguments_by_name(model, inputs):
-            return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+    named = _arguments_by_name(model, inputs)
+    with torch.no_grad(), _silence(), redirect_stderr(io.StringIO()), named:
+        return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
@@ -246,6 +246,19 @@ def _arguments_by_name(model: nn.Module, names: Iterable[str]) -> Iterator[None]
         del model.forward
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep to themselves what torch and its packages say of themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _check_names(model: nn.Module) -> None:
     """Refuses a name that is more than a name once it stands, quoted but not escaped, in the Python
     code that torch writes for a program."""
@@ -257,7 +270,8 @@ def _check_names(model: nn.Module) -> None:
 def _write_torch(
     program: ExportedProgram, open_dims: OpenDims, file: Path, about: dict[str, str]
 ) -> Run:
-    torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
+    with _silence():
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
     read = torch.export.load(file).module()
     return lambda inputs: _tensors(read(**inputs))
 
@@ -269,8 +283,7 @@ def _write_onnx(
 
     count = len(program.graph_signature.user_outputs)
     names = [f"output_{index}" for index in range(count)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx about itself
+    with _silence():
         converted = torch.onnx.export(
             program,
             dynamo=True,

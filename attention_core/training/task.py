@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
+Row = dict[str, Any]
 
 
 class TaskOptions(TypedDict, total=False):
@@ -203,9 +204,10 @@ class Task(LightningModule):
         """Return how many items the loss of a batch is the mean of; by default its samples."""
         return self.samples(batch)
 
-    def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch, data: DataModule) -> Sequence[Row | list[Row]]:
         """Return what `attn predict` writes of a batch that `data` has read: a row per sample, as
-        `predictions` does. Override it where more than one pass through the model is needed."""
+        `predictions` does, or a list of rows per sample, one for each of its parts. Override it
+        where more than one pass through the model is needed."""
         return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
@@ -389,7 +391,12 @@ class ClassificationTask(Task):
         **settings: Unpack[TaskOptions],
     ) -> None:
         if len(classes) < 2:
-            raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
+            numbers = (
+                " Where targets are numbers, take a task of regression." if not classes else ""
+            )
+            raise UsageError(
+                f"task.classes must name at least two classes, got {list(classes)}.{numbers}"
+            )
         counts = None if class_weights is None else torch.tensor([*class_weights]).float()
         if counts is not None and not (len(counts) == len(classes) and counts.min() >= 0):
             raise UsageError(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from attention_core.backends.costs import Rate
+from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
-from attention_core.masks.algebra import PairList
+from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
-from attention_core.spaces import Graph, Pairs
+from attention_core.spaces import PairList, Pairs
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.edge_list import EdgeList
 
@@ -77,7 +77,7 @@ class Prepared:
         if by_head:
             self.allowed = torch.cat(by_head, dim=-1)[:, order]
         key_space = job.spaces[1]
-        if job.edge_features and isinstance(key_space, Graph):
+        if job.edge_features and key_space.edges is not None:
             edge = self.pairs.edge
             self.unlinked = bool((edge < 0).any())
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
@@ -89,8 +89,8 @@ class Prepared:
         csr, space = self.csr, self.job.spaces[1]
         row, column, edge = (index.long() for index in (csr.row, csr.column, csr.item))
         known = {"batch": torch.zeros_like(row), "query": row, "key": column, "edge": edge}
-        hops = space.edges.hops_along(edge) if isinstance(space, Graph) else None
-        return _pairs(self.job, **known, **({} if hops is None else {"distance": hops}))
+        along = space.distance_along(edge)
+        return _pairs(self.job, **known, **({} if along is None else {"distance": along}))
 
     @property
     def row(self) -> Tensor:
@@ -110,8 +110,7 @@ def _whole_graph(job: Job) -> EdgeList | None:
     """The edges, where they are the allowed pairs as they stand; then their order is shared."""
     query, key = job.spaces
     if not (
-        isinstance(query, Graph)
-        and isinstance(key, Graph)
+        key.edges is not None
         and query.edges is key.edges
         and job.mask == Edges()
         and job.batch == 1
@@ -202,8 +201,9 @@ def unsupported(job: Job) -> str | None:
 def cost(job: Job) -> float:
     """Estimate the nanoseconds on two cores of CPU, for all heads."""
     per_pair = (_ADDITIVE_V2 if isinstance(job.score, AdditiveV2) else _PAIR).of(job)
-    if job.bias is not None:
-        learns = job.grad and job.bias.learned
+    added = split(job.bias)[1]
+    if added is not None:
+        learns = job.grad and added.learned
         per_pair += job.heads * (_LEARNED_BIAS if learns else _FIXED_BIAS)
     if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
         per_pair *= _CACHED
@@ -212,7 +212,8 @@ def cost(job: Job) -> float:
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
     looking = 0.0 if structured else _LOOK * job.all_pairs
-    return (per_pair + _LIST) * job.count_bound + looking + _CALL
+    modifying = modify_cost(job, job.count_bound)
+    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
 
 def describe(job: Job, prepared: Prepared) -> str:
@@ -236,6 +237,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
         )
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
+        mods, modify = split(options.bias)[0], None
+        if mods:
+            hidden = None if prepared.allowed is None else ~prepared.allowed
+            modify = partial(modified, mods, pairs=prepared.pairs, hidden=hidden)
         keep = None
         if options.dropout_p:
             keep = torch.empty(heads, len(csr), dtype=torch.bool, device=q.device)
@@ -246,6 +251,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             v,
             csr,
             score=options.score,
+            modify=modify,
             bias=bias,
             edge_key=edge_key,
             edge_value=edge_value,
