@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import os
 import re
 import shutil
@@ -274,6 +275,19 @@ def test_every_public_name_is_where_it_is_said_to_be() -> None:
     import attention_core
 
     assert run_python("-c", code).stdout.strip() == str(sorted(attention_core.__all__))
+
+
+def test_what_is_loaded_on_first_use_is_listed() -> None:
+    lazy = [
+        name.removesuffix(".__init__")
+        for package in PACKAGES
+        for name, path in modules(package)
+        if name.endswith("__init__") and "def __getattr__" in path.read_text()
+    ]
+    assert {"attention_core", "attention_core.training", "graph"} <= set(lazy)
+    for name in lazy:
+        module = importlib.import_module(name)
+        assert set(module.__all__) <= set(dir(module)) and "__doc__" in dir(module), name
 
 
 # ------------------------------------------------------------------------ the wheel, from elsewhere

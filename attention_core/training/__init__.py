@@ -28,9 +28,10 @@ inputs become, and has the rest of what models have. Name a matrix that multipli
 `...weight` and a table that is added or looked up anything else, and weight decay is right
 (`optim.decay_groups`).
 
-**3. Task**: nothing to write for classification. To draw attention over a real input after every
-run, subclass and return a figure (two lines with `attention_core.record_attention`); for another
-loss, subclass `Task`::
+**3. Task**: nothing to write for classification; `task=regression` is there for numbers, and
+`task=segmentation` for a class of each token. To draw attention over a real input after every run,
+subclass and return a figure (two lines with `attention_core.record_attention`); for another loss,
+subclass `Task`::
 
     class RingsTask(ClassificationTask):
         def attention_figure(self, batch):        # the first test batch, on the model's device

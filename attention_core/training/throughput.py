@@ -129,7 +129,7 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
         torch.compiler.set_stance("force_eager"),  # compiled code hides its operations
         trainer.precision_plugin.forward_context(),
         counter,
-        refusals_of(task.model),
+        refusals_of(task),
     ):
         task(**inputs)
     for module, mode in modes:
