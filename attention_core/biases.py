@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence as Listing
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -78,7 +79,10 @@ class Bias(nn.Module):
             ValueError: it is made for another number of heads.
         """
         self.check_heads(pairs)
-        with torch.autocast(pairs.key.device.type, enabled=False):
+        # The loop that searches hops in an exported program cannot lie in such a region
+        loops = is_exporting() and pairs.spaces[1].searched
+        exact = nullcontext() if loops else torch.autocast(pairs.key.device.type, enabled=False)
+        with exact:
             score, special = self.score(pairs), pairs.special
             if special is not None:
                 score = torch.where(special, self.special_score(pairs), score)
@@ -156,7 +160,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
         ctx.save_for_backward(row)
-        ctx.rows = len(table)
+        ctx.rows = table.shape[0]  # may be a symbol of an exported program
         return nn.functional.embedding(row, table)
 
     @staticmethod

@@ -19,9 +19,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from matplotlib.figure import Figure
+
+from attention_core.files import replace_file
 
 TIMEOUT = 300
 STANDING_BY = 2  # a sweep of two jobs has as many processes beside it as a run of three
@@ -33,12 +36,18 @@ IMPORTED = [
 
 
 def attn(
-    *arguments: str, cwd: Path, under: Sequence[str] = (), cold: bool = False, **environment: str
+    *arguments: str,
+    cwd: Path,
+    under: Sequence[str] = (),
+    cold: bool = False,
+    renders: bool = True,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own, `under` a module that starts it, if any.
 
     It is started `cold` where it must be all that a user's command is, down to how it ends: joblib
     joins its workers when an interpreter ends, which a fork does in another order, and hangs.
+    Where it `renders` none, figures are as `figure_as_file` writes them.
     Where it hangs, every process of it says where before it is ended.
     """
     # A test that has called `run_hydra` in this process has set it
@@ -51,11 +60,18 @@ def attn(
         if under or cold or environment.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
             code = _started(command, cwd, environment, printed)
         else:
-            code = _forked(arguments, cwd, environment, printed)
+            code = _forked(arguments, cwd, environment, printed, renders)
         output, errors = (path.read_text() for path in printed)
     if code is None:
         pytest.fail(f"{' '.join(command)} hung:\n{output}\n{errors}")
     return subprocess.CompletedProcess(command, code, output, errors)
+
+
+def figure_as_file(figure: Any, path: Path) -> None:
+    """In place of `save_figure`, which takes two thirds of a small run: an empty file."""
+    assert isinstance(figure, Figure)
+    with replace_file(path):
+        pass
 
 
 def _started(
@@ -78,11 +94,15 @@ def _started(
 
 
 def _forked(
-    arguments: Sequence[str], cwd: Path, environment: dict[str, str], printed: list[Path]
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: dict[str, str],
+    printed: list[Path],
+    renders: bool,
 ) -> int | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)  # heeded by the first process alone
-    process = context.Process(target=_command, args=(arguments, cwd, environment, printed))
+    process = context.Process(target=_command, args=(arguments, cwd, environment, printed, renders))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # read when torch is imported
         process.start()
@@ -95,7 +115,11 @@ def _forked(
 
 
 def _command(
-    arguments: Sequence[str], cwd: Path, environment: dict[str, str], printed: list[Path]
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: dict[str, str],
+    printed: list[Path],
+    renders: bool = True,
 ) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # as the command line finds it
@@ -105,8 +129,11 @@ def _command(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    from attention_core.training import processes
+    from attention_core.training import processes, run
     from attention_core.training.cli import main
+
+    if not renders:
+        run.save_figure = figure_as_file
 
     standing_by = [_StandBy() for _ in range(STANDING_BY)]
 

@@ -122,15 +122,11 @@ class Grid(Space):
             new.sizes = ()
         return new
 
-    @classmethod
-    def pack(cls, spaces: Iterable[Self]) -> Self:
-        samples = list(spaces)
-        row = super().pack(samples)
-        row.sizes = ()
-        if all(len(space.sizes) in (1, space.num_segments) for space in samples):
-            for space in samples:
-                row.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
-        return row
+    def _hold_packed(self, spaces: list[Self]) -> None:
+        self.sizes = ()
+        if all(len(space.sizes) in (1, space.num_segments) for space in spaces):
+            for space in spaces:
+                self.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
 
     def norm(self, offset: Tensor) -> Tensor:
         return offset.abs().amax(-1)

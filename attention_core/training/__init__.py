@@ -17,10 +17,11 @@ To add one, write a data module and a model, then a YAML file that names them.
         def collate(self, samples):               # only where samples cannot just be stacked
             return {"points": ..., "target": ...}
 
-A batch is a dict: `target` is the label, **everything else is passed to the model by name**, as
-in `logits = model(points=...)`. Split the data with a seed of its own, fixed in `load`, or by
-`splits.stratified_split`, never with `seed`: another seed is then another training, tested on the
-same samples.
+What a configuration may take from the data, such as `num_classes: ${from_data:num_classes}`, its
+method `describe` returns. A batch is a dict: `target` is the label, **everything else is passed to
+the model by name**, as in `logits = model(points=...)`. Split the data with a seed of its own,
+fixed in `load`, or by `splits.stratified_split`, never with `seed`: another seed is then another
+training, tested on the same samples.
 
 **2. Model**: any `nn.Module`; an `attention_core.Model` is one that says in `embed` what tokens its
 inputs become, and has the rest of what models have. Name a matrix that multiplies activations

@@ -377,7 +377,8 @@ def _register_resolvers() -> None:
     """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
     this run alone; `${monitor:TARGET}`, `${mode:TARGET}`, `${direction:TARGET}`: the value that a
     task is judged by, which way is better, and what a sweeper does with it;
-    `${class_folders:ROOT}`: the names of the folders, one for each class, of a data set."""
+    `${from_data:classes}`: what the data that is configured says of itself, see
+    `DataModule.describe`."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", len, replace=True)
@@ -389,7 +390,7 @@ def _register_resolvers() -> None:
             name, lambda target, *, _root_, at=place: _monitored(target, _root_)[at], replace=True
         )
     OmegaConf.register_new_resolver("direction", _direction, replace=True)
-    OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
+    OmegaConf.register_new_resolver("from_data", _from_data, replace=True)
 
 
 def _monitored(target: str, root: "DictConfig") -> tuple[str, str]:
@@ -405,7 +406,36 @@ def _direction(target: str, *, _root_: "DictConfig") -> str:
     return DIRECTIONS[_monitored(target, _root_)[1]]
 
 
-def _class_folders(root: str) -> list[str]:
-    from attention_core.training.inputs import class_folders
+def _from_data(name: str, *, _root_: "DictConfig") -> Any:
+    from omegaconf import OmegaConf
 
-    return class_folders(Path(root).expanduser())
+    from attention_core.training.data import DataModule
+    from attention_core.training.instantiate import build, check
+
+    given: Any = OmegaConf.to_container(_root_.data, resolve=False)
+    if not isinstance(given, dict) or "_target_" not in given:
+        raise UsageError(f"data: a mapping with a _target_ is needed, got {given!r}.")
+    arguments: dict[str, Any] = {}
+    for key, raw in given.items():
+        if raw == "???":
+            raise UsageError(f"data.{key}: a value is needed: data.{key}=...")
+        if "${from_data:" not in str(raw):  # what is to be taken cannot be an argument
+            value = _root_.data[key]
+            plain = OmegaConf.is_config(value)
+            arguments[key] = OmegaConf.to_container(value, resolve=True) if plain else value
+    # Several values are taken, and the data is read once for all
+    read = OmegaConf.get_cache(_root_).setdefault("from_data", {})
+    key = repr(arguments)
+    if key not in read:
+        allow = list(_root_.get("allow") or ())
+        check(arguments, "data", place="data", allow=allow)
+        module = build(arguments, "data", allow=allow)
+        if not isinstance(module, DataModule):
+            raise UsageError(f"data: a DataModule is needed, got {type(module).__name__}.")
+        read[key] = module.describe()
+    if name not in read[key]:
+        raise UsageError(
+            f"data: {given['_target_']} does not say what its {name} are, as ${{from_data:{name}}} "
+            f"asks; it says {', '.join(read[key])}."
+        )
+    return read[key][name]

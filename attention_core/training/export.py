@@ -1,12 +1,14 @@
 """The model of a run as one file: its weights, or a program that runs without its code."""
 
+import inspect
 import io
 import json
+import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -215,9 +217,46 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
         for name, dims in open_dims.items()
     }
     # Of torch about itself: warnings, and a listing of what it has traced where it fails
-    with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    named = _arguments_by_name(model, inputs)
+    with torch.no_grad(), _silence(), redirect_stderr(io.StringIO()), named:
         return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _arguments_by_name(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Give a `forward(*inputs, **more)` the arguments that it is called with: those within `more`
+    the program would look for where they are not, to compare their sizes."""
+    kinds = [one.kind for one in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        yield
+        return
+    forward = model.forward
+
+    def named(*inputs: Any, **more: Any) -> Any:
+        return forward(*inputs, **more)
+
+    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, place) for name in names]
+    )
+    model.forward = named
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep to themselves what torch and its packages say of themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _check_names(model: nn.Module) -> None:
@@ -231,7 +270,8 @@ def _check_names(model: nn.Module) -> None:
 def _write_torch(
     program: ExportedProgram, open_dims: OpenDims, file: Path, about: dict[str, str]
 ) -> Run:
-    torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
+    with _silence():
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
     read = torch.export.load(file).module()
     return lambda inputs: _tensors(read(**inputs))
 
@@ -243,8 +283,7 @@ def _write_onnx(
 
     count = len(program.graph_signature.user_outputs)
     names = [f"output_{index}" for index in range(count)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx about itself
+    with _silence():
         converted = torch.onnx.export(
             program,
             dynamo=True,

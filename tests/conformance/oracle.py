@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -252,6 +252,7 @@ def may_attend(pair: Pair, mask: Claim) -> bool:
     return mask.holds(pair, True)
 
 
+@lru_cache(8)  # a mask is asked about with every bias in turn
 def truth(world: World, mask: Claim, heads: int) -> Tensor:
     """(B, H, Lq, Lk) bool: who may attend to whom."""
     batch, queries, keys = len(world.queries), len(world.queries[0]), len(world.keys[0])
@@ -431,6 +432,9 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(dim) if score is dot else 1.0
     outputs, weights, sums = [], [], []
+    allowed = truth(world, mask, heads).tolist()
+    with_edges = edge_key is not None or edge_value is not None
+    key_rows, value_rows = ([one.unbind() for one in x.unbind()] for x in (k, v))
     for b in range(batch):
         for h in range(heads):
             for i in range(queries):
@@ -439,15 +443,15 @@ def attention(
                 numbers: list[int | None] = []
                 pairs: list[Pair] = []
                 for j in range(keys):
-                    pair = Pair(world, b, h, i, j)
-                    if not may_attend(pair, mask):
+                    if not allowed[b][h][i][j]:
                         continue
+                    pair = Pair(world, b, h, i, j)
                     added = bias(pair)
                     if isinstance(added, float) and math.isinf(added):
                         continue  # a score of -inf forbids the pair
                     found.append(j)
                     extra.append(added)
-                    numbers.append(edge_of(pair))
+                    numbers.append(edge_of(pair) if with_edges else None)
                     pairs.append(pair)
                 row = q.new_zeros(keys)
                 nothing = v.new_zeros(v.shape[-1]), row, q.new_tensor(-math.inf)
@@ -455,7 +459,8 @@ def attention(
                     for results, one in zip((outputs, weights, sums), nothing, strict=True):
                         results.append(one)
                     continue
-                own, values = k[b, h // share, found], v[b, h // share, found]
+                at = torch.tensor(found)
+                own, values = key_rows[b][h // share][at], value_rows[b][h // share][at]
                 edges = _rows(edge_key, numbers, h // share, own)
                 s = scale * score(q[b, h, i], own, edges, h)
                 if softcap is not None:
@@ -466,16 +471,18 @@ def attention(
                     s = s + torch.stack([torch.as_tensor(added).to(s) for added in extra])
                 elif any(extra):
                     s = s + s.new_tensor(extra)
-                if (s == -math.inf).all():  # a score mod has forbidden all
+                if modify is not None and (s == -math.inf).all():  # it has forbidden all
                     for results, one in zip((outputs, weights, sums), nothing, strict=True):
                         results.append(one)
                     continue
                 exp = torch.exp(s)
-                total = exp.sum() if sink is None else exp.sum() + torch.exp(sink[h])
-                values = values + _rows(edge_value, numbers, h // share, values)
-                outputs.append((exp / total) @ values)
-                weights.append(row.index_put((torch.tensor(found),), exp / total))
-                sums.append(torch.log(exp.sum()))
+                norm = exp.sum()
+                parts = exp / (norm if sink is None else norm + torch.exp(sink[h]))
+                if edge_value is not None:
+                    values = values + _rows(edge_value, numbers, h // share, values)
+                outputs.append(parts @ values)
+                weights.append(row.index_put((at,), parts))
+                sums.append(torch.log(norm))
 
     def gathered(rows: list[Tensor], *shape: int) -> Tensor:
         if not rows:
@@ -488,6 +495,6 @@ def attention(
 def _rows(features: Tensor | None, edges: list[int | None], head: int, like: Tensor) -> Tensor:
     """The features (E, Hkv, D) of some edges in one head, 0 where there is none."""
     if features is None:
-        return torch.zeros_like(like)
+        return like.new_zeros(1, like.shape[-1])
     nothing = torch.zeros_like(like[0])
     return torch.stack([nothing if e is None else features[e, head] for e in edges])

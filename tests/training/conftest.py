@@ -1,16 +1,18 @@
 """The toy domain, composed through the same path as the command line takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from attention_core.training import train
+from attention_core.training import run, train
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.compose import about, config_roots
 from attention_core.training.folder import RunFolder
+from tests.command_line import figure_as_file
+from tests.graph.own import OWN
 
 CONF = Path(__file__).parent / "conf"
 
@@ -20,6 +22,17 @@ Compose = Callable[..., dict[str, Any]]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures_as_files() -> Iterator[None]:
+    """A run draws its figures and writes their files, but renders none: that takes two thirds of a
+    small one. `test_conf` renders those of every experiment; a module that looks at what is
+    rendered has an empty fixture of this name."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "save_figure", figure_as_file)
+        yield
 
 
 @pytest.fixture
@@ -43,9 +56,12 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
 
 
 def data_root(experiment: str, folder: Path) -> list[str]:
-    """The override that gives an experiment a folder of two classes, where data is the user's."""
+    """The override that gives an experiment a folder of two classes, or what else it reads, where
+    data is the user's."""
     if about(config_roots(None))[experiment].get("packaged", True):
         return []
+    if experiment in OWN:
+        return [f"data.root={OWN[experiment](folder)}"]
     for name in ("one", "other"):
         (folder / name).mkdir(parents=True)
     return [f"data.root={folder}"]

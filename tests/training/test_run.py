@@ -20,6 +20,11 @@ from tests.command_line import attn
 from tests.training.conftest import CONF, Compose
 
 
+@pytest.fixture(scope="module")
+def figures_as_files() -> None:
+    """Not here: figures are rendered."""
+
+
 @pytest.fixture
 def trained(compose: Compose, tmp_path: Path) -> RunFolder:
     train(compose("experiment=toy"), tmp_path / "run")

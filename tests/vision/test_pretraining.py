@@ -16,6 +16,7 @@ from attention_core.training.compose import run_hydra
 from attention_core.training.folder import RunFolder
 from attention_core.training.instantiate import build
 from tests.command_line import attn
+from tests.training.conftest import figures_as_files  # noqa: F401
 from vision.data import MNIST5k
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +104,7 @@ def test_one_command_compares_both_ways_and_goes_on_where_it_stopped(
 
     def run(command: list[str], check: bool) -> None:
         assert command[:3] == [sys.executable, "-m", "attention_core.training"] and check
-        ran = attn(*command[3:], cwd=tmp_path)
+        ran = attn(*command[3:], cwd=tmp_path, renders=False)
         assert ran.returncode == 0, ran.stderr
         started.append(command[4:])
 
