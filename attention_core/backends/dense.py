@@ -67,7 +67,9 @@ prepare = Prepared
 
 def _is_plain_causal(job: Job) -> bool:
     query, key = job.spaces
-    return job.mask == Causal() and query is key and key.size is not None and key.special is None
+    if not key.ordered or key.special is not None:
+        return False
+    return job.mask == Causal() and query is key and key.size is not None
 
 
 def _samples(job: Job) -> list[int] | None:

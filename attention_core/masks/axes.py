@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from attention_core.checks import check_whole_each
-from attention_core.spaces import Space
+from attention_core.spaces import Grid, Space
 
 T = TypeVar("T")
 
@@ -54,3 +54,26 @@ def chosen_axes(axes: int | tuple[int, ...] | None, space: Space) -> list[int]:
     if any(not -space.axes <= axis < space.axes for axis in listed(axes)):
         raise ValueError(f"axes={axes} is out of range: {space.describe()} has {space.axes} axes")
     return [axis % space.axes for axis in listed(axes)]
+
+
+def check_fits(
+    space: Space, name: str, value: int | tuple[int, ...], axes: list[int] | None = None
+) -> None:
+    """Raise unless an axis that wraps has a multiple of `value` places, so that it meets itself.
+
+    Args:
+        axes: which axes `value` is for; all of them, if not given.
+
+    Raises:
+        ValueError: it speaks of `name` and `space`.
+    """
+    if not isinstance(space, Grid) or not any(space.wrap):
+        return
+    axes = list(range(space.axes)) if axes is None else axes
+    for axis, each in zip(axes, per_axis(value, len(axes)), strict=True):
+        for size in space.sizes:
+            if space.wrap[axis] and size[axis] % each:
+                raise ValueError(
+                    f"{name}={value} must fit an axis that wraps a whole number of times, but axis "
+                    f"{axis} of {space.describe()} has {size[axis]} places"
+                )

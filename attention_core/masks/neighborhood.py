@@ -111,12 +111,17 @@ class Neighborhood(Mask):
         if not (query.size and key.size and type(query) is type(key)):
             return False
         radii = self._per_axis(key)
-        return radii is not None and all(
-            radius >= max(k0 + kn - 1 - q0, q0 + qn - 1 - k0)
-            for radius, q0, qn, k0, kn in zip(
-                radii, query.start, query.size, key.start, key.size, strict=True
-            )
-        )
+        if any(query.wrap) or any(key.wrap):
+            # The farthest image of a place is half way round
+            around = query.wrap == key.wrap and query.size == key.size
+            wrapped = zip(key.size, key.wrap, strict=True)
+            far = [n // 2 if wraps else n - 1 for n, wraps in wrapped] if around else None
+        else:
+            ends = zip(query.start, query.size, key.start, key.size, strict=True)
+            far = [max(k0 + kn - 1 - q0, q0 + qn - 1 - k0) for q0, qn, k0, kn in ends]
+        if radii is None or far is None:
+            return False
+        return all(r >= f for r, f in zip(radii, far, strict=True))
 
     def count_bound(self, spaces: Spaces) -> float:
         if self._shifted is not None:
@@ -144,10 +149,9 @@ class Neighborhood(Mask):
         space = tiles.spaces[1]
         if not isinstance(self.radius, tuple) and not space.has_norm:
             return super().tile_status(tiles)
-        low, high = tiles.offset
-        nearest, farthest = torch.maximum(low, -high).clamp(min=0), torch.maximum(high, -low)
+        nearest, farthest = tiles.apart
         if isinstance(self.radius, tuple):
-            radii = torch.tensor(self._per_axis(space), device=low.device)
+            radii = torch.tensor(self._per_axis(space), device=nearest.device)
             return TileStatus((nearest <= radii).all(-1), (farthest <= radii).all(-1))
         least, most = space.norm(nearest), space.norm(farthest)
         # Rounding may make the norm of less a little more
@@ -181,6 +185,14 @@ class Neighborhood(Mask):
 def _regular_neighbors(space: Space, radii: tuple[float, ...]) -> PairList:
     """All pairs of a full sequence or grid at most `radii` apart, axis by axis."""
     assert space.coordinates is not None and space.size is not None
-    steps = [int(min(r, n)) for r, n in zip(radii, space.size, strict=True)]
-    at, reach = space.coordinates, torch.tensor(steps, device=space.device)
-    return pairs_in_windows(space, at - reach, at + reach, (1,) * len(radii))
+    wrap = space.wrap or (False,) * len(radii)
+    # Around an axis that wraps, half way and no more, so that no key comes twice
+    sides = zip(space.size, wrap, strict=True)
+    ends = [((n - 1) // 2, n // 2) if wraps else (n, n) for n, wraps in sides]
+    back, ahead = (
+        torch.tensor([int(min(r, end[side])) for r, end in zip(radii, ends, strict=True)])
+        for side in (0, 1)
+    )
+    at = space.coordinates
+    windows = at - back.to(at.device), at + ahead.to(at.device)
+    return pairs_in_windows(space, *windows, (1,) * len(radii))

@@ -40,7 +40,14 @@ class Causal(Mask):
         if self.axes is None:
             return pairs.precedes
         offset = pairs.offset
-        return (offset[..., chosen_axes(self.axes, pairs.spaces[1])] <= 0).all(-1)
+        return (offset[..., self._chosen(pairs.spaces[1])] <= 0).all(-1)
+
+    def _chosen(self, space: Space) -> list[int]:
+        axes = chosen_axes(self.axes, space)
+        wraps = [axis for axis in axes if space.wrap and space.wrap[axis]]
+        if wraps:
+            raise TypeError(f"Causal(axes={self.axes}): there is no order in {space.describe()}")
+        return axes
 
     def allows_all(self, spaces: Spaces) -> bool:
         query, key = spaces
@@ -49,15 +56,14 @@ class Causal(Mask):
         if self.axes is None and len(key.size) > 1:
             return False
         return all(
-            query.start[axis] >= key.start[axis] + key.size[axis] - 1
-            for axis in chosen_axes(self.axes, key)
+            query.start[axis] >= key.start[axis] + key.size[axis] - 1 for axis in self._chosen(key)
         )
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         if self.axes is None:
             return tiles.precedes
         low, high = tiles.offset
-        axes = chosen_axes(self.axes, tiles.spaces[1])
+        axes = self._chosen(tiles.spaces[1])
         return TileStatus((low[:, axes] <= 0).all(-1), (high[:, axes] <= 0).all(-1))
 
     def block_key(self, space: Space) -> BlockKey | None:

@@ -75,6 +75,13 @@ class ShiftedWindow(Mask):
                 raise TypeError(f"border='shift' needs a Sequence or Grid, got {space.describe()}")
         for name in ("radius", "dilation", "stride", "is_causal"):
             per_axis(getattr(self, name), key.axes, space=key, name=name)
+        for axis, wraps in enumerate(key.wrap):
+            options = (per_axis(o, key.axes)[axis] for o in (self.dilation, self.stride))
+            if wraps and (set(options) != {1} or per_axis(self.is_causal, key.axes)[axis]):
+                raise ValueError(
+                    f"dilation={self.dilation}, stride={self.stride} and is_causal="
+                    f"{self.is_causal} begin at an end of an axis, but {key.describe()}"
+                )
         if not self._has_border(key.axes):
             return
         ends = [_extents(space) for space in spaces]
@@ -114,18 +121,23 @@ class ShiftedWindow(Mask):
         if any(listed(self.is_causal)):
             first = torch.where(causal, leader - size + 1, first)
             last = torch.where(causal, at, last)
-        return (
-            (first, last)
-            if steps is None
-            else (first * steps + remainder, last * steps + remainder)
-        )
+        if steps is not None:
+            first, last = (end * steps + remainder for end in (first, last))
+        if any(space.wrap):  # there is no border: around the query, no key twice
+            around = torch.tensor(space.wrap, device=at.device)
+            back = torch.where(size < count, size // 2, (count - 1) // 2)
+            ahead = torch.where(size < count, (size - 1) // 2, count // 2)
+            first = torch.where(around, at - back, first)
+            last = torch.where(around, at + ahead, last)
+        return first, last
 
     def allowed(self, pairs: Pairs) -> Tensor:
         self._check(pairs.spaces)
-        offset = pairs.offset  # raises where query and key have no common axes
-        key = pairs.take("coordinates", "key")
-        first, last = (pairs.pick(end, "query", dims=2) for end in self.windows(pairs.spaces[0]))
-        within, steps = (first <= key) & (key <= last), self._steps(pairs.spaces[1])
+        query, offset = pairs.spaces[0], pairs.offset
+        first, last = (
+            pairs.pick(end - coordinates(query), "query", dims=2) for end in self.windows(query)
+        )
+        within, steps = (first <= offset) & (offset <= last), self._steps(query)
         return (within if steps is None else within & (offset % steps == 0)).all(-1)
 
     def allows_all(self, spaces: Spaces) -> bool:
@@ -140,7 +152,7 @@ class ShiftedWindow(Mask):
 
     def count_bound(self, spaces: Spaces) -> float:
         query, key = spaces
-        if not key.ordered:
+        if not isinstance(key, Sequence | Grid):
             return math.inf
         sizes = self._sizes(len(per_axis(self.radius, key.axes, space=key, name="radius")))
         return query.length * math.prod(min(size, key.length) for size in sizes)
@@ -163,8 +175,16 @@ class ShiftedWindow(Mask):
             end[at].chunk(2, dim=-1) for end in (ends.low, ends.high)
         )
         low, high = key.low[tiles.at[1]], key.high[tiles.at[1]]
-        some = ((high >= low_first) & (low <= high_last)).all(-1)
-        every = ((low >= high_first) & (high <= low_last)).all(-1)
+        some = (high >= low_first) & (low <= high_last)
+        every = (low >= high_first) & (high <= low_last)
+        wrap = tiles.spaces[1].wrap
+        if any(wrap):
+            nearest, farthest = tiles.apart
+            around = torch.tensor(wrap, device=low.device)
+            size = torch.tensor(self._sizes(len(wrap)), device=low.device)
+            some = torch.where(around, nearest <= size // 2, some)
+            every = torch.where(around, farthest <= (size - 1) // 2, every)
+        some, every = some.all(-1), every.all(-1)
         if self._steps(tiles.spaces[1]) is None:
             return TileStatus(some, every)
         alike = tiles.equal((self, "remainder"), self._remainders)
@@ -201,16 +221,22 @@ def pairs_in_windows(space: Space, first: Tensor, last: Tensor, step: tuple[int,
 
     Args:
         space: whole, so that the keys of each place are known.
-        first, last: (L, A), places along each axis; what is beyond the border is left out.
+        first, last: (L, A), places along each axis; what is beyond the border is left out, or comes
+            in at the other end of an axis that wraps, of which they must not hold a place twice.
         step: between the keys of a window, along each axis.
     """
     assert space.size is not None
     size, device = space.size, space.device
     special = space.length - math.prod(size)  # they stand in front
     start = torch.tensor(space.start, device=device)
-    last = torch.minimum(last[special:] - start, torch.tensor(size, device=device) - 1)
-    first = first[special:] - start
-    first = torch.where(first < 0, first % torch.tensor(step, device=device), first)
+    extent = torch.tensor(size, device=device)
+    around = torch.tensor(space.wrap or (False,) * len(size), device=device)
+    first, last = first[special:] - start, last[special:] - start
+    last = torch.where(around, last, torch.minimum(last, extent - 1))
+    beyond = (first < 0) & ~around
+    first = torch.where(beyond, first % torch.tensor(step, device=device), first)
+    if not len(first):
+        return PairList(extent.new_zeros(0), extent.new_zeros(0))
     most = ((last - first).amax(0) // torch.tensor(step, device=device) + 1).tolist()
     steps = [
         torch.arange(0, width * each, each, device=device)
@@ -218,6 +244,7 @@ def pairs_in_windows(space: Space, first: Tensor, last: Tensor, step: tuple[int,
     ]
     keys = first[:, None] + torch.cartesian_prod(*steps).reshape(-1, len(size))
     inside = (keys <= last[:, None]).all(-1)
+    keys = keys % extent
     strides = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
     key = (keys * torch.tensor(strides, device=device)).sum(-1)[inside]
     return PairList(inside.nonzero()[:, 0] + special, key + special)

@@ -83,6 +83,9 @@ class Space(Linked):
         "chebyshev": ("distance", "norm"),
     }
 
+    #: Which axes wrap: what is beyond one end comes in at the other. Only those of a Grid may.
+    wrap: tuple[bool, ...] = ()
+
     searched: ClassVar[bool] = False
     """Whether distances are searched, so that those of all pairs are too many to know."""
 
@@ -151,6 +154,12 @@ class Space(Linked):
     def extent(self) -> Tensor | None:
         """The size of the grid that each token comes from, (L, A) or what broadcasts to it; None
         off a grid."""
+        return None
+
+    @property
+    def period(self) -> Tensor | None:
+        """After how many places each axis begins anew, (A,), (L, A) or (B, L, A), and 0 along one
+        that ends; None where all end."""
         return None
 
     def place(self, tokens: Tensor, special: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class World:
     queries: tuple[Row, ...]
     keys: tuple[Row, ...]
     edges: tuple[tuple[int, int], ...] = ()
+    wrap: tuple[bool, ...] = ()  # the axes of a grid whose ends meet
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,16 @@ class Pair:
 
     @property
     def offset(self) -> tuple[float, ...]:
-        """Key minus query along each axis."""
-        return tuple(k - q for q, k in zip(self.query.place, self.key.place, strict=True))
+        """Key minus query along each axis; of the images of the key, the nearest is meant."""
+        plain = tuple(k - q for q, k in zip(self.query.place, self.key.place, strict=True))
+        if not any(self.world.wrap):
+            return plain
+        return tuple(
+            min((delta + n * turn for turn in (-1, 0, 1)), key=lambda d: (abs(d), -d))
+            if wraps
+            else delta
+            for delta, n, wraps in zip(plain, self.query.size, self.world.wrap, strict=True)
+        )
 
     @property
     def distance(self) -> float:
@@ -168,11 +177,17 @@ def shifted(
             *(_per_axis(value, place) for value in (radius, dilation, stride, is_causal)),
             strict=True,
         )
-        return all(
-            pair.key.place[axis]
-            in shifted_keys(pair.query.size[axis], place[axis], int(2 * r) + 1, *rest)
-            for axis, (r, *rest) in zip(axes, options, strict=True)
-        )
+        wrap = pair.world.wrap or (False,) * len(place)
+        for axis, (r, *rest) in zip(axes, options, strict=True):
+            n, window = pair.query.size[axis], int(2 * r) + 1
+            if wrap[axis]:  # no end, no border
+                first = place[axis] - window // 2
+                keys = [(first + step) % n for step in range(window)]
+            else:
+                keys = shifted_keys(n, place[axis], window, *rest)
+            if pair.key.place[axis] not in keys:
+                return False
+        return True
 
     return claim(says)
 
@@ -204,11 +219,19 @@ def _per_axis(value: Any, place: tuple[float, ...]) -> tuple[Any, ...]:
 
 
 def window(size: int | tuple[int, ...], shift: int | tuple[int, ...] = 0) -> Claim:
-    def cell(place: tuple[float, ...]) -> list[int]:
+    def cell(pair: Pair, token: Token) -> list[int]:
+        place, wrap = token.place, pair.world.wrap
         sizes, shifts = _per_axis(size, place), _per_axis(shift, place)
-        return [math.floor((p - move) / n) for p, n, move in zip(place, sizes, shifts, strict=True)]
+        cells = [
+            math.floor((p - move) / n) for p, n, move in zip(place, sizes, shifts, strict=True)
+        ]
+        if not any(wrap):
+            return cells
+        axes = zip(token.size, sizes, wrap, strict=True)
+        count = [extent // n if wraps else extent + 9 for extent, n, wraps in axes]
+        return [c % most for c, most in zip(cells, count, strict=True)]
 
-    return claim(lambda pair: cell(pair.query.place) == cell(pair.key.place))
+    return claim(lambda pair: cell(pair, pair.query) == cell(pair, pair.key))
 
 
 def prefix(n: int | list[int]) -> Claim:

@@ -146,8 +146,8 @@ def _global_tokens(position: int | tuple[int, ...]) -> GlobalTokens:
     return GlobalTokens(position)
 
 
-def _grid(size: int, special: int = 0) -> Grid:
-    return Grid(size, 2, special=special)
+def _grid(size: int, special: int = 0, wrap: bool | tuple[bool, ...] = False) -> Grid:
+    return Grid(size, 2, special=special, wrap=wrap)
 
 
 CALLS: dict[str, Call] = {
@@ -203,9 +203,9 @@ CALLS: dict[str, Call] = {
     "Sequence": call(Sequence, length=3, special=0, start=0),
     "Sequence.padded": call(Sequence.padded, lengths=[2, 3], length=3, side="right", special=0),
     "Sequence.packed": call(Sequence.packed, lengths=[2, 3], special=0),
-    "Grid": call(_grid, size=2, special=0),
-    "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0),
-    "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0),
+    "Grid": call(_grid, size=2, special=0, wrap=False),
+    "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0, wrap=False),
+    "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0, wrap=False),
     "Points": call(Points, coordinates=CLOUD, segments=None, valid=None, special=0),
     "Graph": call(Graph, edge_index=EDGE, num_nodes=3, edge_attr=None, segments=None,
                   coordinates=None, special=0, num_graphs=None, pair_attr=None),

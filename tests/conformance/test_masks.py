@@ -267,6 +267,22 @@ PICTURES: dict[str, tuple[Space, Mask, str]] = {
         ■ ■ ■ ■ ■ ■
         · ■ ■ · ■ ■""",
     ),
+    "a row whose ends meet": (
+        Grid(5, wrap=True),
+        Neighborhood(1),
+        """
+        ■ ■ · · ■
+        ■ ■ ■ · ·
+        · ■ ■ ■ ·
+        · · ■ ■ ■
+        ■ · · ■ ■""",
+    ),
+    "windows across the seam": (
+        Grid(4, wrap=True),
+        Window(2, shift=1),
+        "■··■ \n ·■■· \n ·■■· \n ■··■",
+    ),
+    "before in time, all in space": (Grid(2, 2), Causal(axes=0), "■■·· \n ■■·· \n ■■■■ \n ■■■■"),
     "a box around each cell": (
         Grid(2, 3),
         Neighborhood((0, 1)),
@@ -364,7 +380,7 @@ def test_masks_look_like_their_pictures(name: str, backend: str) -> None:
 # -- rule 7: a radius that reaches everything is no mask -----------------------------------------
 
 FAR: dict[str, list[Any]] = {"sequence": [8, 100, math.inf], "grid": [8, 100, math.inf]}
-FAR |= {"points": [100.0, math.inf], "graph": [math.inf]}
+FAR |= {"torus": [2, 8, math.inf], "points": [100.0, math.inf], "graph": [math.inf]}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -387,7 +403,9 @@ def test_a_radius_beyond_the_extent_is_no_mask(place: str, backend: str) -> None
             torch.testing.assert_close(got, wanted, **exact)
 
 
-@pytest.mark.parametrize("place", ["sequence", "grid", "volume", "cross-sequence", "decoding"])
+@pytest.mark.parametrize(
+    "place", ["sequence", "grid", "torus", "volume", "cross-sequence", "decoding"]
+)
 def test_a_radius_of_just_the_extent_costs_no_mask(place: str) -> None:
     """The largest distance d: radius d is no mask at all, d - 1 is one."""
     places = PLACES[place]

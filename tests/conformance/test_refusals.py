@@ -247,6 +247,8 @@ def test_wrong_input_is_refused_in_words(name: str) -> None:
 
 GRAPH, PACKED = Graph(EDGE, 2, edge_attr=torch.tensor([0])), Sequence.packed([1, 2])
 
+GLOBE = Grid(2, 4, wrap=(False, True))
+
 #: What a space cannot serve: space, mask, bias, and words of the message.
 CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
     "Causal on Points": (Points(CLOUD), Causal(), None, "no order"),
@@ -259,6 +261,17 @@ CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
         Sequence(3), Dilated(2, axes=(0, -2)), None, "axes=.*out of range: a sequence .* has 1"
     ),
     "two steps along one axis": (Grid(2, 2), Dilated((2, 1), axes=0), None, "step=.*of axes=0"),
+    "Causal where nothing ends": (GLOBE, Causal(), None, "wraps along axis 1, .* has no order"),
+    "Causal along an axis that wraps": (GLOBE, Causal(axes=-1), None, "no order .* along axis 1"),
+    "windows that do not come round": (GLOBE, Window((1, 3)), None, "size=.*fit.* has 4 places"),
+    "a step that does not come round": (GLOBE, Dilated(3, axes=1), None, "step=3 must fit"),
+    "strides where nothing begins": (
+        GLOBE, Neighborhood(1, "shift", stride=2), None, "stride=2 .*begin at an end"
+    ),
+    "another globe": (
+        (GLOBE, Grid(2, 6, wrap=(False, True))), Neighborhood(1), None, "wrap at different places"
+    ),
+    "a globe and a map": ((GLOBE, Grid(2, 4)), None, ALiBi(2), "wrap at different places"),
     "Edges on a Sequence": (Sequence(3), Edges(), None, "no edges"),
     "Edges on a Grid": (Grid(2, 2), Edges(), None, "no edges"),
     "PrefixLM on a Grid": (Grid(2, 2), PrefixLM(1), None, "PrefixLM needs a Sequence"),

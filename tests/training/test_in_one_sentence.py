@@ -116,7 +116,7 @@ def test_data(workers: int) -> None:
     for kind, said in (
         (
             Ragged,
-            r"Ragged: 'x' of samples is of different sizes, \(\d,\) and .* Write its method collate",
+            r"Ragged: 'x' of samples is of different sizes, \(\d,\) .* Write its method collate",
         ),
         (Listed, "Listed.collate must return a dict, 'target' and .* got list"),
     ):
