@@ -20,7 +20,7 @@ from attention_core.backends.derivatives import refuse_batched
 
 @dataclass
 class Call:
-    """What an attention needs apart from its tensors; all but `mods` as in `block_attention`."""
+    """Hold what an attention needs beside q, k, v and sink, as `block_attention` does."""
 
     mods: Mods
     blocks: list[Blocks]
@@ -41,11 +41,18 @@ class Call:
         return passes.prepare(q, k, blocks, self.samples, self.softcap, self.dropout_p, self.mods)
 
 
-@torch.compiler.disable
 def modified_attention(
     call: Call, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return what `block_attention` does, for scores that are modified before `added`."""
+    if torch.compiler.is_compiling():  # not as a decorator, which takes a second to import
+        return torch.compiler.disable(_eager)(call, q, k, v, sink)
+    return _eager(call, q, k, v, sink)
+
+
+def _eager(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None
+) -> tuple[Tensor, Tensor]:
     added = [one.added for one in call.blocks]
     found: tuple[Tensor, Tensor] = _Attention.apply(call, q, k, v, sink, *added, *call.mods.learned)
     return found
