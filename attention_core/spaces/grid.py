@@ -154,6 +154,8 @@ class Grid(Space):
         return ()
 
     @classmethod
+    @lasting
+    @checked
     def pack(cls, spaces: Iterable[Self]) -> Self:
         samples = list(spaces)
         row = super().pack(samples)

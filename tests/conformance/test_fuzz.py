@@ -202,6 +202,7 @@ CALLS: dict[str, Call] = {
     "Sequence.padded": call(Sequence.padded, lengths=[2, 3], length=3, side="right", special=0),
     "Sequence.packed": call(Sequence.packed, lengths=[2, 3], special=0),
     "Grid": call(_grid, size=2, special=0, wrap=False),
+    "Grid.pack": call(Grid.pack, spaces=[Grid(2, 2), Grid(1, 3)]),
     "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0, wrap=False),
     "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0, wrap=False),
     "Points": call(Points, coordinates=CLOUD, segments=None, valid=None, special=0),
