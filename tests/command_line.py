@@ -119,7 +119,7 @@ def _command(
     cwd: Path,
     environment: dict[str, str],
     printed: list[Path],
-    renders: bool = True,
+    renders: bool,
 ) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # as the command line finds it

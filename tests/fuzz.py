@@ -49,6 +49,8 @@ ODD: list[Any] = [
 #: What an error may be about instead: of two arguments that do not fit each other, the other one.
 OTHER_NAMES = {
     "order": ["norm"],
+    "length": ["edge_index"],
+    "coordinates": ["edge_index"],
     "x": ["num_nodes", "edge_index", "laplacian"],
     "num_nodes": ["edge_index"],
     "x_dict": ["edge_index_dict"],

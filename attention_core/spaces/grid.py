@@ -153,19 +153,13 @@ class Grid(Space):
             raise TypeError(f"cannot {what} grids that wrap at different places: {self.describe()}")
         return ()
 
-    @classmethod
-    @lasting
-    @checked
-    def pack(cls, spaces: Iterable[Self]) -> Self:
-        samples = list(spaces)
-        row = super().pack(samples)
-        row.sizes = ()
-        if all(len(space.sizes) in (1, space.num_segments) for space in samples):
-            for space in samples:
-                row.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
-        else:
-            row.sizes = row._unknown_sizes("pack")
-        return row
+    def _hold_packed(self, spaces: list[Self]) -> None:
+        if not all(len(space.sizes) in (1, space.num_segments) for space in spaces):
+            self.sizes = self._unknown_sizes("pack")
+            return
+        self.sizes = ()
+        for space in spaces:
+            self.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
 
     def norm(self, offset: Tensor) -> Tensor:
         return offset.abs().amax(-1)

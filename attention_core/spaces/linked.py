@@ -35,6 +35,11 @@ class Linked(Tokens):
         edge_attr: Tensor | None = None,
         pair_attr: Mapping[str, Tensor] | None = None,
     ) -> None:
+        held = [tensor.device for _, tensor, _ in self.tensors()]
+        if held and edge_index.device != held[0]:
+            raise ValueError(
+                f"edge_index is on {edge_index.device}, what is known of tokens on {held[0]}"
+            )
         ordinary = torch.ones(self.length, dtype=torch.bool, device=self.device)
         if self.special is not None:
             ordinary = ~self.special

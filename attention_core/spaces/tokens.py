@@ -255,7 +255,11 @@ class Tokens:
             moved.append(new)
         row = samples[0]._joined(moved, "pack")
         row.num_segments, row.start = first, ()
+        row._hold_packed(samples)
         return row
+
+    def _hold_packed(self, spaces: list[Self]) -> None:
+        """Take what a kind of space knows of each of `spaces`, whose tokens these are now."""
 
     @classmethod
     @lasting
@@ -263,9 +267,9 @@ class Tokens:
     def pad(cls, spaces: Iterable[Self]) -> Self:
         """Make a batch (B, L) of spaces of one sample each, with padding behind their tokens."""
         samples = list(spaces)
+        row = cls.pack(samples)
         if any(space.segments is not None for space in samples):
             raise ValueError("spaces must be of one sample each to be padded, got segments")
-        row = cls.pack(samples)
         lengths = torch.tensor([space.length for space in samples], device=row.device)
         ends = lengths.cumsum(0)[:, None]
         within = torch.arange(int(lengths.max()), device=row.device)
@@ -282,7 +286,10 @@ class Tokens:
 
     def _check_kind(self, other: object, what: str) -> None:
         if type(other) is not type(self):
-            raise TypeError(f"cannot {what} a {type(other).__name__} to a {type(self).__name__}")
+            raise TypeError(
+                f"cannot {what} a {type(other).__name__} to a {type(self).__name__}: the other one "
+                "must be of the same kind"
+            )
 
     def check_shared(self, other: Self, what: str, *, edges: bool = False) -> None:
         """Raise unless `other` has the same tables and numbers, and the same edges if asked.

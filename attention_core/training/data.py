@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from attention_core.annotated import Unchecked, checked
 from attention_core.errors import UsageError
 from attention_core.training.fingerprint import fingerprint
+from attention_core.training.in_one_sentence import checked_batch, shapes_of
 from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
@@ -126,11 +127,27 @@ class DataModule(LightningDataModule):
 
     def load(self) -> None:
         """Fill `train_set`, `val_set` and `test_set`; called once per process, before any use."""
-        raise NotImplementedError(f"{type(self).__name__}.load must fill the three data sets.")
+        raise UsageError(
+            f"{type(self).__name__} must define load(self), which fills train_set, val_set and "
+            "test_set."
+        )
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
         """Make a batch of samples; by default each sample is a dict and its values are stacked."""
-        return cast(dict[str, Any], default_collate(samples))
+        try:
+            return cast(dict[str, Any], default_collate(samples))
+        except RuntimeError as error:
+            for name, shapes in shapes_of(samples).items():
+                if len(shapes) > 1:
+                    raise UsageError(
+                        f"{type(self).__name__}: {name!r} of samples is of different sizes, "
+                        f"{shapes[0]} and {shapes[1]}, which are not stacked. Write its method "
+                        "collate(samples), which pads them or puts them end to end."
+                    ) from error
+            raise
+
+    def _collated(self, samples: list[Any]) -> dict[str, Any]:
+        return checked_batch(self.collate(samples), type(self).__name__)
 
     def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
         """Yield everything to predict in the file or folder `path`: a name for its row, and what
@@ -204,7 +221,7 @@ class DataModule(LightningDataModule):
         loader = Loader(
             dataset,
             self.batch_size,
-            collate=self.collate,
+            collate=self._collated,
             workers=self.workers,
             seed=self.seed,
             shuffle=shuffle,

@@ -70,6 +70,12 @@ def _build(config: Any, place: str, found_of: Mapping[int, Any], extra: dict[str
         raise
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"{place or target}: {error}") from error
+    except AttributeError as error:
+        if "before Module.__init__() call" not in str(error):
+            raise
+        raise UsageError(
+            f"{place or target}: its __init__ must begin with super().__init__()."
+        ) from error
 
 
 def check(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from attention_core.errors import UsageError
+from attention_core.training.in_one_sentence import target_of
 from attention_core.training.task import Batch, Task, TaskOptions
 
 
@@ -62,7 +63,7 @@ class RegressionTask(Task):
         return cls.naive is not RegressionTask.naive
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        target = batch["target"]
+        target = target_of(batch)
         return self.error(_like(output, target), target.to(output.dtype))
 
     def update_metrics(self, metrics: Any, output: Tensor, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
+from attention_core.training.in_one_sentence import refusals_of_classes, target_of
 from attention_core.training.task import Batch, ClassificationTask
 
 
@@ -37,20 +38,21 @@ class SegmentationTask(ClassificationTask):
         return asked
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        target = batch["target"]
+        target = target_of(batch)
         if output.shape != (*target.shape, len(self.classes)):
             raise UsageError(
                 f"model: logits of shape {(*target.shape, len(self.classes))} expected, one per "
                 f"token of the target and class, got {tuple(output.shape)}."
             )
-        summed = F.cross_entropy(
-            output.flatten(0, -2),
-            target.flatten(),
-            weight=self.class_weights,  # type: ignore[arg-type]
-            ignore_index=self.ignored,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+        with refusals_of_classes(target, tuple(target.shape), len(self.classes)):
+            summed = F.cross_entropy(
+                output.flatten(0, -2),
+                target.flatten(),
+                weight=self.class_weights,  # type: ignore[arg-type]
+                ignore_index=self.ignored,
+                label_smoothing=self.label_smoothing,
+                reduction="sum",
+            )
         return summed / self.weight(batch).clamp(min=1)
 
     def update_metrics(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:

@@ -23,6 +23,7 @@ from attention_core.annotated import checked
 from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.fingerprint import check_unchanged
+from attention_core.training.in_one_sentence import refusals_of, refusals_of_classes, target_of
 from attention_core.training.optim import (
     check_eps,
     decay_groups,
@@ -197,7 +198,7 @@ class Task(LightningModule):
 
     def samples(self, batch: Batch) -> int:
         """Return how many samples a batch has; by default as many as targets."""
-        return len(batch["target"])
+        return len(target_of(batch))
 
     def weight(self, batch: Batch) -> Tensor | int:
         """Return how many items the loss of a batch is the mean of; by default its samples."""
@@ -324,10 +325,11 @@ class Task(LightningModule):
 
     def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Add a batch to the metrics; override where they want more than (output, target)."""
-        metrics.update(output, batch["target"])
+        metrics.update(output, target_of(batch))
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
-        output = self(**model_inputs(batch))
+        with refusals_of(self.model):
+            output = self(**model_inputs(batch))
         loss = self.loss(output, batch)
         with torch.no_grad():
             self.means[f"{stage}_mean"].update(loss.detach(), weight=self.weight(batch))  # type: ignore[operator]
@@ -424,17 +426,19 @@ class ClassificationTask(Task):
                 f"model: logits of shape (B, {len(self.classes)}) expected, one per class, "
                 f"got {tuple(output.shape)}."
             )
-        smoothing, weights = self.label_smoothing, self.class_weights
-        if weights is None:
-            return F.cross_entropy(output, batch["target"], label_smoothing=smoothing)
-        # The mean over samples, not over their weights: so the batches of a step are put together
-        return F.cross_entropy(
-            output,
-            batch["target"],
-            weight=weights,  # type: ignore[arg-type]
-            label_smoothing=smoothing,
-            reduction="none",
-        ).mean()
+        target, smoothing, weights = target_of(batch), self.label_smoothing, self.class_weights
+        with refusals_of_classes(target, (len(output),), len(self.classes)):
+            if weights is None:
+                return F.cross_entropy(output, target, label_smoothing=smoothing)
+            # The mean over samples, not over their weights: so the batches of a step are put
+            # together
+            return F.cross_entropy(
+                output,
+                target,
+                weight=weights,  # type: ignore[arg-type]
+                label_smoothing=smoothing,
+                reduction="none",
+            ).mean()
 
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:

@@ -112,8 +112,13 @@ def _pickled(path: Path) -> Any:
     containers: list[Any] = [data.Data, data.DataEdgeAttr, data.DataTensorAttr]
     containers += [storage.BaseStorage, storage.GlobalStorage]
     names = {f"{one.__module__}.{one.__qualname__}" for one in containers}
-    with torch.serialization.safe_globals(containers):
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(containers)
+    try:
         return load_torch(path, "data", ours=False, plain=names)
+    finally:  # torch's own context would also take away what was there before
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:

@@ -267,6 +267,7 @@ def test_files_of_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     from safetensors.torch import save_file
 
     x, edges = torch.randn(3, 2), torch.tensor([[0, 1], [1, 2]])
+    safe = torch.serialization.get_safe_globals()
     torch.save([{"x": x, "edge_index": edges}, {"edge_index": edges}], tmp_path / "two.pt")
     save_file({"x": x, "edge_index": edges}, tmp_path / "one.safetensors")
     first, second = read_tensors(tmp_path / "two.pt")
@@ -289,6 +290,7 @@ def test_files_of_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(UsageError, match=message):
             read_tensors(tmp_path / name)
     assert "it ran" not in capsys.readouterr().out
+    assert set(torch.serialization.get_safe_globals()) == set(safe)  # nothing of PyG's own is lost
 
 
 def test_tensors_are_trained_with(tmp_path: Path) -> None:

@@ -38,18 +38,23 @@ def figures_as_files() -> Iterator[None]:
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     """Composes a resolved configuration from overrides; nothing is trained."""
+    from hydra._internal.hydra import Hydra
+
     from attention_core.training.compose import run_hydra
 
     monkeypatch.syspath_prepend(str(CONF))
 
     def composed(*overrides: str, config_dir: Path | None = CONF) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
-        run_hydra(
-            lambda config, folder: found.append(config),
-            [f"hydra.run.dir={tmp_path}/composed", *overrides],
-            flags=[],
-            config_dir=config_dir,
-        )
+        with monkeypatch.context() as patch:
+            # It composes, a third of the work here, to see whether this is a sweep: it is none
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+            run_hydra(
+                lambda config, folder: found.append(config),
+                [f"hydra.run.dir={tmp_path}/composed", *overrides],
+                flags=[],
+                config_dir=config_dir,
+            )
         return found[0]
 
     return composed

@@ -12,11 +12,6 @@ from attention_core.training.run import check_config
 from tests.training.conftest import Compose
 
 
-@pytest.fixture(scope="module")
-def figures_as_files() -> None:
-    """Not here: figures are rendered."""
-
-
 def test_fast_dev_run_does_everything_once(compose: Compose, tmp_path: Path) -> None:
     train(compose("experiment=toy", "debug=fast_dev_run"), tmp_path)
     folder = RunFolder(tmp_path)

@@ -205,20 +205,28 @@ def test_processes_with_unequal_shares_evaluate_together(tmp_path: Path) -> None
     assert ran.returncode == 0, ran.stderr
 
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_no_run_that_is_not_prepared(tmp_path: Path) -> None:
+    """Whatever the trainer is: nothing has looked at the configuration yet."""
+    setting = ["experiment=toy", *SHORT, "trainer=ddp", *TWO, *HERE]
+    ran = attn("train", *setting, cwd=tmp_path, under=TORCHRUN)
+    assert ran.returncode != 0
+    assert "torchrun starts several processes" in ran.stderr
+    assert "attn prepare" in ran.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
 def test_a_prepared_run_is_started_by_torchrun(trainer: str, tmp_path: Path) -> None:
     plain = ["compile=false", "trainer.precision=32-true"]
     setting = ["experiment=toy", *SHORT, f"trainer={trainer}", *plain, *TWO, *HERE]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ran = attn("train", *setting, cwd=tmp_path, under=torchrun)
-    assert ran.returncode != 0
-    assert "torchrun starts several processes" in ran.stderr
-    assert "attn prepare" in ran.stderr
-    assert not list(tmp_path.rglob("config.yaml"))
     prepared = attn("prepare", *setting, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
     assert f"attn train run={tmp_path}/run --config-dir {CONF}" in prepared.stdout, prepared.stderr
-    ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=torchrun)
+    ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=TORCHRUN)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("run folder") == 1
     assert (tmp_path / "run" / "README.md").exists()

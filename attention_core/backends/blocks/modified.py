@@ -68,22 +68,25 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-        _, q, _, v, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once, as activation checkpointing makes them anew
+        _, q, _, v, *_ = saved
         refuse_batched("blocks", grad_out, grad_lse)
         ctx.call.mods.check_unchanged()
         if grad_out is None:
             grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
         with torch.autocast(q.device.type, enabled=False):
             gradients = _again if torch.is_grad_enabled() else _first
-            found = gradients(ctx, grad_out, grad_lse)
+            found = gradients(ctx, saved, grad_out, grad_lse)
         needed = ctx.needs_input_grad[1:]
         return None, *(x if wanted else None for x, wanted in zip(found, needed, strict=True))
 
 
-def _first(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> Sequence[Tensor | None]:
+def _first(
+    ctx: Any, saved: tuple[Tensor, ...], grad_out: Tensor, grad_lse: Tensor | None
+) -> Sequence[Tensor | None]:
     """The gradients of all inputs but the call, by the backward pass."""
     call: Call = ctx.call
-    lse, q, k, v, sink, *others = ctx.saved_tensors
+    lse, q, k, v, sink, *others = saved
     added = others[: len(call.blocks)]
     learned = ctx.needs_input_grad[5 : 5 + len(added)]
     works, memory, spare = call.prepare(q, k, added)
@@ -93,25 +96,26 @@ def _first(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> Sequence[Tens
     )  # fmt: skip
 
 
-def _again(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> Sequence[Tensor | None]:
+def _again(
+    ctx: Any, saved: tuple[Tensor, ...], grad_out: Tensor, grad_lse: Tensor | None
+) -> Sequence[Tensor | None]:
     """The gradients by torch's own operations, which can be differentiated again."""
     call: Call = ctx.call
-    _, *inputs = ctx.saved_tensors
-    mods = len(call.mods.learned)
-    # So that what depends on another input counts once; score mods have their tensors in hand
-    count = len(inputs) - mods
-    inputs = [None if x is None else x.view_as(x) for x in inputs[:count]] + inputs[count:]
-    q, k, v, sink, *added = inputs[:count]
+    given = saved[1 : 5 + len(call.blocks)]
+    # Views, so that what depends on another input counts once; score mods have their own in hand
+    views: list[Any] = [None if x is None else x.view_as(x) for x in given]
+    q, k, v, sink, *added = views
+    inputs = [*views, *call.mods.learned]
     works, _, spare = call.prepare(q, k, added)
     generator = torch.Generator(q.device).manual_seed(int(call.seed))
     outputs = composite.forward(
         works, q, k, v, sink, added, generator, call.scale, spare, call.mods
     )
     pairs = zip(outputs, (grad_out, grad_lse), strict=True)
-    given = [(y, of) for y, of in pairs if of is not None and y.requires_grad]
+    chosen = [(y, of) for y, of in pairs if of is not None and y.requires_grad]
     wanted = [n for n, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
     found = torch.autograd.grad(
-        [y for y, _ in given], [inputs[n] for n in wanted], [of for _, of in given],
+        [y for y, _ in chosen], [inputs[n] for n in wanted], [of for _, of in chosen],
         create_graph=True, allow_unused=True,
     )  # fmt: skip
     gradients: list[Tensor | None] = [None] * len(inputs)
