@@ -271,7 +271,7 @@ CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
     "another globe": (
         (GLOBE, Grid(2, 6, wrap=(False, True))), Neighborhood(1), None, "wrap at different places"
     ),
-    "a globe and a map": ((GLOBE, Grid(2, 4)), None, ALiBi(2), "wrap at different places"),
+    "a globe and a map": ((GLOBE, Grid(2, 4)), None, ALiBi(2), "wrap differ"),
     "Edges on a Sequence": (Sequence(3), Edges(), None, "no edges"),
     "Edges on a Grid": (Grid(2, 2), Edges(), None, "no edges"),
     "PrefixLM on a Grid": (Grid(2, 2), PrefixLM(1), None, "PrefixLM needs a Sequence"),
