@@ -138,9 +138,10 @@ def check_fits(task: Task, data: object) -> None:
             f"{has['level']}s, and model.level={has['level']}."
         )
     if isinstance(task, ClassificationTask) and has["numbers"] and not data.classes:
+        numbers = f"write task={task.level}_regression, or " if task.level != "edge" else ""
         raise UsageError(
             f"task: the targets of {where} are numbers, but {type(task).__name__} tells classes: "
-            f"write task={task.level}_regression, or name the classes: data.classes=[...]."
+            f"{numbers}name the classes: data.classes=[...]."
         )
     if isinstance(task, RegressionTask) and has["classes"]:
         raise UsageError(
