@@ -1,6 +1,7 @@
 """`attn export`: what is written is read back by its own library and gives what the model gives."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,10 +282,11 @@ def test_texts_of_any_length(overrides: list[str], format: str, run: Make) -> No
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_graphs_have_weights_alone(run: Make) -> None:
-    pytest.importorskip("grakel")
+def test_graphs_have_programs_and_weights(run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Packed samples: nodes and edges of any number, hops searched within the program."""
+    pytest.importorskip("grakel"), pytest.importorskip("safetensors")
     folder = run("experiment=graph/mutag", "model.depth=1")
-    with pytest.raises(UsageError, match=r"searched in each graph.*format=safetensors"):
-        export.export(folder, "torch_export", None)
-    pytest.importorskip("safetensors")
+    export.export(folder, "torch_export", None)
+    assert re.search(r"edge_index \(2, edges\).*; within \d", capsys.readouterr().out)
     export.export(folder, "safetensors", None)
+    assert files(folder) == ["model.pt2", "model.safetensors"]
