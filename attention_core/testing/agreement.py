@@ -38,6 +38,9 @@ def agree(
     with torch.inference_mode():
         attend(q, k, v, space=space, mask=mask, bias=bias)
     wanted = _all(q, k, v, space, mask, bias, "reference")
+    for part, value in wanted.items():
+        if not bool(value.isfinite().all()):
+            raise AssertionError(f"{what}: {part} are not finite, with any backend")
     for backend in (*BACKENDS, None):
         name = f"backend={backend!r}" if backend else "the backend that plan chooses"
         try:

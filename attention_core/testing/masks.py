@@ -13,7 +13,7 @@ from attention_core.masks import DenseMask, Mask, Neighborhood
 from attention_core.spaces import Pairs, Sequence, Space, TilePairs, Tiles
 from attention_core.testing.agreement import agree
 from attention_core.testing.pairs import answers, batch_of, called, close, kept, ordinary, pair
-from attention_core.testing.terms import REFUSED, check_block_key, on_each_space
+from attention_core.testing.terms import REFUSED, check_block_key, check_end, on_each_space
 
 _HEADS = 4
 
@@ -22,10 +22,10 @@ def check_mask(mask: Mask, *spaces: Space) -> None:
     """Check that a mask keeps its promises, on `spaces` or on small ones of every kind.
 
     `allowed` is the same however pairs are laid out, and after `keep`, `append`, `pack` and `pad`;
-    `tile_status`, `candidates`, `count_bound`, `allows_all`, `block_key`, `partition`, `lookback`
-    are true of it; and every backend gives the outputs, weights and gradients of `reference`, with
-    it and with what `&`, `|` and `~` make of it. A mask may refuse a space by a TypeError or
-    ValueError, as it may what is left of one; of the small ones, it has to serve one.
+    `tile_status`, `candidates`, `count_bound`, `allows_all`, `block_key`, `partition`, `lookback`,
+    `needs_end` are true of it; and every backend gives the outputs, weights and gradients of
+    `reference`, with it and with what `&`, `|` and `~` make of it. A mask may refuse a space by a
+    TypeError or ValueError, as it may what is left of one; of the small ones, it has to serve one.
 
     Raises:
         AssertionError: naming the promise that is broken, and tokens that break it.
@@ -50,6 +50,7 @@ def _check(mask: Mask, space: Space) -> None:
         offset = Pairs.all(spaces, batch=batch_of(spaces)).offset.squeeze(-1)
         far = located & (-offset > mask.lookback)
         _never(far, f"{mask}.lookback is {mask.lookback}, but", "is allowed")
+    check_end(mask, name, mask.at, space, allowed, _HEADS)
     if not isinstance(mask, DenseMask):  # which speaks of places in a tensor
         kept(
             name,

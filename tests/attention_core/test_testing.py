@@ -109,6 +109,8 @@ RIGHT: dict[str, Callable[[], Space]] = {
     "manhattan": lambda: Manhattan(8, 10),
     "halves": lambda: Half(70),
     "lengths": lambda: Lengths(RING, 6),
+    "few bits": lambda: Points(places(30).bfloat16()),
+    "multigraph": lambda: Graph(torch.cat([RING, RING], dim=1), 6, special=1),
     "padded with edges": lambda: Sequence.padded([3, 5]).with_edges(RING + 5),
     "packed grids": lambda: Grid.pack([Grid(2, 3, special=1), Grid(4, 2, special=1)]),
     "packed graphs": lambda: Graph.pack([Graph(RING, 6, special=1), Graph(RING, 5, special=1)]),
@@ -206,6 +208,19 @@ class TooFew(Tree):
         return 3.0
 
 
+class FirstRow(Tree):
+    """Lists what is near in the first sample of a batch."""
+
+    def reach(self, radius: float) -> PairList:
+        entity = self.tokenwise["entity"].view(-1, len(self))[0]
+        return PairList(*(self.table[entity][:, entity] <= radius).nonzero(as_tuple=True))
+
+
+class Negative(Tree):
+    def distance(self, pairs: Pairs) -> Tensor:
+        return -super().distance(pairs)
+
+
 class NotChebyshev(Manhattan):
     chebyshev = True
 
@@ -226,7 +241,7 @@ WRONG: dict[str, tuple[Callable[[], Space], str]] = {
     "a misspelt name": (lambda: tree(Misspelt), r"no entty, but entity of each token"),
     "a table to stays behind": (Hidden, r"to\(device\) leaves table behind"),
     "one layout": (lambda: tree(Shaped), r"in a list of pairs \(E,\).* raises RuntimeError"),
-    "NaN": (lambda: tree(NotANumber), "is NaN at query 3, key"),
+    "NaN": (lambda: tree(NotANumber), "is nan at query 3, key"),
     "no distance": (lambda: Undefined(5), r"must define distance\(self, pairs\)"),
     "a norm that is no bound": (
         lambda: NoBound(places(20)), r"NoBound.norm\(offset\) must be the distance.*apart"
@@ -235,6 +250,10 @@ WRONG: dict[str, tuple[Callable[[], Space], str]] = {
     "a norm of signs": (lambda: Signed(places(20)), "must not ask for signs|must rise"),
     "a reach that leaves out a pair": (lambda: tree(LeavesOut), r"LeavesOut.reach\(.*leaves out"),
     "a reach with other distances": (lambda: tree(WrongDistances), r"gives query .* the distance"),
+    "a reach of the first sample": (
+        lambda: tree(FirstRow), "after keep.* each sample, FirstRow.reach.*leaves out .* sample 1"
+    ),
+    "less than nothing": (lambda: tree(Negative), "is -.* at query .* must be at least 0"),
     "a bound that is none": (lambda: tree(TooFew), r"reach_bound\(.*\) is 3.0, but"),
     "not Chebyshev": (lambda: NotChebyshev(4, 5), "chebyshev is True, but"),
     "distances along edges": (lambda: tree(WrongAlong).with_edges(RING), "distance_along"),
@@ -300,6 +319,15 @@ class KeyOfNothing(Near):
         return BlockKey()
 
 
+class UntilTheEnd(Mask):
+    """The last two tokens, wherever a sequence ends."""
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        space = pairs.spaces[1]
+        end = 30 if space.size is None else space.size[0]
+        return pairs.take("coordinates", "key").squeeze(-1) >= end - 2
+
+
 class Positions(Mask):
     def allowed(self, pairs: Pairs) -> Tensor:
         return (pairs.query - pairs.key).abs() <= 2
@@ -314,6 +342,7 @@ WRONG_MASKS = {
     Apart: "partition keeps apart query",
     ShortSighted: "lookback is 1.0, but query",
     KeyOfNothing: "block_key is alike for query",
+    UntilTheEnd: "let UntilTheEnd.needs_end be True",
     Positions: r"keep\(index\) changes Positions.allowed",
 }
 
