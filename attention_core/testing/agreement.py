@@ -17,7 +17,11 @@ _DIM = 8
 
 
 def agree(
-    what: str, space: Space, mask: Mask | None = None, bias: Bias | None = None, heads: int = 2
+    what: str,
+    space: Space | tuple[Space, Space],
+    mask: Mask | None = None,
+    bias: Bias | None = None,
+    heads: int = 2,
 ) -> None:
     """Check that all backends give the outputs, weights and gradients of `reference`.
 
@@ -25,15 +29,17 @@ def agree(
 
     Args:
         what: says what is attended with, for messages.
+        space: of all tokens, or that of the queries and that of the keys.
 
     Raises:
         AssertionError: naming the backend, and what differs by how much.
     """
-    batch = batch_of((space, space))
+    spaces = space if isinstance(space, tuple) else (space, space)
+    batch = batch_of(spaces)
     generator = torch.Generator().manual_seed(2)
     q, k, v = (
-        torch.randn(batch, heads, space.length, _DIM, generator=generator, dtype=torch.float64)
-        for _ in range(3)
+        torch.randn(batch, heads, of.length, _DIM, generator=generator, dtype=torch.float64)
+        for of in (*spaces, spaces[1])
     )
     with torch.inference_mode():
         attend(q, k, v, space=space, mask=mask, bias=bias)
@@ -64,7 +70,7 @@ def _all(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    space: Space,
+    space: Space | tuple[Space, Space],
     mask: Mask | None,
     bias: Bias | None,
     backend: str | None,

@@ -31,6 +31,7 @@ from attention_core import (
     explain,
 )
 from attention_core.spaces import BlockKey, PairList, TilePairs, TileStatus
+from attention_core.spaces.tiles import coordinates
 from attention_core.testing import check_bias, check_mask, check_space
 
 COUNT = 12
@@ -294,6 +295,30 @@ class ListsFew(Near):
         return PairList(every, every)
 
 
+class ListsOfOne(Near):
+    """Lists pairs of the keys' space, whatever that of the queries is."""
+
+    def candidates(self, spaces: Any) -> PairList:
+        assert spaces[1].coordinates is not None
+        at = spaces[1].coordinates.squeeze(-1)
+        return PairList(*((at[:, None] - at).abs() <= 2).nonzero(as_tuple=True))
+
+
+class AllOfFew(Near):
+    """Asks what queries see of themselves."""
+
+    def allows_all(self, spaces: Any) -> bool:
+        return bool(spaces[0].length < 16)
+
+
+class TilesOfOne(Near):
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
+        low, high = tiles.query.span("coordinates", coordinates)
+        query, key = tiles.at[0], tiles.at[1].clamp(max=len(low) - 1)
+        some = (low[query] - 2 <= high[key]) & (low[key] - 2 <= high[query])
+        return TileStatus(some.all(-1), tiles.answer(False))
+
+
 class CountsFew(Near):
     def count_bound(self, spaces: Any) -> float:
         return 5
@@ -337,6 +362,9 @@ WRONG_MASKS = {
     SaysNone: "says of two tiles of tokens that no pair of theirs is allowed, but query",
     SaysAll: "that every pair of theirs is allowed, but query .* is not allowed",
     ListsFew: "candidates leave out query",
+    ListsOfOne: "queries and keys are not the same, ListsOfOne.candidates list a query beyond",
+    AllOfFew: "queries and keys are not the same, AllOfFew.*allows_all is True, but query",
+    TilesOfOne: "queries and keys are not the same, TilesOfOne.tile_status says of two tiles",
     CountsFew: "count_bound is 5, but",
     AllowsAll: "allows_all is True, but query",
     Apart: "partition keeps apart query",
