@@ -112,6 +112,7 @@ class _Sum(Bias):
     def __init__(self, *terms: Bias) -> None:
         super().__init__()
         self.terms: Iterable[Bias] = nn.ModuleList(terms)  # type: ignore[assignment]
+        self.heads = next((term.heads for term in terms if term.heads is not None), None)
 
     @property
     def needs_end(self) -> bool:

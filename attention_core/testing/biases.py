@@ -53,7 +53,9 @@ def _check(bias: Bias, ask: Asked, space: Space, heads: int) -> None:
         raise AssertionError(f"{name} is {scores[b, h, q, k]} at {pair(b, q, k)}")
     check_block_key(bias, "scores", space, scores, ordinary(spaces))
     check_end(bias, name, ask, space, scores, heads)
-    if not isinstance(bias, DenseBias):  # which speaks of places in a tensor
+    if not any(
+        isinstance(part, DenseBias) for part in bias.modules()
+    ):  # which speaks of places in a tensor
         kept(
             name,
             ask,

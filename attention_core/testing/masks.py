@@ -48,15 +48,15 @@ def _check(mask: Mask, space: Space) -> None:
     spaces, name = (space, space), f"{type(mask).__name__}.allowed"
     allowed = answers(name, mask.at, spaces, _HEADS)
     located = allowed & ordinary(spaces)
-    _check_pairs(mask, spaces, allowed)
     _check_partition(mask, space, located)
+    _check_pairs(mask, spaces, allowed)
     check_block_key(mask, "allows", space, allowed, ordinary(spaces))
     if isinstance(space, Sequence) and not math.isinf(mask.lookback):
         offset = Pairs.all(spaces, batch=batch_of(spaces)).offset.squeeze(-1)
         far = located & (-offset > mask.lookback)
         _never(far, f"{mask}.lookback is {mask.lookback}, but", "is allowed")
     check_end(mask, name, mask.at, space, allowed, _HEADS)
-    if not isinstance(mask, DenseMask):  # which speaks of places in a tensor
+    if not _has_tensor(mask):  # which speaks of places in a tensor
         kept(
             name,
             mask.at,
@@ -73,6 +73,12 @@ def _check(mask: Mask, space: Space) -> None:
         near = Neighborhood((1,) * space.axes)
         for both in (mask & near, mask | near):
             agree(f"{space.describe()}, mask {both}", space, both, heads=_HEADS)
+
+
+def _has_tensor(mask: Mask) -> bool:
+    """Whether a mask is a `DenseMask`, or made of one."""
+    parts = [value for value in vars(mask).values() if isinstance(value, Mask)]
+    return isinstance(mask, DenseMask) or any(map(_has_tensor, parts))
 
 
 def _check_pairs(mask: Mask, spaces: Spaces, allowed: Tensor) -> None:
@@ -197,6 +203,12 @@ def _check_candidates(mask: Mask, spaces: Spaces, allowed: Tensor) -> None:
 def _check_partition(mask: Mask, space: Space, allowed: Tensor) -> None:
     classes = called("partition", lambda: mask.partition(space))
     if classes is not None:
+        rows = space.batch or 1
+        if classes.shape[:-1] not in ((space.length,), (rows, space.length)):
+            raise AssertionError(
+                f"{type(mask).__name__}.partition must be ({space.length}, A), perhaps with a "
+                f"batch in front, got {tuple(classes.shape)}"
+            )
         apart = (classes[..., :, None, :] != classes[..., None, :, :]).any(-1)
         apart = apart[None, None] if apart.ndim == 2 else apart[:, None]
         name = f"{type(mask).__name__}.partition"

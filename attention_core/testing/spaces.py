@@ -18,6 +18,7 @@ from attention_core.testing.pairs import (
     answers,
     batch_of,
     called,
+    check_given,
     close,
     kept,
     number,
@@ -42,8 +43,7 @@ def check_space(space: Space) -> None:
     Raises:
         AssertionError: naming the promise that is broken, and tokens that break it.
     """
-    if not isinstance(space, Space):
-        raise TypeError(f"space must be a Space, got {type(space).__name__}")
+    check_given(space)
     if not 2 <= space.length <= _MOST:
         raise ValueError(f"space must have 2 to {_MOST} tokens to be checked, got {space.length}")
     spaces = (space, space)

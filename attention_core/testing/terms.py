@@ -10,7 +10,7 @@ from torch import Tensor
 from attention_core.biases import Bias
 from attention_core.masks import Mask
 from attention_core.spaces import Graph, Grid, Pairs, Points, Sequence, Space
-from attention_core.testing.pairs import Asked, batch_of, called, close, number, pair
+from attention_core.testing.pairs import Asked, batch_of, called, check_given, close, number, pair
 
 #: What a mask or a bias raises about a space that it cannot serve.
 REFUSED = (TypeError, ValueError)
@@ -46,6 +46,8 @@ def on_each_space(
     Raises:
         AssertionError: it serves none, or not one of those given.
     """
+    for space in spaces:
+        check_given(space)
     refusal: Exception | None = None
     served = 0
     for space in spaces or small_spaces():
@@ -57,6 +59,11 @@ def on_each_space(
                 raise AssertionError(f"{term} refuses {space.describe()}: {error}") from error
             refusal = error
             continue
+        except Exception as error:
+            raise AssertionError(
+                f"{term}, asked about {heads} heads on {space.describe()}, raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
         check(space)
         served += 1
     if not served:

@@ -22,9 +22,11 @@ from attention_core import (
     Grid,
     Mask,
     MultiheadAttention,
+    Multiplier,
     Neighborhood,
     Pairs,
     Points,
+    ScoreMod,
     Sequence,
     Space,
     attend,
@@ -407,9 +409,45 @@ class Undefined0(Gravity):
         return self.strength[pairs.head] * pairs.distance.float().log() * 0
 
 
+class Undeclared(Gravity):
+    heads = None
+
+
+class UntoldTensor(ScoreMod):
+    """What it learns is no parameter, and not among `tensors()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.ones((), requires_grad=True)
+
+    def modify(self, score: Tensor, pairs: Pairs) -> Tensor:
+        return score * self.factor
+
+
+class Centred(ScoreMod):
+    """Asks about all keys of a query, which only some backends show: another log-sum-exp."""
+
+    def modify(self, score: Tensor, pairs: Pairs) -> Tensor:
+        return score - score.mean(-1, keepdim=True)
+
+
+class OfLayers(ScoreMod):
+    """A right one, whose layers want scores in their own dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def modify(self, score: Tensor, pairs: Pairs) -> Tensor:
+        return self.layer(score[..., None]).squeeze(-1)
+
+
 WRONG_BIASES = {
     WrongKey: "WrongKey.block_key is alike for query",
     Indexed: r"keep\(index\) changes Indexed.score",
+    Undeclared: "asked about 4 heads on a sequence .* raises IndexError",
+    UntoldTensor: "backend='blocks' raises ValueError: tensors.* leaves out",
+    Centred: "log-sum-exp of backend='edges' differ",
     Undefined0: "Undefined0.score is nan at query 0, key 0",
 }
 
@@ -427,7 +465,18 @@ def test_right_masks_and_biases_pass() -> None:
     check_mask(Edges(), Graph(RING, 6, special=1))
     check_bias(Gravity(), Sphere(places(2, 9)))
     check_bias(DenseBias(torch.rand(9, 9)), Sequence(9))
+    check_bias(Multiplier(DenseBias(torch.rand(9, 9))) + ALiBi(2), Sequence(9))
+    check_mask(Causal() & ~DenseMask(torch.rand(9, 9) > 0.5), Sequence(9))
+    check_bias(OfLayers(), Sequence(20))
     check_bias(EdgeBias(2, types=3), Graph(RING, 6, edge_attr=torch.arange(5) % 3))
+
+
+def test_wrong_arguments_are_named() -> None:
+    for check in (lambda: check_mask(Causal(), None), lambda: check_bias(ALiBi(2), [Sequence(3)])):
+        with pytest.raises(TypeError, match="space must be a Space, got"):
+            check()
+    with pytest.raises(ValueError, match="space must be on the CPU to be checked, got .* meta"):
+        check_space(Sequence(4).to("meta"))
 
 
 def test_what_serves_no_space_is_said() -> None:
