@@ -109,6 +109,11 @@ class EdgeList:
             of_node.append(graph + graphs)
             nodes, graphs = nodes + one.num_nodes, graphs + len(one.sizes)
         attrs = [one.attr for one in parts if one.attr is not None]
+        shapes = {tuple(attr.shape[1:]) for attr in attrs}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"edges can be joined where a row of edge_attr has one shape, got {sorted(shapes)}"
+            )
         return cls(
             torch.stack([torch.cat(sources), torch.cat(targets)]),
             nodes,

@@ -155,9 +155,12 @@ class Pairs:
         tensor = space.tensor(name)
         if tensor is None:
             known = ", ".join(known for known, _, _ in space.tensors()) or "nothing"
+            if name in Space._tokenwise:
+                give = f"{name}= where it is made" if name != "nodes" else "with_edges(edge_index)"
+            else:
+                give = f"tokenwise={{{name!r}: ...}} where it is made, or with_tokenwise"
             raise TypeError(
-                f"{space.describe()} has no {name}, but {known} of each token: give "
-                f"tokenwise={{{name!r}: ...}} where it is made, or with_tokenwise"
+                f"{space.describe()} has no {name}, but {known} of each token: give {give}"
             )
         return self.pick(tensor, side, dims=space._tokenwise[name])
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling, is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense
@@ -202,6 +202,17 @@ class Tokens:
                 f"index must hold integers of shape (K,) or (B, K), got {index.dtype} "
                 f"{tuple(index.shape)}"
             )
+        if index.ndim == 2 and self.batch not in (None, index.shape[0]):
+            raise ValueError(
+                f"index keeps tokens in {index.shape[0]} samples, but got {self.describe()}"
+            )
+        if index.device.type == "cpu" and index.numel() and not is_compiling():
+            least, most = int(index.min()), int(index.max())
+            if least < 0 or most >= self.length:
+                raise ValueError(
+                    f"index must hold positions of 0 to {self.length - 1}, got {least} to {most} "
+                    f"for {self.describe()}"
+                )
         index = index.to(self.device)
 
         def take(tensor: Tensor, dims: int) -> Tensor:
@@ -312,6 +323,11 @@ class Tokens:
         """The tokens of `spaces` one after another; the rest is as in this one."""
         for other in spaces:
             self._check_kind(other, what)
+            if other.device != self.device:
+                raise ValueError(
+                    f"cannot {what} a space on {self.device} and one on {other.device}: move one "
+                    "with to(device)"
+                )
             self.check_shared(other, what)
         new = self._copy()
         batch = next((space.batch for space in spaces if space.batch is not None), None)

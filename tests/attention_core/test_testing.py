@@ -16,6 +16,7 @@ from attention_core import (
     Causal,
     DenseBias,
     DenseMask,
+    Dilated,
     EdgeBias,
     Edges,
     Graph,
@@ -529,6 +530,33 @@ def test_wrong_data_per_token_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Space(4, tokenwise=tokenwise)
+
+
+LINE = Sequence(5).with_edges(RING, edge_attr=torch.rand(5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LINE.keep(torch.tensor([0, 5])), "positions of 0 to 4, got 0 to 5"),
+        (lambda: LINE.keep(torch.tensor([[0], [-1]])), "positions of 0 to 4, got -1 to 0"),
+        (lambda: Sequence.padded([2, 3]).keep(torch.zeros(3, 1).long()), "in 3 samples, but got"),
+        (lambda: Sequence.pack([LINE, LINE.to("meta")]), "cannot pack a space on cpu and one on"),
+        (
+            lambda: Sequence.pack([LINE, Sequence(5).with_edges(RING, edge_attr=torch.rand(5, 2))]),
+            "a row of edge_attr has one shape",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_or_joined_is_named(call: Callable[[], Space], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_place_that_is_missing_is_no_data_per_token() -> None:
+    x = torch.rand(1, 1, COUNT, 4)
+    with pytest.raises(TypeError, match="no coordinates, but entity of each token: give coord"):
+        attend(x, x, x, space=Tree(entities(), table()), mask=Dilated(2))
 
 
 def test_spaces_that_hold_different_tables_are_not_joined() -> None:
