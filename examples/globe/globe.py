@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attention_core import Encoder, EncoderOptions, Model, Space
+from attention_core import Bias, Encoder, EncoderOptions, Model, Space
+from attention_core.spaces import Pairs
 from attention_core.training import ClassificationTask, DataModule, DataModuleOptions, require
 
 SEA, LAND, ASKED, HIDDEN = range(4)  # what is known of a place: one of two; asked for; nothing
@@ -27,6 +28,24 @@ class Sphere(Space):
     def norm(self, offset: Tensor) -> Tensor:
         chord = torch.linalg.vector_norm(offset, dim=-1)
         return torch.rad2deg(2 * (chord / 2).clamp(max=1).asin())
+
+    def reach_bound(self, radius: float) -> float:
+        """Count the pairs of about the same height, among which are all that are near."""
+        height = self.coordinates[..., 2].contiguous().sort().values
+        chord = 2 * math.sin(math.radians(min(radius, 180)) / 2) + 1e-4  # beyond rounding
+        above = torch.searchsorted(height, height + chord, right=True)
+        return int((above - torch.searchsorted(height, height - chord)).sum(-1).max())
+
+
+class Fading(Bias):
+    """A score that falls with the distance, for each head at a pace of its own, which is learned."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.pace = heads, nn.Parameter(torch.linspace(-4, -1, heads))
+
+    def score(self, pairs: Pairs) -> Tensor:
+        return -self.pace.exp()[pairs.head] * pairs.distance
 
 
 @cache
@@ -76,8 +95,8 @@ class Globe(DataModule):
     def load(self) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same circles whatever the seed
-            circles = lattice(100)[torch.randperm(100)[:50]]
-            val, test, none = circles[:20], circles[20:], circles[:0]
+            circles, fifth = lattice(100)[::2], torch.arange(50) % 5  # of all latitudes
+            val, test, none = circles[fifth < 2], circles[fifth >= 2], circles[:0]
             self.val_set = [self.sample(val, test) for _ in range(10)]
             self.test_set = [self.sample(test, none) for _ in range(20)]
             drawn = nn.functional.normalize(torch.randn(self.samples, 30, 3), dim=-1)
@@ -110,7 +129,8 @@ class GlobeEncoder(Model):
         return self.embedding(seen.clamp(max=ASKED)), space.with_tokenwise({"asked": seen == ASKED})
 
     def read(self, tokens: Tensor, space: Sphere) -> Tensor:
-        return self.head(tokens[space.tokenwise["asked"]])
+        asked = space.tokenwise["asked"]  # one row for all, where there is but one sample
+        return self.head(tokens[asked.expand(tokens.shape[:-1])])
 
 
 class GlobeTask(ClassificationTask):

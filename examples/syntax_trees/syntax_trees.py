@@ -12,7 +12,7 @@ from torch import Tensor, nn, tensor
 
 from attention_core import Encoder, EncoderOptions, Model, Space, record_attention
 from attention_core.interpret.plots import HEAT, verdict_color
-from attention_core.spaces.base import PairList
+from attention_core.spaces import PairList, Pairs
 from attention_core.training import ClassificationTask, DataModule, DataModuleOptions
 
 DEPTH, SMALLEST, LARGEST = 24, 10, 200  # levels, and nodes, of the trees that are taken
@@ -37,7 +37,7 @@ class Tree(Space):
         where = torch.stack([depth, place], dim=-1)
         super().__init__(len(path), coordinates=where, segments=segments, tokenwise={"path": path})
 
-    def distance(self, pairs: Any) -> Tensor:
+    def distance(self, pairs: Pairs) -> Tensor:
         return path_length(pairs.take("path", "query"), pairs.take("path", "key"))
 
     def reach(self, radius: float) -> PairList | None:
