@@ -38,7 +38,7 @@ class Sphere(Space):
 
 
 class Fading(Bias):
-    """A score that falls with the distance, for each head at a pace of its own, which is learned."""
+    """A score that falls with the distance, for each head at a pace of its own."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
