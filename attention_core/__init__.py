@@ -55,6 +55,11 @@ if TYPE_CHECKING:
         NTKScaling as NTKScaling,
         YaRN as YaRN,
     )
+    from attention_core.score_mods import (
+        Multiplier as Multiplier,
+        ScalableSoftmax as ScalableSoftmax,
+        ScoreMod as ScoreMod,
+    )
     from attention_core.scores import Additive as Additive, AdditiveV2 as AdditiveV2, Score as Score
     from attention_core.spaces import (
         Graph as Graph,
@@ -100,6 +105,7 @@ _HOMES = {
     "positions": ["LearnedPosition", "Rotary", "Sinusoidal"],
     "record": ["AttentionMaps", "record_attention"],
     "rotary_scaling": ["LinearScaling", "Llama3Scaling", "NTKScaling", "YaRN"],
+    "score_mods": ["Multiplier", "ScalableSoftmax", "ScoreMod"],
     "scores": ["Additive", "AdditiveV2", "Score"],
     "spaces": ["Graph", "Grid", "Pairs", "Points", "Sequence", "Space"],
     "weights": ["PairWeights"],

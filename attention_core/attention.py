@@ -18,6 +18,7 @@ from attention_core.isolation import isolated
 from attention_core.job import Options, Plan
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, explain, plan
+from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Sequence, Space
 from attention_core.weights import PairWeights
@@ -59,7 +60,8 @@ def attend(
         space: where the tokens sit, or (space of the queries, space of the keys). Without it, keys
             are `Sequence(Lk)` and queries its last Lq places, as in decoding.
         mask: which pairs are allowed; a bool tensor (True: may attend) becomes a `DenseMask`.
-        bias: what is added to their scores; a float tensor becomes a `DenseBias`.
+        bias: what is added to their scores, or with a `ScoreMod` modifies them; a float tensor
+            becomes a `DenseBias`.
         score: another score than the dot product.
         scale: factor on the score; 1/√D for the dot product, 1 for another score.
         softcap: c limits a score to (-c, c) by c · tanh(score / c) (Gemma 2, 2024).
@@ -254,6 +256,11 @@ def _check_plan(
     if (plan.job.bias is None) != (bias is None):
         made, given = ("without" if b is None else "with" for b in (plan.job.bias, bias))
         raise ValueError(f"the plan was made {made} a bias, but attention is called {given} one")
+    if has_score_mod(bias) and not plan.job.modifies:
+        raise ValueError(
+            "the plan was made for a bias that is added to scores, but attention is called with "
+            "one that modifies them"
+        )
     if plan.job.softcap != softcap or type(plan.job.score) is not type(score):
         raise ValueError(
             f"the plan is for softcap={plan.job.softcap} and score={plan.job.score}, got "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence as Listing
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -59,18 +60,29 @@ class Bias(nn.Module):
         """Whether it has anything that needs a gradient."""
         return any(tensor.requires_grad for tensor in self.tensors())
 
+    def leaves(self) -> list[Bias]:
+        """Return the biases that it is the sum of, in order; itself if it is none."""
+        return [self]
+
+    def check_heads(self, pairs: Pairs) -> None:
+        """Raise ValueError if it is made for another number of heads."""
+        if self.heads not in (None, pairs.shape[1]):
+            raise ValueError(
+                f"{type(self).__name__} has heads={self.heads}, but attention has "
+                f"{pairs.shape[1]} query heads"
+            )
+
     def forward(self, pairs: Pairs) -> Tensor:
         """Compute the score of every pair, in float32 or better.
 
         Raises:
             ValueError: it is made for another number of heads.
         """
-        if self.heads not in (None, pairs.shape[1]):
-            raise ValueError(
-                f"{type(self).__name__} has heads={self.heads}, but attention has "
-                f"{pairs.shape[1]} query heads"
-            )
-        with torch.autocast(pairs.key.device.type, enabled=False):
+        self.check_heads(pairs)
+        # The loop that searches hops in an exported program cannot lie in such a region
+        loops = is_exporting() and pairs.spaces[1].searched
+        exact = nullcontext() if loops else torch.autocast(pairs.key.device.type, enabled=False)
+        with exact:
             score, special = self.score(pairs), pairs.special
             if special is not None:
                 score = torch.where(special, self.special_score(pairs), score)
@@ -94,6 +106,9 @@ class _Sum(Bias):
     def __init__(self, *terms: Bias) -> None:
         super().__init__()
         self.terms: Iterable[Bias] = nn.ModuleList(terms)  # type: ignore[assignment]
+
+    def leaves(self) -> list[Bias]:
+        return [leaf for term in self.terms for leaf in term.leaves()]
 
     def forward(self, pairs: Pairs) -> Tensor:
         first, *rest = (term(pairs) for term in self.terms)
@@ -145,7 +160,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
         ctx.save_for_backward(row)
-        ctx.rows = len(table)
+        ctx.rows = table.shape[0]  # may be a symbol of an exported program
         return nn.functional.embedding(row, table)
 
     @staticmethod

@@ -13,6 +13,7 @@ from torch import Tensor
 from attention_core.biases import Bias
 from attention_core.lasting import Memory
 from attention_core.masks import Mask
+from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
 from attention_core.spaces import Pairs, Space
 
@@ -75,6 +76,11 @@ class Job:
         with_special = self.batch * special * max(space.length for space in self.spaces)
         bound = self.batch * self.mask.count_bound(self.spaces) + with_special
         return int(min(bound, self.sample_pairs))
+
+    @property
+    def modifies(self) -> bool:
+        """Whether the bias does more to a score than to add to it."""
+        return has_score_mod(self.bias)
 
     @property
     def repeats_edges(self) -> bool:
@@ -149,8 +155,10 @@ class Plan:
         return self._memory.memo(key, compute)
 
     def bias(self, bias: Bias | None, pairs: Pairs) -> Tensor | None:
-        """Return the scores that `bias` adds to `pairs`, computed once for layers that share it."""
-        return None if bias is None else self.memo(("bias", bias), lambda: bias(pairs))
+        """Return the scores that `bias` adds to `pairs` after what it modifies, if it does;
+        computed once for layers that share it."""
+        added = split(bias)[1]
+        return None if added is None else self.memo(("bias", bias), lambda: added(pairs))
 
     def renewed(self) -> Plan:
         """Return this plan for another forward pass; what was found in the mask stays."""

@@ -6,6 +6,9 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+#: Projects whose module goes by another name.
+_PROJECTS = {"sklearn": "scikit-learn"}
+
 
 def is_installed(name: str) -> bool:
     """Return whether the top-level module of `name` is there; nothing is imported."""
@@ -40,7 +43,7 @@ def extra_of(package: str) -> str | None:
         needs = requires("attention-core") or []
     except PackageNotFoundError:
         return None
-    name = re.escape(package).replace("_", "[-_.]")
+    name = re.escape(_PROJECTS.get(package, package)).replace("_", "[-_.]")
     for need in needs:
         if found := re.match(rf"{name}\b.*\bextra == ['\"]([\w-]+)['\"]", need, re.IGNORECASE):
             return found[1]

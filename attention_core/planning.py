@@ -19,6 +19,7 @@ from attention_core.job import Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
 from attention_core.masks.algebra import as_mask
+from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
 
@@ -109,14 +110,16 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    unsupported = {name: module.unsupported(job) for name, module in BACKENDS.items()}
+    # Costs depend on sizes that stay open in an exported program, and lists of pairs on values
+    exporting = is_exporting()
+    asked = ("reference", "dense") if exporting and backend is None else tuple(BACKENDS)
+    unsupported = {name: BACKENDS[name].unsupported(job) for name in asked}
     costs: dict[str, float] = {}
     if backend is not None:
         if unsupported[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
         chosen, because = backend, "You asked for this backend."
-    elif is_exporting():
-        # Costs depend on sizes that stay open, and lists of pairs on values
+    elif exporting:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
     else:
@@ -205,4 +208,8 @@ def _summary(
 def _name(bias: Bias | None) -> str:
     if bias is None:
         return "none"
-    return f"{'learned ' if bias.learned else ''}{type(bias).__name__.lstrip('_')}"
+    leaves = bias.leaves()
+    name = " + ".join(type(leaf).__name__ for leaf in leaves)
+    if has_score_mod(bias) and len(leaves) > 1:
+        name += " in this order"
+    return f"{'learned ' if bias.learned else ''}{name}"

@@ -110,7 +110,8 @@ class Rotary(nn.Module):
             spans the places of one of `extent` (per axis, or one for all), which the model was
             trained on (Chen et al., position interpolation, 2023; EVA-02).
         frequencies: (dim / (2 · axes),) radians per place, instead of those of `base`; such as a
-            published model's own.
+            published model's own. Where an axis of n places wraps, they have to be 2π m / n with
+            whole m, so that an angle comes round; others are refused there.
         scaling: of the frequencies, for texts longer than those of training: `LinearScaling`,
             `NTKScaling`, `YaRN` or `Llama3Scaling`.
     """
@@ -167,8 +168,23 @@ class Rotary(nn.Module):
             frequencies = self.scaling(frequencies, self.base)
         with torch.autocast(space.device.type, enabled=False):
             places = self.places(space).float()  # torch.export cannot write an empty region
+        self._check_wrap(space)
         angle = angles(space, places, frequencies)
         return angle.unsqueeze(1) if angle.ndim == 3 else angle
+
+    def _check_wrap(self, space: Space) -> None:
+        """Raise unless axes that wrap are turned around whole times."""
+        for size in dict.fromkeys(getattr(space, "sizes", ())):
+            extent = size if self.extent is None else self.extent
+            for n, wraps in zip(extent, space.wrap, strict=True):
+                turns = [n * f / (2 * math.pi) for f in self.frequencies or (1.0,)]
+                plain = type(self).places is Rotary.places and self.scaling is None
+                if wraps and not (plain and all(abs(t - round(t)) < 1e-3 for t in turns)):
+                    raise ValueError(
+                        f"{type(self).__name__} would not come round in {space.describe()}: give "
+                        f"frequencies=[2π m / {n:g}, ...] with whole m, a bias, or a grid that "
+                        "does not wrap"
+                    )
 
     def places(self, space: Space) -> Tensor:
         """Return what the frequencies are multiplied with, (L, A) or (B, L, A)."""

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from attention_core import Neighborhood
 from benchmarks import edges
 from benchmarks.measure import in_turn, machine, peak
 from benchmarks.patterns import (
@@ -26,6 +27,7 @@ from benchmarks.patterns import (
     our_swin,
     ours,
     padded_graphs,
+    planned,
     their_swin,
     unmasked,
     window,
@@ -88,6 +90,9 @@ def main() -> None:
                  partial(ours, table), partial(dense_mask, table)),
                 ("Swin windows 7, shifted, 56 × 56, batch 4: torchvision's layer", 1 / 1.1,
                  our_swin, their_swin),
+                ("56 × 56 grid, radius 3, with its plan: border='shift', and 'cut'", 1 / 1.3,
+                 partial(planned, Neighborhood(3, border="shift")),
+                 partial(planned, Neighborhood(3))),
                 ("512 graphs of 12 to 38 nodes, hop bias: padded SDPA", 3.0,
                  our_graphs, padded_graphs),
             )

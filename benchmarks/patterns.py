@@ -157,6 +157,13 @@ def flex(setting: Callable[[], Setting]) -> Forward:
     return lambda: compiled(q, k, v, block_mask=blocks)  # type: ignore[no-any-return]
 
 
+def planned(mask: Mask) -> Forward:
+    """Return the attention of one image of 56 × 56, its plan included."""
+    space = Grid(56, 56)
+    q, k, v = tokens(space.length)
+    return lambda: attend(q, k, v, space=space, mask=mask)  # type: ignore[no-any-return]
+
+
 # -- whole layers beside the peer's layer ----------------------------------------------------------
 
 

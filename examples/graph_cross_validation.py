@@ -10,7 +10,7 @@ fitted to all nine, after a cross-validation among them has chosen the kernel's 
 sees the types of nodes and edges, and no coordinates.
 
 Two processes train, each a fold. What is finished is not trained again: interrupted, the same
-command goes on. It needs the packages grakel and scikit-learn.
+command goes on. It needs the extra `graph`; the kernel, Python 3.12 or older.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import contextlib
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy
 
+from attention_core.training import UsageError, require
 from attention_core.training.compose import run_hydra
 from attention_core.training.run import resume, train
 from attention_core.training.splits import stratified_folds
@@ -89,6 +91,9 @@ def ours(name: str, fold: int, folder: Path, overrides: list[str]) -> float:
 
 def kernel_machine(name: str, folds: range) -> list[float]:
     """The test accuracies of an SVM with the WL subtree kernel."""
+    require("sklearn", extra="graph")
+    if sys.version_info >= (3, 13):
+        raise UsageError("grakel's kernels are compiled for Python 3.12 and older.")
     from grakel import Graph
     from grakel.kernels import VertexHistogram, WeisfeilerLehman
     from sklearn.model_selection import GridSearchCV, StratifiedKFold

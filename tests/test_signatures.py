@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from attention_core.training import DataModule, RegressionTask
-from attention_core.training.new_domain import new_domain
+from attention_core.training.new_domain import TASKS, new_domain
 from nlp.data import TextFiles
 from vision.data import Digits
 from vision.tasks import ImageClassification
@@ -74,8 +74,9 @@ def test_no_public_constructor_takes_options_that_no_editor_knows() -> None:
 def test_examples_and_what_new_domain_writes_have_typed_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new_domain("tides", tmp_path)
-    for path in (*EXAMPLES, tmp_path / "tides.py"):
+    for task in TASKS:
+        new_domain(f"tides_{task}", tmp_path, task)
+    for path in (*EXAMPLES, *tmp_path.glob("*.py")):
         kinds = list(public_classes(load(path, monkeypatch)))
         assert any(issubclass(kind, DataModule) for kind in kinds)
         assert not list(filter(None, map(untyped, kinds)))

@@ -1,6 +1,7 @@
 """Writes requirements.lock: the versions that a fresh install of every extra resolves to today.
 
-Nothing is installed. Run it through `make lock`.
+Nothing is installed. Run it through `make lock`, with Python 3.11 or 3.12: grakel has no wheel for
+3.13.
 """
 
 import json
@@ -31,6 +32,8 @@ def resolve() -> dict[str, str]:
 
 
 def main() -> None:
+    if sys.version_info >= (3, 13):
+        sys.exit("make lock: every extra is needed, and grakel has no wheel for Python 3.13.")
     versions = {}
     for name, version in resolve().items():
         name = re.sub(r"[-_.]+", "-", name).lower()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from attention_core.job import Job
+from attention_core.score_mods import split
 
 
 class Rate(NamedTuple):
@@ -33,11 +34,19 @@ MASK = 1.2
 #: Scoring one pair for one head, and turning it into what the attention takes.
 FIXED_BIAS = 2.0
 LEARNED_BIAS = 7.0
+#: What score mods make of the score of one pair for one head, by a few operations; and backward.
+SCORE_MODS = (3.0, 12.0)
 
 
 def mask_cost(job: Job, pairs: float) -> float:
     """Return the nanoseconds to ask mask and bias about so many pairs."""
     time = 0.0 if job.mask is None else MASK * pairs
-    if job.bias is not None:
-        time += job.heads * pairs * (LEARNED_BIAS if job.bias.learned else FIXED_BIAS)
+    added = split(job.bias)[1]
+    if added is not None:
+        time += job.heads * pairs * (LEARNED_BIAS if added.learned else FIXED_BIAS)
     return time
+
+
+def modify_cost(job: Job, pairs: float) -> float:
+    """Return the nanoseconds that score mods take for so many pairs of all samples."""
+    return job.heads * pairs * SCORE_MODS[job.grad] if job.modifies else 0.0

@@ -17,6 +17,7 @@ from attention_core.backends.costs import Rate, mask_cost
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.masks import Causal
+from attention_core.score_mods import split
 
 #: Of a pair; of the share of it that is_causal leaves; and of a mask or bias that is added to it.
 RATE = Rate(0.4, 0.020, 1.6, 0.071)
@@ -66,7 +67,9 @@ prepare = Prepared
 
 def _is_plain_causal(job: Job) -> bool:
     query, key = job.spaces
-    return job.mask == Causal() and query is key and key.size is not None and key.special is None
+    if not key.ordered or key.special is not None:
+        return False
+    return job.mask == Causal() and query is key and key.size is not None
 
 
 def _samples(job: Job) -> list[int] | None:
@@ -105,6 +108,9 @@ def unsupported(job: Job) -> str | None:
         return f"scaled_dot_product_attention cannot cap scores (softcap={job.softcap})"
     if job.score is not None:
         return f"scaled_dot_product_attention has no {type(job.score).__name__} score"
+    if job.modifies:
+        names = ", ".join(type(one).__name__ for one in split(job.bias)[0])
+        return f"scaled_dot_product_attention adds to scores, no score mod ({names}) acts on them"
     if job.edge_features:
         return "scaled_dot_product_attention takes keys and values of tokens, no edge features"
     return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_core.backends.costs import Rate, mask_cost
+from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.job import Job, Options, Plan, Result
+from attention_core.score_mods import modified, split
 from attention_core.spaces import Pairs
 
 #: Of a pair, and of the edge features that are gathered for it.
@@ -34,7 +35,8 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
-    return rate * job.all_pairs + mask_cost(job, job.row_pairs)
+    modifying = modify_cost(job, job.all_pairs)
+    return rate * job.all_pairs + mask_cost(job, job.row_pairs) + modifying
 
 
 def describe(job: Job, prepared: Prepared) -> str:
@@ -76,10 +78,10 @@ def weigh(
             scores = options.score(*tokens, pairs.head)
         else:
             scores = options.score.with_edge(*tokens, edge, pairs.head)
-    bias = plan.bias(options.bias, pairs)
-    scores = adjust(scores, bias, options)
-    if prepared.allowed is not None:
-        scores = scores.masked_fill(~prepared.allowed, -torch.inf)
+    hidden = None if prepared.allowed is None else ~prepared.allowed
+    scores = adjust(scores, plan, pairs, options, hidden)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
     return softmax(scores, options.sink)
 
 
@@ -90,11 +92,19 @@ def at_pairs(features: Tensor, pairs: Pairs) -> Tensor:
     return found.repeat_interleave(pairs.shape[1] // features.shape[1], dim=1)
 
 
-def adjust(scores: Tensor, bias: Tensor | None, options: Options) -> Tensor:
-    """Scale, softcap and bias, in this order (Gemma 2 caps before the mask)."""
+def adjust(
+    scores: Tensor, plan: Plan, pairs: Pairs, options: Options, hidden: Tensor | None
+) -> Tensor:
+    """Scale, softcap and bias, in this order (Gemma 2 caps before the mask).
+
+    Args:
+        hidden: bool that broadcasts to the scores, True where a pair may not attend; or None.
+    """
     scores = scores * options.scale
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
+    scores = modified(split(options.bias)[0], scores, pairs, hidden)
+    bias = plan.bias(options.bias, pairs)
     return scores if bias is None else scores + bias.to(scores.dtype)
 
 

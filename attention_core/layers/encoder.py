@@ -23,6 +23,7 @@ from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
 from attention_core.masks.algebra import as_mask
 from attention_core.positions import Rotary
+from attention_core.score_mods import has_score_mod
 from attention_core.spaces import Sequence, Space
 
 
@@ -201,12 +202,12 @@ class Encoder(nn.Module):
                 "x as (B, L, D), or a packed space"
             )
         extra = as_mask(mask)
-        plans: dict[tuple[Mask | None, type], Plan] = {}
+        plans: dict[tuple[Mask | None, type, bool], Plan] = {}
         for layer, index in enumerate(self._block_of_layer):
             block = self.blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
             # Layers whose masks are equal and whose biases are alike share a plan
-            kind = (self.masks[layer], type(bias))
+            kind = (self.masks[layer], type(bias), has_score_mod(bias))
             if kind not in plans:
                 joined = _both(self.masks[layer], extra)
                 plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)

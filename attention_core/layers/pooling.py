@@ -82,7 +82,7 @@ class AttentionPool(nn.Module):
             raise ValueError("pool packed samples as (T, D), without a batch dimension")
         own = None if segments is None else torch.arange(rows, device=segments.device) // count
         nowhere = torch.ones(rows, dtype=torch.bool, device=space.device)
-        where = Space(rows, segments=own, special=nowhere)
+        where = Space(rows, segments=own, special=nowhere, num_segments=space.num_segments)
         pooled = self.attention(queries, x, space=(where, space))
         if self.feed_forward_residual is not None:
             pooled = self.feed_forward_residual(pooled, self.feed_forward, where)
@@ -92,7 +92,7 @@ class AttentionPool(nn.Module):
         if segments is None:
             empty = ~present.any(1)
         else:
-            empty = torch.bincount(sample[present], minlength=len(pooled)) == 0
+            empty = _tokens(sample, present, space.num_segments) == 0
         pooled = pooled.masked_fill(empty[:, None, None], 0)
         return pooled.squeeze(1) if count == 1 else pooled
 
@@ -189,16 +189,25 @@ def pool(x: Tensor, space: Space, pooling: Pooling = "mean") -> Tensor:
         counted = counted & (space.special_rank == 0)
     if space.segments is None:  # one sample a row: nothing has to be gathered
         return _pool_rows(x if x.ndim == 3 else x[None], counted[..., None], pooling)
-    rows, index = x.reshape(-1, x.shape[-1])[counted.flatten()], sample[counted]
+    count, index = sample.shape[0] * space.num_segments, sample.flatten()
+    rows = x.reshape(-1, x.shape[-1])
     rows = rows.to(torch.promote_types(x.dtype, torch.float32))  # halves would overflow in a sum
-    pooled = rows.new_zeros(len(sample) * space.num_segments, x.shape[-1])
+    # What does not count stays where it is: to take it away would be to look at values
+    none = -torch.inf if pooling == "max" else 0.0
+    rows = rows.masked_fill(~counted.flatten()[:, None], none)
+    pooled, tokens = rows.new_zeros(count, x.shape[-1]), _tokens(index, counted, count)[:, None]
     if pooling == "max":
         index = index[:, None].expand_as(rows)
-        return pooled.scatter_reduce(0, index, rows, "amax", include_self=False).to(x.dtype)
+        pooled = pooled.scatter_reduce(0, index, rows, "amax", include_self=False)
+        return pooled.masked_fill(tokens == 0, 0).to(x.dtype)
     pooled = pooled.index_add(0, index, rows)
-    if pooling != "sum":
-        pooled = pooled / torch.bincount(index, minlength=len(pooled)).clamp(min=1)[:, None]
-    return pooled.to(x.dtype)
+    return (pooled if pooling == "sum" else pooled / tokens.clamp(min=1)).to(x.dtype)
+
+
+def _tokens(sample: Tensor, counted: Tensor, count: int) -> Tensor:
+    """How many tokens of each sample count, (count,)."""
+    found = counted.flatten().long()
+    return found.new_zeros(count).index_add(0, sample.flatten(), found)
 
 
 def _first(x: Tensor, space: Sequence) -> Tensor:

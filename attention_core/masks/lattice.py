@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_core.checks import check_whole_each
 from attention_core.masks.algebra import Mask, Spaces, tuples
+from attention_core.masks.axes import check_axes, check_fits, chosen_axes, listed
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
 
@@ -25,7 +26,8 @@ class Window(Mask):
         · · ■ ■        · · · ■
 
     A shift moves the tiling towards the end; what it cuts off at the border stays a window of its
-    own, which is what rolling, partitioning and masking the seam does in the paper.
+    own, which is what rolling, partitioning and masking the seam does in the paper. Along an axis
+    that wraps, which windows have to fit, it is one window with what comes in at the other end.
 
     Args:
         size: window size, one number or one per axis.
@@ -42,32 +44,41 @@ class Window(Mask):
         check_whole_each(None, shift=shifts)
 
     def allowed(self, pairs: Pairs) -> Tensor:
-        _check_axes(pairs.spaces[1], size=self.size, shift=self.shift)
         pairs.offset  # noqa: B018  raises where query and key have no common axes
-        query, key = (self._windows(pairs.take("coordinates", side)) for side in ("query", "key"))
+        query, key = (
+            pairs.pick(self._windows(space), side, dims=2)
+            for space, side in zip(pairs.spaces, ("query", "key"), strict=True)
+        )
         return (query == key).all(-1)
 
-    def _windows(self, coordinates: Tensor) -> Tensor:
-        """The number of the window along each axis."""
-        size, shift = (torch.tensor(n, device=coordinates.device) for n in (self.size, self.shift))
-        return torch.div(coordinates - shift, size, rounding_mode="floor")
+    def _windows(self, space: Space) -> Tensor:
+        """The number of each token's window along each axis, (L, A) or (B, L, A)."""
+        _check_axes(space, size=self.size, shift=self.shift)
+        at, period = coordinates(space), space.period
+        size, shift = (torch.tensor(n, device=at.device) for n in (self.size, self.shift))
+        windows = torch.div(at - shift, size, rounding_mode="floor")
+        if period is None:
+            return windows
+        check_fits(space, "size", self.size)
+        around = torch.div(period, size, rounding_mode="floor").clamp(min=1)
+        return torch.where(period > 0, windows % around, windows)
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         tiles.offset  # noqa: B018  raises as `allowed` does
-        return tiles.equal(self, lambda space: self._windows(coordinates(space)))
+        return tiles.equal(self, self._windows)
 
     def block_key(self, space: Space) -> BlockKey | None:
-        return BlockKey(relative=(self._windows(coordinates(space)).long(),))
+        return BlockKey(relative=(self._windows(space).long(),))
 
     def partition(self, space: Space) -> Tensor | None:
-        return self._windows(coordinates(space)).long()
+        return self._windows(space).long()
 
     @property
     def lookback(self) -> float:
         return (max(self.size) if isinstance(self.size, tuple) else self.size) - 1
 
     def count_bound(self, spaces: Spaces) -> float:
-        if not spaces[1].ordered:
+        if not (spaces[1].ordered or any(spaces[1].wrap)):
             return math.inf
         sizes = self.size if isinstance(self.size, tuple) else (self.size,) * spaces[1].axes
         return spaces[0].length * math.prod(sizes)
@@ -87,22 +98,37 @@ class Dilated(Mask):
         · ■ · ■
 
     With a reach: ``Dilated(2) & Neighborhood(6)``.
+
+    Args:
+        step: one number, or one per axis (of `axes`, where they are given).
+        axes: only along this axis, or these; wherever it is along the others. -1 is the last.
     """
 
     step: int | tuple[int, ...]
+    axes: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        tuples(self, "step")
-        check_whole_each(step=self.step if isinstance(self.step, tuple) else (self.step,))
+        tuples(self, "step", "axes")
+        check_whole_each(step=listed(self.step))
+        check_axes(self.axes)
 
     def allowed(self, pairs: Pairs) -> Tensor:
-        _check_axes(pairs.spaces[1], step=self.step)
         offset = pairs.offset
-        return (offset % torch.tensor(self.step, device=offset.device) == 0).all(-1)
+        axes, steps = self._steps(pairs.spaces[1])
+        return (offset[..., axes] % steps == 0).all(-1)
+
+    def _steps(self, space: Space) -> tuple[list[int], Tensor]:
+        """The axes that have a step, and the (A,) steps."""
+        axes = chosen_axes(self.axes, space)
+        if isinstance(self.step, tuple) and len(self.step) != len(axes):
+            of = space.describe() if self.axes is None else f"axes={self.axes}"
+            raise ValueError(f"step={self.step} needs one number per axis of {of}")
+        check_fits(space, "step", self.step, axes)
+        return axes, torch.tensor(self.step, device=space.device)
 
     def _remainders(self, space: Space) -> Tensor:
-        at = coordinates(space)
-        return at % torch.tensor(self.step, device=at.device)
+        axes, steps = self._steps(space)
+        return coordinates(space)[..., axes] % steps
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         tiles.offset  # noqa: B018  raises as `allowed` does
@@ -118,7 +144,7 @@ class Dilated(Mask):
         return None if remainders.is_floating_point() else remainders
 
     def __repr__(self) -> str:
-        return f"Dilated({self.step})"
+        return f"Dilated({self.step}{'' if self.axes is None else f', axes={self.axes}'})"
 
 
 def _check_axes(space: Space, **values: int | tuple[int, ...]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from attention_core.checks import check_whole
-from attention_core.masks.algebra import Mask, Spaces
+from attention_core.masks.algebra import Mask, Spaces, tuples
+from attention_core.masks.axes import check_axes, chosen_axes
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
 
@@ -17,30 +18,59 @@ from attention_core.spaces.tiles import coordinates
 class Causal(Mask):
     """Attend to oneself and what comes before, in reading order; a Grid reads row by row::
 
-    ■ · · ·
-    ■ ■ · ·
-    ■ ■ ■ ·
-    ■ ■ ■ ■
+        Causal()     on a Grid(2, 2): Causal(axes=0)
+        ■ · · ·      ■ ■ · ·
+        ■ ■ · ·      ■ ■ · ·
+        ■ ■ ■ ·      ■ ■ ■ ■
+        ■ ■ ■ ■      ■ ■ ■ ■
+
+    Args:
+        axes: what comes before along this axis, or along each of these, wherever it is along the
+            others: on the Grid(time, height, width) of a video, 0 sees every place of this frame
+            and of those before. -1 is the last axis.
     """
 
+    axes: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        tuples(self, "axes")
+        check_axes(self.axes)
+
     def allowed(self, pairs: Pairs) -> Tensor:
-        return pairs.precedes
+        if self.axes is None:
+            return pairs.precedes
+        offset = pairs.offset
+        return (offset[..., self._chosen(pairs.spaces[1])] <= 0).all(-1)
+
+    def _chosen(self, space: Space) -> list[int]:
+        axes = chosen_axes(self.axes, space)
+        wraps = [axis for axis in axes if space.wrap and space.wrap[axis]]
+        if wraps:
+            raise TypeError(f"Causal(axes={self.axes}): there is no order in {space.describe()}")
+        return axes
 
     def allows_all(self, spaces: Spaces) -> bool:
         query, key = spaces
         if not (query.ordered and query.size and key.size and type(query) is type(key)):
             return False
-        last_key = key.start[0] + key.size[0] - 1
-        return len(key.size) == 1 and query.start[0] >= last_key
+        if self.axes is None and len(key.size) > 1:
+            return False
+        return all(
+            query.start[axis] >= key.start[axis] + key.size[axis] - 1 for axis in self._chosen(key)
+        )
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
-        return tiles.precedes
+        if self.axes is None:
+            return tiles.precedes
+        low, high = tiles.offset
+        axes = self._chosen(tiles.spaces[1])
+        return TileStatus((low[:, axes] <= 0).all(-1), (high[:, axes] <= 0).all(-1))
 
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.of_place(space)
 
     def __repr__(self) -> str:
-        return "Causal()"
+        return f"Causal({'' if self.axes is None else f'axes={self.axes}'})"
 
 
 @dataclass(frozen=True, eq=False)

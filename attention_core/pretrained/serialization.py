@@ -63,12 +63,20 @@ def save_torch(content: Any, file: IO[Any]) -> None:
     file.write(_ending(checksummed.crc))
 
 
-def load_torch(path: Path, what: str, *, ours: bool, map_location: Any = "cpu") -> Any:
+def load_torch(
+    path: Path,
+    what: str,
+    *,
+    ours: bool,
+    map_location: Any = "cpu",
+    plain: Container[str] = (),
+) -> Any:
     """Load the plain data in a file that `torch.save` or `save_torch` has written.
 
     Args:
         what: `path` is a part of; begins every message.
         ours: whether only what `save_torch` has written will do.
+        plain: further classes that are no more than what they hold, by dotted names.
 
     Raises:
         Damaged: it is not as it was written.
@@ -78,7 +86,7 @@ def load_torch(path: Path, what: str, *, ours: bool, map_location: Any = "cpu") 
         checked = _check(file, ours)
         file.seek(0)
         try:
-            with torchs_own_globals():
+            with torchs_own_globals(plain):
                 return torch.load(file, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             code = re.search(r"GLOBAL ([\w.]+)", str(error))

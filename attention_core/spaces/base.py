@@ -14,6 +14,7 @@ from typing import (
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
@@ -57,6 +58,8 @@ class Space(Linked):
         segments: (L,) or (B, L) integers, the sample of each token.
         valid: (L,) or (B, L) bool, False on padding.
         special: (L,) or (B, L) bool, True on tokens that sit nowhere.
+        num_segments: how many samples `segments` tells apart, where the last ones may have no
+            tokens; by default as many as it names.
         tokenwise: data of one row per token, by name: (L, ...), or (B, L, ...) where the second
             size is L. They follow `keep`, `append`, `pack`, `pad` and `to`, and
             `pairs.take(name, side)` reads them. What is no row per token, such as a table of
@@ -79,6 +82,9 @@ class Space(Linked):
         "searched": ("distance", "norm"),
         "chebyshev": ("distance", "norm"),
     }
+
+    #: Which axes wrap: what is beyond one end comes in at the other. Only those of a Grid may.
+    wrap: tuple[bool, ...] = ()
 
     searched: ClassVar[bool] = False
     """Whether distances are searched, so that those of all pairs are too many to know."""
@@ -106,12 +112,14 @@ class Space(Linked):
         segments: Tensor | None = None,
         valid: Tensor | None = None,
         special: Tensor | None = None,
+        num_segments: int | None = None,
         tokenwise: Mapping[str, Tensor] | None = None,
         edge_index: Tensor | None = None,
         edge_attr: Tensor | None = None,
         pair_attr: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_whole(0, length=length)
+        check_whole(0, num_segments=num_segments, or_none=True)
         check_dense(
             or_meta=True,
             coordinates=coordinates,
@@ -126,11 +134,11 @@ class Space(Linked):
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)
         self.valid, self.special = kept(valid), kept(special)
-        self.special_rank = None if special is None else _ranks(special, segments)
+        self.special_rank = None if special is None else _ranks(special, segments, num_segments)
         self.size, self.start = None, ()
         self.tokenwise = {}
         self._hold(tokenwise or {})
-        self.num_segments = 1 if segments is None else int(segments.max()) + 1 if length else 0
+        self.num_segments = 1 if segments is None else _count(segments, num_segments)
         if edge_index is not None:
             self._link(edge_index, edge_attr, pair_attr)
         elif edge_attr is not None or pair_attr is not None:
@@ -146,6 +154,12 @@ class Space(Linked):
     def extent(self) -> Tensor | None:
         """The size of the grid that each token comes from, (L, A) or what broadcasts to it; None
         off a grid."""
+        return None
+
+    @property
+    def period(self) -> Tensor | None:
+        """After how many places each axis begins anew, (A,), (L, A) or (B, L, A), and 0 along one
+        that ends; None where all end."""
         return None
 
     def place(self, tokens: Tensor, special: Tensor) -> Tensor:
@@ -189,16 +203,16 @@ class Space(Linked):
         special = self.special
         if self.size is not None:
             index = torch.arange(self.num_special, self.length, device=self.device)
-        elif special.ndim == 1:
+        elif special.ndim == 1 and not is_exporting():
             index = (~special).nonzero().squeeze(-1)
         else:
             counts = special.sum(-1)
-            if int(counts.min()) < int(counts.max()):
+            if not is_exporting() and int(counts.min()) < int(counts.max()):
                 raise ValueError(
                     f"{self.describe()}: samples have {int(counts.min())} to {int(counts.max())}"
                 )
             index = special.long().argsort(dim=-1, stable=True)
-            index = index[:, : self.length - int(counts.max())]
+            index = index[..., : self.length - self.num_special]
         kept = self.keep(index)
         kept.special = kept.special_rank = None
         kept.size = self.size
@@ -245,7 +259,11 @@ class Space(Linked):
     def distance(self, pairs: Pairs) -> Tensor:
         """Return how far apart query and key are, in the broadcast shape of `pairs`."""
         if self.coordinates is None:
-            raise TypeError(f"{self.describe()} has no distance: its tokens sit nowhere")
+            own = type(self) is not Space
+            reason = f"{type(self).__name__} must define distance(self, pairs)" if own else ""
+            raise TypeError(
+                f"{self.describe()} has no distance: {reason or 'its tokens sit nowhere'}"
+            )
         return self.norm(pairs.offset)
 
     def norm(self, offset: Tensor) -> Tensor:
@@ -290,7 +308,7 @@ class Space(Linked):
 
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""
-        what = "a set" if type(self) is Space else f"a {type(self).__name__}"
+        what = "a set" if type(self) is Space else type(self).__name__
         return self._describe(f"{what} of {self.length:,} tokens")
 
     def _describe(self, words: str) -> str:
@@ -306,13 +324,23 @@ class Space(Linked):
         return f"<{type(self).__name__}: {self.describe()}>"
 
 
-def _ranks(special: Tensor, segments: Tensor | None) -> Tensor:
+def _count(segments: Tensor, known: int | None) -> int:
+    """How many samples there are, of which those without tokens have to be `known`."""
+    if known is not None and is_exporting():
+        return known
+    named = int(segments.max()) + 1 if segments.numel() else 0
+    if known is not None and known < named:
+        raise ValueError(f"num_segments={known}, but segments name {named} samples")
+    return named if known is None else known
+
+
+def _ranks(special: Tensor, segments: Tensor | None, num_segments: int | None) -> Tensor:
     """Rank of each special token among those of its segment."""
     running = special.long().cumsum(-1) - 1
     if segments is None or not segments.numel():
         return running
     if segments.ndim < special.ndim:
         segments = segments.expand_as(special)
-    count = running.new_zeros(*segments.shape[:-1], int(segments.max()) + 1)
+    count = running.new_zeros(*segments.shape[:-1], _count(segments, num_segments))
     count = count.scatter_add(-1, segments, special.long().expand_as(segments))
     return running - (count.cumsum(-1) - count).gather(-1, segments)

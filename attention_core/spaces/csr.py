@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.lasting import lasting
 
@@ -76,3 +77,12 @@ def _starts(index: Tensor, count: int) -> Tensor:
     starts = index.new_zeros(count + 1)
     starts[1:] = torch.bincount(index, minlength=count).cumsum(0)
     return starts
+
+
+def count_each(index: Tensor, count: int) -> Tensor:
+    """Count how often each of 0 to `count` - 1 is in `index`, (count,) int64."""
+    if is_exporting():  # where bincount's size would depend on values
+        return index.new_zeros(count, dtype=torch.int64).index_add(
+            0, index, torch.ones_like(index, dtype=torch.int64)
+        )
+    return torch.bincount(index, minlength=count)

@@ -8,11 +8,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.checks import check_dense
 from attention_core.lasting import kept, lasting
-from attention_core.spaces.csr import CSR
-from attention_core.spaces.hops import all_hops, near_pairs
+from attention_core.spaces.csr import CSR, count_each
+from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
 
 _MOST_PAIRS = 1 << 30  # entries of a table of pairs; 4 GiB of float32
 
@@ -28,6 +29,7 @@ class EdgeList:
         pair_attr: tables of all pairs inside each graph, (Σ n²,) or (Σ n², F), in the order that
             `pair` gives; "hops" are taken instead of searching them.
         num_targets: number of targets, where they are a set of their own.
+        num_graphs: number of graphs in `graph`, where the last ones may have no nodes.
     """
 
     @lasting
@@ -39,21 +41,24 @@ class EdgeList:
         graph: Tensor | None = None,
         pair_attr: Mapping[str, Tensor] | None = None,
         num_targets: int | None = None,
+        num_graphs: int | None = None,
     ) -> None:
         check_dense(edge_index=edge_index, edge_attr=attr, segments=graph)
         if edge_index.ndim != 2 or edge_index.shape[0] != 2:
             raise ValueError(f"edge_index must have shape (2, E), got {tuple(edge_index.shape)}")
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
             raise TypeError(f"edge_index must hold integers, got {edge_index.dtype}")
-        if num_targets is None:
+        if is_exporting():  # an exported program cannot look at values
+            pass
+        elif num_targets is None:
             _check_range(edge_index, num_nodes, "node", "num_nodes")
         else:
             _check_range(edge_index[0], num_nodes, "source", "num_sources")
             _check_range(edge_index[1], num_targets, "target", "num_targets")
         if attr is not None and attr.shape[:1] != edge_index.shape[1:]:
             raise ValueError(
-                f"edge_attr has {len(attr) if attr.ndim else 'no'} rows for {edge_index.shape[1]} "
-                "edges in edge_index"
+                f"edge_attr has {attr.shape[0] if attr.ndim else 'no'} rows for "
+                f"{edge_index.shape[1]} edges in edge_index"
             )
         if graph is not None:
             if graph.shape != (num_nodes,) or graph.is_floating_point():
@@ -61,18 +66,22 @@ class EdgeList:
                     f"segments must hold an integer per node, shape ({num_nodes},); got "
                     f"{graph.dtype} {tuple(graph.shape)}"
                 )
-            if bool((graph[1:] < graph[:-1]).any()):
+            look = not is_exporting()
+            if look and bool((graph[1:] < graph[:-1]).any()):
                 raise ValueError("segments must not decrease: keep the nodes of a graph together")
-            if bool((graph[edge_index[0]] != graph[edge_index[1]]).any()):
+            if look and bool((graph[edge_index[0]] != graph[edge_index[1]]).any()):
                 raise ValueError("edge_index joins nodes of different graphs of the batch")
         self.source, self.target = kept(edge_index).long()
         self.num_nodes = num_nodes
         self.bipartite = num_targets is not None
         self.num_targets = num_nodes if num_targets is None else num_targets
         self.attr, self.graph = kept(attr), kept(graph)
+        self.num_graphs = num_graphs
         self.pair_attr = {name: kept(table) for name, table in (pair_attr or {}).items()}
         self._computed: dict[Hashable, Tensor] = {}
         for name, table in self.pair_attr.items():
+            if is_exporting():
+                continue
             count = int((self.sizes**2).sum())
             if len(table) != count:
                 raise ValueError(
@@ -106,6 +115,7 @@ class EdgeList:
             torch.cat(attrs) if attrs else None,
             torch.cat(of_node),
             {name: torch.cat([one.pair_attr[name] for one in parts]) for name in named[0][1]},
+            num_graphs=graphs,
         )
 
     @property
@@ -179,6 +189,9 @@ class EdgeList:
         Raises ValueError where an edge is listed twice: one pair then has two edges. (Pairs that
         come from the edge list itself, as in the `edges` backend, know their edge without this.)
         """
+        wanted = target * self.num_nodes + source
+        if is_exporting():
+            return self._find_in_table(wanted, (target >= 0) & (source >= 0))
         keys, order = self._sorted
         edge = self.repeated
         if edge is not None:
@@ -187,11 +200,17 @@ class EdgeList:
                 "more than once, and only backend='edges' with the mask Edges() tells such edges "
                 "apart; coalesce the edges, or use that"
             )
-        wanted = target * self.num_nodes + source
         if len(keys) == 0:
             return torch.full_like(wanted, -1)
         at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return torch.where((keys[at] == wanted) & (target >= 0) & (source >= 0), order[at], -1)
+
+    def _find_in_table(self, wanted: Tensor, exists: Tensor) -> Tensor:
+        """`find` with a table of all pairs, which all that runs a program has operations for."""
+        numbers = torch.arange(self.num_edges, device=wanted.device)
+        table = wanted.new_full((self.num_nodes * self.num_nodes,), -1)
+        table = table.scatter(0, self.target * self.num_nodes + self.source, numbers)
+        return torch.where(exists, table[wanted.clamp(min=0)], -1)
 
     # -- pairs inside graphs ------------------------------------------------------------------
 
@@ -205,7 +224,9 @@ class EdgeList:
                 "and biases of edges"
             )
         if self.graph is None:
-            return torch.tensor([self.num_nodes], device=self.source.device)
+            return self.source.new_full((1,), self.num_nodes)
+        if self.num_graphs is not None:
+            return count_each(self.graph, self.num_graphs)
         return torch.bincount(self.graph)
 
     @cached_property
@@ -225,6 +246,8 @@ class EdgeList:
         Raises:
             ValueError: they are too many to hold `width` numbers of each; it speaks of `what`.
         """
+        if is_exporting():
+            return 0
         count = int((self.sizes**2).sum())
         if count * width > _MOST_PAIRS:
             raise ValueError(f"{what} would take {count * width:,} entries, n² of each graph")
@@ -239,6 +262,16 @@ class EdgeList:
         of = graph[target]
         row = (areas.cumsum(0) - areas)[of] + local[target] * self.sizes[of] + local[source]
         return torch.where(of == graph[source], row, -1)
+
+    def pair_of_all(self, target: Tensor, source: Tensor) -> Tensor:
+        """Return the row of each pair source → target in a table of all N² pairs of nodes, -1
+        between two graphs: what exported programs compute, whose sizes of graphs stay open."""
+        row = target * self.num_nodes + source
+        return (
+            row
+            if self.graph is None
+            else torch.where(self.graph[target] == self.graph[source], row, -1)
+        )
 
     def all_pairs(self) -> tuple[Tensor, Tensor]:
         """Return target and source, (Σ n²,) each, of the rows that `pair` numbers."""
@@ -277,6 +310,9 @@ class EdgeList:
 
     def hops(self, target: Tensor, source: Tensor) -> Tensor:
         """Return the edges on the shortest path source → target, float, infinite without a path."""
+        if is_exporting() and "hops" not in self.pair_attr:
+            table = self.memo("hops", lambda: dense_hops(self.target, self.source, self.num_nodes))
+            return table[target, source]
         row = self.pair(target, source)
         if self.num_nodes == 0:
             return torch.full_like(row, torch.inf, dtype=torch.float)

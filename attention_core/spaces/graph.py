@@ -12,6 +12,7 @@ from typing import (
 )
 
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_whole
@@ -67,26 +68,27 @@ class Graph(Space):
     ) -> None:
         check_whole(0, num_nodes=num_nodes, special=special)
         check_whole(0, num_graphs=num_graphs, or_none=True)
+        if num_graphs is not None and segments is not None and not is_exporting():
+            named = int(segments.max()) + 1 if segments.numel() else 0
+            if num_graphs < named:
+                raise ValueError(f"num_graphs={num_graphs}, but segments name {named} graphs")
         if coordinates is not None:
             check_coordinates(coordinates, num_nodes)
-        self.edges = EdgeList(edge_index, num_nodes, edge_attr, segments, pair_attr)
+        self.edges = EdgeList(
+            edge_index, num_nodes, edge_attr, segments, pair_attr, num_graphs=num_graphs
+        )
         token_segments, source, is_special = insert_special(
             segments, num_nodes, special, num_graphs
         )
         self.num_nodes = num_nodes
         self.nodes = source.to(edge_index.device)
         super().__init__(
-            len(source),
+            source.shape[0],  # a symbol in an exported program, as len() would not be
             coordinates=None if coordinates is None else rows(coordinates, self.nodes, 2, 0.0),
             segments=token_segments,
             special=is_special if is_special is None else is_special.to(edge_index.device),
+            num_segments=num_graphs,
         )
-        if num_graphs is not None:
-            if num_graphs < self.num_segments:
-                raise ValueError(
-                    f"num_graphs={num_graphs}, but segments name {self.num_segments} graphs"
-                )
-            self.num_segments = num_graphs
 
     @classmethod
     @checked
@@ -158,6 +160,11 @@ class Graph(Space):
             pair_attr={name: data[name] for name in pair_attr},
             coordinates=None if coordinates is None else data[coordinates],
         )
+
+    @property
+    def num_special(self) -> int:
+        # To count them would be to look at values
+        return self.length - self.num_nodes if is_exporting() else super().num_special
 
     def distance(self, pairs: Pairs) -> Tensor:
         return self.edges.hops(*self._ends(pairs))

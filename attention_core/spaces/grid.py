@@ -25,17 +25,29 @@ class Grid(Space):
 
     Distance is the Chebyshev distance: a radius is a square, cut at the border.
 
+    An axis may wrap, as longitudes do on a map of the globe, and all axes of a crystal's cell.
+    There `pairs.offset` is that of the nearest image of the key (half way round it is positive),
+    and distances, masks and biases follow. Such an axis has no order, and positions that are not
+    of pairs, such as `Sinusoidal`, have a seam along it.
+
     Args:
         size: extent of each axis, as `Grid(height, width)` or `Grid(depth, height, width)`.
+        wrap: whether the axes wrap, one bool or one per axis.
         special: tokens in front that sit nowhere.
     """
 
     ordered = True
     chebyshev = True
-    _DIFFERS = Space._DIFFERS | {"sizes"}
+    _DIFFERS = Space._DIFFERS | {"sizes", "ordered"}
 
     @lasting
-    def __init__(self, *size: int, special: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        *size: int,
+        wrap: bool | Iterable[bool] = False,
+        special: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if not size or any(isinstance(n, bool) or not is_whole(n) or n < 0 for n in size):
             raise ValueError(f"size must be the extent of each axis as whole numbers, got {size}")
         check_whole(0, special=special)
@@ -49,6 +61,8 @@ class Grid(Space):
             special=first_special(special, length, device),
         )
         self.size, self.start = size, (0,) * len(size)
+        self.wrap = _wrap(wrap, len(size))
+        self.ordered = not any(self.wrap)
 
     @classmethod
     @lasting
@@ -57,6 +71,7 @@ class Grid(Space):
         cls,
         sizes: Iterable[tuple[int, ...]],
         *,
+        wrap: bool | Iterable[bool] = False,
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -65,7 +80,7 @@ class Grid(Space):
         sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         segments, within = packed(counts, special)
-        new = cls(*(0,) * len(sizes[0]), device=device)
+        new = cls(*(0,) * len(sizes[0]), wrap=wrap, device=device)
         new.sizes = sizes
         Space.__init__(
             new,
@@ -84,6 +99,7 @@ class Grid(Space):
         cls,
         sizes: Iterable[tuple[int, ...]],
         *,
+        wrap: bool | Iterable[bool] = False,
         special: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -92,7 +108,7 @@ class Grid(Space):
         sizes = _sizes(sizes)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         length = max(math.prod(size) for size in sizes)
-        new = cls(*(0,) * len(sizes[0]), device=device)
+        new = cls(*(0,) * len(sizes[0]), wrap=wrap, device=device)
         new.sizes = sizes
         at = torch.arange(-special, length, device=device).expand(len(sizes), -1)
         valid = at < counts[:, None]
@@ -109,6 +125,16 @@ class Grid(Space):
     def extent(self) -> Tensor | None:
         return self.of_sample(_extents(self.sizes, self.device)) if self.sizes else None
 
+    @property
+    def period(self) -> Tensor | None:
+        if not any(self.wrap):
+            return None
+        extents = _extents(self.sizes, self.device)
+        period = self.of_sample(extents * torch.tensor(self.wrap, device=self.device))
+        if period.ndim < 3:
+            return period
+        return period.expand(-1, self.length, -1)
+
     def of_sample(self, values: Tensor) -> Tensor:
         """Return for each token the row of its sample in `values` (samples, ...), one for each of
         `sizes`: (L, ...), (B, L, ...) or what broadcasts to them."""
@@ -119,25 +145,32 @@ class Grid(Space):
     def append(self, other: Self) -> Self:
         new = super().append(other)
         if self.sizes != other.sizes:
-            new.sizes = ()
+            new.sizes = new._unknown_sizes("append")
         return new
 
-    @classmethod
-    def pack(cls, spaces: Iterable[Self]) -> Self:
-        samples = list(spaces)
-        row = super().pack(samples)
-        row.sizes = ()
-        if all(len(space.sizes) in (1, space.num_segments) for space in samples):
-            for space in samples:
-                row.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
-        return row
+    def _unknown_sizes(self, what: str) -> tuple[tuple[int, ...], ...]:
+        if any(self.wrap):
+            raise TypeError(f"cannot {what} grids that wrap at different places: {self.describe()}")
+        return ()
+
+    def _hold_packed(self, spaces: list[Self]) -> None:
+        if not all(len(space.sizes) in (1, space.num_segments) for space in spaces):
+            self.sizes = self._unknown_sizes("pack")
+            return
+        self.sizes = ()
+        for space in spaces:
+            self.sizes += space.sizes * (space.num_segments // max(len(space.sizes), 1))
 
     def norm(self, offset: Tensor) -> Tensor:
         return offset.abs().amax(-1)
 
     def describe(self) -> str:
-        extent = f"a {'×'.join(map(str, self.size))} grid, " if self.size else "grids, "
-        return self._describe(f"{extent}{self.length:,} tokens")
+        extent = f"a {'×'.join(map(str, self.size))} grid" if self.size else "grids"
+        if any(self.wrap):
+            axes = [str(axis) for axis, wraps in enumerate(self.wrap) if wraps]
+            verb = "wraps" if self.size else "wrap"
+            extent += f" that {verb} along {'axis' if len(axes) == 1 else 'axes'} {', '.join(axes)}"
+        return self._describe(f"{extent}, {self.length:,} tokens")
 
 
 def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
@@ -157,6 +190,15 @@ def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
             f"sizes of grids in one row or batch need one number of axes, got {list(sizes)}"
         )
     return sizes
+
+
+def _wrap(wrap: bool | Iterable[bool], axes: int) -> tuple[bool, ...]:
+    given = tuple(wrap) if isinstance(wrap, Iterable) else (wrap,) * axes
+    if any(not isinstance(one, bool) for one in given):
+        raise TypeError(f"wrap must be True or False, or one of them per axis, got {wrap!r:.80}")
+    if len(given) != axes:
+        raise ValueError(f"wrap={given} is for {len(given)} axes, the grid has {axes}")
+    return given
 
 
 def _extents(sizes: tuple[tuple[int, ...], ...], device: torch.device | str) -> Tensor:

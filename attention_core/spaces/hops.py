@@ -51,6 +51,25 @@ def all_hops(target: Tensor, source: Tensor, graph: Tensor, local: Tensor, sizes
     return table
 
 
+def dense_hops(target: Tensor, source: Tensor, n: int) -> Tensor:
+    """Count the hops of all pairs of n nodes, (n, n) float32, by target, then source, by operations
+    that an exported program can hold: its loop ends where the graph that it is given does."""
+    edge = torch.zeros(n * n, device=target.device).index_fill(0, target * n + source, 1)
+    adjacency, reached = edge.view(n, n), torch.eye(n, device=target.device)
+    hops = torch.full_like(reached, torch.inf).masked_fill(reached > 0, 0)
+    found = torch.ones((), dtype=torch.bool, device=hops.device)
+    # Whatever a step needs goes around with it: what it closed over would become a constant
+    state = (hops.new_zeros(()), adjacency, reached, hops, found)
+    return torch.while_loop(lambda *state: state[-1].clone(), _hop, state)[3]
+
+
+def _hop(
+    hop: Tensor, adjacency: Tensor, frontier: Tensor, hops: Tensor, found: Tensor
+) -> tuple[Tensor, ...]:
+    new = ((adjacency @ frontier) > 0) & hops.isinf()
+    return hop + 1, adjacency.clone(), new.float(), torch.where(new, hop + 1, hops), new.any()
+
+
 def _by_products(adjacency: Tensor) -> Tensor:
     """Hops of all pairs, (G, n, n) float, from adjacency (G, n, n) with [target, source] = 1."""
     n = adjacency.shape[-1]

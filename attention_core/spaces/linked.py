@@ -12,7 +12,7 @@ from torch import Tensor
 from attention_core.annotated import checked
 from attention_core.lasting import lasting
 from attention_core.spaces.edge_list import EdgeList
-from attention_core.spaces.tokens import Tokens, check_same
+from attention_core.spaces.tokens import Tokens
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -35,6 +35,11 @@ class Linked(Tokens):
         edge_attr: Tensor | None = None,
         pair_attr: Mapping[str, Tensor] | None = None,
     ) -> None:
+        held = [tensor.device for _, tensor, _ in self.tensors()]
+        if held and edge_index.device != held[0]:
+            raise ValueError(
+                f"edge_index is on {edge_index.device}, what is known of tokens on {held[0]}"
+            )
         ordinary = torch.ones(self.length, dtype=torch.bool, device=self.device)
         if self.special is not None:
             ordinary = ~self.special
@@ -90,7 +95,8 @@ class Linked(Tokens):
         Raises:
             TypeError: they are of different kinds, or hold different tables or edges.
         """
-        check_same("append", self, other, ["edges"])
+        self._check_kind(other, "append")
+        self.check_shared(other, "append", edges=True)
         return super().append(other)
 
     @classmethod
@@ -144,7 +150,7 @@ class Linked(Tokens):
     def pair(self, pairs: Pairs) -> Tensor:
         """Return the row of each pair in tables of pairs, in the broadcast shape of `pairs`; -1
         between two samples."""
-        return self._linked("pair_attr").pair(*self._ends(pairs))
+        return self._linked("tables of pairs").pair(*self._ends(pairs))
 
     @property
     def whole(self) -> bool:

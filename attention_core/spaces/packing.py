@@ -10,6 +10,7 @@ from torch.compiler import is_exporting
 
 from attention_core.checks import check_dense, is_whole
 from attention_core.finite import all_finite
+from attention_core.spaces.csr import count_each
 
 
 def first_special(count: int, length: int, device: torch.device | str) -> Tensor | None:
@@ -33,15 +34,17 @@ def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = 
     return counts.long()
 
 
-def packed(counts: Tensor, special: int) -> tuple[Tensor, Tensor]:
+def packed(counts: Tensor, special: int, size: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the segment of each token of a packed row, and its rank among those located.
 
-    Special tokens come first in their segment and have negative ranks.
+    Special tokens come first in their segment and have negative ranks. `size`, where it is known,
+    is the length of the row.
     """
     totals = counts + special
-    segments = torch.repeat_interleave(totals)
+    segments = torch.repeat_interleave(totals, output_size=size)
     starts = totals.cumsum(0) - totals
-    return segments, torch.arange(len(segments), device=counts.device) - starts[segments] - special
+    rank = torch.arange(segments.shape[0], device=counts.device)
+    return segments, rank - starts[segments] - special
 
 
 def check_coordinates(coordinates: Tensor, count: int) -> None:
@@ -81,7 +84,12 @@ def insert_special(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
     `special` more stand in front of each of `samples` segments, the last of which may be empty."""
-    if segments is not None and bool((segments.diff(prepend=segments.new_zeros(1)) < 0).any()):
+    look = segments is not None and not is_exporting()
+    if (
+        segments is not None
+        and look
+        and bool((segments.diff(prepend=segments.new_zeros(1)) < 0).any())
+    ):
         if int(segments.min()) < 0:
             raise ValueError(f"segments must be at least 0, got {int(segments.min())}")
         raise ValueError("segments must not decrease: keep the tokens of a sample together")
@@ -90,7 +98,12 @@ def insert_special(
         return None, source, source < 0 if special else None
     if special == 0:
         return segments, torch.arange(count), None
-    token_segments, within = packed(torch.bincount(segments, minlength=samples or 0), special)
+    if samples is None:
+        token_segments, within = packed(torch.bincount(segments), special)
+    else:
+        token_segments, within = packed(
+            count_each(segments, samples), special, None if look else count + special * samples
+        )
     is_special = within < 0
     source = torch.where(is_special, -1, (~is_special).cumsum(0) - 1)
     return token_segments, source, is_special

@@ -15,7 +15,8 @@ def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
     """Return the space of the keys, in which there is a `what` to the queries.
 
     Raises:
-        TypeError: queries and keys sit in spaces of different kinds.
+        TypeError: queries and keys sit in spaces of different kinds, or such as hold different
+            tables or edges.
     """
     query, key = spaces
     if type(query) is not type(key) or query.axes != key.axes:
@@ -23,7 +24,51 @@ def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
             f"there is no {what} between {query.describe()} and {key.describe()}: "
             "give both in one kind of space, or a mask and bias that do not ask for it"
         )
+    if query is not key and what in ("distance", "edge", "pair"):
+        query.check_shared(key, f"find the {what} between", edges=what != "distance")
     return key
+
+
+def common_period(spaces: tuple[Space, Space]) -> Space:
+    """Return the space of the queries, after whose `period` the keys repeat, too.
+
+    Raises:
+        TypeError: queries and keys wrap at different places.
+    """
+    query, key = spaces
+    if query is not key and (any(query.wrap) or any(key.wrap)):
+        ends = [(space.wrap, *dict.fromkeys(getattr(space, "sizes", ()))) for space in spaces]
+        if ends[0] != ends[1]:
+            raise TypeError(
+                f"there is no offset between {query.describe()} and {key.describe()}: they wrap at "
+                "different places"
+            )
+    return query
+
+
+def nearest_image(offset: Tensor, period: Tensor) -> Tensor:
+    """Return offsets (..., A) between the nearest images of two tokens: along an axis with a period
+    n those from -((n - 1) // 2) to n // 2; along one without, which is 0, they stay."""
+    half = (period - 1).clamp(min=0) // 2
+    return torch.where(period > 0, (offset + half) % period.clamp(min=1) - half, offset)
+
+
+def in_order(spaces: tuple[Space, Space]) -> Space:
+    """Return the space of the keys, in which some are before others.
+
+    Raises:
+        TypeError: there is no order, or queries and keys sit in spaces of different kinds.
+    """
+    space = same_kind(spaces, "order")
+    for one in spaces:
+        if any(one.wrap):
+            raise TypeError(
+                f"{one.describe()} has no order, as what wraps has no end: Causal(axes=...) is for "
+                "axes that do not"
+            )
+    if not space.ordered:
+        raise TypeError(f"{space.describe()} has no order: Causal needs a Sequence or a Grid")
+    return space
 
 
 def in_segments(spaces: tuple[Space, Space]) -> bool:
@@ -134,11 +179,18 @@ class Pairs:
 
     @property
     def offset(self) -> Tensor:
-        """Key minus query along each axis, in a last dimension of size A."""
+        """Key minus query along each axis, in a last dimension of size A; where an axis wraps, that
+        of the nearest image of the key."""
         same_kind(self.spaces, "offset")
-        return self._memory.memo(
-            "offset", lambda: self.take("coordinates", "key") - self.take("coordinates", "query")
-        )
+        return self._memory.memo("offset", self._offset)
+
+    def _offset(self) -> Tensor:
+        offset = self.take("coordinates", "key") - self.take("coordinates", "query")
+        period = common_period(self.spaces).period
+        if period is None:
+            return offset
+        own = period if period.ndim == 1 else self.pick(period, "query", dims=2)
+        return nearest_image(offset, own)
 
     @property
     def edge(self) -> Tensor:
@@ -163,9 +215,7 @@ class Pairs:
     @property
     def precedes(self) -> Tensor:
         """Whether the key is at or before the query in reading order (row-major on a grid)."""
-        space = same_kind(self.spaces, "order")
-        if not space.ordered:
-            raise TypeError(f"{space.describe()} has no order: Causal needs a Sequence or a Grid")
+        in_order(self.spaces)
 
         def compute() -> Tensor:
             *slow, fastest = self.offset.unbind(-1)

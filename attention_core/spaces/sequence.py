@@ -82,6 +82,11 @@ class Sequence(Space):
         check_whole(0, special=special)
         check_whole(0, length=length, or_none=True)
         counts = whole_lengths(lengths, device)
+        if length is None and is_exporting() and isinstance(lengths, Tensor):
+            raise ValueError(
+                "length is needed for a program, which cannot look for the longest of lengths: "
+                "Sequence.padded(lengths, length=x.shape[1])"
+            )
         if length is None or not is_exporting():  # an exported program cannot look at values
             longest = int(counts.max()) if len(counts) else 0
             length = longest if length is None else length

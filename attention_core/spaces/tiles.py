@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attention_core.spaces.base import Space
-from attention_core.spaces.pairs import same_kind
+from attention_core.spaces.pairs import common_period, in_order, nearest_image, same_kind
 
 _BRANCHES = 4
 
@@ -48,8 +48,11 @@ class BlockKey(NamedTuple):
 
     #: What matters only as a difference, key minus query, such as whole-number coordinates.
     relative: tuple[Tensor, ...] = ()
-    #: What matters by itself, such as being global.
+    #: What matters by itself, such as being global; a tile holds tokens that are alike in it.
     absolute: tuple[Tensor, ...] = ()
+    #: What matters by itself, and of queries alone, such as how far each one's window reaches; a
+    #: tile may mix tokens that differ in it.
+    of_query: tuple[Tensor, ...] = ()
 
     @classmethod
     def joined(cls, *keys: BlockKey | None) -> BlockKey | None:
@@ -60,13 +63,18 @@ class BlockKey(NamedTuple):
         return cls(
             tuple(tensor for one in known for tensor in one.relative),
             tuple(tensor for one in known for tensor in one.absolute),
+            tuple(tensor for one in known for tensor in one.of_query),
         )
 
     @classmethod
     def of_place(cls, space: Space) -> BlockKey | None:
         """Make the key of what depends on the offset alone; None where places do not repeat."""
-        at = space.coordinates
-        return None if at is None or at.is_floating_point() else cls(relative=(at,))
+        at, period = space.coordinates, space.period
+        if at is None or at.is_floating_point():
+            return None
+        # Where samples wrap at different places, the same difference is not the same offset
+        differ = period is not None and period.ndim > 1
+        return cls(relative=(at,), absolute=(period,) if differ else ())  # type: ignore[arg-type]
 
     @classmethod
     def of_distance(cls, space: Space) -> BlockKey | None:
@@ -182,15 +190,65 @@ class TilePairs:
         return TileStatus(some.squeeze(-1), every.squeeze(-1))
 
     @cached_property
-    def offset(self) -> Span:
-        """The range of key minus query along each axis."""
+    def _unwrapped(self) -> Span:
+        """The range of key minus query along each axis, as if none wrapped."""
         same_kind(self.spaces, "offset")
         query, key = self.spans("coordinates", coordinates)
         return Span(key.low - query.high, key.high - query.low)
 
     @cached_property
+    def _period(self) -> Span | None:
+        """The least and the greatest period in each tile of queries; None: nothing wraps."""
+        space = common_period(self.spaces)
+        if space.period is None:
+            return None
+
+        def period(space: Space) -> Tensor:
+            found = space.period
+            assert found is not None
+            return found.expand(space.length, -1) if found.ndim == 1 else found
+
+        span, at = self.query.span("period", period), self.at[0]
+        return Span(span.low[at], span.high[at])
+
+    @cached_property
+    def offset(self) -> Span:
+        """The range of key minus query along each axis; where it wraps, of nearest images."""
+        low, high = self._unwrapped
+        if self._period is None:
+            return Span(low, high)
+        least, period = self._period
+        start = nearest_image(low, period)
+        end = start + high - low
+        # What goes beyond half way round is on both sides, so anything is between
+        half = (period - 1).clamp(min=0) // 2
+        around = (period > 0) & ((end > period // 2) | (least != period))
+        return Span(torch.where(around, -half, start), torch.where(around, period // 2, end))
+
+    @cached_property
+    def apart(self) -> Span:
+        """The range of how far apart query and key are along each axis, whichever is first."""
+        low, high = self._unwrapped
+        nearest, farthest = torch.maximum(low, -high).clamp(min=0), torch.maximum(high, -low)
+        if self._period is None:
+            return Span(nearest, farthest)
+        least, period = self._period
+        n = period.clamp(min=1)
+        start, end = low % n, low % n + high - low
+        meet = (start == 0) | (end >= n) | (least != period)
+        closest = torch.minimum(start, n - end).masked_fill(meet, 0)
+        half = n // 2
+        most = torch.maximum(torch.minimum(start, n - start), torch.minimum(end, (n - end).abs()))
+        opposite = (start <= half) & (end >= half) | (end >= n + half) | (least != period)
+        return Span(
+            torch.where(period > 0, closest, nearest),
+            torch.where(period > 0, torch.where(opposite, half, most), farthest),
+        )
+
+    @cached_property
     def precedes(self) -> TileStatus:
         """Whether the key is at or before the query in reading order."""
+        in_order(self.spaces)
         low, high = self.offset
         some, every = low[..., -1] <= 0, high[..., -1] <= 0
         for axis in reversed(range(low.shape[-1] - 1)):

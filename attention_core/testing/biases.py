@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+from torch import Tensor
+
 from attention_core.biases import Bias, DenseBias
-from attention_core.spaces import Space
+from attention_core.score_mods import has_score_mod, modified
+from attention_core.spaces import Pairs, Space
 from attention_core.testing.agreement import agree
-from attention_core.testing.pairs import answers, kept, ordinary, pair
+from attention_core.testing.pairs import Asked, answers, kept, ordinary, pair
 from attention_core.testing.terms import REFUSED, check_block_key, on_each_space
 
 
 def check_bias(bias: Bias, *spaces: Space) -> None:
     """Check that a bias keeps its promises, on `spaces` or on small ones of every kind.
 
-    Its scores are floats and no NaN, the same however pairs are laid out, and after `keep`,
-    `append`, `pack` and `pad`; `block_key` is true of them; and every backend gives the outputs,
-    weights and gradients of `reference`, those of the bias's own parameters included. A bias may
-    refuse a space by a TypeError or ValueError, as it may what is left of one; of the small ones,
-    it has to serve one.
+    Its scores, or what a score mod makes of one, are floats and no NaN, the same however pairs are
+    laid out, and after `keep`, `append`, `pack` and `pad`; `block_key` is true of them; and every
+    backend gives the outputs, weights and gradients of `reference`, those of the bias's own
+    parameters included. A bias may refuse a space by a TypeError or ValueError, as it may what is
+    left of one; of the small ones, it has to serve one.
 
     Raises:
         AssertionError: naming the promise that is broken, and tokens that break it.
@@ -24,12 +30,20 @@ def check_bias(bias: Bias, *spaces: Space) -> None:
     if not isinstance(bias, Bias):
         raise TypeError(f"bias must be a Bias, got {type(bias).__name__}")
     heads = bias.heads or 4
-    on_each_space(bias, spaces, bias, heads, lambda space: _check(bias, space, heads))
+    ask = partial(_modified, bias) if has_score_mod(bias) else bias
+    on_each_space(bias, spaces, ask, heads, lambda space: _check(bias, ask, space, heads))
 
 
-def _check(bias: Bias, space: Space, heads: int) -> None:
-    spaces, name = (space, space), f"{type(bias).__name__}.score"
-    scores = answers(name, bias, spaces, heads)
+def _modified(bias: Bias, pairs: Pairs) -> Tensor:
+    """What becomes of one and the same score of every pair."""
+    indices = torch.broadcast_tensors(pairs.batch, pairs.head, pairs.query, pairs.key)
+    return modified(bias.leaves(), torch.full(indices[0].shape, 0.7), pairs)
+
+
+def _check(bias: Bias, ask: Asked, space: Space, heads: int) -> None:
+    mod, spaces = has_score_mod(bias), (space, space)
+    name = f"{type(bias).__name__}.{'modify' if mod else 'score'}"
+    scores = answers(name, ask, spaces, heads)
     if not scores.is_floating_point():
         raise AssertionError(f"{name} must return floats, got {scores.dtype}")
     wrong = (scores.isnan() | scores.isposinf()) & ordinary(spaces, special=True)
@@ -40,11 +54,12 @@ def _check(bias: Bias, space: Space, heads: int) -> None:
     if not isinstance(bias, DenseBias):  # which speaks of places in a tensor
         kept(
             name,
-            bias,
+            ask,
             spaces,
             scores,
             hint="ask `pairs` about tokens, for pairs.query and pairs.key are other ones then",
             special=True,
+            permuted=mod,
             refused=REFUSED,
         )
     agree(f"{space.describe()}, bias {name}", space, bias=bias, heads=heads)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_core.backends.blocks.tiling import tile
 from attention_core.masks import DenseMask, Mask, Neighborhood
-from attention_core.spaces import Pairs, Sequence, Space, TilePairs
+from attention_core.spaces import Pairs, Sequence, Space, TilePairs, Tiles
 from attention_core.testing.agreement import agree
 from attention_core.testing.pairs import answers, batch_of, called, close, kept, ordinary, pair
 from attention_core.testing.terms import REFUSED, check_block_key, on_each_space
@@ -39,9 +39,9 @@ def _check(mask: Mask, space: Space) -> None:
     spaces, name = (space, space), f"{type(mask).__name__}.allowed"
     allowed = answers(name, mask.at, spaces, _HEADS)
     everyone = ordinary(spaces, special=True)
-    _check_tiles(mask, space, allowed, everyone)
     located = allowed & ordinary(spaces)
     _check_candidates(mask, space, located)
+    _check_tiles(mask, space, allowed, everyone)
     if called("allows_all", lambda: mask.allows_all(spaces)):
         _never(everyone & ~allowed, f"{mask}.allows_all is True, but", "is not allowed")
     _check_partition(mask, space, located)
@@ -81,7 +81,7 @@ def _check_tiles(mask: Mask, space: Space, allowed: Tensor, real: Tensor) -> Non
     some, every = (allowed.any(1) & real), (allowed.all(1) | ~real)
     if rows == 1:
         some, every, real = some.any(0)[None], every.all(0)[None], real[:1]
-    tiles = called(name, lambda: tile(space, rows, mask, 4, local=space.axes > 1))
+    tiles = called(name, lambda: _small_tiles(mask, space, rows))
     for _ in range(2):
         count = len(tiles)
         if not count:
@@ -103,6 +103,19 @@ def _check_tiles(mask: Mask, space: Space, allowed: Tensor, real: Tensor) -> Non
                     f"{pair(*wrong.nonzero()[0].tolist())} is {is_so}"
                 )
         tiles = tiles.coarser()
+
+
+def _small_tiles(mask: Mask, space: Space, rows: int) -> Tiles:
+    """The tiles that `blocks` makes, cut into such of at most 4 tokens."""
+    made = tile(space, rows, mask, 64, local=space.axes > 1)
+    cut = [
+        part
+        for members, size in zip(made.members, made.sizes.tolist(), strict=True)
+        for part in members[:size].split(4)
+    ]
+    sizes = torch.tensor([len(part) for part in cut], dtype=torch.long)
+    whole = [torch.cat([part, part[-1:].expand(4 - len(part))]) for part in cut]
+    return Tiles(space, rows, torch.stack(whole) if whole else made.members, sizes)
 
 
 def _check_candidates(mask: Mask, space: Space, allowed: Tensor) -> None:

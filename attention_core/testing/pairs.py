@@ -101,6 +101,7 @@ def kept(
     *,
     hint: str,
     special: bool = False,
+    permuted: bool = False,
     refused: tuple[type[Exception], ...] = (),
 ) -> None:
     """Check that pairs of tokens have the same answer once others are dropped, packed or padded.
@@ -109,12 +110,13 @@ def kept(
         whole: the answers (B, H, Lq, Lk) for all pairs of `spaces`.
         hint: what to do about it, for the message.
         special: ask about special tokens, too.
+        permuted: drop none, for an answer that depends on how many tokens there are.
         refused: what may be raised instead of an answer.
 
     Raises:
         AssertionError: naming the pair whose answer changes.
     """
-    for what, there, index in remade(spaces):
+    for what, there, index in remade(spaces, permuted):
         try:
             found = answers(f"{name} after {what}", ask, there, whole.shape[1])
         except AssertionError as error:
@@ -135,7 +137,7 @@ def kept(
             )
 
 
-def remade(spaces: Spaces) -> Iterator[tuple[str, Spaces, tuple[Tensor, Tensor]]]:
+def remade(spaces: Spaces, permuted: bool) -> Iterator[tuple[str, Spaces, tuple[Tensor, Tensor]]]:
     """Yield other spaces of the same tokens: how they came about, themselves, and the tokens.
 
     Tokens are (B, Lq) and (B, Lk), -1 where they are padding or of another sample.
@@ -145,7 +147,7 @@ def remade(spaces: Spaces) -> Iterator[tuple[str, Spaces, tuple[Tensor, Tensor]]
     generator = torch.Generator().manual_seed(1)
 
     def some(space: Space) -> Tensor:
-        count = max(space.length * 2 // 3, 1)
+        count = space.length if permuted else max(space.length * 2 // 3, 1)
         return torch.randperm(space.length, generator=generator)[:count]
 
     if not query.length or not key.length:

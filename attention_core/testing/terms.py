@@ -83,6 +83,8 @@ def check_block_key(
             values = tensor.expand(len(answers), *tensor.shape[-2:])
             query, of_key = values[:, :, None], values[:, None]
             parts += [of_key - query] if relative else [query, of_key]
+    for tensor in key.of_query:
+        parts.append(tensor.expand(len(answers), *tensor.shape[-2:])[:, :, None])
     at = real[:, 0].expand(len(answers), -1, -1).nonzero()
     if not len(at):
         return

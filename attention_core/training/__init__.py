@@ -17,19 +17,21 @@ To add one, write a data module and a model, then a YAML file that names them.
         def collate(self, samples):               # only where samples cannot just be stacked
             return {"points": ..., "target": ...}
 
-A batch is a dict: `target` is the label, **everything else is passed to the model by name**, as
-in `logits = model(points=...)`. Split the data with a seed of its own, fixed in `load`, or by
-`splits.stratified_split`, never with `seed`: another seed is then another training, tested on the
-same samples.
+What a configuration may take from the data, such as `num_classes: ${from_data:num_classes}`, its
+method `describe` returns. A batch is a dict: `target` is the label, **everything else is passed to
+the model by name**, as in `logits = model(points=...)`. Split the data with a seed of its own,
+fixed in `load`, or by `splits.stratified_split`, never with `seed`: another seed is then another
+training, tested on the same samples.
 
 **2. Model**: any `nn.Module`; an `attention_core.Model` is one that says in `embed` what tokens its
 inputs become, and has the rest of what models have. Name a matrix that multiplies activations
 `...weight` and a table that is added or looked up anything else, and weight decay is right
 (`optim.decay_groups`).
 
-**3. Task**: nothing to write for classification. To draw attention over a real input after every
-run, subclass and return a figure (two lines with `attention_core.record_attention`); for another
-loss, subclass `Task`::
+**3. Task**: nothing to write for classification; `task=regression` is there for numbers, and
+`task=segmentation` for a class of each token. To draw attention over a real input after every run,
+subclass and return a figure (two lines with `attention_core.record_attention`); for another loss,
+subclass `Task`::
 
     class RingsTask(ClassificationTask):
         def attention_figure(self, batch):        # the first test batch, on the model's device
@@ -91,7 +93,9 @@ if TYPE_CHECKING:
     from attention_core.training.export import load_model as load_model
     from attention_core.training.regression import RegressionTask as RegressionTask
     from attention_core.training.run import evaluate as evaluate, resume as resume, train as train
+    from attention_core.training.segmentation import SegmentationTask as SegmentationTask
     from attention_core.training.task import (
+        ClassificationOptions as ClassificationOptions,
         ClassificationTask as ClassificationTask,
         Task as Task,
         TaskOptions as TaskOptions,
@@ -99,11 +103,13 @@ if TYPE_CHECKING:
 
 # Loaded on first use: `attn --help` must not wait for Lightning.
 _HOMES = {
+    "ClassificationOptions": ".task",
     "ClassificationTask": ".task",
     "DataModule": ".data",
     "DataModuleOptions": ".data",
     "Loader": ".data",
     "RegressionTask": ".regression",
+    "SegmentationTask": ".segmentation",
     "Task": ".task",
     "TaskOptions": ".task",
     "UsageError": "..errors",
@@ -118,7 +124,7 @@ __all__ = sorted(_HOMES)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*globals(), *__all__])
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,7 @@ usage: attn COMMAND [...]
   attn export run=FOLDER format=...  write the model as safetensors, torch_export or onnx
   attn list                          the experiments, in a line each
   attn list NAME                     what one needs and gives, and how to train it
-  attn new-domain NAME               write the files that a domain of your own begins with
+  attn new-domain NAME [--task TASK] write the files that a domain of your own begins with
 
 examples:
   attn train experiment=graph/mutag trainer.max_epochs=20
@@ -203,10 +203,16 @@ def _new_domain(arguments: list[str]) -> None:
     parser.add_argument(
         "--into", type=Path, metavar="DIR", help="the folder to write; default: NAME"
     )
+    parser.add_argument(
+        "--task",
+        default="classification",
+        metavar="TASK",
+        help="classification (the default), regression, forecasting or segmentation",
+    )
     given = parser.parse_args(arguments)
     from attention_core.training.new_domain import new_domain
 
-    new_domain(given.name, given.into or Path(given.name))
+    new_domain(given.name, given.into or Path(given.name), given.task)
 
 
 def _of_experiment(command: str, description: str, arguments: list[str]) -> argparse.Namespace:

@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "attention_core.conf"
+#: Whether a configuration is composed, and is now resolved for good.
+_is_complete: ContextVar[bool] = ContextVar("complete", default=False)
 HOW = ("sweep=", "launcher=", "debug=")  # groups that say how to run and not what
 
 
@@ -106,7 +109,8 @@ class _Task:
         folder = Path(hydra.runtime.output_dir)
 
         def config() -> dict[str, Any]:
-            values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            with _complete():
+                values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
             return {"experiment": hydra.runtime.choices.get("experiment"), **values}
 
         if hydra.mode is RunMode.MULTIRUN:
@@ -218,10 +222,20 @@ def run_hydra(
 
 
 @contextmanager
+def _complete() -> Iterator[None]:
+    """Let values be taken from the data: OmegaConf resolves also what is about to be overridden."""
+    token = _is_complete.set(True)
+    try:
+        yield
+    finally:
+        _is_complete.reset(token)
+
+
+@contextmanager
 def _calmed() -> Iterator[None]:
     """Escapes the configuration that Hydra prints: YAML leaves what turns the direction of text."""
     printed = io.StringIO()
-    with redirect_stdout(printed):
+    with redirect_stdout(printed), _complete():
         yield
     print(for_terminal(printed.getvalue()), end="")
 
@@ -377,7 +391,8 @@ def _register_resolvers() -> None:
     """`${count:${data.classes}}`: how many; `${slug:a/b}`: as part of a file name; `${unique:}`: of
     this run alone; `${monitor:TARGET}`, `${mode:TARGET}`, `${direction:TARGET}`: the value that a
     task is judged by, which way is better, and what a sweeper does with it;
-    `${class_folders:ROOT}`: the names of the folders, one for each class, of a data set."""
+    `${from_data:classes}`: what the data that is configured says of itself, see
+    `DataModule.describe`."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", len, replace=True)
@@ -389,7 +404,7 @@ def _register_resolvers() -> None:
             name, lambda target, *, _root_, at=place: _monitored(target, _root_)[at], replace=True
         )
     OmegaConf.register_new_resolver("direction", _direction, replace=True)
-    OmegaConf.register_new_resolver("class_folders", _class_folders, replace=True)
+    OmegaConf.register_new_resolver("from_data", _from_data, replace=True)
 
 
 def _monitored(target: str, root: "DictConfig") -> tuple[str, str]:
@@ -405,7 +420,38 @@ def _direction(target: str, *, _root_: "DictConfig") -> str:
     return DIRECTIONS[_monitored(target, _root_)[1]]
 
 
-def _class_folders(root: str) -> list[str]:
-    from attention_core.training.inputs import class_folders
+def _from_data(name: str, *, _root_: "DictConfig") -> Any:
+    from omegaconf import OmegaConf
 
-    return class_folders(Path(root).expanduser())
+    from attention_core.training.data import DataModule
+    from attention_core.training.instantiate import build, check
+
+    if not _is_complete.get():
+        raise UsageError(f"${{from_data:{name}}}: the data is asked once all is composed.")
+    given: Any = OmegaConf.to_container(_root_.data, resolve=False)
+    if not isinstance(given, dict) or "_target_" not in given:
+        raise UsageError(f"data: a mapping with a _target_ is needed, got {given!r}.")
+    arguments: dict[str, Any] = {}
+    for key, raw in given.items():
+        if raw == "???":
+            raise UsageError(f"data.{key}: a value is needed: data.{key}=...")
+        if "${from_data:" not in str(raw):  # what is to be taken cannot be an argument
+            value = _root_.data[key]
+            plain = OmegaConf.is_config(value)
+            arguments[key] = OmegaConf.to_container(value, resolve=True) if plain else value
+    # Several values are taken, and the data is read once for all
+    read = OmegaConf.get_cache(_root_).setdefault("from_data", {})
+    key = repr(arguments)
+    if key not in read:
+        allow = list(_root_.get("allow") or ())
+        check(arguments, "data", place="data", allow=allow)
+        module = build(arguments, "data", allow=allow)
+        if not isinstance(module, DataModule):
+            raise UsageError(f"data: a DataModule is needed, got {type(module).__name__}.")
+        read[key] = module.describe()
+    if name not in read[key]:
+        raise UsageError(
+            f"data: {given['_target_']} does not say what its {name} are, as ${{from_data:{name}}} "
+            f"asks; it says {', '.join(read[key])}."
+        )
+    return read[key][name]

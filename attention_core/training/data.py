@@ -15,18 +15,18 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from attention_core.annotated import Unchecked, checked
 from attention_core.errors import UsageError
 from attention_core.training.fingerprint import fingerprint
+from attention_core.training.in_one_sentence import checked_batch, shapes_of
 from attention_core.training.inputs import whole_path
 from attention_core.training.seeding import derive_seed, seed_generators
 
 
-def require(package: str, extra: str = "data") -> None:
-    """Raise a UsageError that names the extra to install where `package` is not importable."""
+def require(package: str, extra: str | None = "data") -> None:
+    """Raise a UsageError that names the extra to install, where there is one, if `package` is not
+    importable."""
     # Of a dotted name, that of what it is in: to look into it would import it
     if importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise UsageError(
-            f"The package {package!r} is needed for this and is not installed. "
-            f"Install it with: pip install 'attention-core[{extra}]'"
-        )
+        how = f" Install it with: pip install 'attention-core[{extra}]'" if extra else ""
+        raise UsageError(f"The package {package!r} is needed for this and is not installed.{how}")
 
 
 class DataModuleOptions(TypedDict, total=False):
@@ -117,13 +117,37 @@ class DataModule(LightningDataModule):
         root = arguments.get("root")
         return {**arguments, "root": whole_path(root)} if isinstance(root, str) else arguments
 
+    def describe(self) -> dict[str, Any]:
+        """Return what a configuration may take from the data, by name: ``${from_data:classes}``.
+
+        It is asked before anything is trained, of a module that was built without what is to be
+        taken. By default the classes that it was given.
+        """
+        return {"classes": self.classes, "num_classes": len(self.classes)}
+
     def load(self) -> None:
         """Fill `train_set`, `val_set` and `test_set`; called once per process, before any use."""
-        raise NotImplementedError(f"{type(self).__name__}.load must fill the three data sets.")
+        raise UsageError(
+            f"{type(self).__name__} must define load(self), which fills train_set, val_set and "
+            "test_set."
+        )
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
         """Make a batch of samples; by default each sample is a dict and its values are stacked."""
-        return cast(dict[str, Any], default_collate(samples))
+        try:
+            return cast(dict[str, Any], default_collate(samples))
+        except RuntimeError as error:
+            for name, shapes in shapes_of(samples).items():
+                if len(shapes) > 1:
+                    raise UsageError(
+                        f"{type(self).__name__}: {name!r} of samples is of different sizes, "
+                        f"{shapes[0]} and {shapes[1]}, which are not stacked. Write its method "
+                        "collate(samples), which pads them or puts them end to end."
+                    ) from error
+            raise
+
+    def _collated(self, samples: list[Any]) -> dict[str, Any]:
+        return checked_batch(self.collate(samples), type(self).__name__)
 
     def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
         """Yield everything to predict in the file or folder `path`: a name for its row, and what
@@ -197,7 +221,7 @@ class DataModule(LightningDataModule):
         loader = Loader(
             dataset,
             self.batch_size,
-            collate=self.collate,
+            collate=self._collated,
             workers=self.workers,
             seed=self.seed,
             shuffle=shuffle,

@@ -1,10 +1,14 @@
 """The model of a run as one file: its weights, or a program that runs without its code."""
 
+import inspect
+import io
 import json
+import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from attention_core.training.data import DataModule, require
 from attention_core.training.folder import RunFolder, read_config
 from attention_core.training.predict import load_trained
 from attention_core.training.task import Task
+from attention_core.training.untraceable import explain
 
 Inputs = dict[str, Tensor]
 OpenDims = dict[str, dict[int, str]]
@@ -142,17 +147,16 @@ def _write_program(
     about: dict[str, str],
 ) -> str:
     examples = _examples(data, task)
-    inputs, open_dims = next(examples)
+    inputs, open_dims = examples[0]
     try:
         run = write(_traced(task.model, inputs, open_dims), open_dims, file, about)
     except Exception as error:  # tracing a model of the user's own can fail in any way
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = " ".join(" ".join(lines[:2]).split())
+        reason = explain(error, task.model, lambda: _traced(task.model, inputs, open_dims))
         raise UsageError(
             f"export: {type(task.model).__name__} cannot be written as a program: {reason} "
             "(HYDRA_FULL_ERROR=1 shows where). Its weights can, by format=safetensors."
         ) from error
-    worst = max(_difference(run, task.model, inputs) for inputs, _ in examples)
+    worst = max(_difference(run, task.model, inputs) for inputs, _ in examples[1:])
     shapes = ", ".join(
         f"{name} ({', '.join(open_dims[name].get(i, str(n)) for i, n in enumerate(x.shape))})"
         for name, x in inputs.items()
@@ -160,11 +164,12 @@ def _write_program(
     return f"takes {shapes}; within {worst:.1e} of the model on two other batches"
 
 
-def _examples(data: DataModule, task: Task) -> Iterator[tuple[Inputs, OpenDims]]:
+def _examples(data: DataModule, task: Task) -> list[tuple[Inputs, OpenDims]]:
     """Test samples as the program takes them: three to trace it, then one, then seven."""
     data.setup("test")
     samples: Any = data.test_set
     start = 0
+    examples = []
     for count in (3, 1, 7):
         chosen = [samples[i % len(samples)] for i in range(start, start + count)]
         start += count
@@ -179,7 +184,29 @@ def _examples(data: DataModule, task: Task) -> Iterator[tuple[Inputs, OpenDims]]
                         f"export: {type(task).__name__}.export_inputs calls a dimension of both "
                         f"{other!r} and {name!r} {dim!r}, but their sizes are {same} and {size}."
                     )
-        yield inputs, {name: open_dims.get(name, {}) for name in inputs}
+        examples.append((inputs, {name: open_dims.get(name, {}) for name in inputs}))
+    _open_what_varies(examples)
+    return examples
+
+
+def _open_what_varies(examples: list[tuple[Inputs, OpenDims]]) -> None:
+    """Open those dimensions, too, whose sizes differ between batches, as of padded samples: one
+    name for all of equal sizes."""
+    named: dict[tuple[int, ...], str] = {}
+    every = [inputs for inputs, _ in examples]
+    open_dims = examples[0][1]
+    for known in (True, False):
+        for name, value in every[0].items():
+            if any(name not in inputs or inputs[name].ndim != value.ndim for inputs in every):
+                continue
+            for index in range(value.ndim):
+                sizes = tuple(inputs[name].shape[index] for inputs in every)
+                if known and index in open_dims[name]:
+                    named.setdefault(sizes, open_dims[name][index])
+                elif not known and index not in open_dims[name] and len(set(sizes)) > 1:
+                    new = f"{name}_{index}" if "length" in named.values() else "length"
+                    for _, dims in examples:
+                        dims[name] = {**dims[name], index: named.setdefault(sizes, new)}
 
 
 def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedProgram:
@@ -189,9 +216,47 @@ def _traced(model: nn.Module, inputs: Inputs, open_dims: OpenDims) -> ExportedPr
         name: {index: symbols[dim] for index, dim in dims.items()}
         for name, dims in open_dims.items()
     }
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+    # Of torch about itself: warnings, and a listing of what it has traced where it fails
+    named = _arguments_by_name(model, inputs)
+    with torch.no_grad(), _silence(), redirect_stderr(io.StringIO()), named:
         return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def _arguments_by_name(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Give a `forward(*inputs, **more)` the arguments that it is called with: those within `more`
+    the program would look for where they are not, to compare their sizes."""
+    kinds = [one.kind for one in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        yield
+        return
+    forward = model.forward
+
+    def named(*inputs: Any, **more: Any) -> Any:
+        return forward(*inputs, **more)
+
+    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, place) for name in names]
+    )
+    model.forward = named
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep to themselves what torch and its packages say of themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _check_names(model: nn.Module) -> None:
@@ -205,7 +270,8 @@ def _check_names(model: nn.Module) -> None:
 def _write_torch(
     program: ExportedProgram, open_dims: OpenDims, file: Path, about: dict[str, str]
 ) -> Run:
-    torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
+    with _silence():
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
     read = torch.export.load(file).module()
     return lambda inputs: _tensors(read(**inputs))
 
@@ -217,8 +283,7 @@ def _write_onnx(
 
     count = len(program.graph_signature.user_outputs)
     names = [f"output_{index}" for index in range(count)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx about itself
+    with _silence():
         converted = torch.onnx.export(
             program,
             dynamo=True,

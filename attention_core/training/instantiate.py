@@ -22,6 +22,7 @@ from typing import Any
 
 from attention_core.annotated import takes
 from attention_core.errors import UsageError, did_you_mean
+from attention_core.packages import extra_of
 from attention_core.training import own
 from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, is_within, reason
 
@@ -69,6 +70,12 @@ def _build(config: Any, place: str, found_of: Mapping[int, Any], extra: dict[str
         raise
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"{place or target}: {error}") from error
+    except AttributeError as error:
+        if "before Module.__init__() call" not in str(error):
+            raise
+        raise UsageError(
+            f"{place or target}: its __init__ must begin with super().__init__()."
+        ) from error
 
 
 def check(
@@ -203,7 +210,9 @@ def _import_longest(parts: list[str], where: str, target: str) -> tuple[Any, int
         except ModuleNotFoundError as error:
             if error.name != name and not name.startswith(f"{error.name}."):
                 unserved = error.name is not None and own.lies_unserved(error.name)
+                extra = None if unserved or error.name is None else extra_of(error.name)
                 how = " To import it from your folder, too, add it to allow." if unserved else ""
+                how = f" Install it with: pip install 'attention-core[{extra}]'" if extra else how
                 raise UsageError(
                     f"{where}: {target!r} needs the package {error.name!r}.{how}"
                 ) from error

@@ -36,7 +36,7 @@ def predict(folder: Path, source: Path, output: Path | None, allow: Sequence[str
     more than a few batches are in memory at any time, however many there are. A row has `input`,
     the name of what was read, and then what the task's `predictions` says of it, or an `error`
     where it could not be read, or is larger than the run's `data.largest_input`. Rows come in the
-    order of the inputs.
+    order of the inputs; of an input that has parts, such as the nodes of a graph, a row for each.
 
     Args:
         source: a file or folder, of a kind that the run's data module reads.
@@ -166,8 +166,9 @@ def _predicted(data: DataModule, task: Task, source: Path) -> Iterator[list[Row]
 
 
 def _rows(data: DataModule, task: Task, chunk: _Chunk) -> list[Row]:
+    """The rows of the inputs of one batch, in their order."""
     readable = [index for index in range(len(chunk.names)) if index not in chunk.errors]
-    found: dict[int, Row] = {index: {"error": error} for index, error in chunk.errors.items()}
+    found = {index: [{"error": error}] for index, error in chunk.errors.items()}
     try:
         if chunk.batch is None:
             raise ValueError("the samples of a batch do not go together")
@@ -181,29 +182,32 @@ def _rows(data: DataModule, task: Task, chunk: _Chunk) -> list[Row]:
         # one fails and the others do not.
         for index in readable:
             found[index] = _alone(data, task, chunk.raws[index])
-    return [{"input": name, **found[index]} for index, name in enumerate(chunk.names)]
+    return [
+        {"input": name, **row} for index, name in enumerate(chunk.names) for row in found[index]
+    ]
 
 
-def _alone(data: DataModule, task: Task, raw: Any) -> Row:
+def _alone(data: DataModule, task: Task, raw: Any) -> list[Row]:
     try:
-        (row,) = _run(data, task, data.collate([_sample(data, raw)]), 1)
+        (rows,) = _run(data, task, data.collate([_sample(data, raw)]), 1)
     except UsageError:
         raise
     except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
-        return {"error": _in_words(error)}
-    return row
+        return [{"error": _in_words(error)}]
+    return rows
 
 
 def _columns(data: DataModule, task: Task, source: Path) -> list[str]:
     """Find the columns by the first readable input: the header of a CSV file comes before any."""
     for _, raw in data.inputs(source):
-        row = _alone(data, task, raw)
-        if "error" not in row:
-            return list(row)
+        for row in _alone(data, task, raw):
+            if "error" not in row:
+                return list(row)
     return []
 
 
-def _run(data: DataModule, task: Task, batch: dict[str, Any], count: int) -> list[Row]:
+def _run(data: DataModule, task: Task, batch: dict[str, Any], count: int) -> list[list[Row]]:
+    """The rows of each of `count` inputs."""
     batch = data.transfer_batch_to_device(batch, task.device, 0)
     with torch.inference_mode():
         rows = task.predict(batch, data)
@@ -212,7 +216,12 @@ def _run(data: DataModule, task: Task, batch: dict[str, Any], count: int) -> lis
             f"{type(task).__name__}.predict must return one row for each of {count} inputs, "
             f"got {len(rows)}."
         )
-    return [row if _is_finite(row) else {"error": "the output is not finite"} for row in rows]
+    of_each = [parts if isinstance(parts, list) else [parts] for parts in rows]
+    return [
+        [row if _is_finite(row) else {"error": "the output is not finite"} for row in parts]
+        or [{"error": "there is nothing in it to predict"}]
+        for parts in of_each
+    ]
 
 
 def _is_finite(row: Row) -> bool:

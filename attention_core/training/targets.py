@@ -168,7 +168,11 @@ KINDS = {
     "task": Kind(
         "a Task",
         (f"{TRAINING}.task.Task",),
-        ours=_of(TRAINING, "task.ClassificationTask task.Task regression.RegressionTask"),
+        ours=_of(
+            TRAINING,
+            "task.ClassificationTask task.Task regression.RegressionTask "
+            "segmentation.SegmentationTask",
+        ),
     ),
     "loss": Kind(
         "a loss or a metric",

@@ -23,6 +23,7 @@ from attention_core.annotated import checked
 from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.fingerprint import check_unchanged
+from attention_core.training.in_one_sentence import refusals_of, refusals_of_classes, target_of
 from attention_core.training.optim import (
     check_eps,
     decay_groups,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Any]
+Row = dict[str, Any]
 
 
 class TaskOptions(TypedDict, total=False):
@@ -196,15 +198,16 @@ class Task(LightningModule):
 
     def samples(self, batch: Batch) -> int:
         """Return how many samples a batch has; by default as many as targets."""
-        return len(batch["target"])
+        return len(target_of(batch))
 
     def weight(self, batch: Batch) -> Tensor | int:
         """Return how many items the loss of a batch is the mean of; by default its samples."""
         return self.samples(batch)
 
-    def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
+    def predict(self, batch: Batch, data: DataModule) -> Sequence[Row | list[Row]]:
         """Return what `attn predict` writes of a batch that `data` has read: a row per sample, as
-        `predictions` does. Override it where more than one pass through the model is needed."""
+        `predictions` does, or a list of rows per sample, one for each of its parts. Override it
+        where more than one pass through the model is needed."""
         return self.predictions(self(**batch))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
@@ -219,8 +222,9 @@ class Task(LightningModule):
         """Return the inputs, for a batch, of the program that `attn export` writes: the model's
         arguments by name, and the names of those dimensions of each that vary with the batch.
 
-        By default everything but `target`, each with as many rows as there are samples. Override
-        it where the model also takes a form whose shapes say more, such as padded texts.
+        By default everything but `target`, each with as many rows as there are samples; what else
+        differs from batch to batch, as the length of padded samples does, is found. Override it
+        where the model also takes a form whose shapes say more, such as padded texts.
         """
         inputs = model_inputs(batch)
         for name, value in inputs.items():
@@ -321,10 +325,11 @@ class Task(LightningModule):
 
     def update_metrics(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Add a batch to the metrics; override where they want more than (output, target)."""
-        metrics.update(output, batch["target"])
+        metrics.update(output, target_of(batch))
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
-        output = self(**model_inputs(batch))
+        with refusals_of(self.model):
+            output = self(**model_inputs(batch))
         loss = self.loss(output, batch)
         with torch.no_grad():
             self.means[f"{stage}_mean"].update(loss.detach(), weight=self.weight(batch))  # type: ignore[operator]
@@ -373,6 +378,8 @@ class ClassificationTask(Task):
 
     monitor = "val/accuracy"
     mode = "max"
+    #: The target that asks for nothing, where there is one.
+    ignored: int | None = None
 
     def __init__(
         self,
@@ -384,7 +391,12 @@ class ClassificationTask(Task):
         **settings: Unpack[TaskOptions],
     ) -> None:
         if len(classes) < 2:
-            raise UsageError(f"task.classes must name at least two classes, got {list(classes)}.")
+            numbers = (
+                " Where targets are numbers, take a task of regression." if not classes else ""
+            )
+            raise UsageError(
+                f"task.classes must name at least two classes, got {list(classes)}.{numbers}"
+            )
         counts = None if class_weights is None else torch.tensor([*class_weights]).float()
         if counts is not None and not (len(counts) == len(classes) and counts.min() >= 0):
             raise UsageError(
@@ -392,18 +404,21 @@ class ClassificationTask(Task):
                 f"are needed, got {class_weights}."
             )
         count = len(classes)
-        super().__init__(
-            model,
-            metrics={
-                "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False),
-                "f1": MulticlassF1Score(count, average="macro", validate_args=False),
-            },
-            **settings,
-        )
+        super().__init__(model, metrics=self.class_metrics(count), **settings)
         self.classes = [str(name) for name in classes]
         self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", counts, persistent=False)
-        self.confusion = MulticlassConfusionMatrix(count, validate_args=False)
+        self.confusion = MulticlassConfusionMatrix(
+            count, ignore_index=self.ignored, validate_args=False
+        )
+
+    def class_metrics(self, count: int) -> dict[str, Metric]:
+        """Return the metrics of `count` classes, by name."""
+        shared: Any = {"ignore_index": self.ignored, "validate_args": False}
+        return {
+            "accuracy": MulticlassAccuracy(count, average="micro", **shared),
+            "f1": MulticlassF1Score(count, average="macro", **shared),
+        }
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         if output.ndim != 2 or output.shape[1] != len(self.classes):
@@ -411,17 +426,19 @@ class ClassificationTask(Task):
                 f"model: logits of shape (B, {len(self.classes)}) expected, one per class, "
                 f"got {tuple(output.shape)}."
             )
-        smoothing, weights = self.label_smoothing, self.class_weights
-        if weights is None:
-            return F.cross_entropy(output, batch["target"], label_smoothing=smoothing)
-        # The mean over samples, not over their weights: so the batches of a step are put together
-        return F.cross_entropy(
-            output,
-            batch["target"],
-            weight=weights,  # type: ignore[arg-type]
-            label_smoothing=smoothing,
-            reduction="none",
-        ).mean()
+        target, smoothing, weights = target_of(batch), self.label_smoothing, self.class_weights
+        with refusals_of_classes(target, (len(output),), len(self.classes)):
+            if weights is None:
+                return F.cross_entropy(output, target, label_smoothing=smoothing)
+            # The mean over samples, not over their weights: so the batches of a step are put
+            # together
+            return F.cross_entropy(
+                output,
+                target,
+                weight=weights,  # type: ignore[arg-type]
+                label_smoothing=smoothing,
+                reduction="none",
+            ).mean()
 
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:

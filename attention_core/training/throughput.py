@@ -17,6 +17,7 @@ from attention_core.errors import UsageError
 from attention_core.layers import Encoder
 from attention_core.training.data import model_inputs
 from attention_core.training.folder import RunFolder
+from attention_core.training.in_one_sentence import refusals_of
 from attention_core.training.metrics import CSVMetrics
 
 
@@ -128,6 +129,7 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
         torch.compiler.set_stance("force_eager"),  # compiled code hides its operations
         trainer.precision_plugin.forward_context(),
         counter,
+        refusals_of(task),
     ):
         task(**inputs)
     for module, mode in modes:

@@ -6,6 +6,7 @@ from graph.data.digits import DigitsKNN
 from graph.data.folder import GraphFolder
 from graph.data.graphs import Graphs, Sample, pack, unpack
 from graph.data.karate import Karate
+from graph.data.links import GraphLinks, LinkData
 from graph.data.module import GraphData
 from graph.data.molecules import Molecules
 from graph.data.mutag import Mutag
@@ -20,8 +21,10 @@ __all__ = [
     "DigitsKNN",
     "GraphData",
     "GraphFolder",
+    "GraphLinks",
     "Graphs",
     "Karate",
+    "LinkData",
     "Molecules",
     "Mutag",
     "PyGDataset",

@@ -42,7 +42,7 @@ class Atlas(GraphData):
         self.property = property
 
     def load(self) -> None:
-        require("networkx", extra="data")
+        require("networkx", extra="graph")
         from networkx import check_planarity
         from networkx.generators.atlas import graph_atlas_g
 

@@ -50,7 +50,7 @@ class DigitsKNN(GraphData):
         self.neighbors, self.labels_per_class = neighbors, labels_per_class
 
     def load(self) -> None:
-        require("sklearn", extra="data")
+        require("sklearn", extra="graph")
         from sklearn.datasets import load_digits
         from sklearn.neighbors import kneighbors_graph
 

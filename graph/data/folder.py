@@ -1,174 +1,318 @@
-"""Graphs of one's own, in a folder: in TU format or as GraphML."""
+"""Graphs of one's own, in files: in TU format, as GraphML, or as tensors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from attention_core.training import UsageError
 from attention_core.training.inputs import class_folders
-from graph.data.graphml import read_graphml
+from attention_core.training.splits import stratified_split
+from graph.data.graphml_columns import Columns, GraphML, as_targets, kinds_of
 from graph.data.graphs import Sample
 from graph.data.module import GraphData, GraphDataOptions
-from graph.data.tu import read_tu
+from graph.data.tensor_files import TENSORS, read_tensors
+from graph.data.tu import Names, TUFolder, is_tu
+from graph.models import Level
+
+_SUFFIXES = (".graphml", *TENSORS)
+_MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 class GraphFolder(GraphData):
-    """Graphs in a folder: files in TU format, named as the folder; or GraphML files (.graphml).
+    """Graphs of one's own: a folder in TU format, named as its files are; GraphML files (.graphml);
+    or files of tensors (.pt, .npz, .safetensors; see `read_tensors`), with a graph or several each.
 
-    GraphML files hold a graph each, and lie in a folder for each class, or in one where a number of
-    each graph is to be predicted. Of undirected graphs each edge counts in both directions. The
-    split is fixed, 80% training, 10% validation, 10% test, stratified by class; or by `fold`.
+    What is told is something of each graph, node or edge, as `level` says.
+
+    - Of graphs: files lie in a folder for each class, or in one, where `target` or, of tensors, `y`
+      says what is to be told; of TU files their graph labels or attributes do.
+    - Of nodes and edges: `target` names their attribute, of tensors it is `y`; of TU files it is
+      their labels. Nodes and edges without that attribute are not asked for.
+
+    Of undirected graphs each edge counts in both directions, and is asked for once. The split is
+    fixed, 80% training, 10% validation, 10% test, stratified by class; or by `fold`. Of one graph
+    its nodes or edges are split, 60%, 20%, 20%: or by `train_mask`, `val_mask` and `test_mask`,
+    where tensors have them.
 
     A batch holds one row of nodes: `x` (N,) types or (N, F) features, all of type 0 where neither
     is asked for; `edge_index` (2, E); `edge_attr` likewise where it is asked for; `batch` (N,),
-    `num_graphs` and `target` (G,). What TU files give, `read_tu` says.
+    `num_graphs` and `target`: (G,), or (N,) beside `node_mask`, or (B,) of the edges in
+    `edge_label_index`. What TU files give, `read_tu` says.
+
+    `attn predict` reads the same files. Types, features and classes are what they were in training:
+    another kind of node is an error that names it.
 
     Args:
-        root: the folder.
-        node_type, edge_type: of GraphML, the attribute that tells the kind of a node or edge; kinds
-            are numbered in the order of their names, over all files.
+        root: the folder, or one file.
+        level: what is told something of, "graph", "node" or "edge". Of links, see `GraphLinks`.
+        node_type, edge_type: of GraphML, the attribute that tells the kind of a node or edge.
         node_features, edge_features: or the attributes that are its features, numbers all.
-        target: the attribute of a graph that is to be predicted, a number; None for its folder.
-        settings: those of `GraphData`.
+        target: the attribute that is to be told. Where it is a number it is one to predict, unless
+            `classes` names it.
+        node_names, edge_names: the kinds of nodes and edges, whose types are indices into these;
+            of TU files labels, a list for each column where there are several or attributes beside.
+            By default all that there are, in the order of their names.
+        settings: those of `GraphData`. `classes` are by default the folders, or what the target is
+            in words; [] demands numbers.
 
     Raises:
-        UsageError: types and features are asked for; or when it loads: there are no graphs, or a
-            file, which is named, cannot be read or lacks an attribute.
+        UsageError: types and features are asked for; or when it loads: there are no graphs; or a
+            file, which is named, cannot be read, lacks an attribute, or has a kind or a class that
+            is not listed.
     """
+
+    level: Level
 
     def __init__(
         self,
         root: str,
         *,
+        level: Level = "graph",
         node_type: str | None = None,
         node_features: Sequence[str] = (),
         edge_type: str | None = None,
         edge_features: Sequence[str] = (),
         target: str | None = None,
+        node_names: Names = (),
+        edge_names: Names = (),
         **settings: Unpack[GraphDataOptions],
     ) -> None:
+        self._numbers = "classes" in settings and not settings["classes"]
         super().__init__(**settings)
-        for kind, features, of in (
-            (node_type, node_features, "node"),
-            (edge_type, edge_features, "edge"),
-        ):
-            if kind is not None and features:
-                raise UsageError(f"data.{of}_type and data.{of}_features: one of them, not both.")
+        if level not in ("graph", "node", "edge"):
+            more = " Links are in data=graph/graph_links." if level == "link" else ""
+            raise UsageError(f"data.level must be graph, node or edge, got {level!r}.{more}")
+        self.columns = Columns(
+            node_type, list(node_features), edge_type, list(edge_features)
+        ).checked()
         self.root = Path(root).expanduser()
-        self.node_type, self.node_features = node_type, list(node_features)
-        self.edge_type, self.edge_features = edge_type, list(edge_features)
-        self.target = target
+        self.level, self.target = level, target
+        self.node_names, self.edge_names = list(node_names), list(edge_names)
 
     def load(self) -> None:
-        name = self.root.resolve().name
-        if not self.root.is_dir():
+        if not self.root.exists():
             raise UsageError(f"data.root: there is no folder {str(self.root)!r}.")
-        if (self.root / f"{name}_A.txt").exists():
-            samples = read_tu(self.root)
-            if "target" not in samples[0]:
-                raise UsageError(f"data.root: {str(self.root)!r} has no {name}_graph_labels.txt.")
+        name = self.root.resolve().name
+        samples = self._read_tu() if is_tu(self.root) else self._read_files()
+        if self.level == "graph":
+            strata = [0 if s["target"].is_floating_point() else int(s["target"]) for s in samples]
+            self.split(samples, name, strata=strata, shares=(0.8, 0.1, 0.1))
+        elif len(samples) > 1:
+            self.split(samples, name, strata=[0] * len(samples), shares=(0.8, 0.1, 0.1))
         else:
-            samples = self._read_graphml()
-        is_class = not samples[0]["target"].is_floating_point()
-        if is_class:
-            most = max(int(sample["target"]) for sample in samples)
-            if most >= len(self.classes):
-                raise UsageError(
-                    f"data.classes names {len(self.classes)} classes; the graphs of {name} have "
-                    f"{most + 1}."
-                )
-        strata = [int(sample["target"]) if is_class else 0 for sample in samples]
-        self.split(samples, name, strata=strata, shares=(0.8, 0.1, 0.1))
+            self._split_one(samples[0], name)
 
-    def _read_graphml(self) -> list[Sample]:
-        if self.target is None:
-            names = class_folders(self.root)
-            files = [
-                (path, label)
-                for label, folder in enumerate(names)
-                for path in sorted((self.root / folder).glob("*.graphml"))
-            ]
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        asked = self.columns.node_type and not self.node_names
+        if stage == "predict" and (asked or (self.columns.edge_type and not self.edge_names)):
+            self.load()  # of a run whose configuration does not name the kinds
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def _read_tu(self) -> list[Sample]:
+        files = TUFolder(self.root, self.level)
+        self.node_names = self.node_names or list(files.names("node"))
+        self.edge_names = self.edge_names or list(files.names("edge"))
+        if not self._numbers:
+            self.classes = self.classes or files.classes
+        samples = files.samples(self.node_names, self.edge_names, self.classes)
+        what = f"{files.name}_{self.level}_labels.txt"
+        if "target" not in samples[0]:
+            raise UsageError(f"data.root: {str(self.root)!r} has no {what}.")
+        if self.classes and samples[0]["target"].is_floating_point():
+            raise UsageError(
+                f"data.classes names {', '.join(self.classes)}, but {files.name} has numbers to "
+                "predict: write data.classes=[]."
+            )
+        if self._numbers:
+            for sample in samples:
+                sample["target"] = sample["target"].float()
+        return [self._asked(sample, sample["edge_index"]) for sample in samples]
+
+    def _read_files(self) -> list[Sample]:
+        paths, labels = self._paths()
+        if paths[0].suffix.lower() == ".graphml":
+            graphs = [GraphML(path) for path in paths]
+            return self._settle(graphs, labels)
+        samples, of_file = [], []
+        for path, label in zip(paths, labels, strict=True):
+            found = read_tensors(path)
+            samples += found
+            of_file += [(path.name, label)] * len(found)
+        return self._targets_of_tensors(samples, of_file)
+
+    def _paths(self) -> tuple[list[Path], list[int | None]]:
+        """The files and the class of each, where it is that of its folder; all of one format."""
+        if self.root.is_file():
+            found: list[tuple[Path, int | None]] = [(self.root, None)]
         else:
-            files = [(path, 0) for path in sorted(self.root.glob("*.graphml"))]
-        if not files:
+            flat = sorted(path for path in self.root.iterdir() if _is_graph(path))
+            found = [(path, None) for path in flat]
+            tensors = bool(flat) and flat[0].suffix.lower() in TENSORS
+            if self.level != "graph" or self.target is not None:
+                below = flat or sorted(path for path in self.root.rglob("*") if _is_graph(path))
+                found = [(path, None) for path in below]
+            elif not tensors:
+                found = self._in_class_folders()
+        paths = [path for path, _ in found]
+        if not paths or paths[0].suffix.lower() not in _SUFFIXES:
             raise UsageError(
                 f"data.root: {str(self.root)!r} holds neither {self.root.resolve().name}_A.txt, of "
-                "the TU format, nor files that end in .graphml."
+                f"the TU format, nor files that end in {', '.join(_SUFFIXES)}."
             )
-        graphs = [read_graphml(path) for path, _ in files]
-        places = [path.name for path, _ in files]
-        nodes = [[values for _, values in graph.nodes(data=True)] for graph in graphs]
-        edges = [[values for *_, values in graph.edges(data=True)] for graph in graphs]
-        x = _columns(nodes, places, "node", self.node_type, self.node_features)
-        edge_attr = _columns(edges, places, "edge", self.edge_type, self.edge_features)
-        samples = []
-        for index, (graph, (_, label)) in enumerate(zip(graphs, files, strict=True)):
-            number = {node: k for k, node in enumerate(graph)}
-            ends = [(number[a], number[b]) for a, b in graph.edges()]
-            own = torch.tensor(ends, dtype=torch.int64).reshape(-1, 2).T
-            both = not graph.is_directed()
-            # A loop is one edge in either direction
-            back = own[0] != own[1]
-            sample = {
-                "x": torch.zeros(len(graph), dtype=torch.int64) if x is None else x[index],
-                "edge_index": torch.cat([own, own.flip(0)[:, back]], 1) if both else own,
-            }
-            if edge_attr is not None:
-                attr = edge_attr[index]
-                sample["edge_attr"] = torch.cat([attr, attr[back]]) if both else attr
-            if self.target is None:
+        kinds = {path.suffix.lower() == ".graphml" for path in paths}
+        if len(kinds) > 1:
+            raise UsageError(
+                f"data.root: {str(self.root)!r} holds GraphML and files of tensors; one of them."
+            )
+        return paths, [label for _, label in found]
+
+    def _in_class_folders(self) -> list[tuple[Path, int | None]]:
+        have = class_folders(self.root)
+        if self._numbers:
+            raise UsageError(
+                "data.target: where data.classes is [], the attribute of each graph that is a "
+                "number to predict is needed."
+            )
+        self.classes = self.classes or have
+        missing = [name for name in self.classes if name not in have]
+        if missing:
+            raise UsageError(
+                f"data.classes: there is no folder {missing[0]!r} in {str(self.root)!r}; there are "
+                f"{', '.join(have)}."
+            )
+        return [
+            (path, label)
+            for label, name in enumerate(self.classes)
+            for path in sorted((self.root / name).iterdir())
+            if _is_graph(path)
+        ]
+
+    def _settle(self, graphs: list[GraphML], labels: list[int | None]) -> list[Sample]:
+        """Number kinds and classes, and make the samples."""
+        columns = self.columns
+        for of, kind in (("node", columns.node_type), ("edge", columns.edge_type)):
+            if kind is not None and not getattr(self, f"{of}_names"):
+                setattr(self, f"{of}_names", kinds_of(graphs, of, kind))
+        samples = [graph.sample(columns, self.node_names, self.edge_names) for graph in graphs]
+        if labels[0] is not None:
+            for sample, label in zip(samples, labels, strict=True):
                 sample["target"] = torch.tensor(label)
+            return samples
+        if self.target is None:
+            raise UsageError(
+                f"data.target: the attribute of each {self.level} that is to be told is needed."
+            )
+        found, classes = as_targets(
+            graphs, self.level, self.target, None if self._numbers else self.classes
+        )
+        self.classes = classes
+        for index, (values, known) in enumerate(found):
+            sample = samples[index]
+            if self.level == "graph":
+                sample["target"] = values[0]
+                continue
+            sample["target"] = values
+            sample = samples[index] = self._asked(sample, graphs[index].edge_index)
+            if self.level == "node":
+                sample["node_mask"] = known
             else:
-                sample["target"] = _numbers([graph.graph], [self.target], places[index], "graph")[
-                    0, 0
-                ]
-            samples.append(sample)
+                sample["edge_label_index"] = sample["edge_label_index"][:, known]
+                sample["target"] = values[known]
         return samples
 
-
-def _columns(
-    rows: list[list[Mapping[str, Any]]],
-    places: list[str],
-    of: str,
-    kind: str | None,
-    features: Sequence[str],
-) -> list[Tensor] | None:
-    """For each graph the types (n,) or features (n, F) of its nodes or edges."""
-    if features:
-        return [_numbers(own, features, p, of) for own, p in zip(rows, places, strict=True)]
-    if kind is None:
-        return None
-    values = [
-        [_value(row, kind, p, of) for row in own] for own, p in zip(rows, places, strict=True)
-    ]
-    known = {name: k for k, name in enumerate(sorted({str(v) for own in values for v in own}))}
-    return [torch.tensor([known[str(v)] for v in own], dtype=torch.int64) for own in values]
-
-
-def _numbers(
-    rows: Iterable[Mapping[str, Any]], names: Sequence[str], place: str, of: str
-) -> Tensor:
-    table = []
-    for row in rows:
-        values = [_value(row, name, place, of) for name in names]
-        for name, value in zip(names, values, strict=True):
-            if not isinstance(value, int | float) or not math.isfinite(value):
+    def _targets_of_tensors(
+        self, samples: list[Sample], of_file: list[tuple[str, int | None]]
+    ) -> list[Sample]:
+        done = []
+        for sample, (place, label) in zip(samples, of_file, strict=True):
+            if label is not None:
+                sample["target"] = torch.tensor(label)
+            key = self.target or "target"
+            if key not in sample:
                 raise UsageError(
-                    f"{place}: the attribute {name!r} of each {of} must be a finite number, got "
-                    f"{value!r:.80}."
+                    f"{place}: a graph has no {self.target or 'y'}, what is to be told."
                 )
-        table.append(values)
-    return torch.tensor(table, dtype=torch.float32).reshape(-1, len(names))
+            target = sample.pop(key)
+            if self.level == "graph":
+                target = target.squeeze() if target.numel() == 1 else target.squeeze(0)
+            else:
+                count = len(sample["x"]) if self.level == "node" else sample["edge_index"].shape[1]
+                if target.shape[:1] != (count,):
+                    raise UsageError(
+                        f"{place}: y must have a row for each of {count} {self.level}s, got "
+                        f"{tuple(target.shape)}."
+                    )
+            sample["target"] = target.float() if self._numbers else target
+            done.append(self._asked(sample, sample["edge_index"]))
+        if not done[0]["target"].is_floating_point():
+            most = max(int(s["target"].max()) for s in done if s["target"].numel())
+            least = min(int(s["target"].min()) for s in done if s["target"].numel())
+            self.classes = self.classes or [str(label) for label in range(most + 1)]
+            if least < 0 or most >= len(self.classes):
+                raise UsageError(
+                    f"data.classes names {len(self.classes)} classes; targets are {least} to "
+                    f"{most}, counted from 0."
+                )
+        return done
+
+    def _asked(self, sample: Sample, edges: Tensor) -> Sample:
+        """The sample with what is asked for: all of its nodes, or of `edges`."""
+        if self.level == "node":
+            known = torch.ones(len(sample["x"]), dtype=torch.bool)
+            return {**sample, "node_mask": known}
+        return sample if self.level == "graph" else {**sample, "edge_label_index": edges}
+
+    def read_tu(self, folder: Path) -> list[Sample]:
+        return TUFolder(folder, self.level).samples(self.node_names, self.edge_names)
+
+    # -- one graph ----------------------------------------------------------------------------
+
+    def _split_one(self, sample: Sample, name: str) -> None:
+        if self.fold is not None:
+            raise UsageError(
+                f"data.fold: the {self.level}s of one graph are split in one way only."
+            )
+        target = sample["target"]
+        if self.level == "node" and all(mask in sample for mask in _MASKS):
+            given = [sample.pop(mask).bool() for mask in _MASKS]
+            sample.pop("node_mask")
+            self.fill_nodes(sample, *given)
+            return
+        asked = sample.pop("node_mask").nonzero().squeeze(1) if self.level == "node" else None
+        count = len(target) if asked is None else len(asked)
+        rows = torch.arange(count) if asked is None else asked
+        if not count:
+            raise UsageError(f"data.target: no {self.level} of {name} has one.")
+        strata = [0] * count if target.is_floating_point() else target[rows].tolist()
+        parts = stratified_split(strata, (0.6, 0.2, 0.2), name)
+        if not all(parts):
+            raise UsageError(
+                f"data: {name} has {count} {self.level}s with a target, too few for three parts."
+            )
+        if asked is not None:
+            masks = []
+            for part in parts:
+                mask = torch.zeros(len(target), dtype=torch.bool)
+                mask[rows[part]] = True
+                masks.append(mask)
+            self.fill_nodes(sample, *masks)
+            return
+        (graph,) = self.prepare_all([sample], name)
+        pairs = graph["edge_label_index"]
+        self.fill(
+            *(
+                [{**graph, "edge_label_index": pairs[:, part], "target": target[part]}]
+                for part in parts
+            )
+        )
 
 
-def _value(row: Mapping[str, Any], name: str, place: str, of: str) -> Any:
-    if name not in row:
-        have = ", ".join(map(repr, row)) or "none"
-        raise UsageError(f"{place}: a {of} has no attribute {name!r}; it has {have}.")
-    return row[name]
+def _is_graph(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")

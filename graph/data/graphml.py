@@ -21,7 +21,7 @@ def read_graphml(path: Path) -> Any:
         UsageError: it cannot be read; holds several graphs, or one within another; names a node, an
             edge or an attribute twice; or has an edge to a node that it does not declare.
     """
-    require("networkx", extra="data")
+    require("networkx", extra="graph")
     import networkx
 
     try:

@@ -42,19 +42,29 @@ def pack(samples: Sequence[Sample]) -> dict[str, Any]:
 
     As PyG's batches do it: node numbers, which are in what is named `..._index`, count on from
     graph to graph, and all else is put one after the other. The target of a graph gives (G, ...);
-    one of nodes, which a `node_mask` stands beside, (N, ...).
+    one of nodes, which a `node_mask` stands beside, (N, ...); one of pairs of nodes, which are in
+    `edge_label_index`, (B, ...).
+
+    Raises:
+        ValueError: a graph lacks what another has.
 
     Returns: what the graphs have by name, `batch` (N,), the graph of each node, and `num_graphs`.
     """
     sizes = torch.tensor([len(sample["x"]) for sample in samples])
     starts = (sizes.cumsum(0) - sizes).tolist()
     packed: dict[str, Any] = {}
+    for sample in samples:
+        for name in samples[0].keys() ^ sample.keys():
+            raise ValueError(f"one graph of the batch has {name}, another has not")
+    of_graphs = {"node_mask", "edge_label_index"}.isdisjoint(samples[0])
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         if name.endswith("_index"):
             shifted = [value + start for value, start in zip(values, starts, strict=True)]
             packed[name] = torch.cat(shifted, dim=1)
-        elif name == "target" and "node_mask" not in samples[0]:
+        elif isinstance(values[0], list):
+            packed[name] = [value for own in values for value in own]
+        elif name == "target" and of_graphs:
             packed[name] = torch.stack(values)
         else:
             packed[name] = torch.cat(values)
@@ -72,23 +82,51 @@ def unpack(batch: dict[str, Any]) -> list[Sample]:
     graphs = batch["num_graphs"]
     nodes = torch.bincount(batch["batch"], minlength=graphs)
     starts = (nodes.cumsum(0) - nodes).tolist()
-    edges = torch.bincount(batch["batch"][batch["edge_index"][0]], minlength=graphs)
+    edges, asked = (
+        torch.bincount(batch["batch"][batch[name][0]], minlength=graphs).tolist()
+        if name in batch
+        else []
+        for name in ("edge_index", "edge_label_index")
+    )
+    of_graphs = {"node_mask", "edge_label_index"}.isdisjoint(batch)
     samples: list[Sample] = [{} for _ in range(graphs)]
     for name, value in batch.items():
         if name in ("batch", "num_graphs"):
             continue
         if name.endswith("_index"):
-            parts = value.split(edges.tolist(), dim=1)
+            parts = value.split(asked if name.startswith("edge_label") else edges, dim=1)
             parts = [part - start for part, start in zip(parts, starts, strict=True)]
-        elif name == "target" and "node_mask" not in batch:
+        elif name == "target" and of_graphs:
             parts = value.unbind()
+        elif name.startswith("edge_label") or (name == "target" and asked):
+            parts = value.split(asked)
         elif name.startswith("edge_"):
-            parts = value.split(edges.tolist())
+            parts = value.split(edges)
         else:
             parts = value.split((nodes if len(value) == int(nodes.sum()) else nodes**2).tolist())
         for sample, part in zip(samples, parts, strict=True):
             sample[name] = part
     return samples
+
+
+def cut(sample: Sample, most: int) -> Sample:
+    """Return the first `most` nodes of a graph with the edges between them."""
+    nodes = len(sample["x"])
+    if nodes <= most:
+        return sample
+    lists = ("edge_index", "edge_label_index")
+    edges, asked = ((sample[name] < most).all(0) if name in sample else None for name in lists)
+    found: Sample = {}
+    for name, value in sample.items():
+        kept = asked if name.startswith("edge_label") else edges
+        if name.startswith("edge_"):
+            found[name] = value[:, kept] if name.endswith("_index") else value[kept]
+        elif len(value) == nodes:
+            found[name] = value[:most]
+        else:  # a row for each pair of nodes
+            square = value.view(nodes, nodes, *value.shape[1:])
+            found[name] = square[:most, :most].flatten(0, 1)
+    return found
 
 
 def check_graph(sample: Sample) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 from torch import Tensor
 
 from attention_core.training import DataModule, DataModuleOptions, UsageError
+from attention_core.training.inputs import files, json_lines
 from attention_core.training.splits import stratified_folds, stratified_split
+from graph.data.graphml_columns import Columns, GraphML
 from graph.data.graphs import Graphs, Sample, check_graph, pack
+from graph.data.tensor_files import TENSORS, graphs_in, read_line
+from graph.data.tu import Names, TUFolder, is_tu
+from graph.models import Level
 
 Transform = Callable[[Any], Any]  # of PyG's Data
 
@@ -26,6 +32,11 @@ class GraphDataOptions(DataModuleOptions, total=False):
 class GraphData(DataModule):
     """Graphs, of which a batch holds several as one row of nodes: see `pack`.
 
+    `attn predict` reads a folder in TU format; and .graphml, .pt, .npz, .safetensors and .jsonl
+    files, one or those below a folder, see `read_tensors` and `read_line`. Nodes and edges have the
+    types or the features that the model was trained with. `largest_input` counts the bytes of a
+    line, and by default is 5 million.
+
     Args:
         fold: test with this fold of a cross-validation, 0 to `folds` - 1, validate with the next
             one and train with all others; folds are stratified and fixed. None for the one split
@@ -40,9 +51,14 @@ class GraphData(DataModule):
         UsageError: there is no such fold.
     """
 
-    #: Names of the types of nodes and edges, for figures; others have their number.
-    node_names: Sequence[str] = ()
-    edge_names: Sequence[str] = ()
+    largest_input = 5_000_000
+    #: What is told something of.
+    level: Level | None = None
+    #: Names of the types of nodes and edges; others have their number.
+    node_names: Names = ()
+    edge_names: Names = ()
+    #: Of GraphML.
+    columns = Columns()
 
     def __init__(
         self,
@@ -68,12 +84,87 @@ class GraphData(DataModule):
         """Return the labels of nodes and edges in a figure: names of their types; empty ones for
         nodes that have features, none for edges that do."""
         nodes, edges = (
-            [known[kind] if kind < len(known) else str(kind) for kind in graph[name].tolist()]
+            [str(known[kind]) if kind < len(known) else str(kind) for kind in graph[name].tolist()]
             if name in graph and graph[name].ndim == 1 and not graph[name].is_floating_point()
             else []
             for name, known in (("x", self.node_names), ("edge_attr", self.edge_names))
         )
         return nodes or [""] * len(graph["x"]), edges
+
+    def graphs(self) -> list[Sample]:
+        """Return every graph that there is to train, to validate and to test with."""
+        self.setup()
+        return [
+            sample
+            for part in (self.train_set, self.val_set, self.test_set)
+            if isinstance(part, Graphs)
+            for sample in part.samples
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the graphs say of themselves, by the names of a configuration.
+
+        Returns: `classes` and `num_classes`, of classes or of numbers to predict; `numbers`,
+        whether targets are these, None where there are none; `level`; `node_types` or
+        `node_features` and `edge_types` or `edge_features`, None where there are none; and
+        `node_names` and `edge_names`, the kinds that the types count.
+
+        Raises:
+            UsageError: as `load`; or graphs differ in what they have.
+        """
+        graphs = self.graphs()
+        found: dict[str, Any] = {"level": self.level or _level(graphs)}
+        for of, name, names in (
+            ("node", "x", self.node_names),
+            ("edge", "edge_attr", self.edge_names),
+        ):
+            found |= _kinds(graphs, of, name, names)
+            found[f"{of}_names"] = list(names)
+        found |= super().describe()
+        target = next((graph["target"] for graph in graphs if "target" in graph), None)
+        found["numbers"] = None if target is None else target.is_floating_point()
+        if target is not None and target.is_floating_point():
+            several = target.ndim > (0 if found["level"] == "graph" else 1)
+            found["classes"], found["num_classes"] = [], target.shape[-1] if several else 1
+        return found
+
+    def inputs(self, path: Path) -> Iterator[tuple[str, Any]]:
+        if is_tu(path):
+            name = path.resolve().name
+            for number, sample in enumerate(self.read_tu(path), start=1):
+                yield f"{name}:{number}", sample
+            return
+        for name, file in files(path, (".graphml", ".jsonl", *TENSORS)):
+            kind = file.suffix.lower()
+            if kind == ".graphml":
+                yield name, file
+            elif kind == ".jsonl":
+                yield from json_lines(name, file, largest=self.largest_input)
+            else:
+                yield from graphs_in(name, file)
+
+    def read_tu(self, folder: Path) -> list[Sample]:
+        """Return the graphs to predict of a folder in TU format, with its own numbers of types."""
+        return TUFolder(folder, self.level or "graph").samples()
+
+    def read(self, raw: Any) -> Sample:
+        ids: list[str] | None = None
+        asked: Tensor | None = None
+        if isinstance(raw, Path):
+            graph = GraphML(raw)
+            sample, ids = graph.sample(self.columns, self.node_names, self.edge_names), graph.ids
+            asked = graph.edge_index
+        else:
+            sample = dict(raw) if not isinstance(raw, bytes) else read_line(raw)
+        for name in [n for n in sample if n == "target" or n.endswith("_mask")]:
+            del sample[name]
+        if not len(sample["x"]):
+            raise ValueError("the graph has no nodes")
+        if self.level == "edge" and "edge_label_index" not in sample:
+            sample["edge_label_index"] = sample["edge_index"] if asked is None else asked
+        prepared: dict[str, Any] = self.prepare(sample)
+        prepared["node_ids"] = ids or list(map(str, range(len(sample["x"]))))
+        return prepared
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         return pack(samples)
@@ -176,3 +267,40 @@ def transformed(sample: Sample, transforms: Sequence[Transform]) -> Sample:
         data = transform(data)
     changed: Sample = data.to_dict()
     return changed
+
+
+def _level(graphs: Sequence[Sample]) -> Level | None:
+    """What targets are of, as far as a graph shows."""
+    first = graphs[0] if graphs else {}
+    if "node_mask" in first:
+        return "node"
+    if "edge_label_index" in first:
+        return "edge"
+    return "graph" if "target" in first and first["target"].ndim == 0 else None
+
+
+def _kinds(graphs: Sequence[Sample], of: str, name: str, names: Names) -> dict[str, int | None]:
+    """How many types or features nodes or edges have, as `{of}_types` and `{of}_features`."""
+    types, features = f"{of}_types", f"{of}_features"
+    found: dict[str, int | None] = {types: None, features: None}
+    values = [graph[name] for graph in graphs if name in graph]
+    if not values:
+        return found
+    shapes = {value.shape[1:] if value.is_floating_point() else None for value in values}
+    if len(shapes) > 1 or len(values) < len(graphs):
+        raise UsageError(
+            f"data: {name} must be alike in all graphs; it has "
+            f"{' and '.join(sorted(_words(shape) for shape in shapes))}"
+            f"{' and is missing in some' if len(values) < len(graphs) else ''}."
+        )
+    (shape,) = shapes
+    if shape is None:
+        most = max((int(value.max()) for value in values if value.numel()), default=0)
+        found[types] = max(len(names), most + 1)
+    else:
+        found[features] = shape[0] if len(shape) else 1
+    return found
+
+
+def _words(shape: Any) -> str:
+    return "types" if shape is None else f"{shape[0] if len(shape) else 1} features"

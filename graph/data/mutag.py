@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attention_core.training import require
+from attention_core.escape import shell_word
+from attention_core.packages import package_folder
+from attention_core.training import UsageError, require
 from attention_core.training.inputs import files, json_lines, json_object
 from graph.data.graphs import Sample
 from graph.data.module import GraphData
@@ -17,15 +20,23 @@ from graph.data.tu import read_tu
 
 
 def grakel_folder(name: str) -> Path:
-    """Find the folder, in TU format, of a data set in the package grakel, without importing it.
+    """Find the folder, in TU format, of a data set in the package grakel, which is not imported:
+    that of another Python's wheel will do.
 
     Raises:
         UsageError: grakel is not installed.
     """
-    require("grakel", extra="data")
-    spec = importlib.util.find_spec("grakel")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "tests" / "data" / name
+    folder = package_folder("grakel")
+    if folder is None and sys.version_info >= (3, 13):
+        raise UsageError(
+            "The package 'grakel' is needed for this and has no wheel for Python 3.13; its files "
+            "are all that is read, so one for 3.12 will do. Install it with: pip install --no-deps "
+            "--only-binary=:all: --python-version 3.12 --target "
+            f"{shell_word(sysconfig.get_path('purelib'))} grakel"
+        )
+    require("grakel", extra="graph")
+    assert folder is not None
+    return folder / "tests" / "data" / name
 
 
 class Mutag(GraphData):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
-from attention_core import Bias, Graph
+from attention_core import Bias
 from attention_core.annotated import checked
 from attention_core.biases import by_head
 from attention_core.checks import check_whole
@@ -74,16 +75,18 @@ class PairBias(Bias):
 
     def score(self, pairs: Pairs) -> Tensor:
         row, space = pairs.pair, pairs.spaces[1]
-        assert isinstance(space, Graph)
+        assert space.edges is not None  # or `pair` had been refused
         table = self.table(space.edges)
-        if row.numel() < len(table):  # few of the pairs are asked for
+        if is_exporting() and self.name not in space.edges.pair_attr:
+            row = space.edges.pair_of_all(pairs.take("nodes", "query"), pairs.take("nodes", "key"))
+        elif not is_exporting() and row.numel() < len(table):  # few of the pairs are asked for
             table = table[row.clamp(min=0).flatten()]
             row = torch.where(
                 row < 0, -1, torch.arange(row.numel(), device=row.device).view_as(row)
             )
         scores = self.net(table.to(next(self.net.parameters()).dtype))
         between_graphs = scores.new_zeros(1, scores.shape[1])
-        row = torch.where(row < 0, len(scores), row)
+        row = torch.where(row < 0, scores.shape[0], row)
         return by_head(torch.cat([scores, between_graphs]), row, pairs.head)
 
     def extra_repr(self) -> str:
@@ -137,7 +140,9 @@ class PathBias(PairBias):
         features: int | None = None,
     ) -> None:
         if (types is None) == (features is None):
-            raise ValueError(f"PathBias needs one of types= and features=, got {types}, {features}")
+            raise ValueError(
+                f"PathBias needs one of types= and features=, of edges, got {types}, {features}"
+            )
         check_whole(max_hops=max_hops)
         check_whole(types=types, features=features, or_none=True)
         super().__init__(heads, "path", max_hops * (types or features or 0))
@@ -172,7 +177,7 @@ def edge_rows(attr: Tensor, types: int | None) -> Tensor:
         return attr[:, None] if attr.ndim == 1 else attr.flatten(1)
     if attr.ndim != 1:
         raise ValueError(f"edge_attr must hold a type per edge, (E,), got {tuple(attr.shape)}")
-    if attr.numel() and not 0 <= int(attr.min()) <= int(attr.max()) < types:
+    if not is_exporting() and attr.numel() and not 0 <= int(attr.min()) <= int(attr.max()) < types:
         raise ValueError(
             f"edge_attr names types {int(attr.min())} to {int(attr.max())}, but types={types}: "
             f"they are 0 to {types - 1}"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.spaces.csr import count_each
 from attention_core.spaces.edge_list import EdgeList
 
 
@@ -14,7 +15,7 @@ from attention_core.spaces.edge_list import EdgeList
 def degrees(edges: EdgeList) -> Tensor:
     """Count in-degree and out-degree of each node, (N, 2) integers."""
     ends = (edges.target, edges.source)
-    return torch.stack([torch.bincount(end, minlength=edges.num_nodes) for end in ends], dim=1)
+    return torch.stack([count_each(end, edges.num_nodes) for end in ends], dim=1)
 
 
 class CentralityEmbedding(nn.Module):

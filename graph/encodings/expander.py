@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_whole
@@ -38,6 +39,11 @@ def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
     Returns: (2, E') integers, both directions of each edge.
     """
     check_degree(degree, seed)
+    if is_exporting():
+        raise ValueError(
+            "an exported program cannot draw the edges of a random graph (expander_degree=): "
+            "train with them stored, by AddExpander(degree) as data.pre_transform"
+        )
     n, device = edges.num_nodes, edges.source.device
     graph, local = edges.local
     listed = edges.target * n + edges.source

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
@@ -55,6 +56,11 @@ def laplacian_eigenvectors(
     """
     check_whole(k=k)
     check_normalization(normalization)
+    if is_exporting():
+        raise ValueError(
+            "an exported program cannot search eigenvectors: train with them stored, by "
+            "AddLaplacian(k) as data.pre_transform, and they are inputs of the program"
+        )
     n, device = edges.num_nodes, edges.source.device
     component = components(edges)
     sizes = torch.bincount(component)
@@ -174,7 +180,7 @@ def _lanczos(
     except ImportError as error:
         raise ImportError(
             f"eigenvectors of a component of {n:,} nodes (more than {_DENSE:,}) need scipy, which "
-            "is not installed"
+            "is not installed. Install it with: pip install 'attention-core[graph]'"
         ) from error
     assert count == 1
     row, column = (end.cpu().numpy() for end in ends[1:])

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 from torch.nn.functional import embedding_bag
 
 from attention_core.annotated import checked
 from attention_core.checks import check_index, check_whole
+from attention_core.spaces.csr import count_each
 from attention_core.spaces.edge_list import EdgeList
 
 _CHUNK = 1 << 24  # probabilities held at a time, 64 MiB
@@ -71,6 +73,18 @@ def relative_walks(edges: EdgeList, steps: int, target: Tensor, source: Tensor) 
     return found.T.contiguous()
 
 
+def _powers(edges: EdgeList, steps: int) -> list[Tensor]:
+    """Compute where walks are after 0, 1, ..., steps - 1 steps, (N, N) each, by target, then
+    source: of all graphs together, by operations that an exported program can hold."""
+    n, target, source = edges.num_nodes, edges.target, edges.source
+    chance = 1 / count_each(source, n)[source].float()
+    step = torch.zeros(n * n, device=chance.device).index_add(0, target * n + source, chance)
+    powers = [torch.eye(n, device=chance.device)]
+    while len(powers) < steps:
+        powers.append(step.view(n, n) @ powers[-1])
+    return powers
+
+
 @checked
 def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
     """Compute RWSE: the probability that a walk is back at its node after 1, ..., `steps` steps
@@ -82,6 +96,9 @@ def return_probabilities(edges: EdgeList, steps: int) -> Tensor:
         ValueError: `steps` is less than 1.
     """
     check_whole(steps=steps)
+    if is_exporting():
+        powers = _powers(edges, steps + 1)[1:]
+        return torch.stack([power.diagonal() for power in powers], dim=1)
     nodes = torch.arange(edges.num_nodes, device=edges.source.device)
     return relative_walks(edges, steps + 1, nodes, nodes)[:, 1:].contiguous()
 
@@ -99,5 +116,7 @@ def walk_table(edges: EdgeList, steps: int) -> Tensor:
         ValueError: the table would be too large.
     """
     check_whole(steps=steps)
+    if is_exporting():  # rows as `EdgeList.pair` numbers them there
+        return torch.stack(_powers(edges, steps), dim=-1).flatten(0, 1)
     edges.count_pairs("random walks between all pairs (those along edges alone are few)", steps)
     return relative_walks(edges, steps, *edges.all_pairs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
@@ -40,6 +41,11 @@ def path_features(edges: EdgeList, features: Tensor, max_hops: int) -> Tensor:
         )
     check_whole(max_hops=max_hops)
     check_dense(features=features)
+    if is_exporting():
+        raise ValueError(
+            "an exported program cannot follow shortest paths (PathBias): train with them stored, "
+            "by AddPaths(max_hops) as data.pre_transform, and they are inputs of the program"
+        )
     width = features.shape[1]
     rows = edges.count_pairs("features of the paths between all pairs", max_hops * width)
     features = features.float()

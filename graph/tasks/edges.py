@@ -22,6 +22,8 @@ class EdgeClassification(GraphTask, ClassificationTask):
     `GraphData` or a `SampledLinks`.
     """
 
+    level = "edge"
+
     def loss(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         return super().loss(output, _classes(batch))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from attention_core.training import TaskOptions, UsageError
+from attention_core.training import DataModule, TaskOptions, UsageError
+from attention_core.training.task import Row
 from graph.tasks.base import GraphTask
 
 HITS = (1, 3, 10)
@@ -44,6 +46,7 @@ class LinkPrediction(GraphTask):
         UsageError: `negatives` is less than 1; or before training: there are no `known_links`.
     """
 
+    level = "link"
     monitor = "val/mrr"
     mode = "max"
 
@@ -74,6 +77,31 @@ class LinkPrediction(GraphTask):
 
     def on_fit_start(self) -> None:
         _ = self.known_links
+        super().on_fit_start()
+
+    def predict(self, batch: dict[str, Any], data: DataModule) -> Sequence[Row | list[Row]]:
+        """Return a row for each link in question: its `score`; and where the graph is one, `rank`,
+        the place of its target among all nodes by their scores, 1 for the likeliest."""
+        if "node_ids" in batch:
+            if "edge_label_index" not in batch:
+                raise ValueError(
+                    "it has no edge_label_index: which pairs of nodes are to be scored?"
+                )
+            return super().predict(batch, data)
+        source, target = batch["edge_label_index"]
+        nodes = torch.arange(len(batch["x"]), device=source.device).expand(len(source), -1)
+        asked = torch.stack([source[:, None].expand_as(nodes), nodes])
+        posed = {**batch, "edge_label_index": asked}
+        if "edge_label_type" in batch:
+            posed["edge_label_type"] = batch["edge_label_type"][:, None]
+        scores = self(**posed)
+        own = scores.gather(1, target[:, None])[:, 0].tolist()
+        places = ranks(scores, target).tolist()
+        return [{"score": score, "rank": rank} for score, rank in zip(own, places, strict=True)]
+
+    def predictions(self, output: Tensor) -> list[Row]:
+        """Return `score`, higher for likelier links."""
+        return [{"score": score} for score in output.float().tolist()]
 
     def samples(self, batch: dict[str, Any]) -> int:
         """Links, or the choices that they pose."""

@@ -24,6 +24,8 @@ class NodeTask(GraphTask):
     The model gives as many outputs as there are nodes in question.
     """
 
+    level = "node"
+
     def samples(self, batch: dict[str, Any]) -> int:
         return int(batch["node_mask"].sum()) if "node_mask" in batch else len(batch["target"])
 

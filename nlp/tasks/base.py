@@ -30,6 +30,8 @@ class TextTask(Task):
     #: What is shown, the beginning of titles.
     subject = "Attention"
 
+    _last_read: tuple[dict[str, Any], list[int], list[ReadText]] | None = None
+
     def on_fit_start(self) -> None:
         check_positions(self.model, self.trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -42,7 +44,7 @@ class TextTask(Task):
         """Draw those of the task, and `text_figures` of what `shown` chooses."""
         from nlp.interpret import text_figures
 
-        shown = self.shown(batch)
+        shown = self._read(batch)
         drawn = text_figures(shown, subject=self.subject) if shown else {}
         return {**super().figures(batch), **drawn}
 
@@ -50,9 +52,18 @@ class TextTask(Task):
         """Write those of the task, and the `attention_page` of what `shown` chooses."""
         from nlp.interpret import attention_page
 
-        shown = self.shown(batch)
+        shown = self._read(batch)
         drawn = {"attention": attention_page(shown, title=self.subject)} if shown else {}
         return {**super().pages(batch), **drawn}
+
+    def _read(self, batch: dict[str, Any]) -> list[ReadText]:
+        """What `shown` chooses: once for the figures and the page of a batch, read by the same
+        weights."""
+        weights = [0 if w.is_inference() else w._version for w in self.parameters()]
+        known = self._last_read
+        if known is None or known[0] is not batch or known[1] != weights:
+            known = self._last_read = batch, weights, self.shown(batch)
+        return known[2]
 
     def _seeded(self) -> torch.Generator:
         """For what is drawn at random to be the same whenever it is shown."""

@@ -49,7 +49,7 @@ class Translation(TokenTask):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        require("sacrebleu", extra="text")
+        require("sacrebleu", extra="translation")
         options = {name: value for name, value in self.generation.items() if name != "start"}
         check_generation(options, getattr(self.model, "max_length", None))
 
@@ -131,6 +131,7 @@ def scores(
     and "chrf" (Popović, 2015), each 0 to 100, over all texts together; and "chrf_copy", the chrF of
     the sources, as if nothing were translated.
     """
+    require("sacrebleu", extra="translation")
     import sacrebleu
 
     listed = [list(references)]

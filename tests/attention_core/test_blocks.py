@@ -75,7 +75,14 @@ def masks(kind: str) -> st.SearchStrategy[Mask]:
         st.builds(Neighborhood, st.integers(0, 9)),
         st.builds(Window, st.integers(1, 7), shift=st.integers(0, 4)),
     ]
-    if kind != "points":
+    if kind in ("grid", "torus"):
+        halves = st.integers(0, 9).map(lambda n: n / 2)
+        single.append(st.builds(Neighborhood, halves, border=st.just("shift")))
+        single.append(st.just(Causal(axes=0)))
+    if kind == "torus":
+        single[1] = st.builds(Window, st.tuples(st.integers(1, 7), st.just(1)))
+        single.append(st.builds(Dilated, st.integers(1, 4), axes=st.just(0)))
+    elif kind != "points":
         single += [st.just(Causal()), st.builds(Dilated, st.integers(1, 4))]
     if kind == "sequence":
         spots = st.lists(st.integers(0, 40), max_size=3)
@@ -96,18 +103,18 @@ def masks(kind: str) -> st.SearchStrategy[Mask]:
 
 @st.composite
 def places(draw: st.DrawFn) -> tuple[str, Space]:
-    kind = draw(st.sampled_from(["sequence", "grid", "points"]))
+    kind = draw(st.sampled_from(["sequence", "grid", "torus", "points"]))
     special = draw(st.integers(0, 2))
     if kind == "sequence":
         lengths = draw(st.lists(st.integers(0, 70), min_size=1, max_size=4))
         packed = draw(st.booleans())
         made = Sequence.packed if packed else Sequence.padded
         return kind, made(lengths, special=special)
-    if kind == "grid":
+    if kind in ("grid", "torus"):
         sizes = draw(
             st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3)
         )
-        return kind, Grid.packed(sizes, special=special)
+        return kind, Grid.packed(sizes, special=special, wrap=(False, kind == "torus"))
     count = draw(st.integers(1, 60))
     generator = torch.Generator().manual_seed(count)
     return kind, Points(8 * torch.rand(count, 2, generator=generator), special=special)
@@ -178,6 +185,9 @@ def test_blocks_that_are_arranged_alike_share_their_mask_and_bias() -> None:
         (Sequence(4096), Causal() & Neighborhood(128), 1.6),
         (Sequence(4096), Dilated(4) & Neighborhood(256), 1.6),
         (Grid(64, 64), Neighborhood(3), 3.2),
+        (Grid(64, 64), Neighborhood(3, border="shift"), 3.0),
+        (Grid(64, 64), Neighborhood(3, border="shift", dilation=2), 3.0),
+        (Grid(64, 64, wrap=(False, True)), Neighborhood(3), 3.2),
         (Grid(16, 16, 16), Neighborhood(2), 6.0),
         (Grid(56, 56), Window(7), 1.0),
         (Grid(56, 56), Window(7, shift=3), 1.0),

@@ -130,3 +130,17 @@ def test_errors_name_what_came() -> None:
         Rotary(dim=16)(torch.randn(1, 1, 5, 8), Sequence(5))
     with pytest.raises(ValueError, match="layout must be"):
         Rotary(layout="neox")
+
+
+def test_rotary_comes_round_where_an_axis_wraps() -> None:
+    """With whole turns only the nearest image matters; other frequencies are refused."""
+    n = 5
+    rotary = Rotary(2, frequencies=[2 * math.pi / n, 4 * math.pi / n])
+    x = torch.randn(8).expand(1, 1, n, 8)
+    turned = rotary(x, Grid(1, n, wrap=(False, True)))[0, 0]
+    scores = turned @ turned.T
+    torch.testing.assert_close(scores.roll((1, 1), (0, 1)), scores)
+    assert rotary(x, Grid(1, n)).shape == x.shape
+    for wrong in (Rotary(2), Rotary(2, frequencies=[2 * math.pi / n, 0.3]), Rotary(2, extent=3)):
+        with pytest.raises(ValueError, match=r"not come round .*frequencies=\[2π m / [53]"):
+            wrong(x, Grid(1, n, wrap=(False, True)))

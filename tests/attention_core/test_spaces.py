@@ -67,6 +67,28 @@ def test_a_token_knows_the_extent_of_its_grid() -> None:
     assert Sequence(3).extent is None
 
 
+def test_a_grid_whose_ends_meet() -> None:
+    """Offsets are those of the nearest image, also of tokens that are kept, joined and moved."""
+    row = Grid(4, wrap=True)
+    assert Pairs.all((row, row)).offset[0, 0, :, :, 0].tolist() == [
+        [0, 1, 2, -1],
+        [-1, 0, 1, 2],
+        [2, -1, 0, 1],
+        [1, 2, -1, 0],
+    ]
+    globe = Grid(2, 5, wrap=(False, True), special=1)
+    kept = globe.keep(torch.tensor([1, 5, 10]))  # (0, 0), (0, 4) and (1, 4)
+    assert distances(kept).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    assert globe.describe() == ("a 2×5 grid that wraps along axis 1, 11 tokens, 1 of them special")
+    joined = Grid.pack([row, Grid(3, wrap=True)])
+    assert distances(joined)[:4, :4].amax() == 2 and distances(joined)[4:, 4:].amax() == 1
+    assert distances(row.append(row))[0].tolist() == [0, 1, 2, 1] * 2
+    with pytest.raises(TypeError, match="wrap differ"):
+        row.append(Grid(4))
+    with pytest.raises(TypeError, match="wrap at different places"):
+        row.append(Grid(3, wrap=True))
+
+
 def test_grids_run_row_by_row() -> None:
     space = Grid(2, 3, special=1)
     assert space.coordinates[1:].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]

@@ -37,13 +37,13 @@ from attention_core import (
     attend,
 )
 from tests.conformance import oracle
-from tests.conformance.oracle import Claim, Row, Scored, Token, World
+from tests.conformance.oracle import Claim, Modify, Row, Scored, Token, World
 
 BACKENDS = ["reference", "dense", "blocks", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
 REFUSALS = {
-    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"),
+    ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"), ("dense", "score mod"),
     ("blocks", "score"), ("blocks", "edge features"),
 }  # fmt: skip
 
@@ -90,7 +90,8 @@ class Place:
 def row(length: int, *, start: int = 0, special: int = 0, sample: int = 0) -> Row:
     """Special tokens, then `length` tokens in a row."""
     nowhere = (Token(sample, special=True),) * special
-    return nowhere + tuple(Token(sample, (start + i,)) for i in range(length))
+    size = (start + length,)
+    return nowhere + tuple(Token(sample, (start + i,), size=size) for i in range(length))
 
 
 def pad(tokens: Row, length: int, side: str = "right") -> Row:
@@ -102,7 +103,8 @@ def cells(*size: int, special: int = 0, sample: int = 0) -> Row:
     places: list[tuple[int, ...]] = [()]
     for n in size:
         places = [(*place, i) for place in places for i in range(n)]
-    return (Token(sample, special=True),) * special + tuple(Token(sample, p) for p in places)
+    located = tuple(Token(sample, place, size=size) for place in places)
+    return (Token(sample, special=True),) * special + located
 
 
 def nodes(segments: list[int], *, special: int = 0, graphs: int | None = None) -> Row:
@@ -174,10 +176,13 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
         for c, valid in zip(clouds, ball_valid, strict=True)
     )
 
-    def w(kind: str, both: tuple[tuple[Row, ...], tuple[Row, ...]], edges: Any = ()) -> World:
-        return World(kind, *both, edges)
+    def w(
+        kind: str, both: tuple[tuple[Row, ...], tuple[Row, ...]], edges: Any = (), wrap: Any = ()
+    ) -> World:
+        return World(kind, *both, edges, wrap)
 
-    s, g, n, p = "sequence", "grid", "graph", "points"
+    s, g, t, n, p = "sequence", "grid", "torus", "graph", "points"
+    around = (False, True)
     ragged = alike(*(pad(row(m), 5) for m in (3, 0, 5)))
     ragged_left = alike(*(pad(row(m), 5, "left") for m in (3, 0, 5)))
     ragged_special = alike(*(pad(row(m, special=1), 5) for m in (2, 0, 4)))
@@ -233,6 +238,19 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
         ),
         "batched-points": (Points(clouds), w(p, alike(*(points(c) for c in clouds)))),
         "padded-points": (Points(clouds, valid=ball_valid), w(p, alike(*ball_rows))),
+        "torus": (Grid(2, 4, wrap=around), w(t, alike(cells(2, 4)), wrap=around)),
+        "packed-torus": (
+            Grid.packed([(1, 4), (2, 2)], wrap=around),
+            w(t, alike(cells(1, 4) + cells(2, 2, sample=1)), wrap=around),
+        ),
+        "padded-torus+special": (
+            Grid.padded([(2, 4), (1, 2)], wrap=around, special=1),
+            w(t, alike(cells(2, 4, special=1), pad(cells(1, 2, special=1), 9)), wrap=around),
+        ),
+        "kept-torus": (
+            Grid(2, 4, wrap=True).keep(each),
+            w(t, alike(*(chosen(cells(2, 4), one) for one in each)), wrap=(True, True)),
+        ),
         "kept-sequence": (Sequence(8).keep(some), w(s, twice(chosen(row(8), some)))),
         "kept-grid-each": (Grid(3, 3, special=1).keep(each), w(g, per_row)),
         "kept-packed": (
@@ -356,6 +374,41 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "dilated": (Dilated(2), oracle.dilated(2)),
             "global": (GlobalTokens(spot), oracle.global_tokens(spot)),
         }
+    if kind == "torus":
+        found = {
+            "near": (Neighborhood(1), oracle.near(1)),
+            "near-axes": (Neighborhood((0, 2)), oracle.near((0, 2))),
+            "window-shift": (Window(2, shift=1), oracle.window(2, 1)),
+            "dilated": (Dilated(2), oracle.dilated(2)),
+            "shift": (Neighborhood((0.5, 1), "shift"), oracle.shifted((0.5, 1))),
+            "global": (GlobalTokens((1, 0)), oracle.global_tokens((1, 0))),
+        }
+        if not place.world.wrap[0]:
+            found["causal-axis"] = Causal(axes=0), oracle.causal_along(0)
+            strides = {"dilation": (2, 1), "stride": (2, 1)}
+            one = Neighborhood((0.5, 1.5), "shift", **strides)
+            found["shift-strided"] = one, oracle.shifted((0.5, 1.5), **strides)
+    if kind == "grid":
+        found |= {
+            "causal-axis": (Causal(axes=0), oracle.causal_along(0)),
+            "dilated-axis": (Dilated(2, axes=-1), oracle.dilated(2, axes - 1)),
+        }
+    if kind == "points":
+        found["causal-axes"] = Causal(axes=(1, 0)), oracle.causal_along(0, 1)
+    if (kind == "grid" and place.name != "cross-grid") or place.name in ("sequence", "decoding"):
+        windows = {
+            "shift": {},
+            "shift-strided": {"dilation": (2, 1, 1)[:axes], "stride": 2},
+            "shift-causal": {"stride": 2, "is_causal": (True, False, True)[:axes]},
+        }
+        sizes = (1, 0.5, 1)[:axes]
+        found |= {
+            name: (Neighborhood(sizes, "shift", **options), oracle.shifted(sizes, **options))
+            for name, options in windows.items()
+        }
+    if place.name in ("decoding-each", "packed+special"):  # an end that does not matter
+        one = Neighborhood(1, "shift", is_causal=True)
+        found["shift-causal"] = one, oracle.shifted(1, is_causal=True)
     if kind == "sequence":
         lengths = [2, 0, 3, 1]
         found |= {
@@ -407,6 +460,8 @@ def masks_of(name: str) -> dict[str, Masked]:
             single["causal"] & ~single["dense"],
             ~(single["near"] | single["dense-heads"]),
         ]
+    if kind == "torus":
+        found += [(single["near"] | single["global"]) & ~single["dilated"], ~single["shift"]]
     if kind == "graph":
         found += [
             single["edges"] | single["global"],
@@ -424,11 +479,15 @@ def masks_of(name: str) -> dict[str, Masked]:
 
 @dataclass(frozen=True, eq=False)
 class Biased:
-    """A bias of the core with its parameters, and the same score from these parameters."""
+    """A bias of the core with its parameters, and the same score from these parameters.
+
+    Where it modifies scores, `modify` does so first, and `scored` is what is added then.
+    """
 
     name: str
     bias: Bias | None
     scored: Scored
+    modify: Modify | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -481,14 +540,14 @@ def biases_of(name: str) -> dict[str, Biased]:
                 RelativeTable.t5(HEADS, 4, 5, bidirectional=False).double(),
                 oracle.t5_of(4, 5, False),
             )
-        if kind in ("sequence", "grid"):
+        if kind in ("sequence", "grid", "torus"):
             sizes = (3, 2, 2)[:axes]
             found["swin"] = _table(RelativeTable.swin(HEADS, sizes).double(), oracle.swin_of(sizes))
-        if kind in ("sequence", "grid", "graph"):
+        if kind in ("sequence", "grid", "torus", "graph"):
             found["hops"] = _table(
                 RelativeTable.hops(HEADS, 2, special=True).double(), oracle.hops_of(2)
             )
-        if kind in ("sequence", "grid", "points"):
+        if kind in ("sequence", "grid", "torus", "points"):
             found["continuous"] = _continuous(axes)
         if place.world.edges:
             found["edge-types"] = _edge_types(place)
@@ -569,7 +628,9 @@ def oracle_with_gradients(
 ) -> list[Tensor]:
     """The same from the oracle."""
     q, k, v = tensors(place)
-    out, weights, lse = oracle.attention(place.world, mask.claim, biased.scored, q, k, v, **options)
+    out, weights, lse = oracle.attention(
+        place.world, mask.claim, biased.scored, q, k, v, modify=biased.modify, **options
+    )
     learned = [options[name] for name in LEARNED if name in options]
     return [out, weights, lse, *gradients(out, [q, k, v, *biased.parameters, *learned])]
 

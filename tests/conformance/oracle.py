@@ -10,7 +10,8 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Token:
     special: bool = False
     valid: bool = True
     node: int = -1
+    size: tuple[int, ...] | None = None  # of the grid that it comes from
 
 
 Row = tuple[Token, ...]
@@ -38,6 +40,7 @@ class World:
     queries: tuple[Row, ...]
     keys: tuple[Row, ...]
     edges: tuple[tuple[int, int], ...] = ()
+    wrap: tuple[bool, ...] = ()  # the axes of a grid whose ends meet
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,16 @@ class Pair:
 
     @property
     def offset(self) -> tuple[float, ...]:
-        """Key minus query along each axis."""
-        return tuple(k - q for q, k in zip(self.query.place, self.key.place, strict=True))
+        """Key minus query along each axis; of the images of the key, the nearest is meant."""
+        plain = tuple(k - q for q, k in zip(self.query.place, self.key.place, strict=True))
+        if not any(self.world.wrap):
+            return plain
+        return tuple(
+            min((delta + n * turn for turn in (-1, 0, 1)), key=lambda d: (abs(d), -d))
+            if wraps
+            else delta
+            for delta, n, wraps in zip(plain, self.query.size, self.world.wrap, strict=True)
+        )
 
     @property
     def distance(self) -> float:
@@ -140,6 +151,10 @@ def causal() -> Claim:
     return claim(lambda pair: pair.key.place <= pair.query.place)
 
 
+def causal_along(*axes: int) -> Claim:
+    return claim(lambda pair: all(pair.offset[axis] <= 0 for axis in axes))
+
+
 def near(radius: float | tuple[float, ...]) -> Claim:
     if isinstance(radius, tuple):
         return claim(
@@ -148,16 +163,75 @@ def near(radius: float | tuple[float, ...]) -> Claim:
     return claim(lambda pair: pair.distance <= radius)
 
 
-def _per_axis(value: int | tuple[int, ...], place: tuple[float, ...]) -> tuple[int, ...]:
+def shifted(
+    radius: float | tuple[float, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+) -> Claim:
+    """Hassani et al.: 2 · radius + 1 keys along each axis, wherever the query is."""
+
+    def says(pair: Pair) -> bool:
+        place, axes = pair.query.place, range(len(pair.query.place))
+        options = zip(
+            *(_per_axis(value, place) for value in (radius, dilation, stride, is_causal)),
+            strict=True,
+        )
+        wrap = pair.world.wrap or (False,) * len(place)
+        for axis, (r, *rest) in zip(axes, options, strict=True):
+            n, window = pair.query.size[axis], int(2 * r) + 1
+            if wrap[axis]:  # no end, no border
+                first = place[axis] - window // 2
+                keys = [(first + step) % n for step in range(window)]
+            else:
+                keys = shifted_keys(n, place[axis], window, *rest)
+            if pair.key.place[axis] not in keys:
+                return False
+        return True
+
+    return claim(says)
+
+
+def shifted_keys(
+    length: int, query: int, window: int, dilation: int, stride: int, is_causal: bool
+) -> list[int]:
+    """The places along an axis of `length` that the query at a place sees.
+
+    Places as far from the query as a multiple of the dilation are its row. Each `stride` of a row
+    are a group, whose leader is in the middle, or the last where causal; or the last of the row.
+    """
+    row = range(query % dilation, length, dilation)
+    own = query // dilation
+    leader = own - own % stride + (stride - 1 if is_causal else stride // 2)
+    leader = min(leader, len(row) - 1)
+    if is_causal:
+        return [row[at] for at in range(own + 1) if leader - at < window]
+    first = leader - window // 2
+    while first + window > len(row):
+        first -= 1
+    while first < 0:
+        first += 1
+    return list(row[first : first + window])
+
+
+def _per_axis(value: Any, place: tuple[float, ...]) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,) * len(place)
 
 
 def window(size: int | tuple[int, ...], shift: int | tuple[int, ...] = 0) -> Claim:
-    def cell(place: tuple[float, ...]) -> list[int]:
+    def cell(pair: Pair, token: Token) -> list[int]:
+        place, wrap = token.place, pair.world.wrap
         sizes, shifts = _per_axis(size, place), _per_axis(shift, place)
-        return [math.floor((p - move) / n) for p, n, move in zip(place, sizes, shifts, strict=True)]
+        cells = [
+            math.floor((p - move) / n) for p, n, move in zip(place, sizes, shifts, strict=True)
+        ]
+        if not any(wrap):
+            return cells
+        axes = zip(token.size, sizes, wrap, strict=True)
+        count = [extent // n if wraps else extent + 9 for extent, n, wraps in axes]
+        return [c % most for c, most in zip(cells, count, strict=True)]
 
-    return claim(lambda pair: cell(pair.query.place) == cell(pair.key.place))
+    return claim(lambda pair: cell(pair, pair.query) == cell(pair, pair.key))
 
 
 def prefix(n: int | list[int]) -> Claim:
@@ -170,8 +244,14 @@ def prefix(n: int | list[int]) -> Claim:
     return claim(says)
 
 
-def dilated(step: int) -> Claim:
-    return claim(lambda pair: all(math.fmod(delta, step) == 0 for delta in pair.offset))
+def dilated(step: int, *axes: int) -> Claim:
+    return claim(
+        lambda pair: all(
+            math.fmod(delta, step) == 0
+            for axis, delta in enumerate(pair.offset)
+            if not axes or axis in axes
+        )
+    )
 
 
 def global_tokens(*positions: int | tuple[int, ...]) -> Claim:
@@ -195,6 +275,7 @@ def may_attend(pair: Pair, mask: Claim) -> bool:
     return mask.holds(pair, True)
 
 
+@lru_cache(8)  # a mask is asked about with every bias in turn
 def truth(world: World, mask: Claim, heads: int) -> Tensor:
     """(B, H, Lq, Lk) bool: who may attend to whom."""
     batch, queries, keys = len(world.queries), len(world.queries[0]), len(world.keys[0])
@@ -210,6 +291,10 @@ def truth(world: World, mask: Claim, heads: int) -> Tensor:
 # -- biases: the score of a pair -----------------------------------------------------------------
 
 Scored = Callable[[Pair], Tensor | float]
+
+
+#: What becomes of the score of a pair.
+Modify = Callable[[Pair, Tensor], Tensor]
 
 
 def nothing() -> Scored:
@@ -362,6 +447,7 @@ def attention(
     score: Score = dot,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
+    modify: Modify | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, Hq, Lq, Dv), weights (B, Hq, Lq, Lk) and log-sum-exp (B, Hq, Lq)."""
     batch, heads, queries, dim = q.shape
@@ -369,43 +455,57 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(dim) if score is dot else 1.0
     outputs, weights, sums = [], [], []
+    allowed = truth(world, mask, heads).tolist()
+    with_edges = edge_key is not None or edge_value is not None
+    key_rows, value_rows = ([one.unbind() for one in x.unbind()] for x in (k, v))
     for b in range(batch):
         for h in range(heads):
             for i in range(queries):
                 found: list[int] = []
                 extra: list[Tensor | float] = []
                 numbers: list[int | None] = []
+                pairs: list[Pair] = []
                 for j in range(keys):
-                    pair = Pair(world, b, h, i, j)
-                    if not may_attend(pair, mask):
+                    if not allowed[b][h][i][j]:
                         continue
+                    pair = Pair(world, b, h, i, j)
                     added = bias(pair)
                     if isinstance(added, float) and math.isinf(added):
                         continue  # a score of -inf forbids the pair
                     found.append(j)
                     extra.append(added)
-                    numbers.append(edge_of(pair))
+                    numbers.append(edge_of(pair) if with_edges else None)
+                    pairs.append(pair)
                 row = q.new_zeros(keys)
+                nothing = v.new_zeros(v.shape[-1]), row, q.new_tensor(-math.inf)
                 if not found:
-                    outputs.append(v.new_zeros(v.shape[-1]))
-                    weights.append(row)
-                    sums.append(q.new_tensor(-math.inf))
+                    for results, one in zip((outputs, weights, sums), nothing, strict=True):
+                        results.append(one)
                     continue
-                own, values = k[b, h // share, found], v[b, h // share, found]
+                at = torch.tensor(found)
+                own, values = key_rows[b][h // share][at], value_rows[b][h // share][at]
                 edges = _rows(edge_key, numbers, h // share, own)
                 s = scale * score(q[b, h, i], own, edges, h)
                 if softcap is not None:
                     s = softcap * torch.tanh(s / softcap)
+                if modify is not None:
+                    s = torch.stack([modify(pair, one) for pair, one in zip(pairs, s, strict=True)])
                 if any(isinstance(added, Tensor) for added in extra):
                     s = s + torch.stack([torch.as_tensor(added).to(s) for added in extra])
                 elif any(extra):
                     s = s + s.new_tensor(extra)
+                if modify is not None and (s == -math.inf).all():  # it has forbidden all
+                    for results, one in zip((outputs, weights, sums), nothing, strict=True):
+                        results.append(one)
+                    continue
                 exp = torch.exp(s)
-                total = exp.sum() if sink is None else exp.sum() + torch.exp(sink[h])
-                values = values + _rows(edge_value, numbers, h // share, values)
-                outputs.append((exp / total) @ values)
-                weights.append(row.index_put((torch.tensor(found),), exp / total))
-                sums.append(torch.log(exp.sum()))
+                norm = exp.sum()
+                parts = exp / (norm if sink is None else norm + torch.exp(sink[h]))
+                if edge_value is not None:
+                    values = values + _rows(edge_value, numbers, h // share, values)
+                outputs.append(parts @ values)
+                weights.append(row.index_put((at,), parts))
+                sums.append(torch.log(norm))
 
     def gathered(rows: list[Tensor], *shape: int) -> Tensor:
         if not rows:
@@ -418,6 +518,6 @@ def attention(
 def _rows(features: Tensor | None, edges: list[int | None], head: int, like: Tensor) -> Tensor:
     """The features (E, Hkv, D) of some edges in one head, 0 where there is none."""
     if features is None:
-        return torch.zeros_like(like)
+        return like.new_zeros(1, like.shape[-1])
     nothing = torch.zeros_like(like[0])
     return torch.stack([nothing if e is None else features[e, head] for e in edges])

@@ -57,7 +57,7 @@ def _derivatives(inputs: list[Tensor], call: Callable[[], Any], times: int = 2) 
     return found
 
 
-def _assert_equal_derivatives(
+def assert_equal_derivatives(
     backend: str, inputs: list[Tensor], call: Callable[[str], Any], times: int = 2
 ) -> None:
     found, wanted = (
@@ -77,7 +77,7 @@ def test_second_derivatives_equal_those_of_the_specification(place: str) -> None
         mask, biased = masks[3 * number % len(masks)], biases[number % len(biases)]
         more = ({}, {"softcap": 0.9}, {"sink": sink}, {"sink": sink, "softcap": 2.0})[number % 4]
         q, k, v = tensors(where)
-        _assert_equal_derivatives(
+        assert_equal_derivatives(
             backend,
             [q, k, v, *biased.parameters, *([sink] if "sink" in more else [])],
             lambda name, mask=mask, biased=biased, more=more, q=q, k=k, v=v: attend(
@@ -112,7 +112,7 @@ def test_second_derivatives_of_scores_and_features(
     q, k, v = tensors(where)
     both = edge_features(where) if features else {}
     learned = [] if module is None else list(module.parameters())
-    _assert_equal_derivatives(
+    assert_equal_derivatives(
         backend,
         [q, k, v, *both.values(), *learned],
         lambda name: attend(
@@ -126,7 +126,7 @@ def test_second_derivatives_of_scores_and_features(
 def test_third_derivatives_and_one_tensor_thrice(backend: str) -> None:
     """Where queries, keys and values are one, what each contributes counts once."""
     (x, _, _), space = tensors(PLACES["sequence"]), PLACES["sequence"].space
-    _assert_equal_derivatives(
+    assert_equal_derivatives(
         backend,
         [x],
         lambda name: attend(x, x, x, space=space, mask=Causal(), backend=name, return_lse=True),

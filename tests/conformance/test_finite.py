@@ -42,12 +42,10 @@ def test_it_shows_where_it_may_be_seen_and_nowhere_else(place: str, which: int) 
     masks, biases = list(masks_of(place).values()), list(biases_of(place).values())
     for number, backend in enumerate(BACKENDS, turn):
         mask, biased = masks[number % len(masks)], biases[number % len(biases)]
-        _prove(place, which, mask, biased, backend, (NAN, INF, -INF)[number % 3])
+        prove(place, which, mask, biased, backend, (NAN, INF, -INF)[number % 3])
 
 
-def _prove(
-    place: str, which: int, mask: Masked, biased: Biased, backend: str, value: float
-) -> None:
+def prove(place: str, which: int, mask: Masked, biased: Biased, backend: str, value: float) -> None:
     where = PLACES[place]
     truth = oracle.truth(where.world, mask.claim, HEADS)
     inputs = tensors(where)

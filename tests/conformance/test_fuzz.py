@@ -17,6 +17,7 @@ from attention_core import (
     ALiBi,
     AttentionPool,
     Block,
+    Causal,
     ContinuousBias,
     Decoder,
     DenseBias,
@@ -34,6 +35,7 @@ from attention_core import (
     Llama3Scaling,
     Mask,
     MultiheadAttention,
+    Multiplier,
     Neighborhood,
     NTKScaling,
     Points,
@@ -41,6 +43,7 @@ from attention_core import (
     PrefixLM,
     RelativeTable,
     Rotary,
+    ScalableSoftmax,
     Sequence,
     Sinusoidal,
     Space,
@@ -143,8 +146,8 @@ def _global_tokens(position: int | tuple[int, ...]) -> GlobalTokens:
     return GlobalTokens(position)
 
 
-def _grid(size: int, special: int = 0) -> Grid:
-    return Grid(size, 2, special=special)
+def _grid(size: int, special: int = 0, wrap: bool | tuple[bool, ...] = False) -> Grid:
+    return Grid(size, 2, special=special, wrap=wrap)
 
 
 CALLS: dict[str, Call] = {
@@ -176,6 +179,8 @@ CALLS: dict[str, Call] = {
     "AdditiveV2": call(AdditiveV2, heads=2, head_dim=4, negative_slope=0.2),
     "ContinuousBias": call(ContinuousBias, heads=2, extent=(1.0,), hidden=4),
     "DenseBias": call(_dense_bias, bias=torch.zeros(3, 3)),
+    "Multiplier": call(Multiplier, bias=ALiBi(2)),
+    "ScalableSoftmax": call(ScalableSoftmax, heads=2, length=8, causal=False),
     "EdgeBias": call(EdgeBias, heads=2, types=3),
     "RelativeTable": call(RelativeTable, heads=2, buckets=3, bucket=len, special=False),
     "RelativeTable.t5": call(RelativeTable.t5, heads=2, buckets=8, max_distance=16,
@@ -183,20 +188,24 @@ CALLS: dict[str, Call] = {
     "RelativeTable.swin": call(RelativeTable.swin, heads=2, window=2, special=False),
     "RelativeTable.hops": call(RelativeTable.hops, heads=2, max_hops=2, special=False),
     "DenseMask": call(_dense_mask, mask=torch.ones(3, 3).bool()),
-    "Dilated": call(Dilated, step=2),
+    "Causal": call(Causal, axes=None),
+    "Dilated": call(Dilated, step=2, axes=None),
     "GlobalTokens": call(_global_tokens, position=0),
-    "Neighborhood": call(Neighborhood, radius=1),
+    "Neighborhood": call(Neighborhood, radius=1, border="shift", dilation=1, stride=1,
+                         is_causal=False),
     "PrefixLM": call(PrefixLM, n=1),
     "Window": call(Window, size=2, shift=0),
     "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.ones(3, 3).bool(),
                                 key_padding_mask=None, heads=2),
-    "Space": call(Space, length=3, coordinates=None, segments=None, valid=None, special=None),
+    "Space": call(Space, length=3, coordinates=None, segments=None, valid=None, special=None,
+                  num_segments=None, tokenwise=None, edge_index=EDGE, edge_attr=None,
+                  pair_attr=None),
     "Sequence": call(Sequence, length=3, special=0, start=0),
     "Sequence.padded": call(Sequence.padded, lengths=[2, 3], length=3, side="right", special=0),
     "Sequence.packed": call(Sequence.packed, lengths=[2, 3], special=0),
-    "Grid": call(_grid, size=2, special=0),
-    "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0),
-    "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0),
+    "Grid": call(_grid, size=2, special=0, wrap=False),
+    "Grid.packed": call(Grid.packed, sizes=[(2, 2)], special=0, wrap=False),
+    "Grid.padded": call(Grid.padded, sizes=[(2, 2)], special=0, wrap=False),
     "Points": call(Points, coordinates=CLOUD, segments=None, valid=None, special=0),
     "Graph": call(Graph, edge_index=EDGE, num_nodes=3, edge_attr=None, segments=None,
                   coordinates=None, special=0, num_graphs=None, pair_attr=None),
@@ -207,6 +216,10 @@ CALLS: dict[str, Call] = {
                            pair_attr=(), coordinates=None),
     "Space.keep": call(LINE.keep, index=torch.tensor([0, 2])),
     "Space.append": call(LINE.append, other=LINE),
+    "Space.pack": call(Space.pack, spaces=[Space(3)]),
+    "Space.pad": call(Space.pad, spaces=[Space(3)]),
+    "Space.with_edges": call(LINE.with_edges, edge_index=EDGE, edge_attr=None, pair_attr=None),
+    "Space.with_tokenwise": call(LINE.with_tokenwise, tensors={"colour": torch.arange(3)}),
     "KVCache": call(KVCache, max_length=None, window=None),
     "KVCache.next_space": call(CACHE.next_space, length=1),
     "KVCache.extend": call(_extended, space=LINE),
@@ -232,8 +245,8 @@ EXEMPT = {
     # what the library makes, or is derived from
     **dict.fromkeys(["EncoderOptions", "Model", "Model()", "Model.preset"]),
     **dict.fromkeys(["AttentionMaps", "BackendError", "Bias", "Bias()", "Mask", "PairWeights"]),
-    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()"]),
-    **dict.fromkeys(["Causal", "Edges"]),  # without an argument
+    **dict.fromkeys(["Pairs", "Pairs.all", "Plan", "Score", "Score()", "ScoreMod", "ScoreMod()"]),
+    "Edges": None,  # without an argument
     # asked by a plan, with pairs of its own
     **dict.fromkeys(["Additive()", "AdditiveV2()", "DenseBias()"]),
 }

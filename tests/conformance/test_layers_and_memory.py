@@ -20,6 +20,7 @@ from attention_core import (
     Grid,
     Mask,
     MultiheadAttention,
+    Multiplier,
     Neighborhood,
     RelativeTable,
     Sequence,
@@ -110,6 +111,7 @@ SPARSE: dict[str, tuple[Space, Mask, Bias]] = {
     "causal": (Sequence(L), Causal() & Neighborhood(4), ContinuousBias(H, (4,), 8)),
     "grid": (Grid(32, 32), Neighborhood(1), RelativeTable.swin(H, 3)),
     "grid-continuous": (Grid(32, 32), Neighborhood(1), ContinuousBias(H, (2, 2), 8)),
+    "score mod": (Sequence(L), Neighborhood(4), Multiplier(RelativeTable.t5(H))),
     "edges": (ring(L), Edges(), EdgeBias(H, types=3)),
     "hops": (ring(L), Neighborhood(2), RelativeTable.hops(H, 3)),
 }

@@ -267,6 +267,22 @@ PICTURES: dict[str, tuple[Space, Mask, str]] = {
         ■ ■ ■ ■ ■ ■
         · ■ ■ · ■ ■""",
     ),
+    "a row whose ends meet": (
+        Grid(5, wrap=True),
+        Neighborhood(1),
+        """
+        ■ ■ · · ■
+        ■ ■ ■ · ·
+        · ■ ■ ■ ·
+        · · ■ ■ ■
+        ■ · · ■ ■""",
+    ),
+    "windows across the seam": (
+        Grid(4, wrap=True),
+        Window(2, shift=1),
+        "■··■ \n ·■■· \n ·■■· \n ■··■",
+    ),
+    "before in time, all in space": (Grid(2, 2), Causal(axes=0), "■■·· \n ■■·· \n ■■■■ \n ■■■■"),
     "a box around each cell": (
         Grid(2, 3),
         Neighborhood((0, 1)),
@@ -286,6 +302,48 @@ PICTURES: dict[str, tuple[Space, Mask, str]] = {
         ■ ■ · ·
         ■ ■ ■ ·
         ■ ■ ■ ■""",
+    ),
+    "a window that is moved inside": (
+        Sequence(5),
+        Neighborhood(1, border="shift"),
+        """
+        ■ ■ ■ · ·
+        ■ ■ ■ · ·
+        · ■ ■ ■ ·
+        · · ■ ■ ■
+        · · ■ ■ ■""",
+    ),
+    "an even window": (Sequence(3), Neighborhood(0.5, "shift"), "■■· \n ■■· \n ·■■"),
+    "dilated windows": (
+        Sequence(6),
+        Neighborhood(1, border="shift", dilation=2),
+        """
+        ■ · ■ · ■ ·
+        · ■ · ■ · ■
+        ■ · ■ · ■ ·
+        · ■ · ■ · ■
+        ■ · ■ · ■ ·
+        · ■ · ■ · ■""",
+    ),
+    "queries that share a window": (
+        Sequence(6),
+        Neighborhood(1, border="shift", stride=3),
+        """
+        ■ ■ ■ · · ·
+        ■ ■ ■ · · ·
+        ■ ■ ■ · · ·
+        · · · ■ ■ ■
+        · · · ■ ■ ■
+        · · · ■ ■ ■""",
+    ),
+    "a window that ends at the query": (
+        Sequence(4),
+        Neighborhood(1, border="shift", stride=2, is_causal=True),
+        """
+        ■ · · ·
+        ■ ■ · ·
+        · ■ ■ ·
+        · ■ ■ ■""",
     ),
     "special tokens see and are seen": (
         Sequence(3, special=1),
@@ -322,7 +380,7 @@ def test_masks_look_like_their_pictures(name: str, backend: str) -> None:
 # -- rule 7: a radius that reaches everything is no mask -----------------------------------------
 
 FAR: dict[str, list[Any]] = {"sequence": [8, 100, math.inf], "grid": [8, 100, math.inf]}
-FAR |= {"points": [100.0, math.inf], "graph": [math.inf]}
+FAR |= {"torus": [2, 8, math.inf], "points": [100.0, math.inf], "graph": [math.inf]}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -345,7 +403,9 @@ def test_a_radius_beyond_the_extent_is_no_mask(place: str, backend: str) -> None
             torch.testing.assert_close(got, wanted, **exact)
 
 
-@pytest.mark.parametrize("place", ["sequence", "grid", "volume", "cross-sequence", "decoding"])
+@pytest.mark.parametrize(
+    "place", ["sequence", "grid", "torus", "volume", "cross-sequence", "decoding"]
+)
 def test_a_radius_of_just_the_extent_costs_no_mask(place: str) -> None:
     """The largest distance d: radius d is no mask at all, d - 1 is one."""
     places = PLACES[place]

@@ -27,6 +27,7 @@ from attention_core import (
     Points,
     PrefixLM,
     RelativeTable,
+    ScalableSoftmax,
     Sequence,
     Space,
     Window,
@@ -45,6 +46,7 @@ FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "weights": lambda: {"return_weights": True},
     "lse": lambda: {"return_lse": True},
     "dropout": lambda: {"dropout_p": 0.5},
+    "score mod": lambda: {"bias": ALiBi(2) + ScalableSoftmax(2, 8)},
     "edge features": lambda: {"space": LINE, "edge_key": torch.randn(2, 2, 4)},
 }
 #: How a plan is told of it, where not in the same words.
@@ -139,7 +141,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         "(?i)samples",
         lambda: attend(x(batch=2), x(batch=2), x(batch=2), mask=PrefixLM(torch.tensor([1]))),
     ),
-    "edge features nowhere": (TypeError, "edge_key=.*need a Graph's nodes, got a sequence",
+    "edge features nowhere": (TypeError, "edge_key=.*need edges: .*got a sequence",
         lambda: attend(x(), x(), x(), edge_key=torch.randn(2, 2, 4))),
     "edge features of fewer edges": (
         ValueError, r"edge_key must be float \(E, Hkv, D\) = \(2, 2, 4\) for a graph.*\(1, 2, 4\)",
@@ -168,7 +170,7 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
             x(), x(), x(), space=LINE, score=Additive(2, 4), edge_key=torch.randn(2, 2, 4)),
     ),
     "a layer for edges on a sequence": (
-        TypeError, "edge_dim=.*need a Graph's nodes, got a sequence",
+        TypeError, "edge_dim=.*need edges: .*got a sequence",
         lambda: MultiheadAttention(8, 2, edge_dim=5)(torch.randn(3, 8))),
     "a layer for edges without features": (
         TypeError, r"edge_dim=5 asks for Graph\(..., edge_attr=...\).*\(E, 5\), got a graph of 2",
@@ -195,6 +197,20 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         EDGE, 2, segments=torch.tensor([0, 1]))),
     "graphs in disorder": (ValueError, "must not decrease", lambda: Graph(
         EDGE, 3, segments=torch.tensor([1, 1, 0]))),
+    "an axis twice": (ValueError, "axes must be different", lambda: Causal(axes=(0, 0))),
+    "a stride above the window": (
+        ValueError, "stride must be at most", lambda: Neighborhood(1, "shift", stride=4)
+    ),
+    "a third of a radius": (
+        ValueError, r"radius must be \(kernel size - 1\) / 2", lambda: Neighborhood(1.3, "shift")
+    ),
+    "dilation of a border that is cut": (
+        ValueError, "dilation=2.*need border='shift'", lambda: Neighborhood(1, dilation=2)
+    ),
+    "options for other axes": (
+        ValueError, "one number of axes",
+        lambda: Neighborhood((1, 1), "shift", is_causal=(True, False, True)),
+    ),
     "negative radius": (ValueError, "radius must be at least 0, got -1", lambda: Neighborhood(-1)),
     "negative radius of an axis": (ValueError, "radius", lambda: Neighborhood((1, -1))),
     "no number as radius": (ValueError, "radius", lambda: Neighborhood(float("nan"))),
@@ -231,10 +247,31 @@ def test_wrong_input_is_refused_in_words(name: str) -> None:
 
 GRAPH, PACKED = Graph(EDGE, 2, edge_attr=torch.tensor([0])), Sequence.packed([1, 2])
 
+GLOBE = Grid(2, 4, wrap=(False, True))
+
 #: What a space cannot serve: space, mask, bias, and words of the message.
 CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
     "Causal on Points": (Points(CLOUD), Causal(), None, "no order"),
     "Causal on a Graph": (GRAPH, Causal(), None, "no order"),
+    "Causal along an axis of a Graph": (GRAPH, Causal(axes=0), None, "no coordinates"),
+    "Causal along an axis that is not there": (
+        Grid(2, 2), Causal(axes=2), None, "axes=2 is out of range: a 2×2 grid, .* has 2 axes"
+    ),
+    "Dilated along an axis that is not there": (
+        Sequence(3), Dilated(2, axes=(0, -2)), None, "axes=.*out of range: a sequence .* has 1"
+    ),
+    "two steps along one axis": (Grid(2, 2), Dilated((2, 1), axes=0), None, "step=.*of axes=0"),
+    "Causal where nothing ends": (GLOBE, Causal(), None, "wraps along axis 1, .* has no order"),
+    "Causal along an axis that wraps": (GLOBE, Causal(axes=-1), None, "no order .* along axis 1"),
+    "windows that do not come round": (GLOBE, Window((1, 3)), None, "size=.*fit.* has 4 places"),
+    "a step that does not come round": (GLOBE, Dilated(3, axes=1), None, "step=3 must fit"),
+    "strides where nothing begins": (
+        GLOBE, Neighborhood(1, "shift", stride=2), None, "stride=2 .*begin at an end"
+    ),
+    "another globe": (
+        (GLOBE, Grid(2, 6, wrap=(False, True))), Neighborhood(1), None, "wrap at different places"
+    ),
+    "a globe and a map": ((GLOBE, Grid(2, 4)), None, ALiBi(2), "wrap differ"),
     "Edges on a Sequence": (Sequence(3), Edges(), None, "no edges"),
     "Edges on a Grid": (Grid(2, 2), Edges(), None, "no edges"),
     "PrefixLM on a Grid": (Grid(2, 2), PrefixLM(1), None, "PrefixLM needs a Sequence"),
@@ -256,6 +293,18 @@ CANNOT: dict[str, tuple[Any, Mask | None, Any, str]] = {
     "edge features not given": (Graph(EDGE, 2), None, EdgeBias(2, types=1), "edge_attr"),
     "types for features": (GRAPH, None, EdgeBias(2, features=1), "float features"),
     "an offset of other axes": (Grid(2, 2), None, ContinuousBias(2, (1,)), "axes"),
+    "shift on Points": (Points(CLOUD), Neighborhood(1, "shift"), None, "needs a Sequence or Grid"),
+    "shift on a Graph": (GRAPH, Neighborhood(1, "shift"), None, "needs a Sequence or Grid"),
+    "shift without an end": (PACKED, Neighborhood(1, "shift"), None, "where .* ends; .*packed"),
+    "shift where tokens went": (
+        Sequence(3).keep(torch.tensor([0, 2])), Neighborhood(1, "shift"), None, "where .* ends"
+    ),
+    "shift to another end": (
+        (Grid(2, 2), Grid(3, 3)), Neighborhood(1, "shift"), None, "queries and keys of one grid"
+    ),
+    "a dilation of three axes": (
+        Grid(2, 2), Neighborhood(1, "shift", dilation=(1, 2, 1)), None, "dilation=.*3 axes.*has 2"
+    ),
     "two kinds of space": ((Sequence(2), Grid(2, 2)), Neighborhood(1), None, "distance between"),
     "order across kinds": ((Sequence(4), Grid(2, 2)), Causal(), None, "order between"),
     "samples on one side": ((Sequence(2), PACKED), None, None, "both be in segments"),

@@ -1,6 +1,7 @@
 """MUTAG as it ships, its split, and packing."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,11 @@ def test_unpack_is_the_inverse_of_pack(mutag: Mutag) -> None:
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"'grakel'.*attention-core\[data\]"):
+    monkeypatch.setattr(sys, "version_info", (3, 12))
+    with pytest.raises(UsageError, match=r"'grakel'.*attention-core\[graph\]"):
+        Mutag(batch_size=1).load()
+    monkeypatch.setattr(sys, "version_info", (3, 13))
+    with pytest.raises(UsageError, match=r"'grakel'.*no wheel.*--python-version 3.12 --target .*"):
         Mutag(batch_size=1).load()
 
 

@@ -250,7 +250,7 @@ def samples_of(folder: Path, *, keys: str = KEYS, after: str = "", **options: An
         (folder / name).mkdir(parents=True, exist_ok=True)
         text = GRAPHML.format(keys=keys, inside=inside, after=after)
         (folder / name / "0.graphml").write_text(text)
-    return GraphFolder(str(folder), classes=["a", "b"], batch_size=2, **options)._read_graphml()
+    return GraphFolder(str(folder), classes=["a", "b"], batch_size=2, **options)._read_files()
 
 
 def test_defaults_of_graphml_are_values(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_defaults_of_graphml_are_values(tmp_path: Path) -> None:
     assert sample["edge_attr"].tolist() == [[3]] * 4
     (tmp_path / "0.graphml").write_text((tmp_path / "a" / "0.graphml").read_text())
     data = GraphFolder(str(tmp_path), target="a", batch_size=2)
-    assert [float(sample["target"]) for sample in data._read_graphml()] == [3]
+    assert [float(sample["target"]) for sample in data._read_files()] == [3]
     # A file without a default, and one whose elements have no namespace, are read as by networkx
     plain = GRAPHML.format(keys="", inside=INSIDE, after="").split("?>")[1]
     plain = re.sub(r' xmlns="[^"]*"|<data.*?</data>', "", plain)

@@ -347,7 +347,7 @@ def test_what_the_space_lacks_is_named(
 
 def test_only_graphs_have_pairs() -> None:
     x = torch.zeros(1, 2, 2, 4)
-    with pytest.raises(TypeError, match="tables of pairs need a Graph"):
+    with pytest.raises(TypeError, match="no tables of pairs: .* or a Graph"):
         attend(x, x, x, space=Sequence(2), bias=RandomWalkBias(2, 3))
 
 

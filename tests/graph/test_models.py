@@ -276,7 +276,7 @@ def test_what_node_attention_refuses() -> None:
         attention(x, x, space=space)
     with pytest.raises(ValueError, match="space=Graph"):
         attention(x)
-    with pytest.raises(TypeError, match="degree_scaler needs a Graph"):
+    with pytest.raises(TypeError, match="degree_scaler needs edges"):
         GraphEncoder(8, 1, 2, degree_scaler=True)(x)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attention_core.training import evaluate, train
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 
 pytest.importorskip("grakel")
 

@@ -12,7 +12,7 @@ import torch
 from attention_core.training import UsageError, train
 from attention_core.training.predict import load_trained, predict
 from graph.data import Mutag, pack, read_tu
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 
 MOLECULE = {"x": [0, 0, 2], "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]], "edge_attr": [0, 0, 2, 2]}
 

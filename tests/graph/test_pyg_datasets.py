@@ -161,15 +161,23 @@ def test_ogb_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         PyGDataset("ogbg-molhiv", str(tmp_path), batch_size=1)
 
 
+NO_NAMES = ["data.node_names=[]", "data.edge_names=[]"]
+#: What would be taken from the data, which is not there.
+STATED = [f"model.{key}=1" for key in ("num_classes", "node_types", "edge_types")] + [
+    f"model.{key}=null" for key in ("node_features", "edge_features")
+]
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [
         ("atlas", []),
         ("cuneiform", []),
         ("digits_knn", []),
-        ("graph_folder", ["data.root=.", "data.classes=[a,b]"]),
+        ("graph_folder", ["data.root=.", "data.classes=[a,b]", *NO_NAMES]),
+        ("graph_links", ["data.root=some.csv"]),
         ("karate", []),
-        ("molecules", ["data.root=some.csv"]),
+        ("molecules", ["data.root=some.csv", "data.classes=[a,b]"]),
         ("mutag", []),
         ("planetoid", []),
         ("tu", []),
@@ -182,6 +190,7 @@ def test_every_configuration_of_graph_data_builds(
     more: list[str],
     compose: Compose,  # noqa: F811
 ) -> None:
-    config = compose("experiment=graph/mutag", f"data=graph/{name}", *more, config_dir=None)
+    overrides = ["experiment=graph/mutag", f"data=graph/{name}", *more, *STATED]
+    config = compose(*overrides, config_dir=None)
     data = build(config["data"], allow=[])
     assert isinstance(data, GraphData) and data.seed == config["seed"]

@@ -190,16 +190,21 @@ def test_two_killed_processes_resume_exactly(tmp_path: Path) -> None:
         *["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"],
     ]
     where = ("--config-dir", str(CONF))
-    whole = attn("train", *setting, *where, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
+    whole = attn(
+        "train", *setting, *where, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path, renders=False
+    )
     assert whole.returncode == 0, whole.stderr
     cut = tmp_path / "cut"
     step = random.randrange(1, 9)
     killed = attn(
-        *["train", *setting, *where, f"hydra.run.dir={cut}"], cwd=tmp_path, KILL_AT=str(step)
+        *["train", *setting, *where, f"hydra.run.dir={cut}"],
+        cwd=tmp_path,
+        renders=False,
+        KILL_AT=str(step),
     )
     assert killed.returncode in (-signal.SIGKILL, 1), killed.stderr  # or ended by its observer
     assert not RunFolder(cut).results.exists()
-    continued = attn("train", f"run={cut}", *where, cwd=tmp_path)
+    continued = attn("train", f"run={cut}", *where, cwd=tmp_path, renders=False)
     assert continued.returncode == 0, f"killed at step {step}: {continued.stderr}"
     assert_same_run(tmp_path / "whole", cut)
 
@@ -209,7 +214,7 @@ def test_evaluation_repeats_its_draws(tmp_path: Path) -> None:
     where = ("--config-dir", str(CONF))
     run = f"{tmp_path}/run"
     short = ("trainer.max_epochs=1", f"hydra.run.dir={run}")
-    ran = attn("train", "experiment=communities", *short, *where, cwd=tmp_path)
+    ran = attn("train", "experiment=communities", *short, *where, cwd=tmp_path, renders=False)
     assert ran.returncode == 0, ran.stderr
-    again = attn("evaluate", f"run={run}", *where, cwd=tmp_path)
+    again = attn("evaluate", f"run={run}", *where, cwd=tmp_path, renders=False)
     assert "the same as results.json" in again.stdout, again.stdout + again.stderr

@@ -13,7 +13,7 @@ from attention_core.training.finetune import start_from
 from attention_core.training.predict import load_trained, predict
 from nlp import TextEncoder, Tokenizer
 from tests.nlp.test_pretrained import bert, random
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 
 tokenizers = pytest.importorskip("tokenizers")
 

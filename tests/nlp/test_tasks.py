@@ -19,7 +19,13 @@ from nlp.tasks.tokens import BitsPerByte, check_generation
 from nlp.tasks.translation import scores
 from nlp.tokenizer import Tokenizer
 from tests.command_line import attn
-from tests.training.conftest import Compose, assert_same_run, compose, one_thread  # noqa: F401
+from tests.training.conftest import (  # noqa: F401
+    Compose,
+    assert_same_run,
+    compose,
+    figures_as_files,
+    one_thread,
+)
 
 pytest.importorskip("tokenizers")
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2", "trainer.max_epochs=1"]
@@ -192,7 +198,9 @@ def test_two_processes_take_the_steps_of_one_with_their_tokens(
     train(compose(*same, "data.tokens=8000", config_dir=None), tmp_path / "one")
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     ran = attn(
-        *["train", *same, *two, "data.tokens=4000", f"hydra.run.dir={tmp_path}/two"], cwd=tmp_path
+        *["train", *same, *two, "data.tokens=4000", f"hydra.run.dir={tmp_path}/two"],
+        cwd=tmp_path,
+        renders=False,
     )
     assert ran.returncode == 0, ran.stderr
     folders = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")

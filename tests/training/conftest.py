@@ -1,16 +1,18 @@
 """The toy domain, composed through the same path as the command line takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from attention_core.training import train
+from attention_core.training import run, train
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.compose import about, config_roots
 from attention_core.training.folder import RunFolder
+from tests.command_line import figure_as_file
+from tests.graph.own import OWN
 
 CONF = Path(__file__).parent / "conf"
 
@@ -22,30 +24,49 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def figures_as_files() -> Iterator[None]:
+    """A run draws its figures and writes their files, but renders none: that takes two thirds of a
+    small one. `test_conf` renders those of every experiment; a module that looks at what is
+    rendered has an empty fixture of this name."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "save_figure", figure_as_file)
+        yield
+
+
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     """Composes a resolved configuration from overrides; nothing is trained."""
+    from hydra._internal.hydra import Hydra
+
     from attention_core.training.compose import run_hydra
 
     monkeypatch.syspath_prepend(str(CONF))
 
     def composed(*overrides: str, config_dir: Path | None = CONF) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
-        run_hydra(
-            lambda config, folder: found.append(config),
-            [f"hydra.run.dir={tmp_path}/composed", *overrides],
-            flags=[],
-            config_dir=config_dir,
-        )
+        with monkeypatch.context() as patch:
+            # It composes, a third of the work here, to see whether this is a sweep: it is none
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+            run_hydra(
+                lambda config, folder: found.append(config),
+                [f"hydra.run.dir={tmp_path}/composed", *overrides],
+                flags=[],
+                config_dir=config_dir,
+            )
         return found[0]
 
     return composed
 
 
 def data_root(experiment: str, folder: Path) -> list[str]:
-    """The override that gives an experiment a folder of two classes, where data is the user's."""
+    """The override that gives an experiment a folder of two classes, or what else it reads, where
+    data is the user's."""
     if about(config_roots(None))[experiment].get("packaged", True):
         return []
+    if experiment in OWN:
+        return [f"data.root={OWN[experiment](folder)}"]
     for name in ("one", "other"):
         (folder / name).mkdir(parents=True)
     return [f"data.root={folder}"]

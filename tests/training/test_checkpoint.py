@@ -1,6 +1,5 @@
 """Checkpoints survive what happens to files: kills, full disks, damage, malice, another model."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from attention_core.training.checkpoint import (
     shard_path,
 )
 from attention_core.training.folder import RunFolder, write_config
-from tests.training.conftest import Compose, assert_same_run, interrupt
+from tests.command_line import attn
+from tests.training.conftest import CONF, Compose, assert_same_run, interrupt
 
 
 class Point(NamedTuple):
@@ -198,27 +198,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_continues(
     config = compose("experiment=toy", "trainer.max_epochs=3", "checkpoint.every_steps=3")
     train(config, tmp_path / "whole")
     write_config(config, RunFolder(tmp_path / "cut"))
-    code = f"""
-        import resource, signal, sys
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent / "conf")!r})
-        import toy_domain
-        from attention_core.training.cli import main
-        def fill_the_disk(self, trainer, *args):
-            if trainer.global_step == 7:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
-        toy_domain.KillAt.on_train_batch_end = fill_the_disk
-        main(["train", "run=cut", "allow=[toy_domain]"])
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = attn("train", "run=cut", "--config-dir", str(CONF), cwd=tmp_path, TOY_FILL_DISK_AT="7")
     assert ran.returncode == 2, ran.stderr
     assert "best.ckpt' could not be written: File too large" in ran.stderr  # after a validation
     assert "Traceback" not in ran.stderr

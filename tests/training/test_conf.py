@@ -26,6 +26,11 @@ OF_A_RUN = [
 ]
 
 
+@pytest.fixture(scope="module")
+def figures_as_files() -> None:
+    """Not here: figures are rendered."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
 def test_experiment_composes(name: str, compose: Compose, tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 DOCS = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def figures_as_files() -> None:
+    """Not here: figures are rendered."""
+
+
 def is_obeyed(character: str) -> bool:
     """By Unicode's own tables: a control, a surrogate, an end of a line, a turn of direction."""
     return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or (

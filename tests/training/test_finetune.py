@@ -197,11 +197,11 @@ def tuned_by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[s
     plain = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "optimizer.lr=0.1"]
     same = [*DIGITS[:-2], *still, *plain, "trainer.precision=32-true"]
     source = [*same, "trainer=fsdp2", *TWO, "seed=5", "hydra.run.dir=source"]
-    ran = attn("train", *source, cwd=folder)
+    ran = attn("train", *source, cwd=folder, renders=False)
     assert ran.returncode == 0, ran.stderr
     tune = [f"init.run={folder}/source", "init.new=[head]", "freeze=[embedding]"]
     tune = [*same, *tune, "task.layer_decay=0.5"]
-    ran = attn("train", *tune, "hydra.run.dir=one", cwd=folder)
+    ran = attn("train", *tune, "hydra.run.dir=one", cwd=folder, renders=False)
     assert ran.returncode == 0, ran.stderr
     return folder, tune
 
@@ -212,7 +212,9 @@ def test_two_processes_tune_as_one_does(
     trainer: str, tuned_by_one: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     folder, tune = tuned_by_one
-    ran = attn("train", *tune, f"trainer={trainer}", *TWO, "hydra.run.dir=two", cwd=tmp_path)
+    ran = attn(
+        "train", *tune, f"trainer={trainer}", *TWO, "hydra.run.dir=two", cwd=tmp_path, renders=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("Starting with") == 1
     one, other = weights(folder / "one"), weights(tmp_path / "two")

@@ -129,6 +129,7 @@ def test_two_processes_take_the_steps_of_one_with_their_batches(
         "trainer.precision=32-true",
         f"hydra.run.dir={tmp_path}/two",
         cwd=tmp_path,
+        renders=False,
     )
     assert ran.returncode == 0, ran.stderr
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
@@ -143,7 +144,7 @@ def test_two_processes_take_the_steps_of_one_with_their_batches(
     sharded = trainer == "fsdp2"
     assert two.best.is_dir() == two.last.is_dir() == sharded
     # One process looks at what two have trained
-    again = attn("evaluate", f"run={tmp_path}/two", cwd=tmp_path)
+    again = attn("evaluate", f"run={tmp_path}/two", cwd=tmp_path, renders=False)
     assert "the same as results.json" in again.stdout, again.stdout + again.stderr
 
 
@@ -159,13 +160,20 @@ def test_two_killed_processes_resume_exactly(trainer: str, more: list[str], tmp_
     setting = ["experiment=toy", *SHORT, f"trainer={trainer}", *TWO, *more, *HERE]
     steps = 12 if trainer == "ddp" else 24
     step = random.randrange(1, steps)
-    whole = attn("train", *setting, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
+    whole = attn("train", *setting, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path, renders=False)
     assert whole.returncode == 0, whole.stderr
     cut = tmp_path / "cut"
-    killed = attn("train", *setting, f"hydra.run.dir={cut}", cwd=tmp_path, TOY_KILL_AT=str(step))
+    killed = attn(
+        "train",
+        *setting,
+        f"hydra.run.dir={cut}",
+        cwd=tmp_path,
+        renders=False,
+        TOY_KILL_AT=str(step),
+    )
     assert killed.returncode in (-signal.SIGKILL, 1), killed.stderr  # or ended by its observer
     assert not RunFolder(cut).results.exists()
-    continued = attn("train", f"run={cut}", *HERE, cwd=tmp_path)
+    continued = attn("train", f"run={cut}", *HERE, cwd=tmp_path, renders=False)
     assert continued.returncode == 0, f"killed at step {step}: {continued.stderr}"
     assert_same_run(tmp_path / "whole", cut)
 
@@ -176,6 +184,7 @@ def test_a_failed_job_of_two_processes_stops_no_other(tmp_path: Path) -> None:
         *["train", "sweep=grid", "experiment=toy", "model.num_classes=5,2", "trainer=ddp"],
         *["trainer.max_epochs=1", *TWO, *HERE],
         cwd=tmp_path,
+        renders=False,
     )
     assert ran.returncode == 1, ran.stderr
     assert "logits of shape (B, 2) expected" in ran.stderr
@@ -191,8 +200,23 @@ def test_processes_with_unequal_shares_evaluate_together(tmp_path: Path) -> None
         *["train", "experiment=toy", "data.samples=118", "data.batch_size=29", "trainer=fsdp2"],
         *["trainer.precision=32-true", "compile=false", "trainer.max_epochs=1", *TWO, *HERE],
         cwd=tmp_path,
+        renders=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_no_run_that_is_not_prepared(tmp_path: Path) -> None:
+    """Whatever the trainer is: nothing has looked at the configuration yet."""
+    setting = ["experiment=toy", *SHORT, "trainer=ddp", *TWO, *HERE]
+    ran = attn("train", *setting, cwd=tmp_path, under=TORCHRUN)
+    assert ran.returncode != 0
+    assert "torchrun starts several processes" in ran.stderr
+    assert "attn prepare" in ran.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
 
 
 @pytest.mark.slow
@@ -200,15 +224,9 @@ def test_processes_with_unequal_shares_evaluate_together(tmp_path: Path) -> None
 def test_a_prepared_run_is_started_by_torchrun(trainer: str, tmp_path: Path) -> None:
     plain = ["compile=false", "trainer.precision=32-true"]
     setting = ["experiment=toy", *SHORT, f"trainer={trainer}", *plain, *TWO, *HERE]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ran = attn("train", *setting, cwd=tmp_path, under=torchrun)
-    assert ran.returncode != 0
-    assert "torchrun starts several processes" in ran.stderr
-    assert "attn prepare" in ran.stderr
-    assert not list(tmp_path.rglob("config.yaml"))
     prepared = attn("prepare", *setting, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
     assert f"attn train run={tmp_path}/run --config-dir {CONF}" in prepared.stdout, prepared.stderr
-    ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=torchrun)
+    ran = attn("train", f"run={tmp_path}/run", *HERE, cwd=tmp_path, under=TORCHRUN)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("run folder") == 1
     assert (tmp_path / "run" / "README.md").exists()

@@ -114,3 +114,26 @@ def test_what_does_not_fit_is_named() -> None:
         message = f"shape of its targets, {tuple(target.shape)}".replace("(", r"\(")
         with pytest.raises(UsageError, match=message.replace(")", r"\)") + r".* got \(4, 2\)"):
             task.loss(torch.zeros(4, 2), {"target": target})
+
+
+class Naive(RegressionTask):
+    def naive(self, batch: dict[str, Any]) -> Tensor:
+        return batch["x"][:, 0]
+
+
+def test_what_is_to_be_beaten_is_measured_beside_the_model() -> None:
+    task, data = Naive(Line(), optimizer=SGD), Points()
+    results = trained(task, data)
+    samples: Any = data.test_set
+    expected = mean_absolute_error(
+        [sample["target"] for sample in samples], [sample["x"][0] for sample in samples]
+    )
+    assert results["test/naive_mae"] == pytest.approx(expected)
+    assert results["test/mae"] < 0.5 * results["test/naive_mae"]
+
+
+def test_a_naive_figure_of_another_shape_is_refused() -> None:
+    task = Naive(Line(), optimizer=SGD)
+    batch = {"x": torch.zeros(4, 3, 3), "target": torch.zeros(4)}
+    with pytest.raises(UsageError, match=r"Naive.naive: .*\(4,\), expected, got \(4, 3\)"):
+        task.update_metrics(task.measures["val_metrics"], torch.zeros(4), batch)

@@ -147,12 +147,13 @@ def test_killed_process_resumes_exactly(workers: int, compose: Compose, tmp_path
     killed = attn(
         *["train", "experiment=toy", *setting, *where, f"hydra.run.dir={tmp_path}/cut"],
         cwd=tmp_path,
+        renders=False,
         TOY_KILL_AT=str(step),
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     # The uninterrupted run loads without workers: their number makes no difference either.
     train(compose("experiment=toy", *setting, "data.workers=0"), tmp_path / "whole")
-    continued = attn("train", f"run={tmp_path}/cut", *where, cwd=tmp_path)
+    continued = attn("train", f"run={tmp_path}/cut", *where, cwd=tmp_path, renders=False)
     assert continued.returncode == 0, f"killed at step {step}: {continued.stderr}"
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
@@ -182,6 +183,7 @@ def test_every_domain_resumes_exactly(experiment: str, more: list[str], tmp_path
     killed = attn(
         *["train", *setting, *where, f"hydra.run.dir={tmp_path}/cut"],
         cwd=tmp_path,
+        renders=False,
         TOY_KILL_AT=str(step),
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -189,7 +191,7 @@ def test_every_domain_resumes_exactly(experiment: str, more: list[str], tmp_path
         (tmp_path / name).mkdir(exist_ok=True)
         if name == "whole":  # repeated from its configuration alone
             shutil.copy(tmp_path / "cut" / "config.yaml", tmp_path / name)
-        ran = attn("train", f"run={tmp_path}/{name}", *where, cwd=tmp_path)
+        ran = attn("train", f"run={tmp_path}/{name}", *where, cwd=tmp_path, renders=False)
         assert ran.returncode == 0, f"killed at step {step}: {ran.stderr}"
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 

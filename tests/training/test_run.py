@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from attention_core.training import ClassificationTask, UsageError, evaluate, train
+from attention_core.interpret.plots import save_figure
+from attention_core.training import ClassificationTask, UsageError, evaluate, run, train
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics, read_metrics
@@ -21,11 +22,18 @@ from tests.training.conftest import CONF, Compose
 
 
 @pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are rendered, for once."""
+    monkeypatch.setattr(run, "save_figure", save_figure)
+
+
+@pytest.fixture
 def trained(compose: Compose, tmp_path: Path) -> RunFolder:
     train(compose("experiment=toy"), tmp_path / "run")
     return RunFolder(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("rendered")
 def test_run_folder_is_complete_and_evaluates_the_same(
     trained: RunFolder, compose: Compose, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +74,7 @@ def test_run_folder_is_complete_and_evaluates_the_same(
         assert all((edge[..., :3] > 0.99).all() for edge in border), f"{path.name} is cut off"
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
 def test_figures_in_another_format(kind: str, compose: Compose, tmp_path: Path) -> None:
     config = compose("experiment=toy", "trainer.max_epochs=1", f"figures.format={kind}")
@@ -198,6 +207,7 @@ def test_a_sweep_over_two_processes_gives_both_the_same_job(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])
 def test_weights_of_another_dtype_are_trained_tested_and_drawn(
     precision: str, compose: Compose, tmp_path: Path

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attention_core.training import evaluate, train
+from tests.training.conftest import figures_as_files  # noqa: F401
 
 pytest.importorskip("sklearn")
 

@@ -14,7 +14,7 @@ from attention_core.errors import UsageError
 from attention_core.training import train
 from attention_core.training.finetune import start_from
 from attention_core.training.predict import load_trained
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 from tests.vision.test_pretrained import randomised
 from vision import SwinTransformer, VisionTransformer
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from attention_core.training import train
 from attention_core.training.predict import load_trained, predict
-from tests.training.conftest import Compose, compose, one_thread  # noqa: F401
+from tests.training.conftest import Compose, compose, figures_as_files, one_thread  # noqa: F401
 from vision.data import Digits, Images, MNIST5k
 from vision.data.digit_images import digit_from_image
 

@@ -1,6 +1,6 @@
 """MNIST without labels, then with a few: the data, the two experiments and the way between them."""
 
-import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +15,8 @@ from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.compose import run_hydra
 from attention_core.training.folder import RunFolder
 from attention_core.training.instantiate import build
+from tests.command_line import attn
+from tests.training.conftest import figures_as_files  # noqa: F401
 from vision.data import MNIST5k
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,21 +94,26 @@ def test_a_classifier_starts_from_what_was_pretrained(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_command_compares_both_ways_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_one_command_compares_both_ways_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     known = tmp_path / "from_random_weights-2" / "results.json"
     known.parent.mkdir()
     known.write_text('{"test/accuracy": 0.123}')
-    script = [sys.executable, ROOT / "examples" / "few_labels.py"]
-    ran = subprocess.run(
-        [*script, "--seeds", "1", "2", "--folder", tmp_path, *SHORT],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    first, second = ran.stdout.splitlines()[-2:]
+    started = []
+
+    def run(command: list[str], check: bool) -> None:
+        assert command[:3] == [sys.executable, "-m", "attention_core.training"] and check
+        ran = attn(*command[3:], cwd=tmp_path, renders=False)
+        assert ran.returncode == 0, ran.stderr
+        started.append(command[4:])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    given = ["--seeds", "1", "2", "--folder", str(tmp_path), *SHORT]
+    monkeypatch.setattr(sys, "argv", ["few_labels.py", *given])
+    runpy.run_path(str(ROOT / "examples" / "few_labels.py"), run_name="__main__")
+    assert len(started) == 4
+    first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.startswith("from random weights ") and "12.3%" in first  # read, not trained
     assert second.startswith("after pretraining ")
     tuned = yaml.safe_load((tmp_path / "after_pretraining-2" / "config.yaml").read_text())

@@ -50,7 +50,7 @@ class DigitImages(DataModule):
     def parts(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices to train, to validate and to test with, rising: 20% test, 20% of the rest
         for validation, with the same mix of classes."""
-        require("sklearn", extra="data")
+        require("sklearn", extra="vision")
         from sklearn.model_selection import train_test_split
 
         def split(indices: Tensor) -> tuple[Tensor, Tensor]:

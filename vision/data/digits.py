@@ -30,7 +30,7 @@ class Digits(DigitImages):
         super().__init__(rotation=rotation, scale=scale, shift=shift, **settings)
 
     def load(self) -> None:
-        require("sklearn", extra="data")
+        require("sklearn", extra="vision")
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from PIL.Image import Image
 
@@ -36,6 +36,10 @@ class ImageFolder(ImageData):
     def __init__(self, root: str, **settings: Unpack[ImageDataOptions]) -> None:
         super().__init__(**settings)
         self.root = Path(root).expanduser()
+
+    def describe(self) -> dict[str, Any]:
+        self.classes = self.classes or class_folders(self.root)
+        return super().describe()
 
     def load(self) -> None:
         found = class_folders(self.root)

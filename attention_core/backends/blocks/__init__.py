@@ -26,16 +26,26 @@ from torch import Tensor
 
 from attention_core.backends import dense, edges, reference
 from attention_core.backends.blocks.chunks import Blocks
-from attention_core.backends.blocks.groups import Group, Patterns, block_key_of, group, patterns
+from attention_core.backends.blocks.groups import (
+    Group,
+    Listed,
+    Patterns,
+    block_key_of,
+    group,
+    patterns,
+)
+from attention_core.backends.blocks.modified import Call, modified_attention
+from attention_core.backends.blocks.mods import Mods
 from attention_core.backends.blocks.operator import block_attention
 from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
-from attention_core.backends.costs import Rate, mask_cost
+from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.backends.derivatives import refuse_transforms, untouched
 from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
-from attention_core.lasting import lasting
-from attention_core.spaces import Graph, Pairs
+from attention_core.lasting import Memory, lasting
+from attention_core.score_mods import split
+from attention_core.spaces import BlockKey, Pairs
 
 #: Of a pair in a block, and of a key that a block gathers.
 _PAIR = Rate(0.8, 0.030, 2.3, 0.105)
@@ -90,11 +100,12 @@ class Prepared:
             for group in self.groups
         ]
         self._patterns: dict[tuple[int, bool, bool], Patterns] = {}
+        self._memory = Memory()
 
     @property
     def differ(self) -> bool:
         """Whether mask or bias have to be asked about every block, as they depend on anything."""
-        terms = [term for term in (self.job.mask, self.job.bias) if term is not None]
+        terms = [term for term in (self.job.mask, split(self.job.bias)[1]) if term is not None]
         return any(term.block_key(space) is None for term in terms for space in self.job.spaces)
 
     @lasting
@@ -104,12 +115,23 @@ class Prepared:
         by_bias = bias is not None and any(bias.block_key(space) is None for space in spaces)
         key = (number, bias is None, by_bias)  # what is known of biases is always their places
         if key not in self._patterns:
-            keys = [None if by_bias else block_key_of(s, self.job.mask, bias) for s in spaces]
+            keys: list[BlockKey | None] = [None, None]
+            if not by_bias:
+                keys = self._memory.memo(bias is None, lambda: self._block_keys(bias))
             self._patterns[key] = patterns(self.job, self.groups[number], self.rows, keys)
         return self._patterns[key]
 
+    def _block_keys(self, bias: Bias | None) -> list[BlockKey | None]:
+        query, key = self.job.spaces
+        own = block_key_of(query, self.job.mask, bias)
+        return [own, own if key is query else block_key_of(key, self.job.mask, bias)]
+
     def blocks(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
-        """Return the kernel's input for each group, differentiable in the parameters of `bias`."""
+        """Return the kernel's input for each group, differentiable in the parameters of `bias`.
+
+        Of a bias that modifies scores, what is added after that.
+        """
+        bias = split(bias)[1]
         return [self._blocks(n, bias, kv_heads, dtype) for n in range(len(self.groups))]
 
     def _blocks(self, number: int, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> Blocks:
@@ -152,7 +174,7 @@ class Prepared:
 def prepare(job: Job) -> Prepared:
     prepared = _found(job)
     for number in range(len(prepared.groups)):
-        prepared.patterns(number, job.bias)
+        prepared.patterns(number, split(job.bias)[1])
     return prepared
 
 
@@ -222,7 +244,7 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    least = _CALL + _PAIR.of(job) * job.count_bound
+    least = _CALL + _PAIR.of(job) * job.count_bound + modify_cost(job, job.count_bound)
     if job.repeats_edges:
         return least  # which is refused when pairs are computed all together
     if job.mask is not None and job.spaces[1].searched:
@@ -241,6 +263,7 @@ def cost(job: Job) -> float:
         + _LIST * keys
         + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
         + mask_cost(job, alike * pairs)
+        + modify_cost(job, samples * pairs)
     )
 
 
@@ -259,14 +282,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         blocks = plan.memo(
             ("blocks", bias, kv_heads, dtype), lambda: prepared.blocks(bias, kv_heads, dtype)
         )
-        output, lse = block_attention(
-            *(x.to(dtype) for x in (q, k, v)),
-            None if options.sink is None else options.sink.to(dtype),
-            *([_given(getattr(group, name), q) for group in blocks] for name in _OPTIONAL),
-            [group.queries for group in blocks],
-            [group.keys for group in blocks],
-            [run for group in blocks for run in (group.query_run, group.key_run)],
-            torch.randint(2**62, ()) if options.dropout_p else torch.zeros((), dtype=torch.long),
+        q_own, k_own, v_own = (x.to(dtype) for x in (q, k, v))
+        sink = None if options.sink is None else options.sink.to(dtype)
+        seed = torch.randint(2**62, ()) if options.dropout_p else torch.zeros((), dtype=torch.long)
+        numbers = (
             job.batch if prepared.rows == 1 else 1,
             options.scale,
             options.softcap,
@@ -275,6 +294,26 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             prepared.covers_all_queries,
             prepared.keys_disjoint,
         )
+        terms, rest = split(bias)
+        if terms:
+            refuse_transforms("blocks", (x for term in terms for x in term.tensors()))
+            listed = plan.memo("listed", lambda: Listed.of(job))
+            mods = Mods(job, terms, listed, adds=rest is not None)
+            call = Call(mods, blocks, seed, *numbers)
+            output, lse = modified_attention(call, q_own, k_own, v_own, sink)
+        else:
+            output, lse = block_attention(
+                q_own,
+                k_own,
+                v_own,
+                sink,
+                *([_given(getattr(group, name), q) for group in blocks] for name in _OPTIONAL),
+                [group.queries for group in blocks],
+                [group.keys for group in blocks],
+                [run for group in blocks for run in (group.query_run, group.key_run)],
+                seed,
+                *numbers,
+            )
         if bias is not None and not blocks:
             output = untouched(output, *bias.tensors())
         weights = None

@@ -48,7 +48,8 @@ class Blocks:
 @dataclass(frozen=True)
 class Settings:
     """Sizes that all groups share: there are `rows` of queries of all heads, `samples` share the
-    blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers."""
+    blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers. Where
+    scores are `modified`, a chunk has all heads of its blocks, and nothing is added to them."""
 
     rows: int
     samples: int
@@ -56,6 +57,7 @@ class Settings:
     lengths: tuple[int, int]
     softcap: float | None
     dropout_p: float
+    modified: bool
 
 
 class Chunk(NamedTuple):
@@ -108,7 +110,10 @@ class Work:
         limit = _CHUNK if device.type == "cpu" else _CHUNK_CUDA
         scores, tokens = groups * self.size * self.reach, groups * self.size + self.reach
         step: int = max(limit // max(scores + tokens * self.settings.width, 1), 1)
-        step = step // _EVEN * _EVEN or step
+        if self.settings.modified:
+            step = max(step // self.kv_heads, 1) * self.kv_heads
+        else:
+            step = step // _EVEN * _EVEN or step
         units = settings.samples * count * self.kv_heads
         length, key_length = (
             n // run
@@ -162,24 +167,26 @@ class Work:
     def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
         """Compute scores (C, G·Q, M) of scaled queries; and the slope of the cap, if there is
         one."""
-        blocks, softcap = self.blocks, self.settings.softcap
+        added, softcap = self.blocks.added, self.settings.softcap
+        if self.settings.modified:
+            added = None
         scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
         by_head = scores.view(len(q), self.groups, self.size, self.reach)
         if softcap is None:
-            if blocks.added is None:
+            if added is None:
                 return torch.bmm(q, k.mT, out=scores), None
-            if blocks.added.shape[1] == 1:
-                by_head.copy_(self.of_pattern(chunk, blocks.added))
+            if added.shape[1] == 1:
+                by_head.copy_(self.of_pattern(chunk, added))
             else:  # as rows, which are copied once
-                rows = blocks.added.view(-1, scores[0].numel())
+                rows = added.view(-1, scores[0].numel())
                 at = chunk.pattern * self.kv_heads + chunk.head
                 torch.index_select(rows, 0, at, out=scores.view(len(q), -1))
             return scores.baddbmm_(q, k.mT), None
         bent = torch.bmm(q, k.mT, out=scores).div_(softcap).tanh_()
         slope = 1 - bent * bent
         bent.mul_(softcap)
-        if blocks.added is not None:
-            by_head.add_(self.of_pattern(chunk, blocks.added))
+        if added is not None:
+            by_head.add_(self.of_pattern(chunk, added))
         return scores, slope
 
     def softmax(self, scores: Tensor) -> Tensor:
@@ -207,12 +214,19 @@ class Work:
         rows = total.view(-1, *values.shape[1:])
         rows.index_add_(0, chunk.pattern * self.kv_heads + chunk.head, values)
 
-    def silence(self, chunk: Chunk, values: Tensor, fill: float = 0.0) -> Tensor:
-        """Fill rows of `values` (C, G·Q, ...) that may attend to nothing, in place; return them."""
-        if self.blocks.empty_rows is None:
-            return values
-        empty = self.of_pattern(chunk, self.blocks.empty_rows)
-        empty = empty.expand(len(values), self.groups, self.size).flatten(1)
+    def silence(
+        self, chunk: Chunk, values: Tensor, fill: float = 0.0, empty: Tensor | None = None
+    ) -> Tensor:
+        """Fill rows of `values` (C, G·Q, ...) that may attend to nothing, in place; return them.
+
+        Args:
+            empty: (C, G·Q) which they are; by default those that the blocks know of.
+        """
+        if empty is None:
+            if self.blocks.empty_rows is None:
+                return values
+            empty = self.of_pattern(chunk, self.blocks.empty_rows)
+            empty = empty.expand(len(values), self.groups, self.size).flatten(1)
         return values.masked_fill_(empty.view(*empty.shape, *(1,) * (values.ndim - 2)), fill)
 
     def left_by(self, sink: Tensor, chunk: Chunk, lse: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.blocks.chunks import Chunk, Work
+from attention_core.backends.blocks.mods import Mods
 
 
 def forward(
@@ -21,6 +22,7 @@ def forward(
     generator: torch.Generator,
     scale: float,
     spare: int,
+    mods: Mods | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, Lq, Dv) and log-sum-exp (B, H, Lq), as `block_attention` does.
 
@@ -30,13 +32,14 @@ def forward(
         generator: of the dropout.
         scale: factor on the scores.
         spare: rows that padding writes to.
+        mods: what modifies scores before something is added to them.
     """
     rows = q.shape[:3].numel() + spare
     out, all_lse = q.new_zeros(rows, v.shape[-1]), q.new_full((rows, 1), -torch.inf)
     for work, own in zip(works, added, strict=True):
         at, results, tops = [], [], []
         for chunk in work:
-            result, top = _chunk(work, chunk, q, k, v, sink, own, generator, scale)
+            result, top = _chunk(work, chunk, q, k, v, sink, own, generator, scale, mods)
             at.append(chunk.written)
             results.append(result.flatten(0, 1))
             tops.append(top.flatten()[:, None])
@@ -62,6 +65,7 @@ def _chunk(
     added: Tensor | None,
     generator: torch.Generator,
     scale: float,
+    mods: Mods | None,
 ) -> tuple[Tensor, Tensor]:
     """The output (C, G·Q, Dv) and log-sum-exp (C, G·Q) of some blocks."""
     settings, blocks = work.settings, work.blocks
@@ -70,7 +74,10 @@ def _chunk(
     scores = torch.bmm(queries * scale, keys.mT)
     if settings.softcap is not None:
         scores = settings.softcap * torch.tanh(scores / settings.softcap)
-    if added is not None:
+    empty = None
+    if mods is not None:
+        scores, empty = mods(work, chunk, scores, added)
+    elif added is not None:
         by_head = scores.unflatten(1, (work.groups, work.size))
         scores = (by_head + work.of_pattern(chunk, added)).flatten(1, 2)
     weights = torch.softmax(scores, -1)
@@ -79,7 +86,8 @@ def _chunk(
     result, top = torch.bmm(weights, values), torch.logsumexp(scores, -1)
     if sink is not None:
         result = result * work.left_by(sink, chunk, top)[..., None]
-    return work.silence(chunk, result), work.silence(chunk, top.clone(), -torch.inf)
+    result = work.silence(chunk, result, empty=empty)
+    return result, work.silence(chunk, top.clone(), -torch.inf, empty)
 
 
 def _rows(x: Tensor, at: Tensor, run: int, count: int) -> Tensor:

@@ -122,10 +122,11 @@ def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None
         blocks, of_block = _alike(_arrangement(group, (block_keys[0], block_keys[1]), rows))
         sample = torch.zeros_like(blocks)
     queries, keys = group.queries[blocks], group.keys[blocks]
+    listed = Listed.of(job)
     row = sample if rows == 1 else queries[:, 0] // job.spaces[0].length
     pairs = Pairs(
         job.spaces,
-        distance=_listed_distance(job, queries, keys),
+        distance=None if listed is None else listed.distance(queries, keys),
         shape=(job.batch, job.heads, job.spaces[0].length, job.spaces[1].length),
         batch=row[:, None, None, None],
         head=torch.arange(job.heads, device=job.device)[:, None, None],
@@ -135,23 +136,34 @@ def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None
     return Patterns(of_block, pairs, _allowed(job, pairs, queries, keys) if group.masked else None)
 
 
-def _listed_distance(job: Job, queries: Tensor, keys: Tensor) -> Tensor | None:
-    """Hops (P, 1, Q, M) where the mask lists its pairs with them; infinite for pairs not listed.
+class Listed:
+    """The hops of the pairs that a mask lists; infinite for pairs not listed.
 
     Those are forbidden, and the hops between all nodes of a large graph are too many to know.
     """
-    if job.mask is None or not job.spaces[1].searched:
-        return None
-    listed = job.mask.candidates(job.spaces)
-    if listed is None or listed.distance is None:
-        return None
-    length = job.spaces[1].length
-    places, order = (listed.query * length + listed.key).sort()
-    wanted = queries[:, None, :, None] * length + keys[:, None, None, :]
-    at = torch.searchsorted(places, wanted).clamp(max=max(len(places) - 1, 0))
-    if not len(places):
-        return torch.full(wanted.shape, torch.inf, device=wanted.device)
-    return listed.distance[order][at].where(places[at] == wanted, torch.inf)
+
+    def __init__(self, query: Tensor, key: Tensor, hops: Tensor, length: int) -> None:
+        self.length = length
+        self.places, order = (query * length + key).sort()
+        self.hops = hops[order]
+
+    @classmethod
+    def of(cls, job: Job) -> Listed | None:
+        """Make it for the nodes of a graph, None where the mask does not list pairs and hops."""
+        if job.mask is None or not job.spaces[1].searched:
+            return None
+        listed = job.mask.candidates(job.spaces)
+        if listed is None or listed.distance is None:
+            return None
+        return cls(listed.query, listed.key, listed.distance, job.spaces[1].length)
+
+    def distance(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the hops (P, 1, Q, M) between queries (P, Q) and keys (P, M)."""
+        wanted = queries[:, None, :, None] * self.length + keys[:, None, None, :]
+        if not len(self.places):
+            return torch.full(wanted.shape, torch.inf, device=wanted.device)
+        at = torch.searchsorted(self.places, wanted).clamp(max=len(self.places) - 1)
+        return self.hops[at].where(self.places[at] == wanted, torch.inf)
 
 
 def _allowed(job: Job, pairs: Pairs, queries: Tensor, keys: Tensor) -> Tensor:
@@ -164,14 +176,12 @@ def _arrangement(group: Group, block_keys: tuple[BlockKey, BlockKey], rows: int)
     """Integers (N, ...) that are the same for blocks with the same pairs allowed."""
     parts = []
     origin = group.queries[:, 0]  # never padding
-    for tokens, own in zip((group.queries, group.keys), block_keys, strict=True):
+    query, key = block_keys
+    for tokens, own in ((group.queries, query), (group.keys, key._replace(of_query=()))):
         padding = tokens < 0
         for values, zero in (
-            *(
-                (tensor, query)
-                for tensor, query in zip(own.relative, block_keys[0].relative, strict=True)
-            ),
-            *((tensor, None) for tensor in own.absolute),
+            *((tensor, start) for tensor, start in zip(own.relative, query.relative, strict=True)),
+            *((tensor, None) for tensor in (*own.absolute, *own.of_query)),
         ):
             numbers = per_token(values, rows).long()[tokens.clamp(min=0)]
             if zero is not None:

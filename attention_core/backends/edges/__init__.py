@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from attention_core.backends.costs import Rate
+from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
+from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
 from attention_core.spaces import PairList, Pairs
 from attention_core.spaces.csr import CSR
@@ -200,8 +201,9 @@ def unsupported(job: Job) -> str | None:
 def cost(job: Job) -> float:
     """Estimate the nanoseconds on two cores of CPU, for all heads."""
     per_pair = (_ADDITIVE_V2 if isinstance(job.score, AdditiveV2) else _PAIR).of(job)
-    if job.bias is not None:
-        learns = job.grad and job.bias.learned
+    added = split(job.bias)[1]
+    if added is not None:
+        learns = job.grad and added.learned
         per_pair += job.heads * (_LEARNED_BIAS if learns else _FIXED_BIAS)
     if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
         per_pair *= _CACHED
@@ -210,7 +212,8 @@ def cost(job: Job) -> float:
     # Listing the pairs of a mask of unknown structure looks at all of them once
     structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
     looking = 0.0 if structured else _LOOK * job.all_pairs
-    return (per_pair + _LIST) * job.count_bound + looking + _CALL
+    modifying = modify_cost(job, job.count_bound)
+    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
 
 def describe(job: Job, prepared: Prepared) -> str:
@@ -234,6 +237,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
         )
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
+        mods, modify = split(options.bias)[0], None
+        if mods:
+            hidden = None if prepared.allowed is None else ~prepared.allowed
+            modify = partial(modified, mods, pairs=prepared.pairs, hidden=hidden)
         keep = None
         if options.dropout_p:
             keep = torch.empty(heads, len(csr), dtype=torch.bool, device=q.device)
@@ -244,6 +251,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             v,
             csr,
             score=options.score,
+            modify=modify,
             bias=bias,
             edge_key=edge_key,
             edge_value=edge_value,

@@ -16,7 +16,7 @@ from attention_core.backends.edges.plain import Inputs
 def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Return the output (Lq, H, Dv) and log-sum-exp (H, Lq), as `plain.forward` does."""
     row = pairs.row.long()
-    s = _scores(x, pairs) * x.scale
+    s = scores_of(x, pairs) * x.scale
     if x.softcap is not None:
         s = x.softcap * torch.tanh(s / x.softcap)
     if x.bias is not None:
@@ -50,7 +50,7 @@ def _keys(tokens: Tensor, edge: Tensor | None, pairs: Pairs, heads: int) -> Tens
     return found.repeat_interleave(heads // len(tokens), dim=0)
 
 
-def _scores(x: Inputs, pairs: Pairs) -> Tensor:
+def scores_of(x: Inputs, pairs: Pairs) -> Tensor:
     if x.q is None or x.k is None:
         return x.v.new_zeros(x.heads, len(pairs.row))
     queries = x.q.index_select(1, pairs.row.long())

@@ -8,6 +8,7 @@ those of the same attention in torch's own operations, `composite`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from attention_core.backends.derivatives import of_backward, refuse_batched, ref
 from attention_core.backends.edges import composite, plain
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Gradients, Inputs
+from attention_core.backends.edges.products import edge_scores
 from attention_core.scores import Additive, AdditiveV2, Score
 from attention_core.spaces.csr import CSR
 
@@ -42,6 +44,7 @@ def edge_attention(
     csr: CSR,
     *,
     score: Score | None = None,
+    modify: Callable[[Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
@@ -61,6 +64,7 @@ def edge_attention(
         v: (Hkv, Lk, Dv).
         csr: the E pairs.
         score: another score than the dot product.
+        modify: what score mods make of scores (H, E), scaled and capped, before the bias.
         bias: (H, E) or broadcastable to it, in the order of the sorted pairs.
         edge_key: (M, Hkv, D), of which one row is added to the key of each pair.
         edge_value: (M, Hkv, Dv), of which one row is added to the value of each pair.
@@ -76,6 +80,8 @@ def edge_attention(
     heads, weight, slope, name = len(q), None, 0.0, "dot"
     left: Tensor | None = q
     right: Tensor | None = k
+    scores: Tensor | None = None
+    lists = [*csr.tensors, csr.item if edge is None else edge]
     if isinstance(score, Additive):
         # The score is a sum, so each token, and each edge, has one number per head in it
         name, slope = "additive", score.negative_slope
@@ -89,18 +95,27 @@ def edge_attention(
     elif isinstance(score, AdditiveV2):
         name, slope, weight = "additive_v2", score.negative_slope, score.weight.to(q.dtype)
     elif score is not None:
-        scores = scale * pair_scores(q, k, csr, score, edge_key, edge)
+        scores = pair_scores(q, k, csr, score, edge_key, edge)
+    if modify is not None and scores is None:
+        refuse_transforms("edges", (x for x in (left, right, weight, edge_key) if x is not None))
+        by_key = list(csr.transpose) if torch.is_grad_enabled() else []
+        scores = edge_scores(lists, by_key, csr.columns, name, slope, left, right, weight, edge_key)
+    if scores is not None:  # as a bias of pairs that score 0
+        scores = scale * scores
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
+        if modify is not None:
+            scores = modify(scores)
         bias = scores if bias is None else scores + bias
         name, left, right, edge_key, scale, softcap = "none", None, None, None, 1.0, None
+        weight = None
     if bias is not None:
         bias = bias.to(v.dtype).expand(heads, len(csr))
     learned = (left, right, v, weight, bias, sink, edge_key, edge_value)
     refuse_transforms("edges", (x for x in learned if x is not None))
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
     out, lse, _ = _forward(
-        [*csr.tensors, csr.item if edge is None else edge],
+        lists,
         list(csr.transpose) if grad else [],
         csr.columns,
         name,

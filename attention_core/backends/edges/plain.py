@@ -52,7 +52,7 @@ class Inputs(NamedTuple):
 Scores = NoScores | DotScores | AdditiveScores | AdditiveV2Scores
 
 
-def _scores(x: Inputs, pairs: Pairs) -> Scores:
+def scores_of(x: Inputs, pairs: Pairs) -> Scores:
     if x.q is None or x.k is None:
         return NoScores(pairs, x.v, x.heads)
     if x.score == "dot":
@@ -85,7 +85,7 @@ def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     if not len(pairs.row):
         lse = x.v.new_full((x.heads, pairs.rows), -torch.inf)
         return x.v.new_zeros(pairs.rows, x.heads, x.v.shape[-1]), lse, torch.zeros_like(lse)
-    s, _ = _adjusted(x, _scores(x, pairs))
+    s, _ = _adjusted(x, scores_of(x, pairs))
     top = pairs.top(s)
     if x.sink is not None:
         top = torch.maximum(top, x.sink[:, None])
@@ -150,7 +150,7 @@ def backward(
 
     The bias has one where `of_bias` says so.
     """
-    scores, v = _scores(x, pairs), x.v.contiguous()
+    scores, v = scores_of(x, pairs), x.v.contiguous()
     means, sink = per_query(x, out, lse, norm, of_out, of_lse)
     of_out = of_out.transpose(0, 1).contiguous()
     weights, slope = _adjusted(x, scores)

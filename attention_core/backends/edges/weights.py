@@ -25,11 +25,11 @@ def pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWeig
     with torch.autocast(q.device.type, enabled=False):
         q, k = end_to_end(q, exact), end_to_end(k, exact)
         edge_key = prepared.features(options.edge_key, exact)
-        bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
         scores = pair_scores(q, k, csr, options.score, edge_key, prepared.edge)
-        scores = reference.adjust(scores, bias, options)
-        if prepared.allowed is not None:
-            scores = scores.masked_fill(~prepared.allowed, -torch.inf)
+        hidden = None if prepared.allowed is None else ~prepared.allowed
+        scores = reference.adjust(scores, plan, prepared.pairs, options, hidden)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -torch.inf)
         weights = softmax(scores, csr.row.long(), csr.rows, options.sink)
     return PairWeights(prepared.pairs, weights.T.to(dtype))
 

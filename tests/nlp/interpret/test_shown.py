@@ -86,6 +86,21 @@ def test_packed_and_padded_show_the_same_and_so_does_a_second_look(name: str) ->
         assert set(TextTask.pages(task, batch(False))) == {"attention"}
 
 
+def test_figures_and_page_of_a_batch_read_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, model, make = TASKS["causal"]
+    task, batch = build(kind, model), make(False)
+    choose, read = task.shown, []
+    monkeypatch.setattr(task, "shown", lambda batch: read.append(1) or choose(batch))
+    with torch.no_grad():
+        for times in (1, 2):
+            TextTask.figures(task, batch)
+            page = TextTask.pages(task, batch)
+            assert len(read) == times
+            next(task.parameters()).mul_(2)  # and is read again by other weights
+        assert TextTask.pages(task, make(False)) != page
+    assert len(read) == 3
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_model_of_another_kind_is_not_drawn(name: str) -> None:
     kind, _, batch = TASKS[name]

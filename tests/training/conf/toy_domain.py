@@ -1,6 +1,7 @@
 """A complete domain outside the packages: points on two rings, told apart by a small MLP."""
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,8 +85,12 @@ class RingsTask(ClassificationTask):
 
 
 class KillAt(Callback):
-    """Kills the process after the optimizer step that the environment names, like a power cut."""
+    """Kills the process after the optimizer step that the environment names, like a power cut; or
+    fills the disk: files may grow to 8 KiB, no further."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if os.environ.get("TOY_KILL_AT") == str(trainer.global_step):
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("TOY_FILL_DISK_AT") == str(trainer.global_step):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
