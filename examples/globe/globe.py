@@ -38,7 +38,7 @@ class Sphere(Space):
 
 
 class Fading(Bias):
-    """A score that falls with the distance, for each head at a pace of its own, which is learned."""
+    """A score that falls with the distance, for each head at a pace of its own."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Fading(Bias):
 @cache
 def world() -> Tensor:
     """Whether there is land in the middle of each cell of half a degree, (360, 720) bool."""
-    require("global_land_mask")
+    require("global_land_mask", extra="globe")
     file = next(Path(find_spec("global_land_mask").origin).parent.glob("*.npz"))
     with zipfile.ZipFile(file) as archive, archive.open("mask.npy") as mask:  # one GB, not at once
         np.lib.format.read_magic(mask)

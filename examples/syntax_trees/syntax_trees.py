@@ -117,6 +117,22 @@ class Trees(DataModule):
         return {"seen": seen, "path": path, "segments": segments, "target": target}
 
 
+def beside(data: Trees) -> float:
+    """Accuracy in the test of naming the most frequent child of the parent, which is never hidden
+    from this count."""
+    count, hits = torch.zeros(len(data.classes), len(data.classes)), []
+    for trees, learns in ((data.train_set, True), (data.test_set, False)):
+        for tree in trees:
+            types, depth = tree["types"][1:], (tree["path"][1:] >= 0).sum(dim=1)
+            parent = tree["types"][tree["path"][1:].gather(1, depth[:, None] - 2).squeeze(1)]
+            if learns:
+                count.index_put_((parent, types), torch.ones(len(types)), accumulate=True)
+            else:
+                hidden = tree["seen"][1:] == len(data.classes)
+                hits.append((count.argmax(dim=1)[parent] == types)[hidden])
+    return float(torch.cat(hits).float().mean())
+
+
 class TreeEncoder(Model):
     def __init__(
         self, dim: int, depth: int, heads: int, num_classes: int, **encoder: Unpack[EncoderOptions]
