@@ -129,8 +129,7 @@ class GlobeEncoder(Model):
         return self.embedding(seen.clamp(max=ASKED)), space.with_tokenwise({"asked": seen == ASKED})
 
     def read(self, tokens: Tensor, space: Sphere) -> Tensor:
-        asked = space.tokenwise["asked"]  # one row for all, where there is but one sample
-        return self.head(tokens[asked.expand(tokens.shape[:-1])])
+        return self.head(tokens[space.tokenwise["asked"]])
 
 
 class GlobeTask(ClassificationTask):
