@@ -506,6 +506,7 @@ def test_data_per_token_follows_tokens() -> None:
     assert padded.valid.sum(-1).tolist() == [3, 7]
     each = Space(4, tokenwise={"colour": torch.arange(8).view(2, 4)})
     assert each.batch == 2
+    assert Space(4, tokenwise={"colour": torch.arange(4)[None]}).batch == 1
     assert each.keep(torch.tensor([[0, 1], [3, 2]])).tokenwise["colour"].tolist() == [
         [0, 1],
         [7, 6],
