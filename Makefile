@@ -22,7 +22,7 @@ INSTALL   := $(RUN) pip install --disable-pip-version-check --no-compile -c requ
 
 # The extras that training needs: of the domains and data that ARGS names, or vision's, which the
 # default experiment is of.
-NAMED     := vision/=vision graph/=graph umls=umls molecules=molecules \
+NAMED     := vision/=vision graph/=graph umls=umls molecules=molecules globe=globe \
              translate=translation minilm=minilm nlp/=text
 EXTRAS    := $(foreach pair,$(NAMED),$(if $(findstring $(firstword $(subst =, ,$(pair))),$(ARGS)),\
                $(lastword $(subst =, ,$(pair)))))
@@ -103,7 +103,7 @@ $(STAMP)%: $(READY) $(DECLARED)
 	@$(GRAKEL)
 	@touch $(addprefix $(STAMP),$* $(WITHIN_$*))
 
-WITHIN_data        := vision graph text translation umls
+WITHIN_data        := vision graph text translation umls globe
 WITHIN_dev         := data $(WITHIN_data) molecules minilm
 WITHIN_translation := text
 WITHIN_minilm      := text

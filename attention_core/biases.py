@@ -60,6 +60,12 @@ class Bias(nn.Module):
         """Whether it has anything that needs a gradient."""
         return any(tensor.requires_grad for tensor in self.tensors())
 
+    @property
+    def needs_end(self) -> bool:
+        """Whether a score depends on where its sample ends, so that tokens which are still to come
+        change it: a `Decoder` with a cache then refuses the bias."""
+        return False
+
     def leaves(self) -> list[Bias]:
         """Return the biases that it is the sum of, in order; itself if it is none."""
         return [self]
@@ -106,6 +112,11 @@ class _Sum(Bias):
     def __init__(self, *terms: Bias) -> None:
         super().__init__()
         self.terms: Iterable[Bias] = nn.ModuleList(terms)  # type: ignore[assignment]
+        self.heads = next((term.heads for term in terms if term.heads is not None), None)
+
+    @property
+    def needs_end(self) -> bool:
+        return any(term.needs_end for term in self.terms)
 
     def leaves(self) -> list[Bias]:
         return [leaf for term in self.terms for leaf in term.leaves()]

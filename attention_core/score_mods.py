@@ -109,6 +109,10 @@ class Multiplier(ScoreMod):
     def tensors(self) -> list[Tensor]:
         return self.bias.tensors()
 
+    @property
+    def needs_end(self) -> bool:
+        return self.bias.needs_end
+
     def _of_all(self, score: Tensor, pairs: Pairs) -> Tensor:
         return score * (1 + self.bias(pairs))
 
@@ -140,6 +144,10 @@ class ScalableSoftmax(ScoreMod):
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.slope, 1 / math.log(self.length))
+
+    @property
+    def needs_end(self) -> bool:
+        return not self.causal
 
     def _of_all(self, score: Tensor, pairs: Pairs) -> Tensor:
         keys = self._keys(pairs).to(score.dtype).clamp(min=1)

@@ -328,6 +328,14 @@ class Decoder(Encoder):
                 f"a cache with window={cache.window} drops what the masks reach, {self.lookback} "
                 "back: new_cache() makes one that fits"
             )
+        biases = [leaf for bias in self.biases for leaf in bias.leaves()]
+        for term in (*self.masks, as_mask(mask), *biases):
+            if term is not None and term.needs_end:
+                raise ValueError(
+                    f"{term} depends on where a sample ends, which a cache does not know before "
+                    "all is decoded: leave the cache out, or give another mask or bias "
+                    "(is_causal=True without stride, ScalableSoftmax(causal=True))"
+                )
         past = cache.space
         try:
             keys = cache.extend(space)

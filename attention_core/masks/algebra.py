@@ -69,6 +69,12 @@ class Mask:
         """How far back an allowed key lies on a Sequence at most, special tokens aside."""
         return math.inf
 
+    @property
+    def needs_end(self) -> bool:
+        """Whether what a query may see depends on where its sample ends, so that tokens which are
+        still to come change it: a `Decoder` with a cache then refuses the mask."""
+        return False
+
     def block_key(self, space: Space) -> BlockKey | None:
         """Return what of the tokens decides which pairs are allowed, None if unknown."""
         return None
@@ -224,6 +230,10 @@ class _And(Mask):
     def lookback(self) -> float:
         return min(self.first.lookback, self.second.lookback)
 
+    @property
+    def needs_end(self) -> bool:
+        return self.first.needs_end or self.second.needs_end
+
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
@@ -260,6 +270,10 @@ class _Or(Mask):
     def lookback(self) -> float:
         return max(self.first.lookback, self.second.lookback)
 
+    @property
+    def needs_end(self) -> bool:
+        return self.first.needs_end or self.second.needs_end
+
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
@@ -279,6 +293,10 @@ class _Not(Mask):
     def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
         some, every = self.mask.tile_status_at(tiles, not exempt)
         return TileStatus(~every, ~some)
+
+    @property
+    def needs_end(self) -> bool:
+        return self.mask.needs_end
 
     def block_key(self, space: Space) -> BlockKey | None:
         return self.mask.block_key(space)

@@ -155,7 +155,8 @@ class Neighborhood(Mask):
             return TileStatus((nearest <= radii).all(-1), (farthest <= radii).all(-1))
         least, most = space.norm(nearest), space.norm(farthest)
         # Rounding may make the norm of less a little more
-        slack = 1e-5 * self.radius if least.is_floating_point() else 0.0
+        rounding = torch.finfo(least.dtype).eps if least.is_floating_point() else 0.0
+        slack = max(1e-5, 4 * rounding) * self.radius if rounding else 0.0
         return TileStatus(least <= self.radius + slack, most <= self.radius - slack)
 
     @property
@@ -163,6 +164,10 @@ class Neighborhood(Mask):
         if self._shifted is not None:
             return self._shifted.lookback
         return max(self.radius) if isinstance(self.radius, tuple) else self.radius
+
+    @property
+    def needs_end(self) -> bool:
+        return self._shifted is not None and self._shifted.needs_end
 
     def block_key(self, space: Space) -> BlockKey | None:
         if self._shifted is not None:

@@ -215,6 +215,10 @@ class ShiftedWindow(Mask):
         sizes = self._sizes(1 if not isinstance(self.radius, tuple) else len(self.radius))
         return math.inf if _ENDLESS in sizes else (max(sizes) - 1) * max(listed(self.dilation))
 
+    @property
+    def needs_end(self) -> bool:
+        return not all(listed(self.is_causal)) or max(listed(self.stride)) > 1
+
 
 def pairs_in_windows(space: Space, first: Tensor, last: Tensor, step: tuple[int, ...]) -> PairList:
     """List the pairs of a full sequence or grid whose key is from `first` to `last` of the query.

@@ -179,7 +179,8 @@ class Graph(Space):
         return PairList(queries[kept], keys[kept], distance=hops[kept])
 
     def reach_bound(self, radius: float) -> float:
-        if radius >= 2:
+        twice = self.length - self.num_special > self.num_nodes  # nodes of one graph, packed
+        if radius >= 2 or twice:
             return math.inf
         return self.length + (self.edges.num_edges if radius >= 1 else 0)
 

@@ -95,8 +95,6 @@ class Tokens:
                 raise ValueError(f"tokenwise names {name!r}, which a {type(self).__name__} has")
             check_dense(or_meta=True, **{f"tokenwise[{name!r}]": tensor})
             batched = tensor.ndim > 1 and tensor.shape[1] == self.length
-            if batched and tensor.shape[0] == 1:  # it serves every sample
-                tensor, batched = tensor[0], False
             self.tokenwise[name] = kept(tensor)
             dims[name] = tensor.ndim - batched
         if tensors:

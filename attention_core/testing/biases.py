@@ -12,14 +12,15 @@ from attention_core.score_mods import has_score_mod, modified
 from attention_core.spaces import Pairs, Space
 from attention_core.testing.agreement import agree
 from attention_core.testing.pairs import Asked, answers, kept, ordinary, pair
-from attention_core.testing.terms import REFUSED, check_block_key, on_each_space
+from attention_core.testing.terms import REFUSED, check_block_key, check_end, on_each_space
 
 
 def check_bias(bias: Bias, *spaces: Space) -> None:
     """Check that a bias keeps its promises, on `spaces` or on small ones of every kind.
 
     Its scores, or what a score mod makes of one, are floats and no NaN, the same however pairs are
-    laid out, and after `keep`, `append`, `pack` and `pad`; `block_key` is true of them; and every
+    laid out, and after `keep`, `append`, `pack` and `pad`; `block_key` and `needs_end` are
+    true of them; and every
     backend gives the outputs, weights and gradients of `reference`, those of the bias's own
     parameters included. A bias may refuse a space by a TypeError or ValueError, as it may what is
     left of one; of the small ones, it has to serve one.
@@ -51,7 +52,10 @@ def _check(bias: Bias, ask: Asked, space: Space, heads: int) -> None:
         b, h, q, k = wrong.nonzero()[0].tolist()
         raise AssertionError(f"{name} is {scores[b, h, q, k]} at {pair(b, q, k)}")
     check_block_key(bias, "scores", space, scores, ordinary(spaces))
-    if not isinstance(bias, DenseBias):  # which speaks of places in a tensor
+    check_end(bias, name, ask, space, scores, heads)
+    if not any(
+        isinstance(part, DenseBias) for part in bias.modules()
+    ):  # which speaks of places in a tensor
         kept(
             name,
             ask,

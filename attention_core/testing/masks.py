@@ -12,8 +12,17 @@ from attention_core.backends.blocks.tiling import tile
 from attention_core.masks import DenseMask, Mask, Neighborhood
 from attention_core.spaces import Pairs, Sequence, Space, TilePairs, Tiles
 from attention_core.testing.agreement import agree
-from attention_core.testing.pairs import answers, batch_of, called, close, kept, ordinary, pair
-from attention_core.testing.terms import REFUSED, check_block_key, on_each_space
+from attention_core.testing.pairs import (
+    Spaces,
+    answers,
+    batch_of,
+    called,
+    close,
+    kept,
+    ordinary,
+    pair,
+)
+from attention_core.testing.terms import REFUSED, check_block_key, check_end, on_each_space
 
 _HEADS = 4
 
@@ -22,10 +31,10 @@ def check_mask(mask: Mask, *spaces: Space) -> None:
     """Check that a mask keeps its promises, on `spaces` or on small ones of every kind.
 
     `allowed` is the same however pairs are laid out, and after `keep`, `append`, `pack` and `pad`;
-    `tile_status`, `candidates`, `count_bound`, `allows_all`, `block_key`, `partition`, `lookback`
-    are true of it; and every backend gives the outputs, weights and gradients of `reference`, with
-    it and with what `&`, `|` and `~` make of it. A mask may refuse a space by a TypeError or
-    ValueError, as it may what is left of one; of the small ones, it has to serve one.
+    `tile_status`, `candidates`, `count_bound`, `allows_all`, `block_key`, `partition`, `lookback`,
+    `needs_end` are true of it; and every backend gives the outputs, weights and gradients of
+    `reference`, with it and with what `&`, `|` and `~` make of it. A mask may refuse a space by a
+    TypeError or ValueError, as it may what is left of one; of the small ones, it has to serve one.
 
     Raises:
         AssertionError: naming the promise that is broken, and tokens that break it.
@@ -38,19 +47,16 @@ def check_mask(mask: Mask, *spaces: Space) -> None:
 def _check(mask: Mask, space: Space) -> None:
     spaces, name = (space, space), f"{type(mask).__name__}.allowed"
     allowed = answers(name, mask.at, spaces, _HEADS)
-    everyone = ordinary(spaces, special=True)
     located = allowed & ordinary(spaces)
-    _check_candidates(mask, space, located)
-    _check_tiles(mask, space, allowed, everyone)
-    if called("allows_all", lambda: mask.allows_all(spaces)):
-        _never(everyone & ~allowed, f"{mask}.allows_all is True, but", "is not allowed")
     _check_partition(mask, space, located)
+    _check_pairs(mask, spaces, allowed)
     check_block_key(mask, "allows", space, allowed, ordinary(spaces))
     if isinstance(space, Sequence) and not math.isinf(mask.lookback):
         offset = Pairs.all(spaces, batch=batch_of(spaces)).offset.squeeze(-1)
         far = located & (-offset > mask.lookback)
         _never(far, f"{mask}.lookback is {mask.lookback}, but", "is allowed")
-    if not isinstance(mask, DenseMask):  # which speaks of places in a tensor
+    check_end(mask, name, mask.at, space, allowed, _HEADS)
+    if not _has_tensor(mask):  # which speaks of places in a tensor
         kept(
             name,
             mask.at,
@@ -60,6 +66,7 @@ def _check(mask: Mask, space: Space) -> None:
             special=True,
             refused=REFUSED,
         )
+    _check_cross(mask, space, name)
     agree(f"{space.describe()}, mask {mask}", space, mask, heads=_HEADS)
     agree(f"{space.describe()}, mask ~{mask}", space, ~mask, heads=_HEADS)
     if space.axes:
@@ -68,30 +75,72 @@ def _check(mask: Mask, space: Space) -> None:
             agree(f"{space.describe()}, mask {both}", space, both, heads=_HEADS)
 
 
+def _has_tensor(mask: Mask) -> bool:
+    """Whether a mask is a `DenseMask`, or made of one."""
+    parts = [value for value in vars(mask).values() if isinstance(value, Mask)]
+    return isinstance(mask, DenseMask) or any(map(_has_tensor, parts))
+
+
+def _check_pairs(mask: Mask, spaces: Spaces, allowed: Tensor) -> None:
+    """Check what is said of the pairs of two spaces."""
+    real = ordinary(spaces, special=True)
+    _check_candidates(mask, spaces, allowed & ordinary(spaces))
+    _check_tiles(mask, spaces, allowed, real)
+    if called("allows_all", lambda: mask.allows_all(spaces)):
+        _never(real & ~allowed, f"{mask}.allows_all is True, but", "is not allowed")
+
+
+def _check_cross(mask: Mask, space: Space, name: str) -> None:
+    """Check the pairs of some tokens and all of them, as where they are decoded or pooled."""
+    half = torch.arange(space.length) >= space.length // 2
+    for spaces in ((space.keep(half), space), (space, space.keep(half))):
+        if not all(one.length for one in spaces):
+            return
+        query, key = (one.describe() for one in spaces)
+        what = f"{query}, attending to {key}, mask {mask}"
+        try:
+            allowed = answers(name, mask.at, spaces, _HEADS)
+        except AssertionError as error:
+            if isinstance(error.__cause__, REFUSED):
+                continue
+            raise
+        try:
+            _check_pairs(mask, spaces, allowed)
+        except AssertionError as error:
+            raise AssertionError(f"where queries and keys are not the same, {error}") from error
+        agree(what, spaces, mask, heads=_HEADS)
+
+
 def _never(wrong: Tensor, before: str, after: str) -> None:
     if bool(wrong.any()):
         b, _, q, k = wrong.nonzero()[0].tolist()
         raise AssertionError(f"{before} {pair(b, q, k)} {after}")
 
 
-def _check_tiles(mask: Mask, space: Space, allowed: Tensor, real: Tensor) -> None:
+def _check_tiles(mask: Mask, spaces: Spaces, allowed: Tensor, real: Tensor) -> None:
     """Compare what is said of pairs of tiles with what is allowed between their tokens."""
-    name, rows = f"{type(mask).__name__}.tile_status", space.batch or 1
+    name = f"{type(mask).__name__}.tile_status"
+    rows = next((space.batch for space in spaces if space.batch is not None), 1)
     real = real.expand(len(allowed), -1, -1, -1)[:, 0]
     some, every = (allowed.any(1) & real), (allowed.all(1) | ~real)
     if rows == 1:
         some, every, real = some.any(0)[None], every.all(0)[None], real[:1]
-    tiles = called(name, lambda: _small_tiles(mask, space, rows))
+    query = called(name, partial(_small_tiles, mask, spaces[0], rows))
+    key = query
+    if spaces[0] is not spaces[1]:
+        key = called(name, partial(_small_tiles, mask, spaces[1], rows))
     for _ in range(2):
-        count = len(tiles)
-        if not count:
+        counts = len(query), len(key)
+        total = counts[0] * counts[1]
+        if not total:
             return
-        at = torch.arange(count * count)
-        pairs = TilePairs(tiles, tiles, (at // count, at % count))
+        at = torch.arange(total)
+        pairs = TilePairs(query, key, (at // counts[1], at % counts[1]))
         status = called(name, partial(mask.tile_status_at, pairs))
-        of = tiles.of_token.view(rows, space.length)
-        between = of[:, :, None] * count + of[:, None]
-        between = between.where(real & (of >= 0)[:, :, None] & (of >= 0)[:, None], count * count)
+        rows_of = query.of_token.view(rows, -1)[:, :, None]
+        columns = key.of_token.view(rows, -1)[:, None]
+        between = rows_of * counts[1] + columns
+        between = between.where(real & (rows_of >= 0) & (columns >= 0), total)
         for against, denied, said, is_so in (
             (some, ~status.any, "no pair", "allowed"),
             (~every, status.all, "every pair", "not allowed"),
@@ -102,7 +151,7 @@ def _check_tiles(mask: Mask, space: Space, allowed: Tensor, real: Tensor) -> Non
                     f"{name} says of two tiles of tokens that {said} of theirs is allowed, but "
                     f"{pair(*wrong.nonzero()[0].tolist())} is {is_so}"
                 )
-        tiles = tiles.coarser()
+        query, key = query.coarser(), key.coarser()
 
 
 def _small_tiles(mask: Mask, space: Space, rows: int) -> Tiles:
@@ -118,8 +167,8 @@ def _small_tiles(mask: Mask, space: Space, rows: int) -> Tiles:
     return Tiles(space, rows, torch.stack(whole) if whole else made.members, sizes)
 
 
-def _check_candidates(mask: Mask, space: Space, allowed: Tensor) -> None:
-    spaces, name = (space, space), type(mask).__name__
+def _check_candidates(mask: Mask, spaces: Spaces, allowed: Tensor) -> None:
+    name, (query, key) = type(mask).__name__, spaces
     most = int(allowed.any(1).sum((-1, -2)).max())
     bound = called(f"{name}.count_bound", lambda: mask.count_bound(spaces))
     if most > bound:
@@ -127,16 +176,21 @@ def _check_candidates(mask: Mask, space: Space, allowed: Tensor) -> None:
     listed = called(f"{name}.candidates", lambda: mask.candidates(spaces))
     if listed is None:
         return
-    held = torch.zeros(space.length, space.length, dtype=torch.bool)
+    for side, tokens, of in (("query", listed.query, query), ("key", listed.key, key)):
+        if bool(((tokens < 0) | (tokens >= of.length)).any()):
+            raise AssertionError(
+                f"{name}.candidates list a {side} beyond the {of.length} there are"
+            )
+    held = torch.zeros(query.length, key.length, dtype=torch.bool)
     held[listed.query, listed.key] = True
     _never(allowed & ~held, f"{name}.candidates leave out", "which is allowed")
     pairs = Pairs.all(spaces, batch=batch_of(spaces))
     real = ordinary(spaces)[:, 0][:, listed.query, listed.key]
     for what in ("distance", "edge"):
         given = getattr(listed, what)
-        if given is None or (what == "edge" and space.edges is not None and space.edges.repeated):
+        if given is None or (what == "edge" and key.edges is not None and key.edges.repeated):
             continue
-        whole = getattr(pairs, what).expand(len(allowed), 1, space.length, space.length)[:, 0]
+        whole = getattr(pairs, what).expand(len(allowed), 1, query.length, key.length)[:, 0]
         wrong = ~close(given, whole[:, listed.query, listed.key]) & real
         if bool(wrong.any()):
             b, e = wrong.nonzero()[0].tolist()
@@ -149,6 +203,12 @@ def _check_candidates(mask: Mask, space: Space, allowed: Tensor) -> None:
 def _check_partition(mask: Mask, space: Space, allowed: Tensor) -> None:
     classes = called("partition", lambda: mask.partition(space))
     if classes is not None:
+        rows = space.batch or 1
+        if classes.shape[:-1] not in ((space.length,), (rows, space.length)):
+            raise AssertionError(
+                f"{type(mask).__name__}.partition must be ({space.length}, A), perhaps with a "
+                f"batch in front, got {tuple(classes.shape)}"
+            )
         apart = (classes[..., :, None, :] != classes[..., None, :, :]).any(-1)
         apart = apart[None, None] if apart.ndim == 2 else apart[:, None]
         name = f"{type(mask).__name__}.partition"

@@ -30,6 +30,14 @@ def called(what: str, function: Callable[[], T]) -> T:
         raise AssertionError(f"{what} raises {type(error).__name__}: {error}") from error
 
 
+def check_given(space: Space) -> None:
+    """Raise TypeError or ValueError unless this is a space with values to look at."""
+    if not isinstance(space, Space):
+        raise TypeError(f"space must be a Space, got {type(space).__name__}")
+    if space.device.type != "cpu":
+        raise ValueError(f"space must be on the CPU to be checked, got one on {space.device}")
+
+
 def batch_of(spaces: Spaces) -> int:
     """Return the batch size of spaces, 2 where they serve any."""
     return next((space.batch for space in spaces if space.batch is not None), 2)

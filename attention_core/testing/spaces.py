@@ -18,11 +18,13 @@ from attention_core.testing.pairs import (
     answers,
     batch_of,
     called,
+    check_given,
     close,
     kept,
     number,
     ordinary,
     pair,
+    remade,
 )
 
 #: Tokens of the spaces that backends are compared on; a check of all pairs of more takes too long.
@@ -41,8 +43,7 @@ def check_space(space: Space) -> None:
     Raises:
         AssertionError: naming the promise that is broken, and tokens that break it.
     """
-    if not isinstance(space, Space):
-        raise TypeError(f"space must be a Space, got {type(space).__name__}")
+    check_given(space)
     if not 2 <= space.length <= _MOST:
         raise ValueError(f"space must have 2 to {_MOST} tokens to be checked, got {space.length}")
     spaces = (space, space)
@@ -52,7 +53,7 @@ def check_space(space: Space) -> None:
         _check_distance(space)
     for name in space.tokenwise:
         _check_taken(space, name)
-    if space.edges is not None:
+    if space.edges is not None and space.edges.repeated is None:
         name, ask = "whether there is an edge(pairs)", lambda pairs: pairs.edge >= 0
         kept(name, ask, spaces, answers(name, ask, spaces), hint="nodes must follow tokens")
     agree(f"{space.describe()}, without a mask", space)
@@ -64,10 +65,11 @@ def _check_distance(space: Space) -> None:
     real = ordinary(spaces)
     if found.is_complex() or found.dtype == torch.bool:
         raise AssertionError(f"{name} must return numbers, got {found.dtype}")
-    wrong = found.isnan() & real
+    wrong = ~(found >= 0) & real
     if bool(wrong.any()):
-        b, _, q, k = wrong.nonzero()[0].tolist()
-        raise AssertionError(f"{name} is NaN at {pair(b, q, k)}")
+        b, h, q, k = wrong.nonzero()[0].tolist()
+        value = number(found[b, h, q, k])
+        raise AssertionError(f"{name} is {value} at {pair(b, q, k)}, and must be at least 0")
     if space.has_norm:
         _check_norm(space, found, real)
     if space.chebyshev:
@@ -82,6 +84,10 @@ def _check_distance(space: Space) -> None:
         hint="what distance reads of a token must be in tokenwise={...} and be read by "
         "pairs.take(name, side), for pairs.query and pairs.key are other tokens then",
     )
+    for what, others, _ in remade(spaces, permuted=False):
+        if others[0] is others[1]:
+            there = answers(name, lambda pairs: pairs.distance, others)
+            _check_reach(others[0], there, ordinary(others), f"after {what}, ")
     near = _radius(found, real)
     for mask in (Neighborhood(near), ~Neighborhood(near)):
         agree(f"{space.describe()}, mask {mask}", space, mask)
@@ -134,9 +140,10 @@ def _check_norm(space: Space, distance: Tensor, real: Tensor) -> None:
     generator = torch.Generator().manual_seed(4)
     factor = torch.rand(flat.shape, generator=generator)
     factor = torch.where(torch.rand(flat.shape, generator=generator) < 0.3, 0.0, factor)
-    less = flat * factor if flat.is_floating_point() else (flat * factor).long()
+    less = (flat * factor).to(flat.dtype)
     small, large = space.norm(less).double(), space.norm(flat).double()
-    wrong = small > large * (1 + 1e-5) + 1e-6
+    rounding = max(1e-5, 4 * torch.finfo(norm.dtype).eps) if norm.is_floating_point() else 0.0
+    wrong = small > large * (1 + rounding) + 1e-6
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])
         raise AssertionError(
@@ -162,8 +169,8 @@ def _check_chebyshev(space: Space, distance: Tensor, real: Tensor) -> None:
         )
 
 
-def _check_reach(space: Space, distance: Tensor, real: Tensor) -> None:
-    name = f"{type(space).__name__}.reach"
+def _check_reach(space: Space, distance: Tensor, real: Tensor, after: str = "") -> None:
+    name = f"{after}{type(space).__name__}.reach"
     values = distance.double()[real.expand(distance.shape) & distance.isfinite()].unique()
     places = {0, len(values) // 8, len(values) // 3, len(values) - 1}
     for at in sorted(places) if len(values) else []:

@@ -10,7 +10,7 @@ from torch import Tensor
 from attention_core.biases import Bias
 from attention_core.masks import Mask
 from attention_core.spaces import Graph, Grid, Pairs, Points, Sequence, Space
-from attention_core.testing.pairs import batch_of, called, number, pair
+from attention_core.testing.pairs import Asked, batch_of, called, check_given, close, number, pair
 
 #: What a mask or a bias raises about a space that it cannot serve.
 REFUSED = (TypeError, ValueError)
@@ -46,6 +46,8 @@ def on_each_space(
     Raises:
         AssertionError: it serves none, or not one of those given.
     """
+    for space in spaces:
+        check_given(space)
     refusal: Exception | None = None
     served = 0
     for space in spaces or small_spaces():
@@ -57,11 +59,44 @@ def on_each_space(
                 raise AssertionError(f"{term} refuses {space.describe()}: {error}") from error
             refusal = error
             continue
+        except Exception as error:
+            raise AssertionError(
+                f"{term}, asked about {heads} heads on {space.describe()}, raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
         check(space)
         served += 1
     if not served:
         raise AssertionError(
             f"{term} serves no space that was tried; give one that it does. It said: {refusal}"
+        )
+
+
+def check_end(
+    term: Mask | Bias, name: str, ask: Asked, space: Space, answers: Tensor, heads: int
+) -> None:
+    """Check that what comes later on a Sequence changes no answer (B, H, L, L), or that `needs_end`
+    says so.
+
+    Raises:
+        AssertionError: naming a pair.
+    """
+    if not isinstance(space, Sequence) or space.size is None or term.needs_end:
+        return
+    length, special = space.size[0] * 2 // 3, space.length - space.size[0]
+    shorter = Sequence(length, start=space.start[0], special=special)
+    count = length + special
+    shape = (len(answers), heads, count, count)
+    try:
+        found = ask(Pairs.all((shorter, shorter), batch=len(answers), heads=heads)).expand(shape)
+    except (*REFUSED, IndexError, RuntimeError):  # it speaks of places that are not there
+        return
+    wrong = ~close(found, answers[:, :, :count, :count])
+    if bool(wrong.any()):
+        b, _, q, k = wrong.nonzero()[0].tolist()
+        raise AssertionError(
+            f"{name} of {pair(b, q, k)} changes when tokens come behind them, so that decoding "
+            f"with a cache would be wrong: let {type(term).__name__}.needs_end be True"
         )
 
 

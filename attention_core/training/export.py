@@ -249,14 +249,19 @@ def _arguments_by_name(model: nn.Module, names: Iterable[str]) -> Iterator[None]
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep to themselves what torch and its packages say of themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    # Their handlers, not their loggers: `untraceable` has one that reads what they say
+    handlers = [*logging.root.handlers, *logging.getLogger("torch").handlers]
+    handlers += [logging.lastResort] if logging.lastResort else []
+    before = [handler.level for handler in handlers]
     try:
+        for handler in handlers:
+            handler.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        for handler, level in zip(handlers, before, strict=True):
+            handler.setLevel(level)
 
 
 def _check_names(model: nn.Module) -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from attention_core import Decoder, KVCache, Neighborhood, RelativeTable, Rotary, Sequence
+from attention_core import (
+    ALiBi,
+    Decoder,
+    KVCache,
+    Neighborhood,
+    RelativeTable,
+    Rotary,
+    ScalableSoftmax,
+    Sequence,
+)
 
 DIM, HEADS = 16, 4
 
@@ -83,6 +94,22 @@ def test_reorder_swaps_samples() -> None:
     again = KVCache()
     decoder(x[:, :4], Sequence.padded([4, 2]), context=context, cache=again)
     torch.testing.assert_close(out, decoder(x[:, 4:], context=context, cache=again)[swap])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": Neighborhood(2, border="shift")},
+        {"mask": [None, ~Neighborhood(2, border="shift", stride=2, is_causal=True)]},
+        {"bias": ALiBi(HEADS) + ScalableSoftmax(HEADS, 8)},
+    ],
+)
+def test_what_depends_on_the_end_of_a_sample_is_not_decoded_in_pieces(options: Any) -> None:
+    """Each token would see another end than one pass over all: silently other numbers."""
+    decoder, x = Decoder(DIM, 2, HEADS, **options), torch.randn(1, 5, DIM)
+    with pytest.raises(ValueError, match="depends on where a sample ends"):
+        decoder(x, cache=decoder.new_cache())
+    assert decoder(x).shape == x.shape
 
 
 def test_a_full_cache_says_so() -> None:

@@ -22,15 +22,18 @@ from attention_core import (
     Grid,
     Mask,
     MultiheadAttention,
+    Multiplier,
     Neighborhood,
     Pairs,
     Points,
+    ScoreMod,
     Sequence,
     Space,
     attend,
     explain,
 )
 from attention_core.spaces import BlockKey, PairList, TilePairs, TileStatus
+from attention_core.spaces.tiles import coordinates
 from attention_core.testing import check_bias, check_mask, check_space
 
 COUNT = 12
@@ -109,6 +112,8 @@ RIGHT: dict[str, Callable[[], Space]] = {
     "manhattan": lambda: Manhattan(8, 10),
     "halves": lambda: Half(70),
     "lengths": lambda: Lengths(RING, 6),
+    "few bits": lambda: Points(places(30).bfloat16()),
+    "multigraph": lambda: Graph(torch.cat([RING, RING], dim=1), 6, special=1),
     "padded with edges": lambda: Sequence.padded([3, 5]).with_edges(RING + 5),
     "packed grids": lambda: Grid.pack([Grid(2, 3, special=1), Grid(4, 2, special=1)]),
     "packed graphs": lambda: Graph.pack([Graph(RING, 6, special=1), Graph(RING, 5, special=1)]),
@@ -206,6 +211,19 @@ class TooFew(Tree):
         return 3.0
 
 
+class FirstRow(Tree):
+    """Lists what is near in the first sample of a batch."""
+
+    def reach(self, radius: float) -> PairList:
+        entity = self.tokenwise["entity"].view(-1, len(self))[0]
+        return PairList(*(self.table[entity][:, entity] <= radius).nonzero(as_tuple=True))
+
+
+class Negative(Tree):
+    def distance(self, pairs: Pairs) -> Tensor:
+        return -super().distance(pairs)
+
+
 class NotChebyshev(Manhattan):
     chebyshev = True
 
@@ -226,7 +244,7 @@ WRONG: dict[str, tuple[Callable[[], Space], str]] = {
     "a misspelt name": (lambda: tree(Misspelt), r"no entty, but entity of each token"),
     "a table to stays behind": (Hidden, r"to\(device\) leaves table behind"),
     "one layout": (lambda: tree(Shaped), r"in a list of pairs \(E,\).* raises RuntimeError"),
-    "NaN": (lambda: tree(NotANumber), "is NaN at query 3, key"),
+    "NaN": (lambda: tree(NotANumber), "is nan at query 3, key"),
     "no distance": (lambda: Undefined(5), r"must define distance\(self, pairs\)"),
     "a norm that is no bound": (
         lambda: NoBound(places(20)), r"NoBound.norm\(offset\) must be the distance.*apart"
@@ -235,6 +253,10 @@ WRONG: dict[str, tuple[Callable[[], Space], str]] = {
     "a norm of signs": (lambda: Signed(places(20)), "must not ask for signs|must rise"),
     "a reach that leaves out a pair": (lambda: tree(LeavesOut), r"LeavesOut.reach\(.*leaves out"),
     "a reach with other distances": (lambda: tree(WrongDistances), r"gives query .* the distance"),
+    "a reach of the first sample": (
+        lambda: tree(FirstRow), "after keep.* each sample, FirstRow.reach.*leaves out .* sample 1"
+    ),
+    "less than nothing": (lambda: tree(Negative), "is -.* at query .* must be at least 0"),
     "a bound that is none": (lambda: tree(TooFew), r"reach_bound\(.*\) is 3.0, but"),
     "not Chebyshev": (lambda: NotChebyshev(4, 5), "chebyshev is True, but"),
     "distances along edges": (lambda: tree(WrongAlong).with_edges(RING), "distance_along"),
@@ -275,6 +297,30 @@ class ListsFew(Near):
         return PairList(every, every)
 
 
+class ListsOfOne(Near):
+    """Lists pairs of the keys' space, whatever that of the queries is."""
+
+    def candidates(self, spaces: Any) -> PairList:
+        assert spaces[1].coordinates is not None
+        at = spaces[1].coordinates.squeeze(-1)
+        return PairList(*((at[:, None] - at).abs() <= 2).nonzero(as_tuple=True))
+
+
+class AllOfFew(Near):
+    """Asks what queries see of themselves."""
+
+    def allows_all(self, spaces: Any) -> bool:
+        return bool(spaces[0].length < 16)
+
+
+class TilesOfOne(Near):
+    def tile_status(self, tiles: TilePairs) -> TileStatus:
+        low, high = tiles.query.span("coordinates", coordinates)
+        query, key = tiles.at[0], tiles.at[1].clamp(max=len(low) - 1)
+        some = (low[query] - 2 <= high[key]) & (low[key] - 2 <= high[query])
+        return TileStatus(some.all(-1), tiles.answer(False))
+
+
 class CountsFew(Near):
     def count_bound(self, spaces: Any) -> float:
         return 5
@@ -300,6 +346,15 @@ class KeyOfNothing(Near):
         return BlockKey()
 
 
+class UntilTheEnd(Mask):
+    """The last two tokens, wherever a sequence ends."""
+
+    def allowed(self, pairs: Pairs) -> Tensor:
+        space = pairs.spaces[1]
+        end = 30 if space.size is None else space.size[0]
+        return pairs.take("coordinates", "key").squeeze(-1) >= end - 2
+
+
 class Positions(Mask):
     def allowed(self, pairs: Pairs) -> Tensor:
         return (pairs.query - pairs.key).abs() <= 2
@@ -309,11 +364,15 @@ WRONG_MASKS = {
     SaysNone: "says of two tiles of tokens that no pair of theirs is allowed, but query",
     SaysAll: "that every pair of theirs is allowed, but query .* is not allowed",
     ListsFew: "candidates leave out query",
+    ListsOfOne: "queries and keys are not the same, ListsOfOne.candidates list a query beyond",
+    AllOfFew: "queries and keys are not the same, AllOfFew.*allows_all is True, but query",
+    TilesOfOne: "queries and keys are not the same, TilesOfOne.tile_status says of two tiles",
     CountsFew: "count_bound is 5, but",
     AllowsAll: "allows_all is True, but query",
     Apart: "partition keeps apart query",
     ShortSighted: "lookback is 1.0, but query",
     KeyOfNothing: "block_key is alike for query",
+    UntilTheEnd: "let UntilTheEnd.needs_end be True",
     Positions: r"keep\(index\) changes Positions.allowed",
 }
 
@@ -350,9 +409,45 @@ class Undefined0(Gravity):
         return self.strength[pairs.head] * pairs.distance.float().log() * 0
 
 
+class Undeclared(Gravity):
+    heads = None
+
+
+class UntoldTensor(ScoreMod):
+    """What it learns is no parameter, and not among `tensors()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.ones((), requires_grad=True)
+
+    def modify(self, score: Tensor, pairs: Pairs) -> Tensor:
+        return score * self.factor
+
+
+class Centred(ScoreMod):
+    """Asks about all keys of a query, which only some backends show: another log-sum-exp."""
+
+    def modify(self, score: Tensor, pairs: Pairs) -> Tensor:
+        return score - score.mean(-1, keepdim=True)
+
+
+class OfLayers(ScoreMod):
+    """A right one, whose layers want scores in their own dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def modify(self, score: Tensor, pairs: Pairs) -> Tensor:
+        return self.layer(score[..., None]).squeeze(-1)
+
+
 WRONG_BIASES = {
     WrongKey: "WrongKey.block_key is alike for query",
     Indexed: r"keep\(index\) changes Indexed.score",
+    Undeclared: "asked about 4 heads on a sequence .* raises IndexError",
+    UntoldTensor: "backend='blocks' raises ValueError: tensors.* leaves out",
+    Centred: "log-sum-exp of backend='edges' differ",
     Undefined0: "Undefined0.score is nan at query 0, key 0",
 }
 
@@ -370,7 +465,18 @@ def test_right_masks_and_biases_pass() -> None:
     check_mask(Edges(), Graph(RING, 6, special=1))
     check_bias(Gravity(), Sphere(places(2, 9)))
     check_bias(DenseBias(torch.rand(9, 9)), Sequence(9))
+    check_bias(Multiplier(DenseBias(torch.rand(9, 9))) + ALiBi(2), Sequence(9))
+    check_mask(Causal() & ~DenseMask(torch.rand(9, 9) > 0.5), Sequence(9))
+    check_bias(OfLayers(), Sequence(20))
     check_bias(EdgeBias(2, types=3), Graph(RING, 6, edge_attr=torch.arange(5) % 3))
+
+
+def test_wrong_arguments_are_named() -> None:
+    for check in (lambda: check_mask(Causal(), None), lambda: check_bias(ALiBi(2), [Sequence(3)])):
+        with pytest.raises(TypeError, match="space must be a Space, got"):
+            check()
+    with pytest.raises(ValueError, match="space must be on the CPU to be checked, got .* meta"):
+        check_space(Sequence(4).to("meta"))
 
 
 def test_what_serves_no_space_is_said() -> None:
@@ -399,6 +505,7 @@ def test_data_per_token_follows_tokens() -> None:
     assert padded.valid.sum(-1).tolist() == [3, 7]
     each = Space(4, tokenwise={"colour": torch.arange(8).view(2, 4)})
     assert each.batch == 2
+    assert Space(4, tokenwise={"colour": torch.arange(4)[None]}).batch == 1
     assert each.keep(torch.tensor([[0, 1], [3, 2]])).tokenwise["colour"].tolist() == [
         [0, 1],
         [7, 6],

