@@ -285,6 +285,9 @@ def _quiet_sweepers() -> None:
     logging.getLogger("optuna.storages").setLevel(logging.WARNING)
 
 
+WHERE_OWN = " One of your own is found with --config-dir FOLDER."
+
+
 def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
     """Check the choices made among groups.
 
@@ -301,7 +304,7 @@ def check_choices(overrides: Iterable[str], roots: list[Path]) -> None:
             if choice not in known and "${" not in choice:
                 raise UsageError(
                     f"{group}: there is no {choice!r}.{did_you_mean(choice, known)}"
-                    f" There are {', '.join(known)}."
+                    f" There are {', '.join(known)}." + (WHERE_OWN if group == "experiment" else "")
                 )
 
 

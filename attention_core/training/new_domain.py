@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.escape import on_one_line, shell_word
 from attention_core.files import replace_file
+from attention_core.training.own import is_foreign
 
 #: What a new domain can be trained for, each a template of its name.
 TASKS = ("classification", "regression", "forecasting", "segmentation")
@@ -36,6 +37,11 @@ def new_domain(name: str, into: Path, task: str = "classification") -> None:
     if name in OURS or name in sys.stdlib_module_names:
         owner = "attention-core" if name in OURS else "Python"
         raise UsageError(f"NAME {name!r} is a package of {owner} already. Choose another.")
+    if is_foreign(name):
+        raise UsageError(
+            f"NAME {name!r} is a package that attention-core needs: `allow` cannot name it. "
+            "Choose another."
+        )
     written = {
         into / f"{name}.py": "domain.py.j2",
         into / "experiment" / f"{name}.yaml": "experiment.yaml.j2",

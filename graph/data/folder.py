@@ -87,9 +87,7 @@ class GraphFolder(GraphData):
         if level not in ("graph", "node", "edge"):
             more = " Links are in data=graph/graph_links." if level == "link" else ""
             raise UsageError(f"data.level must be graph, node or edge, got {level!r}.{more}")
-        self.columns = Columns(
-            node_type, list(node_features), edge_type, list(edge_features)
-        ).checked()
+        self.columns = Columns(node_type, node_features, edge_type, edge_features).checked()
         self.root = Path(root).expanduser()
         self.level, self.target = level, target
         self.node_names, self.edge_names = list(node_names), list(edge_names)

@@ -24,11 +24,19 @@ class Columns(NamedTuple):
     edge_features: Sequence[str] = ()
 
     def checked(self) -> Self:
-        """Return them; refuse types and features of the same thing."""
+        """Return them; refuse types and features of the same thing, and a name that is no list."""
         for of in ("node", "edge"):
+            features = getattr(self, f"{of}_features")
+            if isinstance(features, str):
+                raise UsageError(
+                    f"data.{of}_features must be a list of names, such as [{features}]; "
+                    f"got {features!r}."
+                )
             if getattr(self, f"{of}_type") is not None and getattr(self, f"{of}_features"):
                 raise UsageError(f"data.{of}_type and data.{of}_features: one of them, not both.")
-        return self
+        return self._replace(
+            node_features=list(self.node_features), edge_features=list(self.edge_features)
+        )
 
 
 class GraphML:

@@ -149,7 +149,7 @@ class GraphLinks(LinkData):
     ) -> None:
         super().__init__(**settings)
         self.root, self.relation = Path(root).expanduser(), relation
-        self.columns = Columns(node_type, list(node_features)).checked()
+        self.columns = Columns(node_type, node_features).checked()
 
     def load(self) -> None:
         if self.root.suffix.lower() not in (".graphml", ".csv") or not self.root.is_file():

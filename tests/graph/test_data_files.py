@@ -220,6 +220,8 @@ def test_graphml_that_is_damaged(tmp_path: Path) -> None:
         load(node_type="mass")
     with pytest.raises(UsageError, match="'note' of each node must be a finite number, got 'x'"):
         load(node_features=["note"])
+    with pytest.raises(UsageError, match=r"node_features must be a list .* such as \[note\]"):
+        load(node_features="note")
     with pytest.raises(UsageError, match="data.node_type and data.node_features: one of them"):
         load(node_type="element", node_features=["charge"])
     (tmp_path / "a" / "ring03.graphml").write_text("<graphml><no")

@@ -50,6 +50,7 @@ def test_help_names_every_command(attn_here: Attn) -> None:
     [
         (("trian",), "'trian' is not a command. Did you mean train?"),
         (("train", "experiment=toi", *TOY[1:]), "experiment: there is no 'toi'. Did you mean toy?"),
+        (("train", "experiment=tides"), "One of your own is found with --config-dir FOLDER."),
         (("train", *TOY, "optimizer=adam"), "there is no 'adam'. Did you mean adamw?"),
         (
             ("train", *TOY, "model.dimm=3"),

@@ -117,6 +117,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         ("", "got ''"),
         ("json", "'json' is a package of Python already"),
         ("vision", "'vision' is a package of attention-core already"),
+        ("torch", "'torch' is a package that attention-core needs"),
     ],
 )
 def test_a_name_that_cannot_be(name: str, message: str, tmp_path: Path) -> None:
