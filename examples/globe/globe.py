@@ -140,7 +140,7 @@ class GlobeTask(ClassificationTask):
         x, y, z = places[0].numpy(force=True).T
         figure = Figure(figsize=(15, 4), layout="constrained")
         shown = {
-            "What is known": seen[0],
+            "What is known (gray: asked for)": seen[0],
             "What is made of it": guess,
             "As it is": is_land(places[0].cpu()),
         }

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from attention_core.escape import on_one_line
 from attention_core.training import UsageError
+from attention_core.training.console import rich_text
 from attention_core.training.inputs import class_folders
 from attention_core.training.splits import stratified_split
 from graph.data.graphml_columns import Columns, GraphML, as_targets, kinds_of
@@ -96,6 +99,12 @@ class GraphFolder(GraphData):
         if not self.root.exists():
             raise UsageError(f"data.root: there is no folder {str(self.root)!r}.")
         name = self.root.resolve().name
+        others = sorted(self.root.glob("*_A.txt")) if self.root.is_dir() else []
+        if others and not is_tu(self.root):
+            raise UsageError(
+                f"data.root: {str(self.root)!r} holds {others[0].name}; a folder in TU format is "
+                f"named as its files are, {others[0].name.removesuffix('_A.txt')!r}."
+            )
         samples = self._read_tu() if is_tu(self.root) else self._read_files()
         if self.level == "graph":
             strata = [0 if s["target"].is_floating_point() else int(s["target"]) for s in samples]
@@ -199,6 +208,7 @@ class GraphFolder(GraphData):
             if kind is not None and not getattr(self, f"{of}_names"):
                 setattr(self, f"{of}_names", kinds_of(graphs, of, kind))
         samples = [graph.sample(columns, self.node_names, self.edge_names) for graph in graphs]
+        self._tell_unread(graphs)
         if labels[0] is not None:
             for sample, label in zip(samples, labels, strict=True):
                 sample["target"] = torch.tensor(label)
@@ -224,6 +234,18 @@ class GraphFolder(GraphData):
                 sample["edge_label_index"] = sample["edge_label_index"][:, known]
                 sample["target"] = values[known]
         return samples
+
+    def _tell_unread(self, graphs: list[GraphML]) -> None:
+        """Say what nodes and edges have where nothing of it is asked for."""
+        for of in ("node", "edge"):
+            asked = getattr(self.columns, f"{of}_type"), *getattr(self.columns, f"{of}_features")
+            have = {name for graph in graphs for row in graph.attributes[of] for name in row}
+            have -= {self.target} if self.level == of else set()
+            if have and not any(asked):
+                said = f"{of}s have {', '.join(sorted(have))}, of which nothing is read: give "
+                said += f"data.{of}_type=NAME, or data.{of}_features=[NAME, ...]"
+                said = rich_text(on_one_line(said))
+                Console(stderr=True).print("[yellow]data:[/]", said, soft_wrap=True)
 
     def _targets_of_tensors(
         self, samples: list[Sample], of_file: list[tuple[str, int | None]]

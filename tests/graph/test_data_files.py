@@ -164,6 +164,26 @@ def test_graphml_in_a_folder_for_each_class(tmp_path: Path) -> None:
             assert kinds[0, 1] == 1 and kinds[1, 2] == 0  # double, single by name
 
 
+def test_attributes_of_graphml_that_nothing_reads_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graphml(tmp_path / "odd", range(3, 23, 2))
+    graphml(tmp_path / "even", range(4, 24, 2))
+    GraphFolder(root=str(tmp_path), batch_size=4).setup()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "nodes have charge, element, note, rank, of which nothing is read: give" in said
+    assert "edges have kind, length, of which nothing is read: give data.edge_type=NAME" in said
+    GraphFolder(root=str(tmp_path), node_type="element", edge_type="kind", batch_size=4).setup()
+    assert "nothing is read" not in capsys.readouterr().err
+
+
+def test_a_tu_folder_of_another_name_than_its_files(tmp_path: Path) -> None:
+    folder = write_tu(tmp_path / "TINY")
+    folder.rename(tmp_path / "mine")
+    with pytest.raises(UsageError, match=r"'.*mine' holds TINY_A.txt; .* as its files are, 'TINY'"):
+        GraphFolder(root=str(tmp_path / "mine"), batch_size=4).setup()
+
+
 def test_graphml_with_features_and_a_number_to_predict(tmp_path: Path) -> None:
     folder = tmp_path / "rings"
     graphml(folder, range(3, 23), directed=True)
