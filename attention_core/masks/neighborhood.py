@@ -130,7 +130,9 @@ class Neighborhood(Mask):
         radii = self._per_axis(key) if key.chebyshev else None
         if radii is not None:
             return query.length * math.prod(2 * r + 1 for r in radii)
-        return math.inf if isinstance(self.radius, tuple) else key.reach_bound(self.radius)
+        if isinstance(self.radius, tuple) or not (query is key or key.searched):
+            return math.inf
+        return key.reach_bound(self.radius)
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         if self._shifted is not None:
