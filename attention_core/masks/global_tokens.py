@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from attention_core.masks.algebra import Mask
 from attention_core.spaces import BlockKey, Graph, Pairs, Space, TilePairs, TileStatus
 
 
-@dataclass(frozen=True, init=False)
 class GlobalTokens(Mask):
     """Tokens that attend everywhere and are attended by everyone (Beltagy et al., 2020)::
 
@@ -28,14 +25,20 @@ class GlobalTokens(Mask):
         positions: places on a Sequence, nodes of a Graph, or tuples of coordinates on a Grid.
     """
 
-    positions: tuple[int | tuple[int, ...], ...]
+    # No dataclass: those that cast what they hold, as FSDP2 does, make them anew by keywords
 
     def __init__(self, *positions: int | tuple[int, ...]) -> None:
         places = tuple(tuple(p) if isinstance(p, tuple | list) else p for p in positions)
         for place in places:
             for number in place if isinstance(place, tuple) else (place,):
                 check_whole(0, position=number)
-        object.__setattr__(self, "positions", places)
+        self.positions: tuple[int | tuple[int, ...], ...] = places
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GlobalTokens) and self.positions == other.positions
+
+    def __hash__(self) -> int:
+        return hash((GlobalTokens, self.positions))
 
     def allowed(self, pairs: Pairs) -> Tensor:
         self._check(*pairs.spaces)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -65,7 +66,13 @@ class Neighborhood(Mask):
     dilation: int | tuple[int, ...] = 1
     stride: int | tuple[int, ...] = 1
     is_causal: bool | tuple[bool, ...] = False
-    _shifted: ShiftedWindow | None = field(init=False, repr=False, compare=False)
+
+    # No field: FSDP2 makes masks anew of their fields, where it casts what goes into a block
+    @cached_property
+    def _shifted(self) -> ShiftedWindow | None:
+        if self.border == "cut":
+            return None
+        return ShiftedWindow(self.radius, self.dilation, self.stride, self.is_causal)
 
     def __post_init__(self) -> None:
         tuples(self, "radius", "dilation", "stride", "is_causal")
@@ -78,16 +85,14 @@ class Neighborhood(Mask):
         check_whole_each(dilation=listed(self.dilation), stride=listed(self.stride))
         for flag in listed(self.is_causal) or (None,):
             check_flag(is_causal=flag)
-        shifted = None
-        if self.border == "shift":
-            shifted = ShiftedWindow(self.radius, self.dilation, self.stride, self.is_causal)
-        elif {*listed(self.dilation), *listed(self.stride)} != {1} or any(listed(self.is_causal)):
+        if self._shifted is None and (
+            {*listed(self.dilation), *listed(self.stride)} != {1} or any(listed(self.is_causal))
+        ):
             raise ValueError(
                 f"dilation={self.dilation}, stride={self.stride} and is_causal={self.is_causal} "
                 "need border='shift'; with a border that is cut, Dilated(d) & "
                 "Neighborhood(radius * d) and Causal(axes=...) & Neighborhood(radius) say it"
             )
-        object.__setattr__(self, "_shifted", shifted)
 
     def allowed(self, pairs: Pairs) -> Tensor:
         if self._shifted is not None:

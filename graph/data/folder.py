@@ -244,8 +244,8 @@ class GraphFolder(GraphData):
             if have and not any(asked):
                 said = f"{of}s have {', '.join(sorted(have))}, of which nothing is read: give "
                 said += f"data.{of}_type=NAME, or data.{of}_features=[NAME, ...]"
-                said = rich_text(on_one_line(said))
-                Console(stderr=True).print("[yellow]data:[/]", said, soft_wrap=True)
+                told = rich_text(on_one_line(said))
+                Console(stderr=True).print("[yellow]data:[/]", told, soft_wrap=True)
 
     def _targets_of_tensors(
         self, samples: list[Sample], of_file: list[tuple[str, int | None]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import product
 from typing import Any
@@ -417,3 +418,13 @@ def test_a_radius_of_just_the_extent_costs_no_mask(place: str) -> None:
     for radius, tensor in ((extent, False), (extent - 1, True)):
         made = plan(places.space, Neighborhood(radius), batch=places.shape[0], backend="dense")
         assert (made.prepared.allowed is not None) == tensor
+
+
+def test_masks_are_made_anew_of_their_fields() -> None:
+    """As FSDP2 does with dataclasses, where it casts what goes into a block."""
+    for place in PLACES.values():
+        for masked in single_masks(place).values():
+            mask = masked.mask
+            made = dataclasses.replace(mask) if dataclasses.is_dataclass(mask) else mask
+            assert repr(made) == repr(mask)
+            assert made == mask or isinstance(mask, DenseMask | PrefixLM)  # they hold tensors

