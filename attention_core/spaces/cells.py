@@ -24,14 +24,16 @@ class Cells:
     """
 
     def __init__(self, points: Tensor, radius: float, segments: Tensor | None) -> None:
+        # A distance of few bits may be rounded to the radius from above
+        self._reach = radius * (1 + max(1e-5, 8 * torch.finfo(points.dtype).eps))
         points = points.to(torch.promote_types(points.dtype, torch.float32))
         spread = points.amax(0) - points.amin(0) if len(points) else points.new_zeros(1)
         axes = spread.argsort(descending=True)[:_AXES]
         samples = 1 if segments is None or not len(segments) else int(segments.max()) + 1
         # Not so small that the cells could not be numbered; rounding must put no pair apart
         most = (_PLACES / samples) ** (1 / len(axes)) - 4
-        size = max(radius * (1 + 1e-5), float(spread.max()) / min(most, 2**20), 1e-30)
-        self.points, self.radius = points, radius
+        size = max(self._reach, float(spread.max()) / min(most, 2**20), 1e-30)
+        self.points = points
         cell = ((points - points.amin(0) if len(points) else points)[:, axes] / size).long()
         sizes = [int(n) + 3 for n in cell.amax(0)] if len(points) else [3] * len(axes)
         strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
@@ -73,5 +75,5 @@ class Cells:
         query = self._order[start + run // self._first.shape[1]]
         key = self._order[first[run] + rank]
         apart = (self.points[query] - self.points[key]).square().sum(-1)
-        near = apart <= (self.radius * (1 + 1e-5)) ** 2
+        near = apart <= self._reach**2
         return query[near], key[near]

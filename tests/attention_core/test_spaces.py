@@ -257,3 +257,25 @@ def test_append_goes_on() -> None:
 def test_bad_input_is_named(make: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 5])
+def test_points_find_what_is_near_cell_by_cell(axes: int) -> None:
+    """Beside all distances: near pairs are listed, few others are looked at, memory is no N²."""
+    generator = torch.Generator().manual_seed(axes)
+    places = torch.randn(300, axes, generator=generator)
+    segments = torch.arange(300) // 100
+    space = Points(places, segments=segments, special=1)
+    where = space.special.logical_not().nonzero().squeeze(1)  # type: ignore[union-attr]
+    for radius in (0.0, 0.2, 1.0):
+        found = space.reach(radius)
+        distance = (places[:, None] - places).norm(dim=-1)
+        near = (distance <= radius) & (segments[:, None] == segments)
+        assert near.sum() <= space.reach_bound(radius)
+        if found is not None:
+            held = torch.zeros(space.length, space.length, dtype=torch.bool)
+            held[found.query, found.key] = True
+            assert not bool((near & ~held[where][:, where]).any())
+            assert int(held.sum()) <= int(near.sum()) + 2
+    many = Points(torch.rand(20_000, axes, generator=generator))
+    assert many.reach_bound(0.5 * 20_000 ** (-1 / min(axes, 3))) < 20 * 20_000
