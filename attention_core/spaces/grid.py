@@ -154,6 +154,7 @@ class Grid(Space):
         return ()
 
     def _hold_packed(self, spaces: list[Self]) -> None:
+        super()._hold_packed(spaces)
         if not all(len(space.sizes) in (1, space.num_segments) for space in spaces):
             self.sizes = self._unknown_sizes("pack")
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -87,42 +87,15 @@ class Linked(Tokens):
         new._link(edge_index, edge_attr, pair_attr)
         return new
 
-    @lasting
-    @checked
-    def append(self, other: Self) -> Self:
-        """Return the tokens of this space and then those of `other`, as a cache holds them.
-
-        Raises:
-            TypeError: they are of different kinds, or hold different tables or edges.
-        """
-        self._check_kind(other, "append")
-        self.check_shared(other, "append", edges=True)
-        return super().append(other)
-
-    @classmethod
-    @lasting
-    @checked
-    def pack(cls, spaces: Iterable[Self]) -> Self:
-        """Put spaces end to end in one row, (Σ L,): each stays a sample of its own, or several.
-
-        Raises:
-            TypeError: they are of different kinds, or hold different tables.
-            ValueError: there are none, or they are batches.
-        """
-        samples = list(spaces)
-        edges = [space.edges for space in samples if isinstance(space, Linked) and space.edges]
-        if len(edges) < len(samples) or all(one is edges[0] for one in edges):
-            return super().pack(samples)
-        moved, first = [], 0
-        for space, own in zip(samples, edges, strict=True):
-            new = copy.copy(space)
-            if new.nodes is not None:
-                new.nodes = torch.where(new.nodes < 0, new.nodes, new.nodes + first)
-            first += own.num_nodes
-            moved.append(new)
-        row = super().pack(moved)
-        row.edges, row.num_nodes = EdgeList.joined(edges), first
-        return row
+    def _hold_packed(self, spaces: list[Self]) -> None:
+        edges = [space.edges for space in spaces if space.edges is not None]
+        if self.nodes is None or all(one is edges[0] for one in edges):
+            return
+        counts = torch.tensor([one.num_nodes for one in edges], device=self.device)
+        lengths = torch.tensor([space.length for space in spaces], device=self.device)
+        first = torch.repeat_interleave(counts.cumsum(0) - counts, lengths)
+        self.nodes = torch.where(self.nodes < 0, self.nodes, self.nodes + first)
+        self.edges, self.num_nodes = EdgeList.joined(edges), sum(one.num_nodes for one in edges)
 
     def _linked(self, what: str) -> EdgeList:
         if self.edges is None:

@@ -233,7 +233,7 @@ class Tokens:
         Raises:
             TypeError: they are of different kinds, or hold different tables or edges.
         """
-        new = self._joined([self, other], "append")
+        new = self._joined([self, other], "append", edges=True)
         new.num_segments = max(self.num_segments, other.num_segments)
         return new
 
@@ -317,7 +317,7 @@ class Tokens:
                     f"{other.describe()}"
                 )
 
-    def _joined(self, spaces: list[Self], what: str) -> Self:
+    def _joined(self, spaces: list[Self], what: str, *, edges: bool = False) -> Self:
         """The tokens of `spaces` one after another; the rest is as in this one."""
         for other in spaces:
             self._check_kind(other, what)
@@ -326,7 +326,7 @@ class Tokens:
                     f"cannot {what} a space on {self.device} and one on {other.device}: move one "
                     "with to(device)"
                 )
-            self.check_shared(other, what)
+            self.check_shared(other, what, edges=edges)
         new = self._copy()
         batch = next((space.batch for space in spaces if space.batch is not None), None)
         held = [{name: (x, dims) for name, x, dims in space.tensors()} for space in spaces]
