@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from attention_core.escape import on_one_line
 from attention_core.training import UsageError
-from attention_core.training.console import rich_text
+from attention_core.training.console import tell
 from attention_core.training.inputs import class_folders
 from attention_core.training.splits import stratified_split
 from graph.data.graphml_columns import Columns, GraphML, as_targets, kinds_of
@@ -244,8 +242,7 @@ class GraphFolder(GraphData):
             if have and not any(asked):
                 said = f"{of}s have {', '.join(sorted(have))}, of which nothing is read: give "
                 said += f"data.{of}_type=NAME, or data.{of}_features=[NAME, ...]"
-                told = rich_text(on_one_line(said))
-                Console(stderr=True).print("[yellow]data:[/]", told, soft_wrap=True)
+                tell("data", said)
 
     def _targets_of_tensors(
         self, samples: list[Sample], of_file: list[tuple[str, int | None]]

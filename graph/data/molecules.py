@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import torch
-from rich.console import Console
 from torch.nn.functional import one_hot
 
-from attention_core.escape import on_one_line
 from attention_core.training import UsageError, require
-from attention_core.training.console import rich_text
+from attention_core.training.console import tell
 from attention_core.training.inputs import csv_rows, files, text_lines
 from graph.data.graphs import Sample
 from graph.data.module import GraphData, GraphDataOptions
@@ -128,8 +126,7 @@ class Molecules(GraphData):
                     raise UsageError(
                         f"{place}: {error}. data.corrupted=skip leaves such rows out."
                     ) from error
-                said = rich_text(on_one_line(f"left out: {place}: {error}"))
-                Console(stderr=True).print("[yellow]data:[/]", said, soft_wrap=True)
+                tell("data", f"left out: {place}: {error}")
         if not samples:
             raise UsageError(f"data.root: no row of {str(self.path)!r} is a molecule.")
         if parts and self.fold is None:

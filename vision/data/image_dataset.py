@@ -8,12 +8,10 @@ from typing import Any, Literal, Protocol, Required, Unpack
 
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
-from attention_core.escape import on_one_line
 from attention_core.training import DataModule, DataModuleOptions, UsageError
-from attention_core.training.console import rich_text
+from attention_core.training.console import tell
 from attention_core.training.inputs import files
 from attention_core.training.splits import stratified_split
 from vision.data.image_io import IMAGES, LARGEST, open_image
@@ -205,5 +203,4 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         if index not in self._named:
             self._named.add(index)
             name = self.source.name(self.indices[index])
-            said = rich_text(on_one_line(f"left out: {name}: {error.__cause__}"))
-            Console(stderr=True).print("[yellow]data:[/]", said, soft_wrap=True)
+            tell("data", f"left out: {name}: {error.__cause__}")
