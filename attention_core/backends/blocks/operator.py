@@ -8,12 +8,13 @@ them: a tensor without elements stands for it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_core.backends.blocks import composite, passes
+from attention_core.backends.blocks import composite, fast, passes
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.derivatives import of_backward, refuse_batched
 
@@ -56,6 +57,9 @@ def block_attention(
     Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
     """
     groups = _groups(queries, keys, runs, patterns, added, empty_rows)
+    if fast.serves(q, k, v, groups, samples):
+        call = fast.Call(q, k, v, sink, groups, seed, samples, scale, softcap, dropout_p)
+        return fast.forward(call, q, v, covers_all_queries)
     works, memory, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
     return passes.forward(
         works, memory, spare, q, k, v, sink, seed, scale, dropout_p, lse, covers_all_queries
@@ -93,6 +97,11 @@ def block_attention_backward(
 ) -> list[Tensor]:
     """Compute the gradients of q, k, v, the sink and each of `added`; empty where there is none."""
     groups = _groups(queries, keys, runs, patterns, added, empty_rows)
+    if fast.serves(q, k, v, groups, samples):
+        call = fast.Call(q, k, v, sink, groups, seed, samples, scale, softcap, dropout_p)
+        return fast.backward(
+            call, grad_out, grad_lse, all_lse, q, k, v, sink, groups, learned, covers_all_queries
+        )
     works, memory, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
     return passes.backward(
         works, memory, spare, grad_out, grad_lse, all_lse, q, k, v, sink, added, learned, seed,
@@ -166,6 +175,7 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[A
     samples, scale, softcap, dropout_p, *_ = ctx.numbers
     groups = _groups(queries, keys, ctx.runs, patterns, added, empty_rows)
     works, _, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
+    hashed = fast.serves(q, k, v, groups, samples)
     of_outputs = [grad_out] if grad_lse is None else [grad_out, grad_lse]
     of_q, of_k, of_v, of_sink, *of_added = of_gradients
 
@@ -176,8 +186,8 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[A
             next(given) if learns else blocks.added
             for blocks, learns in zip(groups, learned, strict=True)
         ]
-        generator = torch.Generator(q.device).manual_seed(int(seed))
-        return composite.forward(works, q, k, v, own_sink, own, generator, scale, spare)[
+        kept = partial(fast.kept, seed=seed) if hashed else composite.drawn(seed, q)
+        return composite.forward(works, q, k, v, own_sink, own, kept, scale, spare)[
             : len(of_outputs)
         ]
 
