@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -32,12 +31,17 @@ _PAYS = 1 << 15
 _ROOM = 1 << 28
 
 
+def looks_up(device: torch.device, dtype: torch.dtype, pairs: int) -> bool:
+    """Return whether the kernels would look up what is added to so many pairs of all heads."""
+    return fast.usable(torch.empty(0, dtype=dtype, device=device), pays=pairs >= _PAYS)
+
+
 def serves(q: Tensor, k: Tensor, v: Tensor, groups: list[Blocks], samples: int) -> bool:
     """Return whether the kernels are there, and worth a call for these blocks."""
     pairs = sum(
         one.queries.numel() * one.query_run * one.keys.shape[1] * one.key_run for one in groups
     )
-    if not groups or not pairs or max(q.shape[:3].numel(), k.shape[:3].numel()) >= 2**31:
+    if not pairs or not samples or max(q.shape[:3].numel(), k.shape[:3].numel()) >= 2**31:
         return False
     pays = pairs * samples * q.shape[1] >= _PAYS
     return fast.usable(q, k, v, pays=pays)
@@ -59,6 +63,7 @@ class Layout:
         most: keys of a tile at most, and what rounding up takes.
         samples: how many samples share the tiles.
         own: whether no two tiles, of any sample, share a unit.
+        fresh: (tiles,) which are the first of their block.
     """
 
     tiles: Any
@@ -75,6 +80,7 @@ class Layout:
     most: int
     samples: int
     own: bool
+    fresh: Any
 
 
 _layouts: dict[tuple[Any, ...], tuple[list[Any], list[int | None], Layout]] = {}
@@ -83,14 +89,20 @@ _KEPT = 16
 
 
 def _layout(
-    groups: list[Blocks], indices: Sequence[Tensor | None], entries: int,
-    samples: int, heads: tuple[int, int], lengths: tuple[int, int], dtype: Any,
+    groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
+    lengths: tuple[int, int], dtype: Any,
 ) -> Layout:  # fmt: skip
     """The layout of these tensors, which is kept as long as they are, unchanged."""
     tensors = [
         x
-        for one, index in zip(groups, indices, strict=True)
-        for x in (one.queries, one.keys, one.pattern, one.added, one.empty_rows, index)
+        for one in groups
+        for x in (
+            one.queries,
+            one.keys,
+            one.pattern,
+            one.added if one.index is None else one.index,
+            one.empty_rows,
+        )
         if x is not None
     ]
     key = (*(id(x) for x in tensors), entries, samples, heads, lengths, dtype)
@@ -101,7 +113,7 @@ def _layout(
         known, then, layout = found
         if then == versions and all(a() is b for a, b in zip(known, tensors, strict=True)):
             return layout
-    layout = _laid_out(groups, indices, entries, samples, heads, lengths, dtype)
+    layout = _laid_out(groups, entries, samples, heads, lengths, dtype)
 
     def forget(_: Any) -> None:
         _layouts.pop(key, None)
@@ -114,8 +126,8 @@ def _layout(
 
 
 def _laid_out(
-    groups: list[Blocks], indices: Sequence[Tensor | None], entries: int,
-    samples: int, heads: tuple[int, int], lengths: tuple[int, int], dtype: Any,
+    groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
+    lengths: tuple[int, int], dtype: Any,
 ) -> Layout:  # fmt: skip
     import numpy as np
 
@@ -127,8 +139,8 @@ def _laid_out(
     )
     nothing = np.zeros(0, np.int64)
     found: list[dict[str, Any]] = []
-    for one, index in zip(groups, indices, strict=True):
-        queries, keys = one.queries, one.keys
+    for one in groups:
+        index, queries, keys = one.index, one.queries, one.keys
         pattern = one.pattern
         if each:
             queries = _of_samples(queries, samples, heads[0] * lengths[0] // one.query_run)
@@ -185,6 +197,8 @@ def _laid_out(
     first_tile[order] = np.cumsum(per_block[order]) - per_block[order]
     total_tiles = int(per_block.sum())
     counts = np.empty(total_tiles, np.int64)
+    fresh = np.zeros(total_tiles, np.bool_)
+    fresh[first_tile] = True
     block = 0
     for own in found:
         own["first_tile"] = first_tile[block : block + own["blocks"]]
@@ -203,7 +217,7 @@ def _laid_out(
         )  # fmt: skip
     shared = max([own["heads"] for own in with_units], default=1)
     rows, number = int(unit_starts[-1]), len(unit_starts) - 1
-    looks_up = any(index is not None for index in indices)
+    looks_up = any(one.index is not None for one in groups)
     floors = np.empty(shared * number * _LANES, dtype)
     packed = np.empty(0 if looks_up else shared * rows * _LANES, dtype)
     index_packed = np.empty(rows * _LANES if looks_up else 0, np.int32)
@@ -227,6 +241,7 @@ def _laid_out(
         tiles, starts, members, units, unit_starts, unit_members, floors, packed, index_packed,
         shared, first_unit, int(counts.max(initial=0)) + _LANES, 1 if each else samples,
         all(own["patterns"] == own["blocks"] * (1 if each else samples) for own in with_units),
+        fresh,
     )  # fmt: skip
 
 
@@ -251,8 +266,6 @@ class Call:
         scale: float,
         softcap: float | None,
         dropout_p: float,
-        indices: Sequence[Tensor | None] | None = None,
-        table: Tensor | None = None,
     ) -> None:
         import numpy as np
 
@@ -264,10 +277,10 @@ class Call:
             "attention_core.backends.blocks.kernels", **_constants(str(q.dtype).split(".")[1])
         )
         self.heads, self.kv_heads = heads, kv_heads
-        entries = 0 if table is None else len(table) + 1
+        tables = [x.added for x in groups if x.added is not None and x.index is not None]
+        entries = 0 if not tables else len(tables[0]) + 1
         self.layout = layout = _layout(
-            groups, indices or [None] * len(groups), max(entries - 1, 0), samples,
-            (heads, kv_heads), (queries, keys), self.number,
+            groups, max(entries - 1, 0), samples, (heads, kv_heads), (queries, keys), self.number
         )  # fmt: skip
         self.q, self.k, self.v = (_wide(x) for x in (q, k, v))
         self.sizes = (
@@ -281,8 +294,8 @@ class Call:
         self.seeds = (np.uint32(limit), *(np.uint32(x) for x in _seeds(seed)))
         self.given = tuple(_flat(x, number) for x in (self.q, self.k, self.v, sink))
         by_head = np.zeros(0, number)
-        if table is not None:
-            by_head = _flat(pad(table.detach().mT, (0, 1), value=-torch.inf), number)
+        if tables:
+            by_head = _flat(pad(tables[0].detach().mT, (0, 1), value=-torch.inf), number)
         self.plan = (
             layout.tiles, layout.starts, layout.members, layout.units, layout.unit_starts,
             layout.floors, layout.packed, layout.index, by_head,
@@ -342,36 +355,45 @@ def backward(
     groups: list[Blocks],
     learned: list[bool],
     covers_all_queries: bool,
-    table: Tensor | None = None,
+    keys_disjoint: bool,
 ) -> list[Tensor]:
-    """Compute the gradients of q, k, v, the sink and each of `added`, empty where there is none."""
+    """Compute the gradients of q, k, v, the sink and each of `added`, empty where there is none.
+
+    That of a table that all groups look into is the first group's; others have zeros.
+    """
     import numpy as np
 
     layout, number = call.layout, call.number
-    groups_of_heads = call.heads // call.kv_heads
+    groups_of_heads, entries = call.heads // call.kv_heads, call.sizes[-1]
     allocate = torch.empty_like if covers_all_queries else torch.zeros_like
-    grad_q, grad_k, grad_v = allocate(call.q), torch.zeros_like(call.k), torch.zeros_like(call.v)
+    grad_q = allocate(call.q)
     pieces = call.pieces
     rows, spans = _own_rows(call)
+    fresh, start = np.zeros(0, np.bool_), torch.zeros_like
+    seen = np.diff(layout.starts)[layout.fresh].sum()
+    if keys_disjoint and not rows and int(seen) * layout.samples == k[:, 0, :, 0].numel():
+        # The first tile of each block has all its keys, and writes; others add
+        fresh, start = layout.fresh, torch.empty_like
+    grad_k, grad_v = start(call.k), start(call.v)
     part_k, part_v = (x.new_zeros(rows * x.shape[-1]) for x in (call.k, call.v))
     of_sink = np.zeros(0 if sink is None else len(pieces) * groups_of_heads, number)
     shared = layout.heads == 1
     size = len(layout.unit_members) * _LANES
     of_added, of_table = np.zeros(0, number), np.zeros(0, number)
-    if any(learned):
+    if any(learned) and not entries:
         own = layout.own and (not shared or call.kv_heads == 1)
         heads = 1 if shared else groups_of_heads
         for n, piece in enumerate(pieces):
             piece[6] = 0 if own else n if shared else n * heads - piece[0] * heads
         of_added = np.zeros(size * (layout.heads if own else len(pieces) * heads), number)
-    if table is not None:
-        of_table = np.zeros(len(pieces) * groups_of_heads * call.sizes[-1] * _LANES, number)
+    if any(learned) and entries:
+        of_table = np.zeros(len(pieces) * groups_of_heads * entries * _LANES, number)
     call.over(
         call.kernels.backward,
         _flat(lse, number),
         tuple(_flat(x, number) for x in (_wide(grad_out), grad_lse)),
         tuple(_flat(x, number) for x in (grad_q, grad_k, grad_v, part_k, part_v)),
-        (of_sink, of_added, of_table),
+        (of_sink, of_added, of_table, fresh),
     )
     for first, last, low in spans:
         for total, part in ((grad_k, part_k), (grad_v, part_v)):
@@ -384,7 +406,16 @@ def backward(
         for piece, one in zip(pieces, torch.from_numpy(of_sink).view(len(pieces), -1), strict=True):
             by_head[int(piece[0])] += one
     grads = [q.new_zeros(0) for _ in groups]
-    if any(learned):
+    if len(of_table):
+        sums = q.new_zeros(call.kv_heads, groups_of_heads, entries, _LANES)
+        parts = torch.from_numpy(of_table).view(len(pieces), *sums.shape[1:])
+        for piece, one in zip(pieces, parts, strict=True):
+            sums[int(piece[0])] += one
+        grad = sums.sum(-1).flatten(0, 1)[:, :-1].mT
+        grads = [
+            grad.contiguous() if n == 0 else torch.zeros_like(grad) for n in range(len(groups))
+        ]
+    elif any(learned):
         total = torch.from_numpy(of_added)
         if not own:
             sums = total.new_zeros(1 if shared else call.kv_heads, heads, size)

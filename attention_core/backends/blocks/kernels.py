@@ -314,11 +314,13 @@ def backward_tile(
     tiles, starts, members, units, unit_starts, _, added, index, table = plan
     grad_out, grad_lse = grads
     grad_q, grad_k, grad_v, part_k, part_v = to
-    of_sink, of_added, of_table = parts
+    of_sink, of_added, of_table, fresh = parts
     columns, turned, weights, slopes, bends, draws, rows, lane = room
     to_k, to_v = (part_k, part_v) if apart else (grad_k, grad_v)
     groups = heads // kv_heads
     count = starts[tile + 1] - starts[tile]
+    # Whether this is the first that the gradients of its keys hear of
+    new = len(fresh) > 0 and fresh[tile] and head % groups == 0
     seen = np.int64(-1)
     for j in range(16):
         at = tiles[tile * 16 + j]
@@ -332,6 +334,10 @@ def backward_tile(
             elif seen < 0:
                 seen = row[j]
     if seen < 0:
+        if new:
+            for i in range(count):
+                to_k[key_at[i] : key_at[i] + size] = ZERO
+                to_v[value_at[i] : value_at[i] + value_size] = ZERO
         return
     for j in range(16):
         at = row[j] if row[j] >= 0 else seen
@@ -420,24 +426,29 @@ def backward_tile(
             for i in range(KEYS):
                 if row[j + i] >= 0:
                     store(grad_q, row[j + i] * size + d, load(rows, i * 16, 16) * scale)
-    add_over_queries(weights, count, grad_out, grad_at, value_size, ONE, rows, to_v, value_at,
-                     shift * value_size)  # fmt: skip
-    add_over_queries(slopes, count, q, row_at, size, scale, rows, to_k, key_at, shift * size)
+    add_over_queries(
+        weights, count, grad_out, grad_at, value_size, ONE, rows, to_v, value_at,
+        shift * value_size, new,
+    )  # fmt: skip
+    add_over_queries(slopes, count, q, row_at, size, scale, rows, to_k, key_at, shift * size, new)
 
 
 @njit(**OPTIONS)
-def add_over_queries(weights, count, given, given_at, size, scale, rows, to, to_at, shift):
-    """Add to row i of `to` the sum over 16 queries of weights (count, 16) times rows `given`."""
+def add_over_queries(weights, count, given, given_at, size, scale, rows, to, to_at, shift, new):
+    """Add to row i of `to`, or write if it is new, the sum over 16 queries of weights (count, 16)
+    times rows `given`."""
     for g in range(0, count, KEYS):
         d = 0
         while d + WIDE <= size:
             store(rows, 0, over_queries(weights, g, given, given_at, d))
-            for i in range(KEYS):
+            for i in range(min(KEYS, count - g)):
                 at = to_at[g + i] + shift + d
-                store(to, at, load(to, at, WIDE) + load(rows, i * WIDE, WIDE) * scale)
+                x = load(rows, i * WIDE, WIDE) * scale
+                store(to, at, x if new else load(to, at, WIDE) + x)
             d += WIDE
         if d < size:
             store(rows, 0, over_queries_rest(weights, g, given, given_at, d))
-            for i in range(KEYS):
+            for i in range(min(KEYS, count - g)):
                 at = to_at[g + i] + shift + d
-                store(to, at, load(to, at, 16) + load(rows, i * 16, 16) * scale)
+                x = load(rows, i * 16, 16) * scale
+                store(to, at, x if new else load(to, at, 16) + x)
