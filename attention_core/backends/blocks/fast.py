@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,8 @@ class Layout:
         most: keys of a tile at most, and what rounding up takes.
         samples: how many samples share the tiles.
         own: whether no two tiles, of any sample, share a unit.
-        fresh: (tiles,) which are the first of their block.
+        firsts: (tiles,) which are the first of their block.
+        disjoint: whether every key is in one block alone, and in the first tile of it.
     """
 
     tiles: Any
@@ -80,7 +82,8 @@ class Layout:
     most: int
     samples: int
     own: bool
-    fresh: Any
+    firsts: Any
+    disjoint: bool
 
 
 _layouts: dict[tuple[Any, ...], tuple[list[Any], list[int | None], Layout]] = {}
@@ -90,7 +93,7 @@ _KEPT = 16
 
 def _layout(
     groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
-    lengths: tuple[int, int], dtype: Any,
+    lengths: tuple[int, int], rows_of_keys: int, dtype: Any,
 ) -> Layout:  # fmt: skip
     """The layout of these tensors, which is kept as long as they are, unchanged."""
     tensors = [
@@ -105,7 +108,7 @@ def _layout(
         )
         if x is not None
     ]
-    key = (*(id(x) for x in tensors), entries, samples, heads, lengths, dtype)
+    key = (*(id(x) for x in tensors), entries, samples, heads, lengths, rows_of_keys, dtype)
     versions = [None if x.is_inference() else x._version for x in tensors]
     with _lock:
         found = _layouts.get(key)
@@ -113,7 +116,7 @@ def _layout(
         known, then, layout = found
         if then == versions and all(a() is b for a, b in zip(known, tensors, strict=True)):
             return layout
-    layout = _laid_out(groups, entries, samples, heads, lengths, dtype)
+    layout = _laid_out(groups, entries, samples, heads, lengths, rows_of_keys, dtype)
 
     def forget(_: Any) -> None:
         _layouts.pop(key, None)
@@ -127,7 +130,7 @@ def _layout(
 
 def _laid_out(
     groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
-    lengths: tuple[int, int], dtype: Any,
+    lengths: tuple[int, int], rows_of_keys: int, dtype: Any,
 ) -> Layout:  # fmt: skip
     import numpy as np
 
@@ -197,8 +200,8 @@ def _laid_out(
     first_tile[order] = np.cumsum(per_block[order]) - per_block[order]
     total_tiles = int(per_block.sum())
     counts = np.empty(total_tiles, np.int64)
-    fresh = np.zeros(total_tiles, np.bool_)
-    fresh[first_tile] = True
+    firsts = np.zeros(total_tiles, np.bool_)
+    firsts[first_tile] = True
     block = 0
     for own in found:
         own["first_tile"] = first_tile[block : block + own["blocks"]]
@@ -241,8 +244,22 @@ def _laid_out(
         tiles, starts, members, units, unit_starts, unit_members, floors, packed, index_packed,
         shared, first_unit, int(counts.max(initial=0)) + _LANES, 1 if each else samples,
         all(own["patterns"] == own["blocks"] * (1 if each else samples) for own in with_units),
-        fresh,
+        firsts, _disjoint(starts, members, firsts, rows_of_keys // (1 if each else samples)),
     )  # fmt: skip
+
+
+def _disjoint(starts: Any, members: Any, firsts: Any, count: int) -> bool:
+    """Whether each of `count` keys is in the first tile of one block, and in no other block."""
+    import numpy as np
+
+    counts = np.diff(starts)
+    if int(counts[firsts].sum()) != count:
+        return False
+    block = np.repeat(np.cumsum(firsts), counts)
+    of_first = np.repeat(firsts, counts)
+    owner = np.zeros(int(members.max(initial=-1)) + 1, block.dtype)
+    owner[members[of_first]] = block[of_first]
+    return int((owner > 0).sum()) == count and bool((owner[members] == block).all())
 
 
 def _of_samples(runs: Tensor, samples: int, step: int) -> Tensor:
@@ -280,7 +297,8 @@ class Call:
         tables = [x.added for x in groups if x.added is not None and x.index is not None]
         entries = 0 if not tables else len(tables[0]) + 1
         self.layout = layout = _layout(
-            groups, max(entries - 1, 0), samples, (heads, kv_heads), (queries, keys), self.number
+            groups, max(entries - 1, 0), samples, (heads, kv_heads), (queries, keys),
+            k.shape[0] * keys, self.number,
         )  # fmt: skip
         self.q, self.k, self.v = (_wide(x) for x in (q, k, v))
         self.sizes = (
@@ -314,7 +332,9 @@ class Call:
         of_samples = min(samples, -(-most // kv_heads))
         of_tiles = max(1, -(-most // (kv_heads * of_samples)))
         bounds = np.searchsorted(starts, np.arange(1, of_tiles) * (int(starts[-1]) / of_tiles))
-        cuts = [0, *(int(x) for x in bounds), len(starts) - 1]
+        # Between blocks: tiles of one have the same keys
+        blocks = np.append(np.flatnonzero(layout.firsts), len(starts) - 1)
+        cuts = [0, *(int(blocks[n]) for n in np.searchsorted(blocks, bounds)), len(starts) - 1]
         return np.array(
             [
                 (head, samples * n // of_samples, samples * (n + 1) // of_samples, a, b, 0, 0, 0)
@@ -355,7 +375,6 @@ def backward(
     groups: list[Blocks],
     learned: list[bool],
     covers_all_queries: bool,
-    keys_disjoint: bool,
 ) -> list[Tensor]:
     """Compute the gradients of q, k, v, the sink and each of `added`, empty where there is none.
 
@@ -370,10 +389,8 @@ def backward(
     pieces = call.pieces
     rows, spans = _own_rows(call)
     fresh, start = np.zeros(0, np.bool_), torch.zeros_like
-    seen = np.diff(layout.starts)[layout.fresh].sum()
-    if keys_disjoint and not rows and int(seen) * layout.samples == k[:, 0, :, 0].numel():
-        # The first tile of each block has all its keys, and writes; others add
-        fresh, start = layout.fresh, torch.empty_like
+    if layout.disjoint and not rows:  # then first tiles write, and only others add
+        fresh, start = layout.firsts, torch.empty_like
     grad_k, grad_v = start(call.k), start(call.v)
     part_k, part_v = (x.new_zeros(rows * x.shape[-1]) for x in (call.k, call.v))
     of_sink = np.zeros(0 if sink is None else len(pieces) * groups_of_heads, number)
@@ -511,11 +528,17 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ x >> 16
 
 
+@cache
 def _constants(dtype: str) -> dict[str, Any]:
-    """How much fits into the registers of this CPU."""
+    """How much fits into the registers of the CPU that numba compiles for."""
     import llvmlite.binding as llvm
+    from numba.core import config
 
-    wide = bool(llvm.get_host_cpu_features().get("avx512f"))
+    name, features = (getattr(config, f"CPU_{word}") for word in ("NAME", "FEATURES"))
+    if name is None:
+        wide = bool(llvm.get_host_cpu_features().get("avx512f"))
+    else:
+        wide = "+avx512f" in (features or "")
     double = dtype == "float64"
     if wide:
         keys, width = 8, 16 if double else 32

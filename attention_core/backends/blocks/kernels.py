@@ -36,6 +36,9 @@ KEYS = 8  # constant
 WIDE = 32  # constant
 
 OPTIONS = {"nogil": True, "error_model": "numpy", "cache": CACHED}
+#: Of functions that allocate nothing: without counting who holds the arrays, for each tile anew and
+#: by instructions that threads wait for.
+INNER = OPTIONS | {"_nrt": False}
 NUMBER = np.float32 if DTYPE == "float32" else np.float64
 ZERO, ONE, INF = NUMBER(0), NUMBER(1), NUMBER(np.inf)
 FAR = NUMBER(1e30)
@@ -46,7 +49,7 @@ COLUMNS, ROWS = KEYS * 16, KEYS * WIDE
 # -- Products --------------------------------------------------------------------------------------
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def products(rows, offsets, first, columns, size):
     """Products of `KEYS` rows with 16 queries: (KEYS, 16); `columns` (size, 16) the queries."""
     total = full(ZERO, COLUMNS)
@@ -56,7 +59,7 @@ def products(rows, offsets, first, columns, size):
     return total
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def over_keys(weights, j, rows, offsets, d, count):
     """Sums over `count` keys for queries j, j + 1, ...: (KEYS, WIDE), from number d of a row."""
     total = full(ZERO, ROWS)
@@ -66,7 +69,7 @@ def over_keys(weights, j, rows, offsets, d, count):
     return total
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def over_keys_rest(weights, j, rows, offsets, d, count):
     """The same of 16 numbers, as a vector's length is part of its type."""
     total = full(ZERO, COLUMNS)
@@ -76,7 +79,7 @@ def over_keys_rest(weights, j, rows, offsets, d, count):
     return total
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def over_queries(weights, i, rows, offsets, d):
     """Sums over 16 queries for keys i, i + 1, ...: (KEYS, WIDE), from number d of a row."""
     total = full(ZERO, ROWS)
@@ -86,7 +89,7 @@ def over_queries(weights, i, rows, offsets, d):
     return total
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def over_queries_rest(weights, i, rows, offsets, d):
     """The same of 16 numbers."""
     total = full(ZERO, COLUMNS)
@@ -96,7 +99,7 @@ def over_queries_rest(weights, i, rows, offsets, d):
     return total
 
 
-@njit(forceinline=True, **OPTIONS)
+@njit(forceinline=True, **INNER)
 def bent(x):
     """tanh of each number."""
     if DTYPE == "float32":
@@ -118,7 +121,7 @@ def bent(x):
 # -- What a tile is --------------------------------------------------------------------------------
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def mixed(x):
     """A hash of a number, uint32."""
     x = np.uint32(x)
@@ -127,7 +130,7 @@ def mixed(x):
     return np.uint32(x ^ (x >> np.uint32(16)))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def find_keys(members, first, count, base, size, value_size, key_at, value_at):
     """Write where keys and values of a tile begin, the last again up to a multiple of `KEYS`."""
     for i in range(-(-count // KEYS) * KEYS):
@@ -136,10 +139,9 @@ def find_keys(members, first, count, base, size, value_size, key_at, value_at):
         value_at[i] = row * value_size
 
 
-@njit(**OPTIONS)
-def turn(rows, offsets, size, to, scale):
-    """Write 16 rows as columns (size, 16), times `scale`."""
-    block = np.empty(256, NUMBER)
+@njit(**INNER)
+def turn(rows, offsets, size, to, scale, block):
+    """Write 16 rows as columns (size, 16), times `scale`; by way of `block` (256,)."""
     for d in range(0, size, 16):
         transpose(rows, offsets, d, block, 16)
         for i in range(16):
@@ -158,6 +160,7 @@ def forward(piece, first, last, pieces, sizes, numbers, seeds, given, plan, out,
         np.empty(size * 16, NUMBER),
         np.empty(most * 16, NUMBER),
         np.empty(ROWS, NUMBER),
+        np.empty(256, NUMBER),
         np.empty(16, NUMBER),
         np.empty(16, NUMBER),
     )
@@ -179,7 +182,7 @@ def forward(piece, first, last, pieces, sizes, numbers, seeds, given, plan, out,
                     )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def forward_tile(
     sample, head, tile, base, sizes, numbers, seeds, given, plan, out, lse,
     room, key_at, value_at, row, row_at, hashes,
@@ -190,13 +193,14 @@ def forward_tile(
     limit, row_seed, key_seed = seeds
     q, k, v, sink = given
     tiles, starts, members, units, unit_starts, floors, added, index, table = plan
-    columns, scores, rows, tops, left = room
+    columns, scores, rows, block, tops, left = room
     count = starts[tile + 1] - starts[tile]
     for j in range(16):
         at = tiles[tile * 16 + j]
         row[j] = (sample * heads + head) * queries + at if at >= 0 else -1
         row_at[j] = (row[j] if row[j] >= 0 else row[0]) * size  # the first is never padding
-        hashes[j] = mixed(np.uint32(row[j]) ^ row_seed)
+        if limit:
+            hashes[j] = mixed(np.uint32(row[j]) ^ row_seed)
     if count == 0:
         for j in range(16):
             if row[j] >= 0:
@@ -204,7 +208,7 @@ def forward_tile(
                 for d in range(value_size):
                     out[row[j] * value_size + d] = ZERO
         return
-    turn(q, row_at, size, columns, scale)
+    turn(q, row_at, size, columns, scale, block)
     unit, u, top = units[tile], np.int64(-1), full(-INF, 16)
     if unit >= 0:
         h = 0 if shared else head
@@ -277,6 +281,7 @@ def backward(piece, first, last, pieces, sizes, numbers, seeds, given, plan, lse
         np.empty(most * 16 if numbers[1] > ZERO else 0, NUMBER),
         np.empty(most * 16 if seeds[0] else 0, NUMBER),
         np.empty(ROWS, NUMBER),
+        np.empty(256, NUMBER),
         np.empty(16, NUMBER),
     )
     key_at, value_at = np.empty(most, np.int64), np.empty(most, np.int64)
@@ -301,7 +306,7 @@ def backward(piece, first, last, pieces, sizes, numbers, seeds, given, plan, lse
                     )  # fmt: skip
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def backward_tile(
     number, sums, sample, head, tile, base, shift, apart, sizes, numbers, seeds, given, plan, lse,
     grads, to, parts, room, key_at, value_at, row, row_at, grad_at, hashes,
@@ -315,7 +320,7 @@ def backward_tile(
     grad_out, grad_lse = grads
     grad_q, grad_k, grad_v, part_k, part_v = to
     of_sink, of_added, of_table, fresh = parts
-    columns, turned, weights, slopes, bends, draws, rows, lane = room
+    columns, turned, weights, slopes, bends, draws, rows, block, lane = room
     to_k, to_v = (part_k, part_v) if apart else (grad_k, grad_v)
     groups = heads // kv_heads
     count = starts[tile + 1] - starts[tile]
@@ -325,7 +330,8 @@ def backward_tile(
     for j in range(16):
         at = tiles[tile * 16 + j]
         row[j] = (sample * heads + head) * queries + at if at >= 0 else -1
-        hashes[j] = mixed(np.uint32(row[j]) ^ row_seed)
+        if limit:
+            hashes[j] = mixed(np.uint32(row[j]) ^ row_seed)
         if row[j] >= 0:
             if lse[row[j]] == -INF:  # it may attend to nothing
                 for d in range(size):
@@ -353,8 +359,8 @@ def backward_tile(
     for j in range(16):
         lane[j] = grad_lse[row[j]] if len(grad_lse) and row[j] >= 0 else ZERO
     of_lse = load(lane, 0, 16)
-    turn(q, row_at, size, columns, scale)
-    turn(grad_out, grad_at, value_size, turned, ONE)
+    turn(q, row_at, size, columns, scale, block)
+    turn(grad_out, grad_at, value_size, turned, ONE, block)
     unit, u, of_u = units[tile], np.int64(-1), np.int64(-1)
     if unit >= 0:
         u = (0 if shared else head) * unit_starts[-1] + unit_starts[unit]
@@ -433,7 +439,7 @@ def backward_tile(
     add_over_queries(slopes, count, q, row_at, size, scale, rows, to_k, key_at, shift * size, new)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def add_over_queries(weights, count, given, given_at, size, scale, rows, to, to_at, shift, new):
     """Add to row i of `to`, or write if it is new, the sum over 16 queries of weights (count, 16)
     times rows `given`."""

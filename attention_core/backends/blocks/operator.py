@@ -105,9 +105,8 @@ def block_attention_backward(
     if fast.serves(q, k, v, groups, samples):
         call = fast.Call(q, k, v, sink, groups, seed, samples, scale, softcap, dropout_p)
         return fast.backward(
-            call, grad_out, grad_lse, all_lse, q, k, v, sink, groups, learned, covers_all_queries,
-            keys_disjoint,
-        )  # fmt: skip
+            call, grad_out, grad_lse, all_lse, q, k, v, sink, groups, learned, covers_all_queries
+        )
     expanded = [_expanded(one) for one in groups]
     works, memory, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p)
     grad_q, grad_k, grad_v, grad_sink, *grads = passes.backward(
