@@ -190,6 +190,10 @@ class MultiheadAttention(RecordedAttention):
             backend=backend,
         )
 
+    def masks(self, mask: Mask | None) -> list[Mask | None]:
+        """Return the masks of the attentions that this layer computes with a plan for `mask`."""
+        return [mask]
+
     def _biases(self, bias: Bias | None) -> Bias | None:
         if bias is None or self.bias is None:
             return self.bias if bias is None else bias
@@ -217,9 +221,10 @@ class MultiheadAttention(RecordedAttention):
             bias: added to the layer's own bias.
             cache: of past keys and values; the space is then (new tokens, all tokens).
             backend: a name to override the plan's choice.
-            plan: made before by `plan`, instead of space, mask and backend.
+            plan: made before by `plan`, instead of space, mask and backend. Where its space of
+                queries holds fewer tokens than x, they are the first of x; all are keys.
 
-        Returns: the shape of x; zeros on padding.
+        Returns: the shape of x, or of its tokens that are queries; zeros on padding.
 
         Raises:
             ValueError, TypeError: shapes do not fit, or the space has no features of edges of size
@@ -262,6 +267,7 @@ class MultiheadAttention(RecordedAttention):
     ) -> Tensor:
         """Attend by a plan from x (B, L, D) to x, or to the context (B, Lc, Dc); for subclasses."""
         source = x if context is None else context
+        x = x[:, : plan.job.spaces[0].length]
         q = self._heads(self.query(x), self.heads)
         k, v = self._keys_values(source, cache, plan, is_context=context is not None)
         if self.query_norm is not None:

@@ -58,6 +58,10 @@ class Prepared:
         if edges is not None:
             self.csr = edges.csr
             return
+        alone = _edges_alone(job)
+        if alone is not None:
+            self.csr = alone
+            return
         listed = _listed(job)
         parts = [_filter(job, listed)] if listed else [_filter(job, c) for c in _chunks(job)]
         pairs = [pairs for pairs, _ in parts]
@@ -117,6 +121,21 @@ def _whole_graph(job: Job) -> EdgeList | None:
     ):
         return None
     return key.edges if query.whole and (key is query or key.whole) else None
+
+
+def _edges_alone(job: Job) -> CSR | None:
+    """The edges between the tokens of both spaces, `item` the number of each, where they are the
+    allowed pairs as they stand: no token is special, padding or one of a batch."""
+    plain = all(s.special is None and s.valid is None and s.batch is None for s in job.spaces)
+    if job.mask != Edges() or job.batch != 1 or not plain:
+        return None
+    found = job.mask.candidates(job.spaces)
+    if found is None or found.edge is None:
+        return None
+    queries, keys = (space.length for space in job.spaces)
+    csr = CSR(found.query, found.key, queries, keys)
+    csr.item = found.edge[csr.item].to(csr.item.dtype)
+    return csr
 
 
 prepare = Prepared
