@@ -4,7 +4,8 @@ Run `python -m benchmarks.sampling`; with `--quick` the graph has a twentieth of
 edges. A random graph of 1,000,000 nodes and 10,000,000 edges, 64 features, fan-out 10 and 10,
 batches of 1,024 seeds, float32, the threads that torch takes. Two attention layers with 8 heads of
 8 train on the same batches, ours and PyG's of the same name and weights, each computing the nodes
-alone that the seeds need (`trim_to_seeds`); then they are computed for all nodes, layer by layer. Each line is measured in a process of its own.
+alone that the seeds need (`trim_to_seeds`); then they are computed for all nodes, layer by layer.
+Each line is measured in a process of its own.
 """
 
 from __future__ import annotations
