@@ -229,8 +229,11 @@ def cost(job: Job) -> float:
     if job.edge_features:  # no two pairs share them, so no cache holds them
         per_pair += _FEATURES.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    looking = 0.0 if structured else _LOOK * job.all_pairs
+    mask = job.mask
+    listed = (
+        mask is not None and mask.lists_candidates and mask.count_bound(job.spaces) < job.all_pairs
+    )
+    looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
