@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property, partial
 
 import torch
@@ -95,6 +96,14 @@ class Prepared:
         known = {"batch": torch.zeros_like(row), "query": row, "key": column, "edge": edge}
         along = space.distance_along(edge)
         return _pairs(self.job, **known, **({} if along is None else {"distance": along}))
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job = job
+        if "pairs" in vars(self):
+            new.pairs = self.pairs.in_spaces(job.spaces)
+        return new
 
     @property
     def row(self) -> Tensor:
