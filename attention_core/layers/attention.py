@@ -10,7 +10,6 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attention_core.annotated import checked
 from attention_core.biases import Bias
@@ -22,6 +21,7 @@ from attention_core.checks import (
     check_tokens,
     check_whole,
 )
+from attention_core.edge_projection import EdgeProjection
 from attention_core.job import Plan
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
@@ -342,7 +342,9 @@ class MultiheadAttention(RecordedAttention):
             return k, v
         return cache.update(space.zero_heads(k), space.zero_heads(v))
 
-    def _edge_keys_values(self, space: Space) -> tuple[Tensor | None, Tensor | None]:
+    def _edge_keys_values(
+        self, space: Space
+    ) -> tuple[EdgeProjection | None, EdgeProjection | None]:
         layer = self.edge_key_value
         if layer is None:
             return None, None
@@ -359,9 +361,8 @@ class MultiheadAttention(RecordedAttention):
                 f"{attr.dtype} {tuple(attr.shape)}"
             )
         attr = attr.to(layer.weight.dtype)
-        # Two products, as the gradients of two halves would have to be joined, E·H·D numbers
-        keys, values = (F.linear(attr, weight) for weight in layer.weight.chunk(2))
-        return keys.unflatten(-1, (self.kv_heads, -1)), values.unflatten(-1, (self.kv_heads, -1))
+        key, value = (weight.unflatten(0, (self.kv_heads, -1)) for weight in layer.weight.chunk(2))
+        return EdgeProjection(attr, key), EdgeProjection(attr, value)
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:
