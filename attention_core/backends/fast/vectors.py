@@ -62,6 +62,21 @@ def store(typing, array, at, x):
 
 
 @intrinsic(prefer_literal=True)
+def scatter(typing, array, at, step, x):
+    """Store the numbers of x at `at`, `step` apart; `broadcast` with width 1 loads them so."""
+
+    def emit(context, b, signature, args):
+        first, step = (ll.index(context, b, args[i], signature.args[i]) for i in (1, 2))
+        data = ll.data(context, b, array, args[0])
+        for i in range(x.n):
+            to = b.gep(data, [b.add(first, b.mul(step, ll.I64(i)))])
+            b.store(b.extract_element(args[3], ll.I32(i)), to)
+        return context.get_dummy_value()
+
+    return types.none(array, at, step, x), emit
+
+
+@intrinsic(prefer_literal=True)
 def prefetch(typing, array, at):
     """Ask for the line of cache that array[at] is in, for reading soon. `at` may be anywhere."""
 
@@ -351,16 +366,18 @@ def where_bits(typing, array, at, x, y):
 
 
 @intrinsic(prefer_literal=True)
-def where_bytes(typing, array, at, x, y):
-    """x where array[at : at + n], of bytes, is not 0, else y."""
+def where_bytes(typing, array, at, step, x, y):
+    """x where the bytes of an array from `at` on, `step` apart, are not 0, else y."""
 
     def emit(context, b, signature, args):
-        at = ll.index(context, b, args[1], signature.args[1])
-        kind = ir.VectorType(ir.IntType(8), x.n)
-        given = b.load(ll.pointer(context, b, array, args[0], at, kind))
-        given.align = 1
+        first, step = (ll.index(context, b, args[i], signature.args[i]) for i in (1, 2))
+        data = ll.data(context, b, array, args[0])
+        given = ir.Constant(ir.VectorType(ir.IntType(8), x.n), ir.Undefined)
+        for i in range(x.n):
+            one = b.load(b.gep(data, [b.add(first, b.mul(step, ll.I64(i)))]))
+            given = b.insert_element(given, one, ll.I32(i))
         return b.select(
-            b.icmp_unsigned("!=", given, ir.Constant(kind, [0] * x.n)), args[2], args[3]
+            b.icmp_unsigned("!=", given, ir.Constant(given.type, [0] * x.n)), args[3], args[4]
         )
 
-    return x(array, at, x, y), emit
+    return x(array, at, step, x, y), emit
