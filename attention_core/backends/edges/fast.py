@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from attention_core.backends import fast
-from attention_core.backends.fast import threads
 from attention_core.backends.edges.pairs import Pairs, add_rows
 from attention_core.backends.edges.plain import Gradients, Inputs, Outputs, per_query
+from attention_core.backends.fast import threads
 
 #: Numbers of a vector: eight registers of AVX2, four of AVX-512.
 _VECTOR = 64
@@ -74,8 +74,8 @@ def backward(
     dim = x.q.shape[-1] if x.q is not None else 0
     width, features = heads * dim, 0 if x.edge_attr is None else x.edge_attr.shape[1]
     v2 = x.score == "additive_v2"
-    of_q, of_k, of_v = (None if t is None else _by_token(t) for t in (x.q, x.k, v))
-    of_query = None if x.edge_query is None else _by_token(x.edge_query)
+    of_v = _by_token(v)
+    of_q, of_k, of_query = (None if t is None else _by_token(t) for t in (x.q, x.k, x.edge_query))
     bias = torch.empty_like(x.bias) if of_bias and x.bias is not None else None
     of_pairs = v.new_empty(count, 2, heads)
     signs = torch.empty(count * given.bytes_of_signs if v2 else 0, dtype=torch.uint8)
@@ -88,10 +88,11 @@ def backward(
     by_piece = v.new_zeros(len(bounds) - 1, width if v2 else 0)
     by_feature = v.new_zeros(len(bounds) - 1, features, width if x.edge_weight is not None else 0)
     threads.over(
-        bounds, given.module.backward_queries, heads, *given.arguments, *given.numbers, _flat(found.out, v), _flat(found.norm, v), _flat(found.edge_sum, v),
-        _flat(mean, v), _flat(of_out, v), _flat(sums, v), _flat(weighted, v), _flat(of_pairs, v),
-        signs.numpy(), _flat(of_q, v), _flat(of_query, v), *_strided(bias, v),
-        _flat(of_features, v), _flat(by_piece, v), _flat(by_feature, v),
+        bounds, given.module.backward_queries, heads, *given.arguments, *given.numbers,
+        _flat(found.out, v), _flat(found.norm, v), _flat(found.edge_sum, v), _flat(mean, v),
+        _flat(of_out, v), _flat(sums, v), _flat(weighted, v), _flat(of_pairs, v), signs.numpy(),
+        _flat(of_q, v), _flat(of_query, v), *_strided(bias, v), _flat(of_features, v),
+        _flat(by_piece, v), _flat(by_feature, v),
     )  # fmt: skip
     by_key = threads.cut(pairs.key_start.numpy())
     by_key_piece = v.new_zeros(len(by_key) - 1, width if v2 else 0)
@@ -118,10 +119,8 @@ def backward(
     if of_features is not None and x.edge_attr is not None:
         edge_attr = torch.zeros_like(x.edge_attr)
         add_rows(edge_attr, pairs.item, of_features)
-    assert of_v is not None
-    q, k, value, query = (
-        None if t is None else t.transpose(0, 1) for t in (of_q, of_k, of_v, of_query)
-    )
+    q, k, query = (None if t is None else t.transpose(0, 1) for t in (of_q, of_k, of_query))
+    value = of_v.transpose(0, 1)
     return Gradients(q, k, value, weight, bias, sink, edge_key, None, edge_attr, query, edge_weight)
 
 

@@ -12,7 +12,9 @@ head or pair to the next; an array of no numbers stands for what is not given. `
 """
 
 # numba ships no types, and compiles functions that are written without
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# ruff: noqa: SIM102
+# An `if` of its own where a constant decides: numba leaves out what that rules out
 
 import math
 
@@ -61,7 +63,7 @@ Q, V, S = HEADS * DIM, HEADS * VALUE_DIM, HEADS * FEATURES
 K, KV = Q // KEY_SHARE, V // VALUE_SHARE
 BYTES = (Q + 7) // 8
 ZERO, ONE = np.dtype(DTYPE).type(0), np.dtype(DTYPE).type(1)
-LOWEST = np.finfo(DTYPE).min
+LOWEST, NEVER = np.finfo(DTYPE).min, np.dtype(DTYPE).type(-np.inf)
 LINE = 64 // np.dtype(DTYPE).itemsize
 AHEAD = 4
 
@@ -95,7 +97,7 @@ def _hidden(query, k, k_at, block, heads, item, features, edge_weight, edge_numb
         for f in range(FEATURES):
             z = z + load(edge_weight, f * heads * DIM + block * Q, Q) * features[at + f]
     if ADDITIVE:
-        if edge_number.shape[0] > 0:  # noqa: SIM102, as numba leaves out what a constant rules out
+        if edge_number.shape[0] > 0:
             z = z + load(edge_number, np.int64(item) * heads + block * HEADS, HEADS)
     return z
 
@@ -134,7 +136,7 @@ def _masked(s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, a
         s = s + broadcast(bias, head * bias_head + pair * bias_pair, bias_head, HEADS, 1)
     if allowed.shape[0] > 0:
         at = head * allowed_head + pair * allowed_pair
-        s = where_bytes(allowed, at, allowed_head, s, full(-np.inf * ONE, HEADS))
+        s = where_bytes(allowed, at, allowed_head, s, full(NEVER, HEADS))
     return s
 
 
@@ -337,7 +339,7 @@ def backward_queries(
                     known = _features(features, np.int64(item[pair]) * FEATURES)
                     of_u = of_u + repeat(of_s, 1, FEATURES) * known
                 if FEATURES > 0:
-                    if of_features.shape[0] > 0:  # noqa: SIM102
+                    if of_features.shape[0] > 0:
                         one = full(ZERO, FEATURES)
                         if block > 0:
                             one = load(of_features, pair * FEATURES, FEATURES)
