@@ -62,7 +62,7 @@ def measured(comparison: Comparison) -> dict[str, Any]:
     }
     if torch.get_num_threads() == 1 and comparison.backward:
         row["peak MiB"] = {
-            who: peak(make, setting=on)
+            who: peak(make, fast=on)
             for who, make, on in (
                 ("kernels", comparison.ours, True),
                 ("plain", comparison.ours, False),

@@ -170,7 +170,7 @@ def comparisons() -> list[Comparison]:
         work = f"{name}, 8 heads of {head_dim}" + (f", {features} features" * bool(features))
         found.append(Comparison(work, "PyG", (target[0], target[1]), *made))
     for name in sampling.LAYERS:
-        made = [partial(sampling.steps, name, own) for own in (True, False)]
+        made = [partial(sampling.step, name, own) for own in (True, False)]
         work = f"sampled batches, two {name}, a step, both trimmed"
         found.append(Comparison(work, "PyG", (1.5, 1.0), *made))
     for batch in (1, 8):

@@ -8,6 +8,7 @@ run: the wall's, and the CPU's, which adds up all threads and hardly sees other 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 import re
 import time
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from attention_core.backends.fast import SWITCH
 
 #: One forward pass; what it returns is differentiated by the tensors that need a gradient.
 Forward = Callable[[], Tensor]
@@ -82,8 +85,16 @@ def _medians(times: Sequence[Times]) -> Times:
 
 @contextmanager
 def kernels(on: bool) -> Iterator[None]:
-    """Have attention on CPUs use its compiled kernels, or plain torch."""
-    yield
+    """Have attention on CPUs use its kernels in numba, where that is installed, or plain torch."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1" if on else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SWITCH]
+        else:
+            os.environ[SWITCH] = before
 
 
 def same_allocator() -> None:
@@ -97,14 +108,16 @@ def milliseconds(call: Callable[[], object]) -> float:
     return _passed(since)[0]
 
 
-def peak(make: Callable[..., Forward], *arguments: Any) -> float:
+def peak(make: Callable[..., Forward], *arguments: Any, fast: bool = True) -> float:
     """MiB that forward and backward of `make(*arguments)` take beyond what lies there before, in a
-    fresh process. Linux only; on CUDA the memory of the device."""
+    fresh process, which may use the kernels or not. Linux only; on CUDA the device's memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, make, arguments).result()
+        return pool.submit(_peak, make, arguments, fast).result()
 
 
-def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...]) -> float:
+def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...], fast: bool) -> float:
+    os.environ[SWITCH] = "1" if fast else "0"
+    same_allocator()
     forward = make(*arguments)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
