@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ SECONDS, MOST, LEAST = 20.0, 9, 2
 
 def measured(comparison: Comparison) -> dict[str, Any]:
     """Measure ours with the kernels, ours in plain torch and the peer; memory on one thread."""
-    settings = [kernels(True), kernels(False), kernels(False)]
+    settings = [partial(kernels, on) for on in (True, False, False)]
     made = []
     start = time.perf_counter()
     for setting, make in zip(
         settings, (comparison.ours, comparison.ours, comparison.peer), strict=True
     ):
-        with setting:
+        with setting():
             made.append(make())
             once(made[-1], comparison.backward)
     rounds = int(SECONDS // max(time.perf_counter() - start, 1e-9))

@@ -58,20 +58,20 @@ def in_turn(
     repetitions: int,
     *,
     backward: Sequence[bool] | None = None,
-    settings: Sequence[AbstractContextManager[Any]] | None = None,
+    settings: Sequence[Callable[[], AbstractContextManager[Any]]] | None = None,
 ) -> list[Times]:
     """The medians of each contestant, all of which take turns, after one round unmeasured.
 
     Args:
-        settings: what holds while a contestant runs, backward pass included.
+        settings: make what holds while a contestant runs, backward pass included.
     """
     directions = backward or [True] * len(contestants)
-    settings = settings or [nullcontext()] * len(contestants)
+    settings = settings or [nullcontext] * len(contestants)
     found: list[list[Times]] = [[] for _ in contestants]
     for repetition in range(repetitions + 1):
         rows = zip(contestants, directions, settings, found, strict=True)
         for contestant, direction, setting, times in rows:
-            with setting:
+            with setting():
                 taken = once(contestant, direction)
             if repetition:
                 times.append(taken)
