@@ -66,21 +66,23 @@ def test_vectors_as_numpy_has_them() -> None:
         v.store(out, 10, v.vlog(v.vmax(a, 0.001)))
         v.store(out, 20, v.vtanh(v.vmin(a, 0.5)))
         v.store(out, 30, v.broadcast(x, 1, 2, 5, 2))
-        v.store(out, 40, v.where_bytes(bytes_, 0, a, 1 - a))
+        v.store(out, 40, v.where_bytes(bytes_, 9, -1, a, 1 - a))
         v.store(out, 50, v.broadcast_at(x, bytes_, 0, 1, 5, 2))
         v.store(out, 60, v.repeat(v.part(a, 1, 5), 1, 2))
         v.store(out, 70, v.where_positive(a, a / 3, a + v.full(out[0], 10)))
         v.store(out, 80, v.full(v.get(a, 3), 10))
+        v.scatter(out, 109, -2, v.part(a, 0, 5))
 
-    x, bits, out = np.random.default_rng(0).normal(size=12), np.zeros(4, np.uint8), np.zeros(90)
+    x, bits, out = np.random.default_rng(0).normal(size=12), np.zeros(4, np.uint8), np.zeros(110)
     bytes_ = np.array([0, 1, 2, 0, 7, 0, 1, 0, 3, 0], np.uint8)
     all_of_them(x, bytes_, bits, out)
     a = x[:10]
     expected = [
         np.where(a > 0, a, a * 2), np.log(np.maximum(a, 0.001)), np.tanh(np.minimum(a, 0.5)),
-        np.repeat(x[1:11:2], 2), np.where(bytes_ != 0, a, 1 - a),
+        np.repeat(x[1:11:2], 2), np.where(bytes_[::-1] != 0, a, 1 - a),
         np.repeat(x[bytes_[:5].astype(int) + 1], 2), np.repeat(a[5:], 2),
         np.where(a > 0, a / 3, a + np.where(a > 0, a, a * 2)[0]), np.full(10, a[3]),
+        np.zeros(10), np.stack([np.zeros(5), a[4::-1]], 1).ravel(),
     ]  # fmt: skip
     np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-14)
     assert bits[0] == bits[3] == 0  # ten bits are two bytes, and no other is touched

@@ -19,6 +19,7 @@ for each head of each block: 15,360 pairs where `dense` has 65,536.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Hashable
 
@@ -105,6 +106,13 @@ class Prepared:
         #: Of each group and key of a lookup, the rows of its table and queries without keys.
         self._rows_of_tables: dict[tuple[int, Hashable], tuple[Tensor, Tensor | None]] = {}
         self._memory = Memory()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job, new._memory = job, Memory()
+        new._patterns = {key: found.in_spaces(job.spaces) for key, found in self._patterns.items()}
+        return new
 
     @property
     def differ(self) -> bool:

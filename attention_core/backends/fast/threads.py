@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 
 #: Work units of a piece at least, and pieces at most: a call takes some 30 microseconds, and the
@@ -34,8 +34,8 @@ def cut(start: Any, piece: int = _PIECE) -> list[int]:
     """
     rows, total = len(start) - 1, int(start[-1])
     pieces = max(1, min(_PIECES, total // piece))
-    inner = np.searchsorted(start, np.arange(1, pieces) * (total / pieces))
-    return [0, *(min(int(row), rows) for row in inner), rows]
+    inner = (bisect_left(start, at * total / pieces) for at in range(1, pieces))
+    return [0, *(min(row, rows) for row in inner), rows]
 
 
 def even(rows: int, work: int, piece: int = _PIECE) -> list[int]:

@@ -26,7 +26,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin
 
 from attention_core.backends.fast import llvm as ll
 from attention_core.backends.fast.llvm import Vec
@@ -59,6 +60,21 @@ def store(typing, array, at, x):
         return context.get_dummy_value()
 
     return types.none(array, at, x), emit
+
+
+@intrinsic(prefer_literal=True)
+def scatter(typing, array, at, step, x):
+    """Store the numbers of x at `at`, `step` apart; `broadcast` with width 1 loads them so."""
+
+    def emit(context, b, signature, args):
+        first, step = (ll.index(context, b, args[i], signature.args[i]) for i in (1, 2))
+        data = ll.data(context, b, array, args[0])
+        for i in range(x.n):
+            to = b.gep(data, [b.add(first, b.mul(step, ll.I64(i)))])
+            b.store(b.extract_element(args[3], ll.I32(i)), to)
+        return context.get_dummy_value()
+
+    return types.none(array, at, step, x), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -120,39 +136,54 @@ def broadcast_at(typing, array, offsets, first, shift, n, width):
 # -- Arithmetic ------------------------------------------------------------------------------------
 
 
-def _binary(emit: Callable[..., ir.Value], symbol: Any = None) -> Any:
-    """A function of two vectors of a type, or of a vector and a number; also as an operator."""
+def _both(emit: Callable[..., ir.Value], kind: Vec) -> Callable[..., ir.Value]:
+    """The code of a function of two vectors of a type, one of which may be a number."""
 
+    def code(context, b, signature, args):
+        u, v = (
+            a if isinstance(t, Vec) else ll.all_same(b, context.cast(b, a, t, kind.dtype), kind.n)
+            for t, a in zip(signature.args, args, strict=True)
+        )
+        return emit(b, u, v)
+
+    return code
+
+
+def _kind(x: Any, y: Any) -> Vec | None:
+    """The type of what two vectors of a type, or a vector and a number, make; None of others."""
+    kind = x if isinstance(x, Vec) else y
+    fine = all(t == kind or isinstance(t, types.Number) for t in (x, y))
+    return kind if isinstance(kind, Vec) and fine else None
+
+
+def _operator(symbol: Any, emit: Callable[..., ir.Value]) -> None:
+    # As numba's own numbers have it: `overload` would compile a function for each pair of types
+    @infer_global(symbol)
+    class _(AbstractTemplate):
+        def generic(self, args, keywords):
+            kind = _kind(*args) if len(args) == 2 else None
+            return None if kind is None else kind(*args)
+
+    def code(context, b, signature, args):
+        return _both(emit, signature.return_type)(context, b, signature, args)
+
+    for kinds in ((Vec, Vec), (Vec, types.Number), (types.Number, Vec)):
+        lower_builtin(symbol, *kinds)(code)
+
+
+def _binary(emit: Callable[..., ir.Value]) -> Any:
     @intrinsic(prefer_literal=True)
     def function(typing, x, y):
-        kind = x if isinstance(x, Vec) else y
-
-        def both(context, b, signature, args):
-            u, v = (
-                a
-                if isinstance(t, Vec)
-                else ll.all_same(b, context.cast(b, a, t, kind.dtype), kind.n)
-                for t, a in zip((x, y), args, strict=True)
-            )
-            return emit(b, u, v)
-
-        return kind(x, y), both
-
-    if symbol is not None:
-
-        @overload(symbol, inline="always")
-        def _(x, y):
-            if isinstance(x, Vec) or isinstance(y, Vec):
-                return lambda x, y: function(x, y)
-            return None
+        kind = _kind(x, y)
+        return None if kind is None else (kind(x, y), _both(emit, kind))
 
     return function
 
 
-_binary(lambda b, x, y: b.fadd(x, y, flags=ll.FUSED), operator.add)
-_binary(lambda b, x, y: b.fsub(x, y, flags=ll.FUSED), operator.sub)
-_binary(lambda b, x, y: b.fmul(x, y, flags=ll.FUSED), operator.mul)
-_binary(lambda b, x, y: b.fdiv(x, y, flags=ll.FUSED), operator.truediv)
+_operator(operator.add, lambda b, x, y: b.fadd(x, y, flags=ll.FUSED))
+_operator(operator.sub, lambda b, x, y: b.fsub(x, y, flags=ll.FUSED))
+_operator(operator.mul, lambda b, x, y: b.fmul(x, y, flags=ll.FUSED))
+_operator(operator.truediv, lambda b, x, y: b.fdiv(x, y, flags=ll.FUSED))
 
 #: The larger, number by number. Of a number and NaN the second argument: one instruction, where
 #: NaN that stays would take three. What it is for, the maximum of a softmax, shows NaN in the sum.
@@ -351,16 +382,18 @@ def where_bits(typing, array, at, x, y):
 
 
 @intrinsic(prefer_literal=True)
-def where_bytes(typing, array, at, x, y):
-    """x where array[at : at + n], of bytes, is not 0, else y."""
+def where_bytes(typing, array, at, step, x, y):
+    """x where the bytes of an array from `at` on, `step` apart, are not 0, else y."""
 
     def emit(context, b, signature, args):
-        at = ll.index(context, b, args[1], signature.args[1])
-        kind = ir.VectorType(ir.IntType(8), x.n)
-        given = b.load(ll.pointer(context, b, array, args[0], at, kind))
-        given.align = 1
+        first, step = (ll.index(context, b, args[i], signature.args[i]) for i in (1, 2))
+        data = ll.data(context, b, array, args[0])
+        given = ir.Constant(ir.VectorType(ir.IntType(8), x.n), ir.Undefined)
+        for i in range(x.n):
+            one = b.load(b.gep(data, [b.add(first, b.mul(step, ll.I64(i)))]))
+            given = b.insert_element(given, one, ll.I32(i))
         return b.select(
-            b.icmp_unsigned("!=", given, ir.Constant(kind, [0] * x.n)), args[2], args[3]
+            b.icmp_unsigned("!=", given, ir.Constant(given.type, [0] * x.n)), args[3], args[4]
         )
 
-    return x(array, at, x, y), emit
+    return x(array, at, step, x, y), emit
