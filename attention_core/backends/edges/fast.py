@@ -153,6 +153,7 @@ class _Given:
             FEATURES=features,
             TERM=x.edge_query is not None or x.edge_weight is not None,
             SUMS=x.edge_sums,
+            ADJUSTED=any(t is not None for t in (x.softcap, x.bias, x.allowed, x.keep)),
             DTYPE=str(v.dtype).removeprefix("torch."),
         )
         start, nothing = pairs.start.numpy(), v.new_empty(0, dtype=torch.uint8)

@@ -49,11 +49,13 @@ VALUE_SHARE = 1  # constant
 FEATURES = 0  # constant
 TERM = False  # constant
 SUMS = False  # constant
+ADJUSTED = False  # constant
 DTYPE = "float32"  # constant
 CACHED = False  # constant
 # The score; features of a head in queries and keys, and in values; heads of a vector, and how many
 # of them share a key, and a value; features of an edge, whether the score has a term of them, and
-# whether their weighted sums are asked for
+# whether their weighted sums are asked for; whether any of softcap, bias, allowed and keep is
+# given, as to ask at every pair takes a third of the time
 
 DOT, ADDITIVE, ADDITIVE_V2 = KIND == "dot", KIND == "additive", KIND == "additive_v2"
 LEAKY = ADDITIVE or ADDITIVE_V2
@@ -181,20 +183,24 @@ def forward(
             for t in range(count):
                 pair = begin + t
                 c = np.int64(column[pair])
-                if block == 0:
-                    _ahead(v, c * v_step, heads // value_share * VALUE_DIM)
-                    if SCORED and t + AHEAD < count:
-                        ahead = np.int64(column[pair + AHEAD])
+                if block == 0 and pair + AHEAD < column.shape[0]:
+                    ahead = np.int64(column[pair + AHEAD])
+                    _ahead(v, ahead * v_step, heads // value_share * VALUE_DIM)
+                    if SCORED:
                         _ahead(k, ahead * k_step, heads // key_share * DIM)
+                    if FEATURES > 0:
+                        _ahead(features, np.int64(item[pair + AHEAD]) * FEATURES, FEATURES)
                 s = _score(
                     query, k, c * k_step + k_head, block, heads, item[pair], features, u,
                     edge_weight, edge_number, w, slope,
                 ) * scale  # fmt: skip
-                if softcap > 0:
-                    s = vtanh(s / softcap) * softcap
-                s = _masked(
-                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
-                )
+                if ADJUSTED:
+                    if softcap > 0:
+                        s = vtanh(s / softcap) * softcap
+                    s = _masked(
+                        s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head,
+                        allowed_pair,
+                    )  # fmt: skip
                 store(scores, t * HEADS, s)
                 top = vmax(top, s)
             total = zero
@@ -205,8 +211,10 @@ def forward(
                 pair = begin + t
                 p = vexp(load(scores, t * HEADS, HEADS) - top)
                 total = total + p
-                if keep.shape[0] > 0:
-                    p = where_bytes(keep, head * keep_head + pair * keep_pair, keep_head, p, zero)
+                if ADJUSTED:
+                    if keep.shape[0] > 0:
+                        at = head * keep_head + pair * keep_pair
+                        p = where_bytes(keep, at, keep_head, p, zero)
                 c = np.int64(column[pair])
                 sums = sums + repeat(p, 1, VALUE_DIM) * _value(v, c * v_step + v_head)
                 if SUMS:
@@ -286,36 +294,44 @@ def backward_queries(
             for t in range(count):
                 pair = begin + t
                 c = np.int64(column[pair])
-                if block == 0 and t + AHEAD < count:
+                if block == 0 and pair + AHEAD < column.shape[0]:
                     ahead = np.int64(column[pair + AHEAD])
                     _ahead(v, ahead * v_step, heads // value_share * VALUE_DIM)
                     if SCORED:
                         _ahead(k, ahead * k_step, heads // key_share * DIM)
+                    if FEATURES > 0:
+                        _ahead(features, np.int64(item[pair + AHEAD]) * FEATURES, FEATURES)
                 s = _score(
                     query, k, c * k_step + k_head, block, heads, item[pair], features, u,
                     edge_weight, edge_number, w, slope,
                 ) * scale  # fmt: skip
-                if softcap > 0:
-                    tanh = vtanh(s / softcap)
-                    s = tanh * softcap
-                s = _masked(
-                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
-                )
+                slope_of_cap = full(ONE, HEADS)
+                if ADJUSTED:
+                    if softcap > 0:
+                        tanh = vtanh(s / softcap)
+                        s, slope_of_cap = tanh * softcap, 1 - tanh * tanh
+                    s = _masked(
+                        s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head,
+                        allowed_pair,
+                    )  # fmt: skip
                 p = vexp(s - logarithm)
                 of_p = fold(gradient * _value(v, c * v_step + v_head), 1, VALUE_DIM)
                 if SUMS:
                     known = _features(features, np.int64(item[pair]) * FEATURES)
                     of_p = of_p + fold(of_sums * known, 1, FEATURES)
                 kept = p
-                if keep.shape[0] > 0:
-                    at = head * keep_head + pair * keep_pair
-                    kept = where_bytes(keep, at, keep_head, p * grow, zero)
-                    of_p = where_bytes(keep, at, keep_head, of_p * grow, zero)
+                if ADJUSTED:
+                    if keep.shape[0] > 0:
+                        at = head * keep_head + pair * keep_pair
+                        kept = where_bytes(keep, at, keep_head, p * grow, zero)
+                        of_p = where_bytes(keep, at, keep_head, of_p * grow, zero)
                 of_s = p * (of_p - shared)
-                if of_bias.shape[0] > 0:
-                    scatter(of_bias, head * of_bias_head + pair * of_bias_pair, of_bias_head, of_s)
-                if softcap > 0:
-                    of_s = of_s * (1 - tanh * tanh)
+                if ADJUSTED:
+                    if of_bias.shape[0] > 0:
+                        at = head * of_bias_head + pair * of_bias_pair
+                        scatter(of_bias, at, of_bias_head, of_s)
+                    if softcap > 0:
+                        of_s = of_s * slope_of_cap
                 of_s = of_s * scale
                 if DOT:
                     total = total + repeat(of_s, 1, DIM) * _key(k, c * k_step + k_head)
@@ -386,7 +402,7 @@ def backward_keys(
             of_key, of_value = full(ZERO, Q), full(ZERO, V)
             for t in range(begin, end):
                 row, at = np.int64(key_row[t]), np.int64(pair[t])
-                if block == 0 and t + AHEAD < end:
+                if block == 0 and t + AHEAD < key_row.shape[0]:
                     ahead = np.int64(key_row[t + AHEAD])
                     _ahead(pairs, np.int64(pair[t + AHEAD]) * 2 * heads, 2 * heads)
                     _ahead(of_out, ahead * heads * VALUE_DIM, heads * VALUE_DIM)
