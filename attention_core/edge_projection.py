@@ -6,7 +6,7 @@ of their own: queries are projected back, and sums of features forth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,8 +66,9 @@ class EdgeProjection(NamedTuple):
 EdgeFeatures = Tensor | EdgeProjection
 
 
-def as_tensor(features: EdgeFeatures, dtype: torch.dtype) -> Tensor:
-    """Return keys or values of edges as a tensor (E, Hkv, D), computed in this dtype."""
+def as_tensor(features: EdgeFeatures, dtype: torch.dtype | None = None) -> Tensor:
+    """Return keys or values of edges as a tensor (E, Hkv, D), computed in `dtype` or their own."""
+    dtype = features.dtype if dtype is None else dtype
     if isinstance(features, EdgeProjection):
         return EdgeProjection(features.attr.to(dtype), features.weight.to(dtype)).tensor()
     return features.to(dtype)
@@ -155,6 +156,36 @@ def changed(
         assert isinstance(key, EdgeProjection)
         return key, EdgeProjection(key.attr, of_weight(edge_value.weight))
     return key, one(edge_value)
+
+
+def joined(parts: Sequence[EdgeFeatures | int], like: Tensor) -> EdgeFeatures:
+    """Bring keys or values of several kinds of edges into one; of a number of edges, zeros.
+
+    Kinds of features lie side by side, with zeros for edges of another kind, unless that is more
+    than keys or values themselves.
+
+    Args:
+        parts: of each kind, in order.
+        like: (0, Hkv, D).
+    """
+    projections = [part for part in parts if isinstance(part, EdgeProjection)]
+    width = sum(part.attr.shape[1] for part in projections)
+    if width > like.shape[1] * like.shape[2] or any(isinstance(part, Tensor) for part in parts):
+        every = [
+            like.new_zeros(p, *like.shape[1:]) if isinstance(p, int) else as_tensor(p)
+            for p in parts
+        ]
+        return torch.cat(every)
+    attrs, first = [], 0
+    for part in parts:
+        if isinstance(part, EdgeProjection):
+            size = part.attr.shape[1]
+            attrs.append(F.pad(part.attr, (first, width - first - size)))
+            first += size
+        else:
+            assert isinstance(part, int)
+            attrs.append(like.new_zeros(part, width))
+    return EdgeProjection(torch.cat(attrs), torch.cat([p.weight for p in projections], dim=-1))
 
 
 def project(layer: nn.Module, attr: Tensor, heads: int) -> EdgeFeatures:

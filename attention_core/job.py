@@ -112,6 +112,10 @@ class Job:
         return allowed if same is None else allowed & same
 
 
+#: The job of what is kept between forward passes, which must not hold a caller's spaces and biases.
+NO_JOB = Job(spaces=(Space(0),) * 2)
+
+
 class Options(NamedTuple):
     """The arguments of one call of an attention, beside those of its plan."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -15,10 +16,11 @@ from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
-from attention_core.job import Job, Plan
+from attention_core.job import NO_JOB, Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
 from attention_core.masks.algebra import as_mask
+from attention_core.plan_cache import PLANS, contents
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
@@ -110,6 +112,33 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    depends = contents(job, backend)
+    choice: Choice | None = None if depends is None else PLANS.find(depends)
+    if choice is not None:
+        choice = choice.for_job(job)
+    else:
+        choice = _choose(job, backend)
+        if depends is not None:
+            PLANS.keep(depends, choice.for_job(NO_JOB))
+    return Plan(job, choice.backend, choice.prepared, partial(_summary, job, choice))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend of a job, what it prepared, and what of the others says why."""
+
+    backend: str
+    prepared: Any
+    costs: dict[str, float]
+    unsupported: dict[str, str | None]
+    because: str
+
+    def for_job(self, job: Job) -> Choice:
+        """Return this choice for another job of the same structure."""
+        return replace(self, prepared=self.prepared.for_job(job))
+
+
+def _choose(job: Job, backend: str | None) -> Choice:
     # Costs depend on sizes that stay open in an exported program, and lists of pairs on values
     exporting = is_exporting()
     asked = ("reference", "dense") if exporting and backend is None else tuple(BACKENDS)
@@ -128,9 +157,7 @@ def plan(
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
-    prepared = BACKENDS[chosen].prepare(job)
-    summary = partial(_summary, job, chosen, prepared, costs, unsupported, because)
-    return Plan(job, chosen, prepared, summary)
+    return Choice(chosen, BACKENDS[chosen].prepare(job), costs, unsupported, because)
 
 
 def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
@@ -154,11 +181,13 @@ def explain(
     return str(plan(space, mask, bias, **options))
 
 
-def _compare(job: Job, costs: dict[str, float], unsupported: dict[str, str | None]) -> str:
+def _compare(job: Job, choice: Choice) -> str:
     what = "forward and backward" if job.grad else "forward"
-    estimates = sorted(costs.items(), key=lambda item: item[1])
+    estimates = sorted(choice.costs.items(), key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
-    sentences += [f"{name} is out: {reason}" for name, reason in unsupported.items() if reason]
+    sentences += [
+        f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason
+    ]
     return f"Estimated on two CPU cores, {what}: {'; '.join(sentences)}."
 
 
@@ -169,14 +198,7 @@ def _time(nanoseconds: float) -> str:
     return f"{float(f'{nanoseconds / 1e3:.2g}'):,g} µs"
 
 
-def _summary(
-    job: Job,
-    backend: str,
-    prepared: Any,
-    costs: dict[str, float],
-    unsupported: dict[str, str | None],
-    because: str,
-) -> str:
+def _summary(job: Job, choice: Choice) -> str:
     query, key = job.spaces
     who = key.describe() if query is key else f"{query.describe()}, attending to {key.describe()}"
     where = f"{who[:1].upper()}{who[1:]}"
@@ -196,12 +218,12 @@ def _summary(
         f"{job.heads} heads of {job.head_dim}"
         f"{', edge features in keys or values' if job.edge_features else ''}.",
         f"{pairs}.",
-        f"Backend {backend}: {BACKENDS[backend].describe(job, prepared)}",
+        f"Backend {choice.backend}: {BACKENDS[choice.backend].describe(job, choice.prepared)}",
     ]
     special = sum(s.num_special for s in dict.fromkeys(job.spaces))
     if special and job.mask is not None:
         lines.append("Special tokens are exempt from the mask: they see and are seen by all.")
-    lines.append(because or _compare(job, costs, unsupported))
+    lines.append(choice.because or _compare(job, choice))
     return "\n".join(lines)
 
 

@@ -5,7 +5,9 @@ Packed samples whose pairs nothing else restricts are attended one after the oth
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,8 +18,10 @@ from attention_core.backends import derivatives, reference
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
+from attention_core.lasting import lasting
 from attention_core.masks import Causal
 from attention_core.score_mods import split
+from attention_core.spaces import Pairs, Space
 
 #: Of a pair; of the share of it that is_causal leaves; and of a mask or bias that is added to it.
 RATE = Rate(0.4, 0.020, 1.6, 0.071)
@@ -38,7 +42,7 @@ class Prepared:
     """
 
     def __init__(self, job: Job) -> None:
-        self.pairs = job.pairs()
+        self.job = job
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
         self.samples = _samples(job)
@@ -46,6 +50,10 @@ class Prepared:
         if self.causal or self.samples:
             return
         query, key = job.spaces
+        if job.bias is not None:
+            self.pairs  # noqa: B018  known before a program of the attention is compiled
+        if job.mask is None and not self._narrows(query) and not self._narrows(key):
+            return
         terms = [job.allowed(self.pairs)]
         # The validity of keys alone has one row for all queries; that of queries needs no pairs
         if key.valid is not None:
@@ -60,6 +68,25 @@ class Prepared:
         if query.valid is not None:
             padding = ~self.pairs.take("valid", "query")
             self.empty = padding if self.empty is None else self.empty | padding
+
+    @staticmethod
+    def _narrows(space: Space) -> bool:
+        return space.segments is not None or space.valid is not None
+
+    @cached_property
+    @lasting
+    def pairs(self) -> Pairs:
+        """Every pair of query and key."""
+        return self.job.pairs()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job = job
+        new.__dict__.pop("pairs", None)
+        if job.bias is not None:
+            new.pairs  # noqa: B018
+        return new
 
 
 prepare = Prepared
@@ -154,7 +181,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     if causal and needs_tensor and prepared.samples is None:
         # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
         causal, mask = False, plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
-    scores = plan.bias(options.bias, prepared.pairs)
+    scores = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
     if scores is not None:
         # SDPA on a CPU adds float32 to the scores of halves; elsewhere kernels want their own type
         dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype

@@ -143,12 +143,12 @@ class Neighborhood(Mask):
         if self._shifted is not None:
             return self._shifted.candidates(spaces)
         query, key = spaces
-        if query is not key:
-            return None
         radii = self._per_axis(key)
-        if radii is not None and key.size:
+        if radii is not None and key.size and query is key:
             return _regular_neighbors(key, radii)
-        return None if isinstance(self.radius, tuple) else key.reach(self.radius)
+        if isinstance(self.radius, tuple):
+            return None
+        return key.reach(self.radius) if query is key else key.reach_from(query, self.radius)
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         if self._shifted is not None:

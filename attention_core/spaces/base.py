@@ -77,6 +77,7 @@ class Space(Linked):
     _PROMISES: ClassVar[dict[str, tuple[str, ...]]] = {
         "norm": ("distance",),
         "reach": ("distance", "norm"),
+        "reach_from": ("distance", "norm"),
         "reach_bound": ("distance", "norm"),
         "distance_along": ("distance", "norm"),
         "searched": ("distance", "norm"),
@@ -288,6 +289,10 @@ class Space(Linked):
         Their `distance` may be given, if it is that of `distance(pairs)`.
         """
         return None
+
+    def reach_from(self, queries: Space, radius: float) -> PairList | None:
+        """List pairs as `reach` does, whose queries are tokens of another space of this kind."""
+        return self.reach(radius) if queries is self else None
 
     def reach_bound(self, radius: float) -> float:
         """Return at most how many pairs are `radius` apart or less, special tokens aside."""

@@ -19,6 +19,7 @@ for each head of each block: 15,360 pairs where `dense` has 65,536.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -101,6 +102,13 @@ class Prepared:
         ]
         self._patterns: dict[tuple[int, bool, bool], Patterns] = {}
         self._memory = Memory()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job, new._memory = job, Memory()
+        new._patterns = {key: found.in_spaces(job.spaces) for key, found in self._patterns.items()}
+        return new
 
     @property
     def differ(self) -> bool:

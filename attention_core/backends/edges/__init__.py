@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property, partial
 
 import torch
@@ -59,6 +60,10 @@ class Prepared:
         if edges is not None:
             self.csr = edges.csr
             return
+        alone = _edges_alone(job)
+        if alone is not None:
+            self.csr = alone
+            return
         listed = _listed(job)
         parts = [_filter(job, listed)] if listed else [_filter(job, c) for c in _chunks(job)]
         pairs = [pairs for pairs, _ in parts]
@@ -93,6 +98,14 @@ class Prepared:
         along = space.distance_along(edge)
         return _pairs(self.job, **known, **({} if along is None else {"distance": along}))
 
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job = job
+        if "pairs" in vars(self):
+            new.pairs = self.pairs.in_spaces(job.spaces)
+        return new
+
     @property
     def row(self) -> Tensor:
         """(E,) the query of each pair."""
@@ -121,6 +134,21 @@ def _whole_graph(job: Job) -> EdgeList | None:
     ):
         return None
     return key.edges if query.whole and (key is query or key.whole) else None
+
+
+def _edges_alone(job: Job) -> CSR | None:
+    """The edges between the tokens of both spaces, `item` the number of each, where they are the
+    allowed pairs as they stand: no token is special, padding or one of a batch."""
+    plain = all(s.special is None and s.valid is None and s.batch is None for s in job.spaces)
+    if job.mask != Edges() or job.batch != 1 or not plain:
+        return None
+    found = job.mask.candidates(job.spaces)
+    if found is None or found.edge is None:
+        return None
+    queries, keys = (space.length for space in job.spaces)
+    csr = CSR(found.query, found.key, queries, keys)
+    csr.item = found.edge[csr.item].to(csr.item.dtype)
+    return csr
 
 
 prepare = Prepared
@@ -214,8 +242,11 @@ def cost(job: Job) -> float:
     if job.edge_features:  # no two pairs share them, so no cache holds them
         per_pair += _FEATURES.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    looking = 0.0 if structured else _LOOK * job.all_pairs
+    mask = job.mask
+    listed = (
+        mask is not None and mask.lists_candidates and mask.count_bound(job.spaces) < job.all_pairs
+    )
+    looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
