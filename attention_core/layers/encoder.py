@@ -203,8 +203,9 @@ class Encoder(nn.Module):
             )
         extra = as_mask(mask)
         plans: dict[tuple[Mask | None, type, bool], Plan] = {}
+        blocks = list(self.blocks)
         for layer, index in enumerate(self._block_of_layer):
-            block = self.blocks[index]
+            block = blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
             # Layers whose masks are equal and whose biases are alike share a plan
             kind = (self.masks[layer], type(bias), has_score_mod(bias))
