@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_core.biases import Bias
 from attention_core.edge_projection import EdgeFeatures
-from attention_core.lasting import Memory
+from attention_core.lasting import Memory, lasting
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
@@ -92,6 +92,7 @@ class Job:
         listed = self.mask.candidates(self.spaces)
         return listed is not None and listed.edge is not None
 
+    @lasting
     def pairs(self) -> Pairs:
         """Return every pair of query and key."""
         return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)

@@ -28,6 +28,7 @@ from attention_core.backends import fast
 from attention_core.backends.derivatives import transformed
 from attention_core.biases import Bias
 from attention_core.job import Job
+from attention_core.lasting import lasting
 from attention_core.masks import Mask
 from attention_core.spaces import Space
 from attention_core.spaces.edge_list import EdgeList
@@ -209,6 +210,7 @@ class PlanCache:
                 return entry.found
         return None
 
+    @lasting
     def keep(self, wanted: Contents, found: Any) -> None:
         """Keep what was found for these contents, with copies of their tensors."""
         entry = _Entry(wanted.key, wanted.tensors, found, next(self._clock))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +32,6 @@ BACKENDS: dict[str, ModuleType] = {
 }
 
 
-@lasting
 @checked
 def plan(
     space: Space | tuple[Space, Space],
@@ -81,16 +79,23 @@ def plan(
             "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need edges: a "
             f"Graph's nodes, or with_edges(edge_index); got {got}"
         )
-    check_whole(0, heads=heads, batch=batch, or_none=True)
-    check_whole(0, head_dim=head_dim)
-    check_kind(Score, score=score)
-    check_number(above=0, softcap=softcap, or_none=True)
-    bias = as_bias(bias)
+    if type(heads) is not int or type(batch) is not int or type(head_dim) is not int:
+        check_whole(0, heads=heads, batch=batch, or_none=True)
+        check_whole(0, head_dim=head_dim)
+    elif heads < 0 or batch < 0 or head_dim < 0:
+        check_whole(0, heads=heads, batch=batch, head_dim=head_dim)
+    if score is not None:
+        check_kind(Score, score=score)
+    if softcap is not None:
+        check_number(above=0, softcap=softcap)
+    bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
     device = torch.device(device)
     spaces = _moved(spaces, device)
-    sizes = [s.batch for s in spaces if s.batch is not None]  # no set: they may be symbols
+    query, key = spaces
+    batches = (query.batch,) if query is key else (query.batch, key.batch)
+    sizes = [size for size in batches if size is not None]  # no set: they may be symbols
     if any(size != (sizes[0] if batch is None else batch) for size in sizes):
         got = " and ".join(str(s.batch) for s in spaces)
         raise ValueError(
@@ -115,30 +120,28 @@ def plan(
     depends = contents(job, backend)
     choice: Choice | None = None if depends is None else PLANS.find(depends)
     if choice is not None:
-        choice = choice.for_job(job)
+        prepared = choice.prepared.for_job(job)
     else:
-        choice = _choose(job, backend)
+        choice, prepared = _choose(job, backend)
         if depends is not None:
-            PLANS.keep(depends, choice.for_job(NO_JOB))
-    return Plan(job, choice.backend, choice.prepared, partial(_summary, job, choice))
+            choice = choice._replace(prepared=prepared.for_job(NO_JOB))
+            PLANS.keep(depends, choice)
+    return Plan(job, choice.backend, prepared, partial(_summary, job, choice, prepared))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The backend of a job, what it prepared, and what of the others says why."""
+class Choice(NamedTuple):
+    """The backend of a job, and what of the others says why; of one that is kept, what it prepared,
+    for no job."""
 
     backend: str
-    prepared: Any
     costs: dict[str, float]
     unsupported: dict[str, str | None]
     because: str
-
-    def for_job(self, job: Job) -> Choice:
-        """Return this choice for another job of the same structure."""
-        return replace(self, prepared=self.prepared.for_job(job))
+    prepared: Any = None
 
 
-def _choose(job: Job, backend: str | None) -> Choice:
+@lasting
+def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
     # Costs depend on sizes that stay open in an exported program, and lists of pairs on values
     exporting = is_exporting()
     asked = ("reference", "dense") if exporting and backend is None else tuple(BACKENDS)
@@ -157,12 +160,14 @@ def _choose(job: Job, backend: str | None) -> Choice:
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
-    return Choice(chosen, BACKENDS[chosen].prepare(job), costs, unsupported, because)
+    return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
 
 
 def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
     """Both on the device, where they share what they shared before."""
     query, key = spaces
+    if query.device == device and key.device == device:
+        return spaces
     moved = query.to(device)
     other = moved if key is query else key.to(device)
     if query.edges is key.edges:
@@ -198,7 +203,7 @@ def _time(nanoseconds: float) -> str:
     return f"{float(f'{nanoseconds / 1e3:.2g}'):,g} µs"
 
 
-def _summary(job: Job, choice: Choice) -> str:
+def _summary(job: Job, choice: Choice, prepared: Any) -> str:
     query, key = job.spaces
     who = key.describe() if query is key else f"{query.describe()}, attending to {key.describe()}"
     where = f"{who[:1].upper()}{who[1:]}"
@@ -218,7 +223,7 @@ def _summary(job: Job, choice: Choice) -> str:
         f"{job.heads} heads of {job.head_dim}"
         f"{', edge features in keys or values' if job.edge_features else ''}.",
         f"{pairs}.",
-        f"Backend {choice.backend}: {BACKENDS[choice.backend].describe(job, choice.prepared)}",
+        f"Backend {choice.backend}: {BACKENDS[choice.backend].describe(job, prepared)}",
     ]
     special = sum(s.num_special for s in dict.fromkeys(job.spaces))
     if special and job.mask is not None:

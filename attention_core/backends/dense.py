@@ -5,7 +5,6 @@ Packed samples whose pairs nothing else restricts are attended one after the oth
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
 from functools import cached_property
 
@@ -18,7 +17,6 @@ from attention_core.backends import derivatives, reference
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
-from attention_core.lasting import lasting
 from attention_core.masks import Causal
 from attention_core.score_mods import split
 from attention_core.spaces import Pairs, Space
@@ -74,15 +72,14 @@ class Prepared:
         return space.segments is not None or space.valid is not None
 
     @cached_property
-    @lasting
     def pairs(self) -> Pairs:
         """Every pair of query and key."""
         return self.job.pairs()
 
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
-        new = copy.copy(self)
-        new.job = job
+        new = Prepared.__new__(Prepared)
+        new.__dict__ = {**self.__dict__, "job": job}
         new.__dict__.pop("pairs", None)
         if job.bias is not None:
             new.pairs  # noqa: B018
@@ -188,12 +185,17 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         key = ("attn_mask", options.bias, dtype)
         mask, empty, wrong = plan.memo(key, lambda: _biased(plan, scores, mask, dtype))
     if prepared.samples is None:
-        output = _attended(q, k, v, mask, causal, options)
+        keys, values = k, v
+        if options.sink is not None:
+            mask, keys, values = _with_sink(mask, q, k, v, options.sink)
+        output = _attended(q, keys, values, mask, causal, options)
     else:
         parts = (x.split(prepared.samples, dim=2) for x in (q, k, v))
         outputs = []
         for own_q, own_k, own_v in zip(*parts, strict=True):
             mask, causal = _own_mask(prepared, own_q, options)
+            if options.sink is not None:
+                mask, own_k, own_v = _with_sink(mask, own_q, own_k, own_v, options.sink)
             outputs.append(_attended(own_q, own_k, own_v, mask, causal, options))
         # Joined as tokens of all heads, which is how layers go on
         output = torch.cat([one.transpose(1, 2) for one in outputs], dim=1).transpose(1, 2)
@@ -216,13 +218,11 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
 def _attended(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, options: Options
 ) -> Tensor:
-    if options.sink is not None:
-        mask, k, v = _with_sink(mask, q, k, v, options.sink)
-    with (
-        torch.autocast(q.device.type, enabled=False),  # which would round the bias
-        # Fused kernels have first derivatives alone, and no tangents
-        sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext(),
-    ):
+    if torch.is_autocast_enabled(q.device.type):  # which would round the bias
+        with torch.autocast(q.device.type, enabled=False):
+            return _attended(q, k, v, mask, causal, options)
+    # Fused kernels have first derivatives alone, and no tangents
+    with sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext():
         output: Tensor = scaled_dot_product_attention(
             q,
             k,

@@ -235,8 +235,10 @@ class MultiheadAttention(RecordedAttention):
             raise ValueError(self._no_context)
         if context is not None:
             self.check_context(x, context)
-        check_kind(Plan, plan=plan)
-        check_kind(LayerCache, cache=cache)
+        if plan is not None:
+            check_kind(Plan, plan=plan)
+        if cache is not None:
+            check_kind(LayerCache, cache=cache)
         packed = x.ndim == 2
         if packed:
             x = x[None]
@@ -276,7 +278,9 @@ class MultiheadAttention(RecordedAttention):
             # The published clamp keeps a temperature from running away
             q = unit(q) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
-        edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
+        edge_key = edge_value = None
+        if self.edge_key_value is not None:
+            edge_key, edge_value = self._edge_keys_values(self.edge_key_value, plan.job.spaces[1])
         out, _ = self.attend(
             q,
             k,
@@ -343,11 +347,8 @@ class MultiheadAttention(RecordedAttention):
         return cache.update(space.zero_heads(k), space.zero_heads(v))
 
     def _edge_keys_values(
-        self, space: Space
-    ) -> tuple[EdgeProjection | None, EdgeProjection | None]:
-        layer = self.edge_key_value
-        if layer is None:
-            return None, None
+        self, layer: nn.Linear, space: Space
+    ) -> tuple[EdgeProjection, EdgeProjection]:
         attr = space.edge_attr
         shape = f"(E, {layer.in_features})"
         if attr is None:
@@ -366,7 +367,7 @@ class MultiheadAttention(RecordedAttention):
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
     def _rotate(self, x: Tensor, plan: Plan, space: Space) -> Tensor:
         rotary = self.rotary

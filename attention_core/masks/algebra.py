@@ -45,7 +45,8 @@ class Mask:
         return math.inf
 
     def candidates(self, spaces: Spaces) -> PairList | None:
-        """Return pairs that include all allowed ones, special tokens aside; None if unknown."""
+        """Return pairs that include all allowed ones, special tokens aside; None if unknown. Where
+        a batch has other pairs in each row, `batch` tells the row of each."""
         return None
 
     @property
@@ -56,7 +57,7 @@ class Mask:
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         """Return for pairs of tiles whether a pair of tokens may be allowed, and if all are."""
         found = self.candidates(tiles.spaces)
-        some = tiles.answer(True) if found is None else tiles.holding(found.query, found.key)
+        some = tiles.answer(True) if found is None else tiles.holding(found)
         return TileStatus(some, tiles.answer(False))
 
     def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:

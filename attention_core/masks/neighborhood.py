@@ -135,9 +135,11 @@ class Neighborhood(Mask):
         radii = self._per_axis(key) if key.chebyshev else None
         if radii is not None:
             return query.length * math.prod(2 * r + 1 for r in radii)
-        if isinstance(self.radius, tuple) or not (query is key or key.searched):
+        if isinstance(self.radius, tuple):
             return math.inf
-        return key.reach_bound(self.radius)
+        if query is key:
+            return key.reach_bound(self.radius)
+        return key.reach_bound_from(query, self.radius)
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         if self._shifted is not None:

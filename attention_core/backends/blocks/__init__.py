@@ -60,6 +60,10 @@ _GROUP = 1_000_000.0
 _LIST = 200.0
 #: To find the blocks of a graph, for each of its pairs, once for all layers.
 _SEARCH = 500.0
+#: More for each key of one head that a block of scattered points gathers and gives its gradient by
+#: itself, in a forward pass and in both (4,000 and 16,000 points, 40 near each, heads of 8 to 64,
+#: one thread of a Xeon with AVX-512); and how many such queries share it at most.
+_SCATTERED, _SHARING = (32.0, 480.0), 32
 #: About the share of blocks that are arranged in a way of their own, where places repeat.
 _ALIKE = 0.1
 
@@ -317,6 +321,10 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     least = _CALL + _PAIR.of(job) * job.count_bound + modify_cost(job, job.count_bound)
+    if _scattered(job):
+        pairs = _around_tiles(job)
+        each = _PAIR.of(job) + job.heads * _SCATTERED[job.grad] / _SHARING
+        least = _CALL + each * pairs + modify_cost(job, pairs)
     if job.repeats_edges:
         return least  # which is refused when pairs are computed all together
     if job.mask is not None and job.spaces[1].searched:
@@ -329,14 +337,37 @@ def cost(job: Job) -> float:
     pairs = sum(group.pairs for group in prepared.groups)
     keys = sum(group.keys.numel() for group in prepared.groups)
     alike = _ALIKE if prepared.local and not prepared.differ else 1.0
+    scattered = 0.0
+    if _scattered(job):
+        runs = (keys for _, (keys, run) in prepared.runs if run == 1)
+        scattered = job.heads * _SCATTERED[job.grad] * sum(keys.numel() for keys in runs)
     return (
         _CALL
+        + samples * scattered
         + _GROUP * len(prepared.groups)
         + _LIST * keys
         + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
         + mask_cost(job, alike * pairs)
         + modify_cost(job, samples * pairs)
     )
+
+
+def _scattered(job: Job) -> bool:
+    """Whether tokens sit anywhere, and each attends to what is near: no two tiles of them have
+    pairs alike, and a tile's keys are not next to each other in memory."""
+    query = job.spaces[0].coordinates
+    local = job.mask is not None and job.count_bound < job.sample_pairs
+    return local and query is not None and query.is_floating_point()
+
+
+def _around_tiles(job: Job) -> float:
+    """About how many pairs blocks of scattered points compute at least, of which most are
+    forbidden: what is near to one of a compact tile's queries is around all of the tile."""
+    query, key = job.spaces
+    count, axes = max(job.batch * query.length, 1), max(key.axes, 1)
+    width = max(job.count_bound / count, 1.0) ** (1 / axes) - 1
+    around = (_SHARING ** (1 / axes) + width) ** axes
+    return min(max(count * around, job.count_bound), job.sample_pairs)
 
 
 def describe(job: Job, prepared: Prepared) -> str:

@@ -166,31 +166,41 @@ def _listed(job: Job) -> Pairs | None:
     if found is None:
         return None
     query, key = job.spaces
+    if found.batch is None:  # all rows have these
+        rows = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
+        repeated = {
+            name: of.repeat(job.batch) for name, of in found._asdict().items() if of is not None
+        }
+        found = PairList(**repeated, batch=rows)
     ordinary = torch.arange(query.length, device=job.device)
     if query.special is not None:
         special, ordinary = (at.nonzero().squeeze(-1) for at in (query.special, ~query.special))
         everyone = torch.arange(key.length, device=job.device)
-        found = _cat(found, *torch.broadcast_tensors(special[:, None], everyone))
+        found = _cat(found, special[:, None], everyone, job.batch)
     if key.special is not None:
         special = key.special.nonzero().squeeze(-1)
-        found = _cat(found, *torch.broadcast_tensors(ordinary[:, None], special))
-    repeated = {
-        name: values.repeat(job.batch)
-        for name, values in found._asdict().items()
-        if values is not None
-    }
-    batch = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
-    return _pairs(job, batch=batch, **repeated)
+        found = _cat(found, ordinary[:, None], special, job.batch)
+    return _pairs(job, **{name: of for name, of in found._asdict().items() if of is not None})
 
 
-def _cat(found: PairList, query: Tensor, key: Tensor) -> PairList:
-    """`found` and more pairs, which have no edge and whose distance no one may ask for."""
-    query, key = query.flatten(), key.flatten()
+def _cat(found: PairList, query: Tensor, key: Tensor, rows: int) -> PairList:
+    """`found` and more pairs, in every row, which have no edge and whose distance no one may ask
+    for."""
+    query, key = (side.flatten() for side in torch.broadcast_tensors(query, key))
+    batch = torch.arange(rows, device=query.device).repeat_interleave(len(query))
+    query, key = query.repeat(rows), key.repeat(rows)
     edge, distance = (
         None if known is None else torch.cat([known, known.new_full(query.shape, nothing)])
         for known, nothing in ((found.edge, -1), (found.distance, 0))
     )
-    return PairList(torch.cat([found.query, query]), torch.cat([found.key, key]), edge, distance)
+    assert found.batch is not None
+    return PairList(
+        torch.cat([found.query, query]),
+        torch.cat([found.key, key]),
+        edge,
+        distance,
+        torch.cat([found.batch, batch]),
+    )
 
 
 def _chunks(job: Job) -> list[Pairs]:

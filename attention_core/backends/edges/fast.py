@@ -45,8 +45,8 @@ def forward(x: Inputs, pairs: Pairs) -> Outputs:
     edge_sum = None
     if x.edge_sums and x.edge_attr is not None:
         edge_sum = v.new_empty(rows, x.heads, x.edge_attr.shape[1])
-    threads.over(
-        given.bounds, given.module.forward, x.heads, *given.arguments, _flat(x.sink, v),
+    given.run(
+        given.bounds, given.module.forward, *given.arguments, _flat(x.sink, v),
         *given.numbers, _flat(out, v), _flat(lse, v), _flat(norm, v), _flat(edge_sum, v),
     )  # fmt: skip
     return Outputs(out, lse, norm, edge_sum)
@@ -87,8 +87,8 @@ def backward(
             weighted = x.weight[..., None] * by_head
     by_piece = v.new_zeros(len(bounds) - 1, width if v2 else 0)
     by_feature = v.new_zeros(len(bounds) - 1, features, width if x.edge_weight is not None else 0)
-    threads.over(
-        bounds, given.module.backward_queries, heads, *given.arguments, *given.numbers,
+    given.run(
+        bounds, given.module.backward_queries, *given.arguments, *given.numbers,
         _flat(found.out, v), _flat(found.norm, v), _flat(found.edge_sum, v), _flat(mean, v),
         _flat(of_out, v), _flat(sums, v), _flat(weighted, v), _flat(of_pairs, v), signs.numpy(),
         _flat(of_q, v), _flat(of_query, v), *_strided(bias, v), _flat(of_features, v),
@@ -96,8 +96,8 @@ def backward(
     )  # fmt: skip
     by_key = threads.cut(pairs.key_start.numpy())
     by_key_piece = v.new_zeros(len(by_key) - 1, width if v2 else 0)
-    threads.over(
-        by_key, given.module.backward_keys, heads, pairs.key_start.numpy(), pairs.key_row.numpy(),
+    given.run(
+        by_key, given.module.backward_keys, pairs.key_start.numpy(), pairs.key_row.numpy(),
         pairs.pair.numpy(), *given.queries, *given.keys, *given.weight, *given.numbers[-2:],
         _flat(of_out, v), _flat(of_pairs, v), signs.numpy(), _flat(of_k, v), _flat(of_v, v),
         _flat(by_key_piece, v),
@@ -140,7 +140,8 @@ class _Given:
         dim = 1 if x.q is None else x.q.shape[-1]
         features = 0 if x.edge_attr is None else x.edge_attr.shape[1]
         together = _together(heads, max(dim, v.shape[-1]), features, key_share, value_share)
-        self.bytes_of_signs = heads // together * ((together * dim + 7) // 8)
+        self.heads, self.blocks = heads, heads // together
+        self.bytes_of_signs = self.blocks * ((together * dim + 7) // 8)
         compiled: Any = import_module("attention_core.backends.fast.compiled")
         self.module = compiled.kernel(
             "attention_core.backends.edges.loops",
@@ -153,6 +154,7 @@ class _Given:
             FEATURES=features,
             TERM=x.edge_query is not None or x.edge_weight is not None,
             SUMS=x.edge_sums,
+            ADJUSTED=any(t is not None for t in (x.softcap, x.bias, x.allowed, x.keep)),
             DTYPE=str(v.dtype).removeprefix("torch."),
         )
         start, nothing = pairs.start.numpy(), v.new_empty(0, dtype=torch.uint8)
@@ -170,6 +172,15 @@ class _Given:
         )  # fmt: skip
         softcap = 0.0 if x.softcap is None else float(x.softcap)
         self.numbers = float(x.scale), softcap, float(x.grow), key_share, value_share
+
+    def run(self, bounds: list[int], kernel: Any, *arguments: Any) -> None:
+        """Run a kernel over pieces of rows, for the heads of one vector after the other.
+
+        All rows of some heads first: those of their keys stay in cache, and heads that share a key
+        add to its gradient in turn.
+        """
+        for block in range(self.blocks):
+            threads.over(bounds, kernel, block, self.heads, *arguments)
 
 
 def _together(heads: int, dim: int, features: int, *shares: int) -> int:

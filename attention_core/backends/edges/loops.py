@@ -49,11 +49,13 @@ VALUE_SHARE = 1  # constant
 FEATURES = 0  # constant
 TERM = False  # constant
 SUMS = False  # constant
+ADJUSTED = False  # constant
 DTYPE = "float32"  # constant
 CACHED = False  # constant
 # The score; features of a head in queries and keys, and in values; heads of a vector, and how many
 # of them share a key, and a value; features of an edge, whether the score has a term of them, and
-# whether their weighted sums are asked for
+# whether their weighted sums are asked for; whether any of softcap, bias, allowed and keep is
+# given, as to ask at every pair takes a third of the time
 
 DOT, ADDITIVE, ADDITIVE_V2 = KIND == "dot", KIND == "additive", KIND == "additive_v2"
 LEAKY = ADDITIVE or ADDITIVE_V2
@@ -149,7 +151,8 @@ def _ahead(array, at, width):
 
 @kernel
 def forward(
-    piece, first, last, heads, start, column, item, q, q_step, k, k_step, v, v_step, weight, slope,
+    piece, first, last, block, heads, start, column, item, q, q_step, k, k_step, v, v_step, weight,
+    slope,
     features, edge_query, edge_weight, edge_number, bias, bias_head, bias_pair, allowed,
     allowed_head, allowed_pair, keep, keep_head, keep_pair, sink, scale, softcap, grow,
     key_share, value_share, out, lse, norm, edge_sum,
@@ -165,74 +168,80 @@ def forward(
         if count > room:
             room = 2 * count
             scores = np.empty(room * HEADS, scores.dtype)
-        for block in range(heads // HEADS):
-            head = block * HEADS
-            k_head, v_head = head // key_share * DIM, head // value_share * VALUE_DIM
-            query, w, u = zero, zero, zero
-            if SCORED:
-                query = load(q, i * q_step + block * Q, Q)
-            if ADDITIVE_V2:
-                w = load(weight, block * Q, Q)
-            if DOT_TERM:
-                u = load(edge_query, (i * heads + head) * FEATURES, S)
-            top = full(LOWEST, HEADS)
-            if sink.shape[0] > 0:
-                top = vmax(top, load(sink, head, HEADS))
-            for t in range(count):
-                pair = begin + t
-                c = np.int64(column[pair])
-                if block == 0:
-                    _ahead(v, c * v_step, heads // value_share * VALUE_DIM)
-                    if SCORED and t + AHEAD < count:
-                        ahead = np.int64(column[pair + AHEAD])
-                        _ahead(k, ahead * k_step, heads // key_share * DIM)
-                s = _score(
-                    query, k, c * k_step + k_head, block, heads, item[pair], features, u,
-                    edge_weight, edge_number, w, slope,
-                ) * scale  # fmt: skip
+        head = block * HEADS
+        k_head, v_head = head // key_share * DIM, head // value_share * VALUE_DIM
+        query, w, u = zero, zero, zero
+        if SCORED:
+            query = load(q, i * q_step + block * Q, Q)
+        if ADDITIVE_V2:
+            w = load(weight, block * Q, Q)
+        if DOT_TERM:
+            u = load(edge_query, (i * heads + head) * FEATURES, S)
+        top = full(LOWEST, HEADS)
+        if sink.shape[0] > 0:
+            top = vmax(top, load(sink, head, HEADS))
+        for t in range(count):
+            pair = begin + t
+            c = np.int64(column[pair])
+            if pair + AHEAD < column.shape[0]:
+                ahead = np.int64(column[pair + AHEAD])
+                _ahead(v, ahead * v_step + v_head, KV)
+                if SCORED:
+                    _ahead(k, ahead * k_step + k_head, K)
+                if FEATURES > 0:
+                    _ahead(features, np.int64(item[pair + AHEAD]) * FEATURES, FEATURES)
+            s = _score(
+                query, k, c * k_step + k_head, block, heads, item[pair], features, u,
+                edge_weight, edge_number, w, slope,
+            ) * scale  # fmt: skip
+            if ADJUSTED:
                 if softcap > 0:
                     s = vtanh(s / softcap) * softcap
                 s = _masked(
-                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
-                )
-                store(scores, t * HEADS, s)
-                top = vmax(top, s)
-            total = zero
-            sums = full(ZERO, V)
-            if SUMS:
-                of_features = full(ZERO, S)
-            for t in range(count):
-                pair = begin + t
-                p = vexp(load(scores, t * HEADS, HEADS) - top)
-                total = total + p
+                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head,
+                    allowed_pair,
+                )  # fmt: skip
+            store(scores, t * HEADS, s)
+            top = vmax(top, s)
+        total = zero
+        sums = full(ZERO, V)
+        if SUMS:
+            of_features = full(ZERO, S)
+        for t in range(count):
+            pair = begin + t
+            p = vexp(load(scores, t * HEADS, HEADS) - top)
+            total = total + p
+            if ADJUSTED:
                 if keep.shape[0] > 0:
-                    p = where_bytes(keep, head * keep_head + pair * keep_pair, keep_head, p, zero)
-                c = np.int64(column[pair])
-                sums = sums + repeat(p, 1, VALUE_DIM) * _value(v, c * v_step + v_head)
-                if SUMS:
-                    at = np.int64(item[pair]) * FEATURES
-                    of_features = of_features + repeat(p, 1, FEATURES) * _features(features, at)
-            every = total
-            if sink.shape[0] > 0:
-                every = total + vexp(load(sink, head, HEADS) - top)
-            factor = full(ONE, HEADS)
-            for h in range(HEADS):
-                at = (head + h) * rows + i
-                alone, both = get(total, h), get(every, h)
-                # An empty row: its log-sum-exp is -inf, and what its norm is no pair will ask
-                norm[at] = ZERO if both == 0 else math.log(both) + get(top, h)
-                lse[at] = math.log(alone) + get(top, h) if alone != both or both == 0 else norm[at]
-                scores[h] = ONE if both == 0 else grow / both
-            factor = load(scores, 0, HEADS)
-            store(out, i * heads * VALUE_DIM + block * V, sums * repeat(factor, 1, VALUE_DIM))
+                    at = head * keep_head + pair * keep_pair
+                    p = where_bytes(keep, at, keep_head, p, zero)
+            c = np.int64(column[pair])
+            sums = sums + repeat(p, 1, VALUE_DIM) * _value(v, c * v_step + v_head)
             if SUMS:
-                at = (i * heads + head) * FEATURES
-                store(edge_sum, at, of_features * repeat(factor, 1, FEATURES))
+                at = np.int64(item[pair]) * FEATURES
+                of_features = of_features + repeat(p, 1, FEATURES) * _features(features, at)
+        every = total
+        if sink.shape[0] > 0:
+            every = total + vexp(load(sink, head, HEADS) - top)
+        factor = full(ONE, HEADS)
+        for h in range(HEADS):
+            at = (head + h) * rows + i
+            alone, both = get(total, h), get(every, h)
+            # An empty row: its log-sum-exp is -inf, and what its norm is no pair will ask
+            norm[at] = ZERO if both == 0 else math.log(both) + get(top, h)
+            lse[at] = math.log(alone) + get(top, h) if alone != both or both == 0 else norm[at]
+            scores[h] = ONE if both == 0 else grow / both
+        factor = load(scores, 0, HEADS)
+        store(out, i * heads * VALUE_DIM + block * V, sums * repeat(factor, 1, VALUE_DIM))
+        if SUMS:
+            at = (i * heads + head) * FEATURES
+            store(edge_sum, at, of_features * repeat(factor, 1, FEATURES))
 
 
 @kernel
 def backward_queries(
-    piece, first, last, heads, start, column, item, q, q_step, k, k_step, v, v_step, weight, slope,
+    piece, first, last, block, heads, start, column, item, q, q_step, k, k_step, v, v_step, weight,
+    slope,
     features, edge_query, edge_weight, edge_number, bias, bias_head, bias_pair, allowed,
     allowed_head, allowed_pair, keep, keep_head, keep_pair, scale, softcap, grow, key_share,
     value_share, out, norm, edge_sum, mean, of_out, of_edge_sum, weighted, pairs, signs, of_q,
@@ -259,162 +268,168 @@ def backward_queries(
         if HIDDEN_TERM and count > room:
             room = 2 * count
             hidden = np.empty(room * Q, v.dtype)
-        for block in range(heads // HEADS):
-            head = block * HEADS
-            k_head, v_head = head // key_share * DIM, head // value_share * VALUE_DIM
-            query, w, u = zero, zero, zero
-            if SCORED:
-                query = load(q, i * q_step + block * Q, Q)
-            if ADDITIVE_V2:
-                w = load(weight, block * Q, Q)
-            at_sums = (i * heads + head) * FEATURES
-            if DOT_TERM:
-                u = load(edge_query, at_sums, S)
-                of_u = full(ZERO, S)
-            at_out = i * heads * VALUE_DIM + block * V
-            gradient = load(of_out, at_out, V)
+        head = block * HEADS
+        k_head, v_head = head // key_share * DIM, head // value_share * VALUE_DIM
+        query, w, u = zero, zero, zero
+        if SCORED:
+            query = load(q, i * q_step + block * Q, Q)
+        if ADDITIVE_V2:
+            w = load(weight, block * Q, Q)
+        at_sums = (i * heads + head) * FEATURES
+        if DOT_TERM:
+            u = load(edge_query, at_sums, S)
+            of_u = full(ZERO, S)
+        at_out = i * heads * VALUE_DIM + block * V
+        gradient = load(of_out, at_out, V)
+        if SUMS:
+            of_sums = load(of_edge_sum, at_sums, S)
+        if mean.shape[0] > 0:
+            shared = broadcast(mean, head * rows + i, rows, HEADS, 1)
+        else:
+            shared = fold(load(out, at_out, V) * gradient, 1, VALUE_DIM)
             if SUMS:
-                of_sums = load(of_edge_sum, at_sums, S)
-            if mean.shape[0] > 0:
-                shared = broadcast(mean, head * rows + i, rows, HEADS, 1)
-            else:
-                shared = fold(load(out, at_out, V) * gradient, 1, VALUE_DIM)
-                if SUMS:
-                    shared = shared + fold(load(edge_sum, at_sums, S) * of_sums, 1, FEATURES)
-            logarithm = broadcast(norm, head * rows + i, rows, HEADS, 1)
-            total = full(ZERO, Q)
-            for t in range(count):
-                pair = begin + t
-                c = np.int64(column[pair])
-                if block == 0 and t + AHEAD < count:
-                    ahead = np.int64(column[pair + AHEAD])
-                    _ahead(v, ahead * v_step, heads // value_share * VALUE_DIM)
-                    if SCORED:
-                        _ahead(k, ahead * k_step, heads // key_share * DIM)
-                s = _score(
-                    query, k, c * k_step + k_head, block, heads, item[pair], features, u,
-                    edge_weight, edge_number, w, slope,
-                ) * scale  # fmt: skip
+                shared = shared + fold(load(edge_sum, at_sums, S) * of_sums, 1, FEATURES)
+        logarithm = broadcast(norm, head * rows + i, rows, HEADS, 1)
+        total = full(ZERO, Q)
+        for t in range(count):
+            pair = begin + t
+            c = np.int64(column[pair])
+            if pair + AHEAD < column.shape[0]:
+                ahead = np.int64(column[pair + AHEAD])
+                _ahead(v, ahead * v_step + v_head, KV)
+                if SCORED:
+                    _ahead(k, ahead * k_step + k_head, K)
+                if FEATURES > 0:
+                    _ahead(features, np.int64(item[pair + AHEAD]) * FEATURES, FEATURES)
+            s = _score(
+                query, k, c * k_step + k_head, block, heads, item[pair], features, u,
+                edge_weight, edge_number, w, slope,
+            ) * scale  # fmt: skip
+            slope_of_cap = full(ONE, HEADS)
+            if ADJUSTED:
                 if softcap > 0:
                     tanh = vtanh(s / softcap)
-                    s = tanh * softcap
+                    s, slope_of_cap = tanh * softcap, 1 - tanh * tanh
                 s = _masked(
-                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
-                )
-                p = vexp(s - logarithm)
-                of_p = fold(gradient * _value(v, c * v_step + v_head), 1, VALUE_DIM)
-                if SUMS:
-                    known = _features(features, np.int64(item[pair]) * FEATURES)
-                    of_p = of_p + fold(of_sums * known, 1, FEATURES)
-                kept = p
+                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head,
+                    allowed_pair,
+                )  # fmt: skip
+            p = vexp(s - logarithm)
+            of_p = fold(gradient * _value(v, c * v_step + v_head), 1, VALUE_DIM)
+            if SUMS:
+                known = _features(features, np.int64(item[pair]) * FEATURES)
+                of_p = of_p + fold(of_sums * known, 1, FEATURES)
+            kept = p
+            if ADJUSTED:
                 if keep.shape[0] > 0:
                     at = head * keep_head + pair * keep_pair
                     kept = where_bytes(keep, at, keep_head, p * grow, zero)
                     of_p = where_bytes(keep, at, keep_head, of_p * grow, zero)
-                of_s = p * (of_p - shared)
+            of_s = p * (of_p - shared)
+            if ADJUSTED:
                 if of_bias.shape[0] > 0:
-                    scatter(of_bias, head * of_bias_head + pair * of_bias_pair, of_bias_head, of_s)
+                    at = head * of_bias_head + pair * of_bias_pair
+                    scatter(of_bias, at, of_bias_head, of_s)
                 if softcap > 0:
-                    of_s = of_s * (1 - tanh * tanh)
-                of_s = of_s * scale
-                if DOT:
-                    total = total + repeat(of_s, 1, DIM) * _key(k, c * k_step + k_head)
-                if LEAKY:
-                    z = _hidden(
-                        query, k, c * k_step + k_head, block, heads, item[pair], features,
-                        edge_weight, edge_number,
-                    )  # fmt: skip
-                    x = repeat(of_s, 1, DIM)
-                    x = where_positive(z, x, x * slope)
-                    total = total + x
-                    if ADDITIVE:
-                        of_s = x
-                    else:
-                        store_positive(signs, (pair * (heads // HEADS) + block) * BYTES, z)
-                    if HIDDEN_TERM:
-                        store(hidden, t * Q, x)
-                store(pairs, pair * 2 * heads + head, kept)
-                store(pairs, (pair * 2 + 1) * heads + head, of_s)
-                if DOT_TERM:
-                    known = _features(features, np.int64(item[pair]) * FEATURES)
-                    of_u = of_u + repeat(of_s, 1, FEATURES) * known
-                if FEATURES > 0:
-                    if of_features.shape[0] > 0:
-                        one = full(ZERO, FEATURES)
-                        if block > 0:
-                            one = load(of_features, pair * FEATURES, FEATURES)
-                        if DOT_TERM:
-                            one = one + fold(repeat(of_s, 1, FEATURES) * u, FEATURES, HEADS)
-                        if SUMS:
-                            one = one + fold(repeat(kept, 1, FEATURES) * of_sums, FEATURES, HEADS)
-                        if HIDDEN_TERM:
-                            for j in range(Q):
-                                at = (block * Q + j) * FEATURES
-                                one = one + load(weighted, at, FEATURES) * hidden[t * Q + j]
-                        store(of_features, pair * FEATURES, one)
-            if HIDDEN_TERM:
-                for f in range(FEATURES):
-                    at = (piece * FEATURES + f) * heads * DIM + block * Q
-                    by_feature = load(of_edge_weight, at, Q)
-                    for t in range(count):
-                        number = features[np.int64(item[begin + t]) * FEATURES + f]
-                        by_feature = by_feature + load(hidden, t * Q, Q) * number
-                    store(of_edge_weight, at, by_feature)
-            if ADDITIVE_V2:
-                # LeakyReLU(z) is its slope times z, so its sums over pairs give the weight's
-                # gradient too: times what was added to z
-                at = piece * heads * DIM + block * Q
-                store(of_weight, at, load(of_weight, at, Q) + total * query)
-                total = total * w
-            if SCORED:
-                store(of_q, i * heads * DIM + block * Q, total)
+                    of_s = of_s * slope_of_cap
+            of_s = of_s * scale
+            if DOT:
+                total = total + repeat(of_s, 1, DIM) * _key(k, c * k_step + k_head)
+            if LEAKY:
+                z = _hidden(
+                    query, k, c * k_step + k_head, block, heads, item[pair], features,
+                    edge_weight, edge_number,
+                )  # fmt: skip
+                x = repeat(of_s, 1, DIM)
+                x = where_positive(z, x, x * slope)
+                total = total + x
+                if ADDITIVE:
+                    of_s = x
+                else:
+                    store_positive(signs, (pair * (heads // HEADS) + block) * BYTES, z)
+                if HIDDEN_TERM:
+                    store(hidden, t * Q, x)
+            store(pairs, pair * 2 * heads + head, kept)
+            store(pairs, (pair * 2 + 1) * heads + head, of_s)
             if DOT_TERM:
-                store(of_edge_query, at_sums, of_u)
+                known = _features(features, np.int64(item[pair]) * FEATURES)
+                of_u = of_u + repeat(of_s, 1, FEATURES) * known
+            if FEATURES > 0:
+                if of_features.shape[0] > 0:
+                    one = full(ZERO, FEATURES)
+                    if block > 0:
+                        one = load(of_features, pair * FEATURES, FEATURES)
+                    if DOT_TERM:
+                        one = one + fold(repeat(of_s, 1, FEATURES) * u, FEATURES, HEADS)
+                    if SUMS:
+                        one = one + fold(repeat(kept, 1, FEATURES) * of_sums, FEATURES, HEADS)
+                    if HIDDEN_TERM:
+                        for j in range(Q):
+                            at = (block * Q + j) * FEATURES
+                            one = one + load(weighted, at, FEATURES) * hidden[t * Q + j]
+                    store(of_features, pair * FEATURES, one)
+        if HIDDEN_TERM:
+            for f in range(FEATURES):
+                at = (piece * FEATURES + f) * heads * DIM + block * Q
+                by_feature = load(of_edge_weight, at, Q)
+                for t in range(count):
+                    number = features[np.int64(item[begin + t]) * FEATURES + f]
+                    by_feature = by_feature + load(hidden, t * Q, Q) * number
+                store(of_edge_weight, at, by_feature)
+        if ADDITIVE_V2:
+            # LeakyReLU(z) is its slope times z, so its sums over pairs give the weight's
+            # gradient too: times what was added to z
+            at = piece * heads * DIM + block * Q
+            store(of_weight, at, load(of_weight, at, Q) + total * query)
+            total = total * w
+        if SCORED:
+            store(of_q, i * heads * DIM + block * Q, total)
+        if DOT_TERM:
+            store(of_edge_query, at_sums, of_u)
 
 
 @kernel
 def backward_keys(
-    piece, first, last, heads, key_start, key_row, pair, q, q_step, k, k_step, weight, slope,
+    piece, first, last, block, heads, key_start, key_row, pair, q, q_step, k, k_step, weight, slope,
     key_share, value_share, of_out, pairs, signs, of_k, of_v, of_weight,
 ):  # fmt: skip
     """Write the gradients of some keys and their values; arguments as in `backward_queries`."""
     for j in range(first, last):
         begin, end = np.int64(key_start[j]), np.int64(key_start[j + 1])
-        for block in range(heads // HEADS):
-            head = block * HEADS
-            k_head, v_head = head // key_share * DIM, head // value_share * VALUE_DIM
-            of_key, of_value = full(ZERO, Q), full(ZERO, V)
-            for t in range(begin, end):
-                row, at = np.int64(key_row[t]), np.int64(pair[t])
-                if block == 0 and t + AHEAD < end:
-                    ahead = np.int64(key_row[t + AHEAD])
-                    _ahead(pairs, np.int64(pair[t + AHEAD]) * 2 * heads, 2 * heads)
-                    _ahead(of_out, ahead * heads * VALUE_DIM, heads * VALUE_DIM)
-                    if DOT:
-                        _ahead(q, ahead * q_step, heads * DIM)
-                p = load(pairs, at * 2 * heads + head, HEADS)
-                of_s = load(pairs, (at * 2 + 1) * heads + head, HEADS)
-                gradient = load(of_out, row * heads * VALUE_DIM + block * V, V)
-                of_value = of_value + repeat(p, 1, VALUE_DIM) * gradient
+        head = block * HEADS
+        k_head, v_head = head // key_share * DIM, head // value_share * VALUE_DIM
+        of_key, of_value = full(ZERO, Q), full(ZERO, V)
+        for t in range(begin, end):
+            row, at = np.int64(key_row[t]), np.int64(pair[t])
+            if t + AHEAD < key_row.shape[0]:
+                ahead = np.int64(key_row[t + AHEAD])
+                _ahead(pairs, np.int64(pair[t + AHEAD]) * 2 * heads, 2 * heads)
+                _ahead(of_out, ahead * heads * VALUE_DIM + block * V, V)
                 if DOT:
-                    query = load(q, row * q_step + block * Q, Q)
-                    of_key = of_key + repeat(of_s, 1, DIM) * query
-                if ADDITIVE:
-                    of_key = of_key + of_s
-                if ADDITIVE_V2:
-                    x = repeat(of_s, 1, DIM)
-                    bits = (at * (heads // HEADS) + block) * BYTES
-                    of_key = of_key + where_bits(signs, bits, x, x * slope)
+                    _ahead(q, ahead * q_step + block * Q, Q)
+            p = load(pairs, at * 2 * heads + head, HEADS)
+            of_s = load(pairs, (at * 2 + 1) * heads + head, HEADS)
+            gradient = load(of_out, row * heads * VALUE_DIM + block * V, V)
+            of_value = of_value + repeat(p, 1, VALUE_DIM) * gradient
+            if DOT:
+                query = load(q, row * q_step + block * Q, Q)
+                of_key = of_key + repeat(of_s, 1, DIM) * query
+            if ADDITIVE:
+                of_key = of_key + of_s
             if ADDITIVE_V2:
-                at = piece * heads * DIM + block * Q
-                key = _key(k, j * k_step + k_head)
-                store(of_weight, at, load(of_weight, at, Q) + of_key * key)
-                of_key = of_key * load(weight, block * Q, Q)
-            if SCORED:
-                _add(of_k, j * (heads // key_share) * DIM + k_head, head % key_share,
-                     fold(of_key, DIM, KEY_SHARE), K)  # fmt: skip
-            _add(of_v, j * (heads // value_share) * VALUE_DIM + v_head, head % value_share,
-                 fold(of_value, VALUE_DIM, VALUE_SHARE), KV)  # fmt: skip
+                x = repeat(of_s, 1, DIM)
+                bits = (at * (heads // HEADS) + block) * BYTES
+                of_key = of_key + where_bits(signs, bits, x, x * slope)
+        if ADDITIVE_V2:
+            at = piece * heads * DIM + block * Q
+            key = _key(k, j * k_step + k_head)
+            store(of_weight, at, load(of_weight, at, Q) + of_key * key)
+            of_key = of_key * load(weight, block * Q, Q)
+        if SCORED:
+            _add(of_k, j * (heads // key_share) * DIM + k_head, head % key_share,
+                 fold(of_key, DIM, KEY_SHARE), K)  # fmt: skip
+        _add(of_v, j * (heads // value_share) * VALUE_DIM + v_head, head % value_share,
+             fold(of_value, VALUE_DIM, VALUE_SHARE), KV)  # fmt: skip
 
 
 @inner
