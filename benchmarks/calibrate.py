@@ -40,8 +40,9 @@ from attention_core import (
     attend,
     plan,
 )
+from attention_core.memory import keep_freed_memory
 from attention_core.planning import BACKENDS
-from benchmarks.measure import in_turn, kernels, machine, same_allocator
+from benchmarks.measure import in_turn, kernels, machine
 from benchmarks.patterns import graphs
 
 HEADS = 4
@@ -117,7 +118,7 @@ def jobs() -> Iterator[Job]:
 
 
 def main() -> None:
-    same_allocator()
+    keep_freed_memory()
     console = Console()
     names = sys.argv[1:]
     for on in (True, False):
