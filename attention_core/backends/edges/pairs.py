@@ -173,7 +173,7 @@ def sample(
         torch.sparse.sampled_addmm(out, a, b.mT, out=out)
 
 
-def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor) -> Tensor:
+def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum the rows of x that `index` names, weighted, from each `start` to the next."""
     return embedding_bag(
         index, x, start, mode="sum", per_sample_weights=weight, include_last_offset=True
