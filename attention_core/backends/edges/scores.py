@@ -122,7 +122,7 @@ class AdditiveV2Scores:
 
     Not a product, so features of pairs have to be made: a chunk at a time, all heads together,
     since gathering one row of H·D numbers is far faster than H rows of D. Backward makes them
-    again, once in the order of the queries and once in that of the keys.
+    again.
     """
 
     def __init__(
