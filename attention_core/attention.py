@@ -95,11 +95,15 @@ def attend(
         BackendError: `backend` cannot do this job.
     """
     _check(q, k, v, score, scale, softcap, sink, dropout_p)
-    check_flag(return_lse=return_lse)
-    check_kind(Plan, plan=plan)
-    if not isinstance(return_weights, bool | str) or return_weights not in (False, True, "pairs"):
+    if return_lse is not False:
+        check_flag(return_lse=return_lse)
+    if plan is not None:
+        check_kind(Plan, plan=plan)
+    if return_weights is not False and (
+        not isinstance(return_weights, bool | str) or return_weights not in (False, True, "pairs")
+    ):
         raise ValueError(f"return_weights must be a bool or 'pairs', got {return_weights!r}")
-    bias = as_bias(bias)
+    bias = None if bias is None else as_bias(bias)
     if plan is None:
         plan = plan_attention(
             _spaces(space, q, k, mask, bias),
@@ -216,6 +220,51 @@ def _check(
     sink: Tensor | None,
     dropout_p: float,
 ) -> None:
+    if not _are_plain(q, k, v):
+        _check_tensors(q, k, v)
+    if score is not None:
+        check_kind(Score, score=score)
+        if score.heads not in (None, q.shape[1]):
+            raise ValueError(
+                f"score has heads={score.heads}, but q has {q.shape[1]} heads: {_shapes(q, k, v)}"
+            )
+    if sink is not None:
+        check_kind(Tensor, sink=sink)
+    if softcap is not None:
+        check_number(above=0, softcap=softcap)
+    if scale is not None:
+        check_number(scale=scale)
+    if sink is not None and (sink.shape != (q.shape[1],) or not sink.is_floating_point()):
+        raise ValueError(
+            f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}"
+            f"{'' if sink.is_floating_point() else f' of {sink.dtype}, which is not float'}"
+        )
+    if type(dropout_p) is not float or dropout_p:
+        check_chance(dropout_p=dropout_p)
+
+
+def _are_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether these are right at a glance, as nearly always: what is not is looked at closely."""
+    if not type(q) is type(k) is type(v) is Tensor or not q.dtype is k.dtype is v.dtype:
+        return False
+    if q.ndim != 4 or k.ndim != 4 or not q.is_floating_point():
+        return False
+    shape = k.shape
+    return (
+        shape == v.shape
+        and q.shape[0] == shape[0]
+        and q.shape[1] == shape[1] > 0
+        and q.shape[3] == shape[3]
+        and q.layout is k.layout is v.layout is torch.strided
+        and not (q.is_meta or k.is_meta or v.is_meta)
+    )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor (B, H, L, D), got {type(x).__name__}")
@@ -226,7 +275,7 @@ def _check(
             )
         if x.is_meta:
             raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    shapes = _shapes(q, k, v)
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
             f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}"
@@ -240,18 +289,6 @@ def _check(
         )
     if len({q.dtype, k.dtype, v.dtype}) > 1 and not torch.is_autocast_enabled(q.device.type):
         raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    check_kind(Score, score=score)
-    check_kind(Tensor, sink=sink)
-    if score is not None and score.heads not in (None, q.shape[1]):
-        raise ValueError(f"score has heads={score.heads}, but q has {q.shape[1]} heads: {shapes}")
-    check_number(above=0, softcap=softcap, or_none=True)
-    check_number(scale=scale, or_none=True)
-    if sink is not None and (sink.shape != (q.shape[1],) or not sink.is_floating_point()):
-        raise ValueError(
-            f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}"
-            f"{'' if sink.is_floating_point() else f' of {sink.dtype}, which is not float'}"
-        )
-    check_chance(dropout_p=dropout_p)
 
 
 def _check_plan(

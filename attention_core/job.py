@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_core.biases import Bias
 from attention_core.edge_projection import EdgeFeatures
-from attention_core.lasting import Memory
+from attention_core.lasting import Memory, lasting
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
@@ -92,6 +92,7 @@ class Job:
         listed = self.mask.candidates(self.spaces)
         return listed is not None and listed.edge is not None
 
+    @lasting
     def pairs(self) -> Pairs:
         """Return every pair of query and key."""
         return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
@@ -110,6 +111,10 @@ class Job:
         if not allowed.ndim:
             allowed = allowed.expand(torch.broadcast_shapes(pairs.query.shape, pairs.key.shape))
         return allowed if same is None else allowed & same
+
+
+#: The job of what is kept between forward passes, which must not hold a caller's spaces and biases.
+NO_JOB = Job(spaces=(Space(0),) * 2)
 
 
 class Options(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,18 @@ class Prepared:
     """All pairs, and which of them are allowed: bool broadcastable to (B, H, Lq, Lk), or None."""
 
     def __init__(self, job: Job) -> None:
-        self.pairs: Pairs = job.pairs()
+        self.pairs = job.pairs()
         terms = [term for term in (job.allowed(self.pairs), self.pairs.valid) if term is not None]
         self.allowed: Tensor | None = None
         if terms:
-            self.allowed = terms[0] & terms[1] if len(terms) == 2 else terms[0]
+            # Memory of its own, not that of a tensor which is given as the mask
+            self.allowed = terms[0] & terms[1] if len(terms) == 2 else terms[0].clone()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.pairs = job.pairs()
+        return new
 
 
 prepare = Prepared

@@ -190,6 +190,10 @@ class MultiheadAttention(RecordedAttention):
             backend=backend,
         )
 
+    def masks(self, mask: Mask | None) -> list[Mask | None]:
+        """Return the masks of the attentions that this layer computes with a plan for `mask`."""
+        return [mask]
+
     def _biases(self, bias: Bias | None) -> Bias | None:
         if bias is None or self.bias is None:
             return self.bias if bias is None else bias
@@ -217,9 +221,10 @@ class MultiheadAttention(RecordedAttention):
             bias: added to the layer's own bias.
             cache: of past keys and values; the space is then (new tokens, all tokens).
             backend: a name to override the plan's choice.
-            plan: made before by `plan`, instead of space, mask and backend.
+            plan: made before by `plan`, instead of space, mask and backend. Where its space of
+                queries holds fewer tokens than x, they are the first of x; all are keys.
 
-        Returns: the shape of x; zeros on padding.
+        Returns: the shape of x, or of its tokens that are queries; zeros on padding.
 
         Raises:
             ValueError, TypeError: shapes do not fit, or the space has no features of edges of size
@@ -230,8 +235,10 @@ class MultiheadAttention(RecordedAttention):
             raise ValueError(self._no_context)
         if context is not None:
             self.check_context(x, context)
-        check_kind(Plan, plan=plan)
-        check_kind(LayerCache, cache=cache)
+        if plan is not None:
+            check_kind(Plan, plan=plan)
+        if cache is not None:
+            check_kind(LayerCache, cache=cache)
         packed = x.ndim == 2
         if packed:
             x = x[None]
@@ -262,6 +269,7 @@ class MultiheadAttention(RecordedAttention):
     ) -> Tensor:
         """Attend by a plan from x (B, L, D) to x, or to the context (B, Lc, Dc); for subclasses."""
         source = x if context is None else context
+        x = x[:, : plan.job.spaces[0].length]
         q = self._heads(self.query(x), self.heads)
         k, v = self._keys_values(source, cache, plan, is_context=context is not None)
         if self.query_norm is not None:
@@ -270,7 +278,9 @@ class MultiheadAttention(RecordedAttention):
             # The published clamp keeps a temperature from running away
             q = unit(q) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
-        edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
+        edge_key = edge_value = None
+        if self.edge_key_value is not None:
+            edge_key, edge_value = self._edge_keys_values(self.edge_key_value, plan.job.spaces[1])
         out, _ = self.attend(
             q,
             k,
@@ -337,11 +347,8 @@ class MultiheadAttention(RecordedAttention):
         return cache.update(space.zero_heads(k), space.zero_heads(v))
 
     def _edge_keys_values(
-        self, space: Space
-    ) -> tuple[EdgeProjection | None, EdgeProjection | None]:
-        layer = self.edge_key_value
-        if layer is None:
-            return None, None
+        self, layer: nn.Linear, space: Space
+    ) -> tuple[EdgeProjection, EdgeProjection]:
         attr = space.edge_attr
         shape = f"(E, {layer.in_features})"
         if attr is None:
@@ -360,7 +367,7 @@ class MultiheadAttention(RecordedAttention):
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
     def _rotate(self, x: Tensor, plan: Plan, space: Space) -> Tensor:
         rotary = self.rotary

@@ -147,12 +147,14 @@ class Block(nn.Module):
             x: tokens.
             context: what the block attends to with `cross`.
             plan: of the self-attention, see `MultiheadAttention.plan`; a plain Sequence without.
+                Of queries that are the first tokens of x, the block gives these alone.
             context_plan: of the cross-attention; every pair without.
             bias: relative positions of the self-attention.
             cache: of past keys and values.
         """
         check_tokens(self.attention.query, "(B, L, D), or (T, D) packed", x=x)
-        check_kind(Plan, plan=plan, context_plan=context_plan)
+        if type(plan) is not Plan or context_plan is not None:
+            check_kind(Plan, plan=plan, context_plan=context_plan)
         if (context is None) != (self.cross_attention is None):
             raise ValueError(
                 "a block with cross=True needs a context"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property, partial
 
 import torch
@@ -59,6 +60,10 @@ class Prepared:
         if edges is not None:
             self.csr = edges.csr
             return
+        alone = _edges_alone(job)
+        if alone is not None:
+            self.csr = alone
+            return
         listed = _listed(job)
         parts = [_filter(job, listed)] if listed else [_filter(job, c) for c in _chunks(job)]
         pairs = [pairs for pairs, _ in parts]
@@ -93,6 +98,14 @@ class Prepared:
         along = space.distance_along(edge)
         return _pairs(self.job, **known, **({} if along is None else {"distance": along}))
 
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job = job
+        if "pairs" in vars(self):
+            new.pairs = self.pairs.in_spaces(job.spaces)
+        return new
+
     @property
     def row(self) -> Tensor:
         """(E,) the query of each pair."""
@@ -123,6 +136,21 @@ def _whole_graph(job: Job) -> EdgeList | None:
     return key.edges if query.whole and (key is query or key.whole) else None
 
 
+def _edges_alone(job: Job) -> CSR | None:
+    """The edges between the tokens of both spaces, `item` the number of each, where they are the
+    allowed pairs as they stand: no token is special, padding or one of a batch."""
+    plain = all(s.special is None and s.valid is None and s.batch is None for s in job.spaces)
+    if job.mask != Edges() or job.batch != 1 or not plain:
+        return None
+    found = job.mask.candidates(job.spaces)
+    if found is None or found.edge is None:
+        return None
+    queries, keys = (space.length for space in job.spaces)
+    csr = CSR(found.query, found.key, queries, keys)
+    csr.item = found.edge[csr.item].to(csr.item.dtype)
+    return csr
+
+
 prepare = Prepared
 
 
@@ -138,31 +166,41 @@ def _listed(job: Job) -> Pairs | None:
     if found is None:
         return None
     query, key = job.spaces
+    if found.batch is None:  # all rows have these
+        rows = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
+        repeated = {
+            name: of.repeat(job.batch) for name, of in found._asdict().items() if of is not None
+        }
+        found = PairList(**repeated, batch=rows)
     ordinary = torch.arange(query.length, device=job.device)
     if query.special is not None:
         special, ordinary = (at.nonzero().squeeze(-1) for at in (query.special, ~query.special))
         everyone = torch.arange(key.length, device=job.device)
-        found = _cat(found, *torch.broadcast_tensors(special[:, None], everyone))
+        found = _cat(found, special[:, None], everyone, job.batch)
     if key.special is not None:
         special = key.special.nonzero().squeeze(-1)
-        found = _cat(found, *torch.broadcast_tensors(ordinary[:, None], special))
-    repeated = {
-        name: values.repeat(job.batch)
-        for name, values in found._asdict().items()
-        if values is not None
-    }
-    batch = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
-    return _pairs(job, batch=batch, **repeated)
+        found = _cat(found, ordinary[:, None], special, job.batch)
+    return _pairs(job, **{name: of for name, of in found._asdict().items() if of is not None})
 
 
-def _cat(found: PairList, query: Tensor, key: Tensor) -> PairList:
-    """`found` and more pairs, which have no edge and whose distance no one may ask for."""
-    query, key = query.flatten(), key.flatten()
+def _cat(found: PairList, query: Tensor, key: Tensor, rows: int) -> PairList:
+    """`found` and more pairs, in every row, which have no edge and whose distance no one may ask
+    for."""
+    query, key = (side.flatten() for side in torch.broadcast_tensors(query, key))
+    batch = torch.arange(rows, device=query.device).repeat_interleave(len(query))
+    query, key = query.repeat(rows), key.repeat(rows)
     edge, distance = (
         None if known is None else torch.cat([known, known.new_full(query.shape, nothing)])
         for known, nothing in ((found.edge, -1), (found.distance, 0))
     )
-    return PairList(torch.cat([found.query, query]), torch.cat([found.key, key]), edge, distance)
+    assert found.batch is not None
+    return PairList(
+        torch.cat([found.query, query]),
+        torch.cat([found.key, key]),
+        edge,
+        distance,
+        torch.cat([found.batch, batch]),
+    )
 
 
 def _chunks(job: Job) -> list[Pairs]:
@@ -214,8 +252,11 @@ def cost(job: Job) -> float:
     if job.edge_features:  # no two pairs share them, so no cache holds them
         per_pair += _FEATURES.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    looking = 0.0 if structured else _LOOK * job.all_pairs
+    mask = job.mask
+    listed = (
+        mask is not None and mask.lists_candidates and mask.count_bound(job.spaces) < job.all_pairs
+    )
+    looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 

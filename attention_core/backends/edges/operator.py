@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.derivatives import of_backward, refuse_batched, refuse_transforms
-from attention_core.backends.edges import composite, plain
+from attention_core.backends.edges import composite, fast, plain
 from attention_core.backends.edges.pair_scores import pair_scores
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Gradients, Inputs, Outputs
@@ -147,8 +147,10 @@ def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
     return Pairs(start, row, column, item, columns, key_start, key_row, pair), Inputs(*inputs)
 
 
-def _way(x: Inputs) -> ModuleType:
-    """The module that does this: Triton kernels on a GPU where they can, else plain torch."""
+def _way(x: Inputs, pairs: Pairs) -> ModuleType:
+    """The module that does this: kernels where they can, in Triton or for a CPU; or plain torch."""
+    if fast.takes(x, pairs):
+        return fast
     given = (x.edge_key, x.edge_value, x.edge_attr)
     features = any(one is not None for one in given)
     if not x.v.is_cuda or x.score != "dot" or features or find_spec("triton") is None:
@@ -166,7 +168,7 @@ def _way(x: Inputs) -> ModuleType:
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pairs, x = _unpack(args)
     with torch.autocast(x.v.device.type, enabled=False):
-        out, lse, norm, edge_sum = _way(x).forward(x, pairs)
+        out, lse, norm, edge_sum = _way(x, pairs).forward(x, pairs)
     return out, lse, norm, x.v.new_empty(0) if edge_sum is None else edge_sum
 
 
@@ -195,8 +197,19 @@ def _backward(*args: Any) -> list[Tensor]:
         ]
     found = Outputs(out, lse, norm, edge_sum if x.edge_sums else None)
     with torch.autocast(x.v.device.type, enabled=False):
-        gradients = _way(x).backward(x, pairs, found, of_out, of_lse, of_edge_sum, of_bias)
-    return [gradient for gradient in gradients if gradient is not None]
+        gradients = _way(x, pairs).backward(x, pairs, found, of_out, of_lse, of_edge_sum, of_bias)
+    given = _with_gradient(x, of_bias)
+    return [
+        _laid_out(gradient, like)
+        for gradient, like in zip(gradients, given, strict=True)
+        if gradient is not None and like is not None
+    ]
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """Return x with the strides of `empty_like`, which programs that are compiled rely on."""
+    strides = torch.empty_like(like, device="meta").stride()
+    return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
 @_backward.register_fake
