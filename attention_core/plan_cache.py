@@ -24,10 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_core.backends.derivatives import transformed
 from attention_core.biases import Bias
 from attention_core.job import NO_JOB, Job
-from attention_core.lasting import lasting
+from attention_core.lasting import can_last, lasting
 from attention_core.masks import Mask
 from attention_core.spaces import Space
 from attention_core.spaces.edge_list import EdgeList
@@ -157,12 +156,7 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or transformed()
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if not can_last():
         return None
     try:
         return Contents(job, backend)
