@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attention_core.biases import Bias
+from attention_core.edge_projection import EdgeFeatures
 from attention_core.lasting import Memory, lasting
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
@@ -124,8 +125,8 @@ class Options(NamedTuple):
     scale: float
     softcap: float | None
     sink: Tensor | None
-    edge_key: Tensor | None
-    edge_value: Tensor | None
+    edge_key: EdgeFeatures | None
+    edge_value: EdgeFeatures | None
     dropout_p: float
     weights: bool
     lse: bool

@@ -93,6 +93,9 @@ class SelfAttention(MultiheadAttention):
             plan.job.notes["local"] = own
         return plan
 
+    def masks(self, mask: Mask | None) -> list[Mask | None]:
+        return [mask] if self.local is None else [mask, self.local_mask]
+
     def _spaces(
         self, x: Tensor, context: Tensor | None, space: Space | tuple[Space, Space] | None
     ) -> tuple[Space, Space]:

@@ -360,6 +360,7 @@ class GraphTransformer(Model):
             sizes: (G,) integers, the number of nodes of each graph, in place of `batch` and
                 `num_graphs`: what an exported program takes. PyG's batches have `ptr.diff()`.
             node_mask: (N,) bool, the nodes that outputs are asked for, at level "node"; None: all.
+                Layers compute no other nodes than those depend on; likewise of pairs.
             edge_label_index: (2, B), the pairs of nodes that outputs are asked for, at level
                 "edge", where None asks for those of all edges; at level "link" (2, ...).
             edge_label_type: their relations, integers that broadcast to (...), at level "link".
@@ -374,12 +375,10 @@ class GraphTransformer(Model):
         Raises:
             TypeError, ValueError: an input of another shape, kind or range; the message names it.
         """
-        tokens, space = self.encode(
-            x, edge_index, edge_attr, batch, num_graphs, sizes=sizes, backend=backend, **encodings
-        )
+        given = x, edge_index, edge_attr, batch, num_graphs
+        tokens, space = self._embedded(given, {"sizes": sizes, **encodings})
         if self.level == "graph":
-            return self.read(tokens, space)
-        nodes, _ = space.without_special(tokens)
+            return self.read(self.stack(tokens, space, backend=backend), space)
         if self.level == "node":
             if node_mask is not None and (
                 node_mask.shape != x.shape[:1] or node_mask.dtype != torch.bool
@@ -388,18 +387,38 @@ class GraphTransformer(Model):
                     f"node_mask must be bool ({len(x)},), got {node_mask.dtype} "
                     f"{tuple(node_mask.shape)}"
                 )
-            output: Tensor = self.head(nodes if node_mask is None else nodes[node_mask])
+            output: Tensor = self.head(self._nodes(tokens, space, node_mask, backend))
             return output
-        if edge_label_index is not None:
-            check_pairs(edge_label_index, x.shape[0])
-        if self.level == "link":
-            if edge_label_index is None:
-                raise ValueError("edge_label_index is missing: whose links are to be scored?")
-            output = self.head(nodes, edge_label_index, edge_label_type)
-            return output
+        asked = edge_label_index
+        if asked is None and self.level == "link":
+            raise ValueError("edge_label_index is missing: whose links are to be scored?")
+        ends: Tensor | None = None
+        if asked is not None:
+            check_pairs(asked, x.shape[0])
+            if not is_exporting():
+                ends = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+                ends[asked.flatten()] = True
+        nodes = self._nodes(tokens, space, ends, backend)
         assert isinstance(space, Graph)
-        output = self.head(nodes, *self._pairs(space, edge_index, edge_label_index))
+        pairs, of_edges = self._pairs(space, edge_index, asked)
+        if ends is not None:
+            pairs = (ends.cumsum(0) - 1)[pairs]
+        last = edge_label_type if self.level == "link" else of_edges
+        output = self.head(nodes, pairs, last)
         return output
+
+    def _nodes(
+        self, tokens: Tensor, space: Space, asked: Tensor | None, backend: str | None
+    ) -> Tensor:
+        """Encode the nodes that are asked for, a bool (N,), or all: (n, D). No layer computes more
+        nodes than those depend on."""
+        if asked is None:
+            return space.without_special(self.stack(tokens, space, backend=backend))[0]
+        assert space.nodes is not None
+        wanted = asked[space.nodes] if space.special is None else asked[space.nodes.clamp(min=0)]
+        wanted = wanted if space.special is None else wanted & ~space.special
+        keep = wanted.nonzero().squeeze(-1)
+        return self.stack(tokens, space, keep=keep, backend=backend)
 
     def _refuse_misspelt(
         self, pair_attr: Mapping[str, object], x: Tensor, batch: Tensor | None

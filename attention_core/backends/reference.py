@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
+from attention_core.edge_projection import as_tensor
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.score_mods import modified, split
 from attention_core.spaces import Pairs
@@ -62,7 +63,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         v = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         output = kept @ v
         if options.edge_value is not None:
-            of_edges = at_pairs(options.edge_value.to(v.dtype), plan.prepared.pairs)
+            of_edges = at_pairs(as_tensor(options.edge_value, v.dtype), plan.prepared.pairs)
             output = output + (kept[..., None, :] @ of_edges).squeeze(-2)
     return Result(output.to(q.dtype), weights.to(q.dtype), lse)
 
@@ -76,7 +77,7 @@ def weigh(
     pairs = prepared.pairs
     edge = None
     if options.edge_key is not None:
-        edge = at_pairs(options.edge_key.to(dtype), pairs)
+        edge = at_pairs(as_tensor(options.edge_key, dtype), pairs)
     if options.score is None:
         scores = q @ k.mT
         if edge is not None:

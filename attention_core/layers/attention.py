@@ -10,7 +10,6 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attention_core.annotated import checked
 from attention_core.biases import Bias
@@ -22,6 +21,7 @@ from attention_core.checks import (
     check_tokens,
     check_whole,
 )
+from attention_core.edge_projection import EdgeProjection
 from attention_core.job import Plan
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
@@ -190,6 +190,10 @@ class MultiheadAttention(RecordedAttention):
             backend=backend,
         )
 
+    def masks(self, mask: Mask | None) -> list[Mask | None]:
+        """Return the masks of the attentions that this layer computes with a plan for `mask`."""
+        return [mask]
+
     def _biases(self, bias: Bias | None) -> Bias | None:
         if bias is None or self.bias is None:
             return self.bias if bias is None else bias
@@ -217,9 +221,10 @@ class MultiheadAttention(RecordedAttention):
             bias: added to the layer's own bias.
             cache: of past keys and values; the space is then (new tokens, all tokens).
             backend: a name to override the plan's choice.
-            plan: made before by `plan`, instead of space, mask and backend.
+            plan: made before by `plan`, instead of space, mask and backend. Where its space of
+                queries holds fewer tokens than x, they are the first of x; all are keys.
 
-        Returns: the shape of x; zeros on padding.
+        Returns: the shape of x, or of its tokens that are queries; zeros on padding.
 
         Raises:
             ValueError, TypeError: shapes do not fit, or the space has no features of edges of size
@@ -264,6 +269,7 @@ class MultiheadAttention(RecordedAttention):
     ) -> Tensor:
         """Attend by a plan from x (B, L, D) to x, or to the context (B, Lc, Dc); for subclasses."""
         source = x if context is None else context
+        x = x[:, : plan.job.spaces[0].length]
         q = self._heads(self.query(x), self.heads)
         k, v = self._keys_values(source, cache, plan, is_context=context is not None)
         if self.query_norm is not None:
@@ -340,7 +346,9 @@ class MultiheadAttention(RecordedAttention):
             return k, v
         return cache.update(space.zero_heads(k), space.zero_heads(v))
 
-    def _edge_keys_values(self, layer: nn.Linear, space: Space) -> tuple[Tensor, Tensor]:
+    def _edge_keys_values(
+        self, layer: nn.Linear, space: Space
+    ) -> tuple[EdgeProjection, EdgeProjection]:
         attr = space.edge_attr
         shape = f"(E, {layer.in_features})"
         if attr is None:
@@ -354,9 +362,8 @@ class MultiheadAttention(RecordedAttention):
                 f"{attr.dtype} {tuple(attr.shape)}"
             )
         attr = attr.to(layer.weight.dtype)
-        # Two products, as the gradients of two halves would have to be joined, E·H·D numbers
-        keys, values = (F.linear(attr, weight) for weight in layer.weight.chunk(2))
-        return keys.unflatten(-1, (self.kv_heads, -1)), values.unflatten(-1, (self.kv_heads, -1))
+        key, value = (weight.unflatten(0, (self.kv_heads, -1)) for weight in layer.weight.chunk(2))
+        return EdgeProjection(attr, key), EdgeProjection(attr, value)
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:

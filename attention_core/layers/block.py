@@ -147,6 +147,7 @@ class Block(nn.Module):
             x: tokens.
             context: what the block attends to with `cross`.
             plan: of the self-attention, see `MultiheadAttention.plan`; a plain Sequence without.
+                Of queries that are the first tokens of x, the block gives these alone.
             context_plan: of the cross-attention; every pair without.
             bias: relative positions of the self-attention.
             cache: of past keys and values.

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Listing
 from typing import Any, Unpack
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from attention_core.annotated import checked
 from attention_core.biases import Bias
@@ -19,6 +20,8 @@ from attention_core.checks import (
 )
 from attention_core.job import Plan
 from attention_core.layers.block import Block, BlockOptions
+from attention_core.layers.needed import Needed, check_positions
+from attention_core.layers.recorded import around, recorders
 from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
 from attention_core.masks.algebra import as_mask
@@ -124,6 +127,7 @@ class Encoder(nn.Module):
         space: Space | None = None,
         *,
         mask: Mask | Tensor | None = None,
+        keep: Tensor | None = None,
         backend: str | None = None,
     ) -> Tensor:
         """Encode x.
@@ -132,12 +136,27 @@ class Encoder(nn.Module):
             x: (B, L, D), or (T, D) packed.
             space: where the tokens sit; a Sequence by default.
             mask: of this call, joined to each layer's own with `&`.
+            keep: (K,) different positions of the tokens whose outputs are wanted, the same for
+                every sample; None for all. A layer then computes the tokens alone that theirs
+                depend on, where its mask tells (`Mask.candidates`, as those of graphs and points
+                do): the last one, theirs. Hooks on blocks see these tokens.
             backend: a name to override the plan's choice.
 
-        Returns: the shape of x; zeros on padding.
+        Returns: the shape of x, or of its tokens at `keep`; zeros on padding.
         """
         space = self._space(x, space)
-        return self._run(x, (space, space), mask, backend)
+        if keep is None:
+            return self._run(x, (space, space), mask, backend)
+        keep = check_positions(keep, space)
+        if is_compiling() or recorders.get() or around.get() is not None or not len(keep):
+            # Maps are of all tokens, and a compiled program has one size
+            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
+        extra = as_mask(mask)
+        masks = [
+            self.blocks[index].attention.masks(_both(own, extra))
+            for own, index in zip(self.masks, self._block_of_layer, strict=True)
+        ]
+        return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked
     def intermediates(
@@ -192,8 +211,10 @@ class Encoder(nn.Module):
         context_plan: Plan | None = None,
         cache: KVCache | None = None,
         taken: dict[int, Tensor | None] | None = None,
+        needed: Needed | None = None,
     ) -> Tensor:
-        """x after all blocks; `taken` is filled with the outputs of the blocks that it names."""
+        """x after all blocks; `taken` is filled with the outputs of the blocks that it names. Of
+        the tokens that are `needed`, where that is given."""
         if x.shape[-2] != spaces[0].length:
             raise ValueError(f"x is {tuple(x.shape)}, but its space is {spaces[0].describe()}")
         if x.ndim == 2 and spaces[0].batch is not None:
@@ -202,13 +223,16 @@ class Encoder(nn.Module):
                 "x as (B, L, D), or a packed space"
             )
         extra = as_mask(mask)
-        plans: dict[tuple[Mask | None, type, bool], Plan] = {}
+        plans: dict[tuple[Mask | None, type, bool, tuple[int, int]], Plan] = {}
         blocks = list(self.blocks)
         for layer, index in enumerate(self._block_of_layer):
             block = blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
+            if needed is not None:
+                x, spaces = needed.enter(x, layer), needed.spaces(layer)
             # Layers whose masks are equal and whose biases are alike share a plan
-            kind = (self.masks[layer], type(bias), has_score_mod(bias))
+            sizes = spaces[0].length, spaces[1].length
+            kind = (self.masks[layer], type(bias), has_score_mod(bias), sizes)
             if kind not in plans:
                 joined = _both(self.masks[layer], extra)
                 plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
@@ -222,7 +246,8 @@ class Encoder(nn.Module):
             )
             if taken is not None and layer in taken:
                 taken[layer] = x
-        return spaces[0].zero_padding(self.norm(x))
+        x = spaces[0].zero_padding(self.norm(x))
+        return x if needed is None else needed.leave(x)
 
 
 class Decoder(Encoder):
@@ -280,6 +305,7 @@ class Decoder(Encoder):
         context: Tensor | None = None,
         context_space: Space | None = None,
         cache: KVCache | None = None,
+        keep: Tensor | None = None,
         backend: str | None = None,
     ) -> Tensor:
         """Decode x.
@@ -292,9 +318,10 @@ class Decoder(Encoder):
             context_space: where the context sits, which says what of it is padding.
             cache: keys and values of the past, to which those of x are added; it also keeps those
                 of the first call's context, which later calls only have to name.
+            keep: as in `Encoder`.
             backend: a name to override the plan's choice.
 
-        Returns: the shape of x; zeros on padding.
+        Returns: the shape of x, or of its tokens at `keep`; zeros on padding.
         """
         self._check_tokens(x)
         check_kind(Space, space=space, context_space=context_space)
@@ -308,6 +335,13 @@ class Decoder(Encoder):
                 "past: give a Decoder tokens with places only"
             )
         space = space.to(x.device)
+        if keep is not None:
+            if context is None and cache is None:
+                return super().forward(x, space, mask=mask, keep=keep, backend=backend)
+            keep = check_positions(keep, space)
+            options: dict[str, Any] = {"context": context, "context_space": context_space}
+            out = self(x, space, mask=mask, cache=cache, backend=backend, **options)
+            return out.index_select(-2, keep)
         context_plan = None
         if context is not None:
             cross = self.blocks[0].cross_attention

@@ -60,7 +60,10 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor], space: Space) -> Tensor:
-        """Take x, (B, L, D) or (T, D), one residual step on through `f`."""
+        """Take x, (B, L, D) or (T, D), one residual step on through `f`.
+
+        `f` may give the first tokens of x alone, which `space` then holds.
+        """
         branch = f(self.norm(x) if self.norm_order == "pre" else x)
         if self.norm_order == "res-post":
             branch = self.norm(branch)
@@ -69,6 +72,7 @@ class Residual(nn.Module):
         branch = dropped(branch, self.dropout)
         if self.training and self.drop_path:
             branch = drop_path(branch, self.drop_path, space)
+        x = x[..., : branch.shape[-2], :]
         return self.norm(x + branch) if self.norm_order == "post" else x + branch
 
 

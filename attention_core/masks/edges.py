@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_core.masks.algebra import Mask, Spaces
-from attention_core.spaces import PairList, Pairs
+from attention_core.spaces import PairList, Pairs, Space
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,13 @@ class Edges(Mask):
         return pairs.edge >= 0
 
     def count_bound(self, spaces: Spaces) -> float:
-        edges = spaces[1].edges
-        return math.inf if edges is None else edges.num_edges
+        query_space, key_space = spaces
+        edges, nodes = key_space.edges, _few(query_space)
+        if edges is None:
+            return math.inf
+        if nodes is None or query_space.edges is not edges:
+            return edges.num_edges
+        return int(edges.csr.start.diff()[nodes[nodes >= 0]].sum())
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         query_space, key_space = spaces
@@ -34,11 +39,24 @@ class Edges(Mask):
         query_of, key_of = query_space.token_of_node(), key_space.token_of_node()
         if query_of is None or key_of is None:
             return None
-        edge = torch.arange(edges.num_edges, device=edges.source.device)
-        query, key = query_of[edges.target], key_of[edges.source]
+        nodes = _few(query_space)
+        if nodes is not None:
+            tokens = (nodes >= 0).nonzero().squeeze(-1)
+            owner, edge = edges.into(nodes[tokens])
+            query = tokens[owner]
+        else:
+            edge = torch.arange(edges.num_edges, device=edges.source.device)
+            query = query_of[edges.target]
+        key = key_of[edges.source[edge]]
         kept = (query >= 0) & (key >= 0)  # dropped tokens have no edges
         edge = edge[kept]
         return PairList(query[kept], key[kept], edge=edge, distance=key_space.distance_along(edge))
 
     def __repr__(self) -> str:
         return "Edges()"
+
+
+def _few(space: Space) -> Tensor | None:
+    """The nodes of a space with so few of those of its edges that their edges are looked up."""
+    edges = space.edges
+    return space.nodes if edges is not None and 2 * space.length < edges.num_targets else None

@@ -135,20 +135,22 @@ class Neighborhood(Mask):
         radii = self._per_axis(key) if key.chebyshev else None
         if radii is not None:
             return query.length * math.prod(2 * r + 1 for r in radii)
-        if isinstance(self.radius, tuple) or not (query is key or key.searched):
+        if isinstance(self.radius, tuple):
             return math.inf
-        return key.reach_bound(self.radius)
+        if query is key:
+            return key.reach_bound(self.radius)
+        return key.reach_bound_from(query, self.radius)
 
     def candidates(self, spaces: Spaces) -> PairList | None:
         if self._shifted is not None:
             return self._shifted.candidates(spaces)
         query, key = spaces
-        if query is not key:
-            return None
         radii = self._per_axis(key)
-        if radii is not None and key.size:
+        if radii is not None and key.size and query is key:
             return _regular_neighbors(key, radii)
-        return None if isinstance(self.radius, tuple) else key.reach(self.radius)
+        if isinstance(self.radius, tuple):
+            return None
+        return key.reach(self.radius) if query is key else key.reach_from(query, self.radius)
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         if self._shifted is not None:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 
 class PairList(NamedTuple):
-    """Pairs of tokens, (E,) each, with what is known of them."""
+    """Hold pairs of tokens, (E,) each, with what is known of them; `batch` is the row of each,
+    where the rows of a batch have pairs of their own, and None where all have the same."""
 
     query: Tensor
     key: Tensor
     edge: Tensor | None = None
     distance: Tensor | None = None
+    batch: Tensor | None = None
 
 
 class Space(Linked):
@@ -77,7 +79,9 @@ class Space(Linked):
     _PROMISES: ClassVar[dict[str, tuple[str, ...]]] = {
         "norm": ("distance",),
         "reach": ("distance", "norm"),
+        "reach_from": ("distance", "norm"),
         "reach_bound": ("distance", "norm"),
+        "reach_bound_from": ("distance", "norm"),
         "distance_along": ("distance", "norm"),
         "searched": ("distance", "norm"),
         "chebyshev": ("distance", "norm"),
@@ -289,9 +293,19 @@ class Space(Linked):
         """
         return None
 
+    def reach_from(self, queries: Space, radius: float) -> PairList | None:
+        """List pairs as `reach` does, whose queries are tokens of another space of this kind."""
+        return self.reach(radius) if queries is self else None
+
     def reach_bound(self, radius: float) -> float:
-        """Return at most how many pairs are `radius` apart or less, special tokens aside."""
+        """Return at most how many pairs are `radius` apart or less, special tokens aside; of a
+        batch, in each of its rows."""
         return math.inf
+
+    def reach_bound_from(self, queries: Space, radius: float) -> float:
+        """Bound pairs as `reach_bound` does, whose queries are tokens of another space of this
+        kind."""
+        return self.reach_bound(radius) if queries is self or self.searched else math.inf
 
     def distance_along(self, edge: Tensor) -> Tensor | None:
         """Return the distance along edges (E,), indices into those of this space; None: unknown."""

@@ -13,51 +13,90 @@ _AXES = 3
 #: Places in all cells, of which each has a number in int64.
 _PLACES = 2**60
 #: Pairs that are compared at once.
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 
 
 class Cells:
-    """Points (N, A) in cells of at least `radius`, of each of `segments` (N,) for itself.
+    """Points (N, A) in cells of at least `radius`, those of each of `samples` (N,) for themselves.
 
-    Attributes:
-        count: how many pairs lie in the same or in neighboring cells.
+    Args:
+        points: (N, A) float.
+        radius: how far apart is near, finite.
+        samples: (N,) integers of at least 0: points of different ones are never near.
     """
 
-    def __init__(self, points: Tensor, radius: float, segments: Tensor | None) -> None:
+    def __init__(self, points: Tensor, radius: float, samples: Tensor | None = None) -> None:
         # A distance of few bits may be rounded to the radius from above
-        self._reach = radius * (1 + max(1e-5, 8 * torch.finfo(points.dtype).eps))
-        points = points.to(torch.promote_types(points.dtype, torch.float32))
-        spread = points.amax(0) - points.amin(0) if len(points) else points.new_zeros(1)
-        axes = spread.argsort(descending=True)[:_AXES]
-        samples = 1 if segments is None or not len(segments) else int(segments.max()) + 1
-        # Not so small that the cells could not be numbered; rounding must put no pair apart
-        most = (_PLACES / samples) ** (1 / len(axes)) - 4
-        size = max(self._reach, float(spread.max()) / min(most, 2**20), 1e-30)
-        self.points = points
-        cell = ((points - points.amin(0) if len(points) else points)[:, axes] / size).long()
-        sizes = [int(n) + 3 for n in cell.amax(0)] if len(points) else [3] * len(axes)
-        strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-        number = ((cell + 1) * torch.tensor(strides, device=cell.device)).sum(-1)
-        if segments is not None:
-            number = number + segments * math.prod(sizes)
-        self._number, self._order = number.sort()
-        # Along the last axis three neighbors are one run
-        steps = [torch.arange(-1, 2) * stride for stride in strides[:-1]]
+        self.reach = radius * (1 + max(1e-5, 8 * torch.finfo(points.dtype).eps))
+        # Cells in float64: rounding must put no pair apart
+        places = points.double()
+        none = places.new_zeros(places.shape[-1])
+        self._low = places.amin(0) if len(points) else none
+        spread = places.amax(0) - self._low if len(points) else none
+        self._axes = spread.argsort(descending=True)[:_AXES]
+        count = 1 if samples is None or not len(samples) else int(samples.max()) + 1
+        # Not so small that the cells could not be numbered
+        most = (_PLACES / count) ** (1 / len(self._axes)) - 4
+        self._size = max(self.reach, float(spread.max()) / min(most, 2**20), 1e-30)
+        #: Places along each axis: those of cells, and one at either end that stays empty.
+        self._sizes = (spread[self._axes] / self._size).long() + 3
+        sizes = self._sizes.tolist()
+        self._strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+        self.number, self.order = self._numbers(places, samples).sort()
+        #: In the order of cells, so that what is read next is near in memory, too.
+        self.points = _exact(points).index_select(0, self.order)
+
+    def near(self, points: Tensor | None = None, samples: Tensor | None = None) -> Near:
+        """Return what is near to other `points` (M, A), in these `samples` (M,), or to themselves:
+        the keys near to each query."""
+        if points is None:
+            return Near(self, self.number, self.order, self.points, self._around())
+        number, order = self._numbers(points.double(), samples).sort()
+        points = _exact(points).index_select(0, order)
+        return Near(self, number, order, points, self._around())
+
+    def _numbers(self, places: Tensor, samples: Tensor | None) -> Tensor:
+        """(M,) the cell of each, or an empty one at the end; also of points that are none of
+        these."""
+        at = (places[:, self._axes] - self._low[self._axes]) / self._size
+        sizes = self._sizes.to(at)
+        cell = at.floor().clamp(min=-1).minimum(sizes - 2).long() + 1
+        number = (cell * cell.new_tensor(self._strides)).sum(-1)
+        if samples is not None:
+            number = number + samples * int(self._sizes.prod())
+        return number
+
+    def _around(self) -> Tensor:
+        """(R,) from a cell to the middle of each run of three cells around it: along the last axis
+        neighbors are numbered on end."""
+        steps = [torch.arange(-1, 2) * stride for stride in self._strides[:-1]]
         around = torch.cartesian_prod(*steps) if steps else torch.zeros(1, dtype=torch.long)
-        if around.ndim > 1:
-            around = around.sum(-1)
-        runs = self._number[:, None] + around.to(cell.device)
-        self._first = torch.searchsorted(self._number, runs - 1)
-        self._ends = torch.searchsorted(self._number, runs + 1, right=True)
+        return (around.sum(-1) if around.ndim > 1 else around).to(self.points.device)
+
+
+class Near:
+    """The pairs of a query and a key in the same or in neighboring cells.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(
+        self, cells: Cells, number: Tensor, order: Tensor, points: Tensor, around: Tensor
+    ) -> None:
+        self._cells, self._order, self._points = cells, order, points
+        runs = number[:, None] + around
+        self._first = torch.searchsorted(cells.number, runs - 1)
+        self._ends = torch.searchsorted(cells.number, runs + 1, right=True)
         self.count = int((self._ends - self._first).sum())
 
-    def near(self) -> tuple[Tensor, Tensor]:
-        """Return (E,) and (E,), the pairs at most `radius` apart, but for rounding."""
-        counts = self._ends - self._first
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Return (E,) and (E,), query and key of the pairs at most `radius` apart, but for
+        rounding."""
+        total = (self._ends - self._first).sum(-1).cumsum(0)
         found = []
-        total = counts.sum(-1).cumsum(0)
         start = 0
-        while start < len(counts):
+        while start < len(total):
             before = int(total[start - 1]) if start else 0
             limit = total.new_tensor(before + _CHUNK)
             stop = max(int(torch.searchsorted(total, limit, right=True)), start + 1)
@@ -72,8 +111,13 @@ class Cells:
         counts = self._ends[start:stop].flatten() - first
         run = torch.repeat_interleave(counts)
         rank = torch.arange(len(run), device=run.device) - (counts.cumsum(0) - counts)[run]
-        query = self._order[start + run // self._first.shape[1]]
-        key = self._order[first[run] + rank]
-        apart = (self.points[query] - self.points[key]).square().sum(-1)
-        near = apart <= self._reach**2
-        return query[near], key[near]
+        query = torch.div(run, self._first.shape[1], rounding_mode="floor") + start
+        key = first.index_select(0, run) + rank
+        apart = self._points.index_select(0, query) - self._cells.points.index_select(0, key)
+        near = (apart.square().sum(-1) <= self._cells.reach**2).nonzero().squeeze(-1)
+        query, key = query.index_select(0, near), key.index_select(0, near)
+        return self._order.index_select(0, query), self._cells.order.index_select(0, key)
+
+
+def _exact(points: Tensor) -> Tensor:
+    return points.to(torch.promote_types(points.dtype, torch.float32))

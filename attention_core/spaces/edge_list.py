@@ -172,6 +172,16 @@ class EdgeList:
         new.csr, new.attr, new._computed = self.csr, kept(attr), {}
         return new
 
+    def into(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """List the edges into some nodes (K,), node by node: which of `targets` each leads to, and
+        which edge it is, (M,) each. It takes as many steps as there are such edges."""
+        start = self.csr.start.long()
+        first = start[targets]
+        counts = start[targets + 1] - first
+        owner = torch.repeat_interleave(counts)
+        rank = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+        return owner, self.csr.item[first[owner] + rank].long()
+
     # -- which edge ---------------------------------------------------------------------------
 
     @cached_property
@@ -329,9 +339,10 @@ class EdgeList:
             return None
         return (self.source[edge] != self.target[edge]).float()
 
-    def within(self, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the pairs at most `radius` hops apart as (target, source, hops), without a table."""
-        return near_pairs(self.target, self.source, self.num_nodes, radius)
+    def within(self, radius: float, targets: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the pairs at most `radius` hops apart as (target, source, hops), without a table; of
+        some `targets`, different nodes, or of all."""
+        return near_pairs(self.target, self.source, self.num_nodes, radius, targets)
 
 
 def _check_range(index: Tensor, count: int, what: str, name: str) -> None:

@@ -170,13 +170,19 @@ class Graph(Space):
         return self.edges.hops(*self._ends(pairs))
 
     def reach(self, radius: float) -> PairList | None:
-        token = self.token_of_node()
-        if token is None or math.isinf(radius):
+        return self.reach_from(self, radius)
+
+    def reach_from(self, queries: Space, radius: float) -> PairList | None:
+        query_of, key_of = queries.token_of_node(), self.token_of_node()
+        if query_of is None or key_of is None or math.isinf(radius):
             return None
-        target, source, hops = self.edges.within(radius)
-        queries, keys = token[target], token[source]
-        kept = (queries >= 0) & (keys >= 0)  # dropped tokens are in no pair
-        return PairList(queries[kept], keys[kept], distance=hops[kept])
+        if queries.edges is not self.edges:
+            return None
+        targets = (query_of >= 0).nonzero().squeeze(-1)  # dropped tokens are in no pair
+        target, source, hops = self.edges.within(radius, targets)
+        key = key_of[source]
+        kept = key >= 0
+        return PairList(query_of[target[kept]], key[kept], distance=hops[kept])
 
     def reach_bound(self, radius: float) -> float:
         twice = self.length - self.num_special > self.num_nodes  # nodes of one graph, packed

@@ -109,13 +109,14 @@ def _from_node_to_node(target: Tensor, source: Tensor, n: int) -> Tensor:
 
 
 def near_pairs(
-    target: Tensor, source: Tensor, n: int, radius: float
+    target: Tensor, source: Tensor, n: int, radius: float, targets: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the pairs at most `radius` hops apart as (target, source, hops), without a table."""
+    """Find the pairs at most `radius` hops apart as (target, source, hops), without a table; of
+    some `targets`, or of all nodes."""
     incoming, start, degree = _incoming(target, source, n)
-    nodes = torch.arange(n, device=target.device)
+    nodes = torch.arange(n, device=target.device) if targets is None else targets
     found, frontier = nodes * n + nodes, nodes * n + nodes
-    found_hops = torch.zeros(n, device=target.device)
+    found_hops = torch.zeros(len(nodes), device=target.device)
     hop = 0
     while hop + 1 <= radius and len(frontier):
         hop += 1

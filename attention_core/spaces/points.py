@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,40 +69,107 @@ class Points(Space):
     def norm(self, offset: Tensor) -> Tensor:
         return torch.linalg.vector_norm(offset, dim=-1)
 
-    @cached_property
-    def _located(self) -> Tensor:
-        """(N,) the tokens that sit somewhere, in the one row that there is."""
-        if self.special is None:
-            return torch.arange(self.length, device=self.device)
-        return (~self.special).nonzero().squeeze(-1)
+    def reach(self, radius: float) -> PairList | None:
+        return self.reach_from(self, radius)
+
+    @lasting
+    def reach_from(self, queries: Space, radius: float) -> PairList | None:
+        found = self._near(queries, radius)
+        return None if found is None else found.pairs
+
+    def reach_bound(self, radius: float) -> float:
+        return self.reach_bound_from(self, radius)
+
+    @lasting
+    def reach_bound_from(self, queries: Space, radius: float) -> float:
+        found = self._near(queries, radius)
+        return math.inf if found is None else found.most
 
     @cached_property
-    def _cells(self) -> dict[float, Cells]:
+    def _found(self) -> dict[float, _Found]:
         return {}
 
-    def _in_cells(self, radius: float) -> Cells | None:
-        """The points in cells of a radius, for as long as the space is; None where samples of a
-        batch have points of their own."""
-        if self.batch is not None or self.coordinates is None or not math.isfinite(radius):
+    def _near(self, queries: Space, radius: float) -> _Found | None:
+        """The near pairs of a radius, kept for as long as this space is; None: unknown."""
+        own = queries is self
+        if not isinstance(queries, Points) or not math.isfinite(radius):
             return None
-        if radius not in self._cells:
-            self._cells.clear()  # one is enough for a model, whose layers ask for one radius
-            segments = None if self.segments is None else self.segments[self._located]
-            self._cells[radius] = Cells(self.coordinates.detach()[self._located], radius, segments)
-        return self._cells[radius]
-
-    @lasting
-    def reach(self, radius: float) -> PairList | None:
-        cells = self._in_cells(radius)
-        if cells is None or cells.count > self.length**2 // 4:  # a list would be no shorter
-            return None
-        query, key = cells.near()
-        return PairList(self._located[query], self._located[key])
-
-    @lasting
-    def reach_bound(self, radius: float) -> float:
-        cells = self._in_cells(radius)
-        return math.inf if cells is None else cells.count
+        known = self._found.get(radius)
+        if known is None or known.queries is not (None if own else queries):
+            rows = next((n for n in (_rows(self), _rows(queries)) if n is not None), None)
+            keys = _placed(self, rows)
+            others = keys if own else _placed(queries, rows)
+            if keys is None or others is None:
+                return None
+            self._found.clear()  # one is enough for a model, whose layers ask for one radius
+            known = _find(keys, others, radius, rows, (queries.length, self.length))
+            known = known._replace(queries=None if own else queries)
+            self._found[radius] = known
+        return known
 
     def describe(self) -> str:
         return self._describe(f"{self.length:,} points in {self.axes} dimensions")
+
+
+class _Placed(NamedTuple):
+    """The points of a batch that sit somewhere, end to end: which tokens they are, (M,) of all rows
+    end to end, where they are (M, A), and the sample (M,) of each, None for one."""
+
+    token: Tensor
+    points: Tensor
+    samples: Tensor | None
+
+
+class _Found(NamedTuple):
+    """What is near: a list of pairs, None where one would be no shorter than all, and at most how
+    many there are in a row; of queries in another space, if they are."""
+
+    pairs: PairList | None
+    most: int
+    queries: Points | None = None
+
+
+def _rows(space: Points) -> int | None:
+    """How many rows have points or samples of their own, None where one row serves all."""
+    own = [
+        x
+        for x, dims in ((space.coordinates, 2), (space.segments, 1))
+        if x is not None and x.ndim > dims
+    ]
+    return own[0].shape[0] if own else None
+
+
+def _placed(space: Points, rows: int | None) -> _Placed | None:
+    special, valid, segments, at = space.special, space.valid, space.segments, space.coordinates
+    if at is None or (special is not None and special.ndim > 1):
+        return None
+    located = torch.ones(rows or 1, space.length, dtype=torch.bool, device=space.device)
+    if special is not None:
+        located &= ~special
+    if valid is not None and (rows is not None or valid.ndim == 1):
+        located &= valid
+    token = located.flatten().nonzero().squeeze(-1)
+    samples: Tensor | None = None
+    if rows is not None or segments is not None:
+        samples = torch.arange(rows or 1, device=space.device)[:, None] * space.num_segments
+        samples = (samples + (0 if segments is None else segments)).expand_as(located)
+        samples = samples.flatten()[token]
+    at = at.detach().expand(rows or 1, -1, -1).flatten(0, 1)
+    return _Placed(token, at.index_select(0, token), samples)
+
+
+def _find(
+    keys: _Placed, queries: _Placed, radius: float, rows: int | None, lengths: tuple[int, int]
+) -> _Found:
+    """List the near pairs, unless cells already show that a list would be no shorter than all."""
+    cells = Cells(keys.points, radius, keys.samples)
+    near = cells.near() if queries is keys else cells.near(queries.points, queries.samples)
+    if near.count > (rows or 1) * lengths[0] * lengths[1] // 4:
+        return _Found(None, near.count)
+    query, key = near.pairs()
+    query, key = queries.token[query], keys.token[key]
+    if rows is None:
+        return _Found(PairList(query, key), len(query))
+    row = query // lengths[0]
+    most = int(torch.bincount(row).max()) if len(row) else 0
+    return _Found(PairList(query % lengths[0], key % lengths[1], batch=row), most)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_core.spaces.base import Space
+from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.pairs import common_period, in_order, nearest_image, same_kind
 
 _BRANCHES = 4
@@ -256,9 +256,16 @@ class TilePairs:
             every = (high[..., axis] < 0) | ((high[..., axis] == 0) & every)
         return TileStatus(some, every)
 
-    def holding(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return whether each pair of tiles holds any of these pairs of tokens, (E,) and (E,)."""
-        tiles = len(self.key)
+    def holding(self, pairs: PairList) -> Tensor:
+        """Return whether each pair of tiles holds any of these pairs of tokens."""
+        tiles, rows = len(self.key), self.query.rows
+        query, key, batch = pairs.query, pairs.key, pairs.batch
+        if batch is None and rows > 1:
+            batch = torch.arange(rows, device=query.device).repeat_interleave(len(query))
+            query, key = query.repeat(rows), key.repeat(rows)
+        if batch is not None:
+            query = query + batch * self.query.space.length
+            key = key + batch * self.key.space.length
         held = self.query.of_token[query] * tiles + self.key.of_token[key]
         held = torch.cat([held.unique(), held.new_tensor([torch.iinfo(held.dtype).max])])
         wanted = self.at[0] * tiles + self.at[1]

@@ -160,11 +160,15 @@ class Tokens:
     def _copy(self) -> Self:
         """A copy that is about to hold other tokens: it forgets what was computed of these."""
         new = copy.copy(self)
-        for name in vars(self):
-            if isinstance(getattr(type(self), name, None), cached_property):
-                del new.__dict__[name]
+        for name in self._cached():
+            del new.__dict__[name]
         new.tokenwise = {}
         return new
+
+    def _cached(self) -> list[str]:
+        """What was computed of these tokens, by name."""
+        of_kind = type(self)
+        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
 
     @lasting
     def to(self, device: torch.device | str) -> Self:
@@ -317,6 +321,7 @@ class Tokens:
             TypeError: naming the first that differs.
         """
         shared = vars(self).keys() & vars(other).keys() - self._DIFFERS
+        shared -= set(self._cached())  # which is of these tokens
         for name in [*sorted(shared), *(["edges"] if edges else [])]:
             if not _equal(getattr(self, name, None), getattr(other, name, None)):
                 raise TypeError(

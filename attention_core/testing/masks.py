@@ -181,19 +181,22 @@ def _check_candidates(mask: Mask, spaces: Spaces, allowed: Tensor) -> None:
             raise AssertionError(
                 f"{name}.candidates list a {side} beyond the {of.length} there are"
             )
-    held = torch.zeros(query.length, key.length, dtype=torch.bool)
-    held[listed.query, listed.key] = True
-    _never(allowed & ~held, f"{name}.candidates leave out", "which is allowed")
+    rows = torch.arange(len(allowed))[:, None] if listed.batch is None else listed.batch
+    held = torch.zeros(len(allowed), query.length, key.length, dtype=torch.bool)
+    held[rows, listed.query, listed.key] = True
+    _never(allowed & ~held[:, None], f"{name}.candidates leave out", "which is allowed")
     pairs = Pairs.all(spaces, batch=batch_of(spaces))
-    real = ordinary(spaces)[:, 0][:, listed.query, listed.key]
+    real = ordinary(spaces).expand(len(allowed), -1, -1, -1)[:, 0]
+    real = real[rows, listed.query, listed.key]
     for what in ("distance", "edge"):
         given = getattr(listed, what)
         if given is None or (what == "edge" and key.edges is not None and key.edges.repeated):
             continue
         whole = getattr(pairs, what).expand(len(allowed), 1, query.length, key.length)[:, 0]
-        wrong = ~close(given, whole[:, listed.query, listed.key]) & real
+        wrong = ~close(given, whole[rows, listed.query, listed.key]) & real
         if bool(wrong.any()):
-            b, e = wrong.nonzero()[0].tolist()
+            e = int(wrong.nonzero()[0, -1])
+            b = int(wrong.nonzero()[0, 0] if listed.batch is None else listed.batch[e])
             raise AssertionError(
                 f"{name}.candidates give {pair(b, int(listed.query[e]), int(listed.key[e]))} "
                 f"another {what} than the space does"

@@ -193,9 +193,10 @@ def _check_reach(space: Space, distance: Tensor, real: Tensor, after: str = "") 
             raise AssertionError(
                 f"{name}({radius:g}) lists tokens beyond the {len(space)} there are"
             )
-        held = torch.zeros(len(space), len(space), dtype=torch.bool)
-        held[query, key] = True
-        wrong = within & ~held
+        rows = torch.arange(len(within))[:, None] if listed.batch is None else listed.batch
+        held = torch.zeros(len(within), len(space), len(space), dtype=torch.bool)
+        held[rows, query, key] = True
+        wrong = within & ~held[:, None]
         if bool(wrong.any()):
             b, _, q, k = wrong.nonzero()[0].tolist()
             raise AssertionError(
@@ -204,14 +205,16 @@ def _check_reach(space: Space, distance: Tensor, real: Tensor, after: str = "") 
             )
         if listed.distance is None:
             continue
-        of_list = real[:, 0][:, query, key]
-        wrong = ~close(listed.distance, distance[:, 0][:, query, key]) & of_list
+        of_list = real.expand(len(within), -1, -1, -1)[rows, 0, query, key]
+        whole = distance.expand(len(within), -1, -1, -1)[rows, 0, query, key]
+        wrong = ~close(listed.distance, whole) & of_list
         if bool(wrong.any()):
-            b, e = wrong.nonzero()[0].tolist()
+            e = int(wrong.nonzero()[0, -1])
+            b = int(wrong.nonzero()[0, 0] if listed.batch is None else listed.batch[e])
             q, k = int(query[e]), int(key[e])
             raise AssertionError(
                 f"{name}({radius:g}) gives {pair(b, q, k)} the distance "
-                f"{number(listed.distance[e])}, but they are {number(distance[b, 0, q, k])} apart"
+                f"{number(listed.distance[e])}, but they are {number(whole.flatten()[e])} apart"
             )
 
 

@@ -20,6 +20,7 @@ from attention_core.checks import (
     check_kind,
     check_whole,
 )
+from attention_core.edge_projection import EdgeFeatures, joined, project
 from attention_core.layers import RecordedAttention
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
@@ -131,6 +132,7 @@ class HeteroGraphAttention(RecordedAttention):
         edge_index_dict: Mapping[EdgeType, Tensor],
         edge_attr_dict: Mapping[EdgeType, Tensor] | None = None,
         *,
+        num_targets: Mapping[str, int] | None = None,
         return_attention_weights: bool | None = None,
         backend: str | None = None,
     ) -> Any:
@@ -142,24 +144,28 @@ class HeteroGraphAttention(RecordedAttention):
                 both counted within their type; or PyG's `adj_t`, as in `GraphAttention`. A type
                 that is missing has no edges.
             edge_attr_dict: (E, F) floats for each type of edges that `edge_dim` names.
+            num_targets: how many nodes of a type, the first of it, to compute, as
+                `graph.sampling.trim_to_seeds` tells; by default all. Edges lead to these alone.
             return_attention_weights: also return ``{type: (edge_index, weights)}``, the weights
                 (E, H) before dropout of the edges as given.
             backend: a name to override the plan's choice.
 
-        Returns: (N, out_dim) nodes of each type given that is a target of some type of edges.
+        Returns: (N, out_dim) nodes of each type given that is a target of some type of edges, or
+            the first `num_targets` of them.
 
         Raises:
             TypeError, ValueError: an input of another shape, kind or range, one that is missing or
                 not finite; the message names it.
         """
         check_kind(Mapping, or_none=False, x_dict=x_dict, edge_index_dict=edge_index_dict)
-        check_kind(Mapping, edge_attr_dict=edge_attr_dict)
+        check_kind(Mapping, edge_attr_dict=edge_attr_dict, num_targets=num_targets)
         if return_attention_weights is not None:
             check_flag(return_attention_weights=return_attention_weights)
         for edge, attr in (edge_attr_dict or {}).items():
             check_kind(Tensor, or_none=False, **{f"edge_attr_dict[{edge!r}]": attr})
         x = self._nodes(x_dict)
-        given = self._read(x_dict, edge_index_dict)
+        to = self._targets(x, num_targets or {})
+        given = self._read(x_dict, to, edge_index_dict)
         # Each type of edges has sources of its own, what it makes of the nodes; of a type without
         # edges no node, which its layers see all the same: every parameter shall have a gradient
         count = {edge: len(x[edge[0]]) if given[edge].edge_index.numel() else 0 for edge in given}
@@ -167,7 +173,7 @@ class HeteroGraphAttention(RecordedAttention):
         queries, keys, values = (
             {t: layers[_name(t)](nodes).unflatten(-1, (self.heads, -1)) for t, nodes in of.items()}
             for layers, of in (
-                (self.query, {t: x[t] for t in self.targets}),
+                (self.query, to),
                 (self.key, sources),
                 (self.value, sources),
             )
@@ -180,7 +186,7 @@ class HeteroGraphAttention(RecordedAttention):
             )
             for of_type, relation in ((keys, self.key_relation), (values, self.value_relation))
         )
-        edges = self._together(x, given, count, edge_index_dict)
+        edges = self._together(to, given, count, edge_index_dict)
         edge_key = self._edge_key(given, edge_attr_dict or {})
         out, weights = self.attend(
             q,
@@ -201,9 +207,9 @@ class HeteroGraphAttention(RecordedAttention):
                 backend=backend,
             ),
         )
-        tokens = out[0].transpose(0, 1).flatten(1).split([len(x[t]) for t in self.targets])
+        tokens = out[0].transpose(0, 1).flatten(1).split([len(to[t]) for t in self.targets])
         every = {
-            t: self._with_node(t, of_nodes, x[t])
+            t: self._with_node(t, of_nodes, to[t])
             for t, of_nodes in zip(self.targets, tokens, strict=True)
         }
         # What belongs to a missing type has a gradient from the others, of zeros
@@ -242,8 +248,21 @@ class HeteroGraphAttention(RecordedAttention):
             nodes[t] = x
         return nodes
 
+    def _targets(self, x: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """The nodes to compute, of each type to which edges lead."""
+        for t, count in counts.items():
+            if t not in x or not 0 <= count <= len(x[t]):
+                raise ValueError(
+                    f"num_targets[{t!r}]={count}, but x_dict has "
+                    f"{len(x[t]) if t in x else 'no'} such nodes"
+                )
+        return {t: x[t][: counts.get(t, len(x[t]))] for t in self.targets}
+
     def _read(
-        self, x_dict: Mapping[str, Tensor], edge_index_dict: Mapping[EdgeType, Tensor]
+        self,
+        x_dict: Mapping[str, Tensor],
+        to: Mapping[str, Tensor],
+        edge_index_dict: Mapping[EdgeType, Tensor],
     ) -> dict[EdgeType, GivenEdges]:
         """The edges of every type, none of those that are missing, as nodes of `x_dict`."""
         unknown = set(edge_index_dict) - set(self.edge_types)
@@ -267,7 +286,7 @@ class HeteroGraphAttention(RecordedAttention):
                         f"x_dict has no nodes {t!r}; it has {list(x_dict)}, but {name} has edges"
                     )
             sizes = agreed_size(
-                None, given[edge].size, (len(x_dict[edge[0]]), len(x_dict[edge[-1]])), name
+                None, given[edge].size, (len(x_dict[edge[0]]), len(to[edge[-1]])), name
             )
             for end, size, what in zip(index, sizes, (edge[0], edge[-1]), strict=True):
                 if not 0 <= int(end.min()) <= int(end.max()) < size:
@@ -279,7 +298,7 @@ class HeteroGraphAttention(RecordedAttention):
 
     def _together(
         self,
-        x: Mapping[str, Tensor],
+        to: Mapping[str, Tensor],
         given: Mapping[EdgeType, GivenEdges],
         sources: Mapping[EdgeType, int],
         edge_index_dict: Mapping[EdgeType, Tensor],
@@ -288,7 +307,7 @@ class HeteroGraphAttention(RecordedAttention):
         starts, targets = {}, 0
         for t in self.targets:
             starts[t] = targets
-            targets += len(x[t])
+            targets += len(to[t])
         parts, first = [], 0
         for edge, (index, *_) in given.items():
             parts.append(index + index.new_tensor([[first], [starts[edge[-1]]]]))
@@ -298,7 +317,7 @@ class HeteroGraphAttention(RecordedAttention):
 
     def _edge_key(
         self, given: Mapping[EdgeType, GivenEdges], edge_attr_dict: Mapping[EdgeType, Tensor]
-    ) -> Tensor | None:
+    ) -> EdgeFeatures | None:
         """(E, H, D) of all edges, zeros where a type has no features."""
         if not self.edge_dims and not edge_attr_dict:
             return None
@@ -308,11 +327,11 @@ class HeteroGraphAttention(RecordedAttention):
                     f"edge_attr_dict has features of {edge!r}, but edge_dim names "
                     f"{list(self.edge_dims)}"
                 )
-        parts = []
+        parts: list[EdgeFeatures | int] = []
         for edge, (index, own, _) in given.items():
             count = index.shape[1]
             if edge not in self.edge_dims:
-                parts.append(self.key_relation.new_zeros(count, self.heads, self.head_dim))
+                parts.append(count)
                 continue
             linear = self.edge[_name(*edge)]
             assert isinstance(linear, nn.Linear)
@@ -336,8 +355,10 @@ class HeteroGraphAttention(RecordedAttention):
                     f"{tuple(attr.shape)}"
                 )
             check_finite(attr, name)
-            parts.append(linear(attr).unflatten(-1, (self.heads, -1)))
-        return torch.cat(parts)
+            if size == -1:
+                linear(attr[:0])  # which is told its size so
+            parts.append(project(linear, attr.to(linear.weight.dtype), self.heads))
+        return joined(parts, self.key_relation.new_zeros(0, self.heads, self.head_dim))
 
     def _with_node(self, t: str, attention: Tensor, x: Tensor) -> Tensor:
         out: Tensor = self.out[_name(t)](F.gelu(attention))

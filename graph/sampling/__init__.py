@@ -10,6 +10,7 @@ from graph.sampling.clusters import ClusterData, ClusterLoader, partition
 from graph.sampling.layerwise import layerwise
 from graph.sampling.loaders import LinkNeighborLoader, NeighborLoader
 from graph.sampling.sampler import NeighborSampler
+from graph.sampling.trimming import Trimmed, TrimmedLayer, trim_to_seeds
 
 __all__ = [
     "ClusterData",
@@ -17,6 +18,9 @@ __all__ = [
     "LinkNeighborLoader",
     "NeighborLoader",
     "NeighborSampler",
+    "Trimmed",
+    "TrimmedLayer",
     "layerwise",
     "partition",
+    "trim_to_seeds",
 ]

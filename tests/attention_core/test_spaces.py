@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from attention_core import Graph, Grid, Pairs, Points, Sequence, plan
+from attention_core import Graph, Grid, Neighborhood, Pairs, Points, Sequence, plan
 from attention_core.spaces.edge_list import EdgeList
 
 
@@ -279,3 +279,69 @@ def test_points_find_what_is_near_cell_by_cell(axes: int) -> None:
             assert int(held.sum()) <= int(near.sum()) + 2
     many = Points(torch.rand(20_000, axes, generator=generator))
     assert many.reach_bound(0.5 * 20_000 ** (-1 / min(axes, 3))) < 20 * 20_000
+
+
+def _clouds() -> dict[str, tuple[Points, Points]]:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    valid = draw(3, 80) > 0.2
+    whole = Points(draw(80, 3))
+    batch, padded = Points(draw(3, 80, 2)), Points(draw(3, 80, 3), valid=valid, special=1)
+    packed = Points(draw(80, 3), segments=torch.arange(80) // 30)
+    each = Points(draw(3, 80, 3), segments=torch.arange(80) // 50, special=2)
+    # Of a cloud farther out, most of which is near to nothing
+    far = Points(draw(40, 3) * 9 - 4, segments=torch.arange(40) // 10)
+    kept = whole.keep(torch.randperm(80, generator=generator)[:30])
+    return {
+        "batch": (batch, batch),
+        "padded": (padded, padded),
+        "packed, a batch": (each, each),
+        "cross": (kept, whole),
+        "cross, a batch": (Points(draw(3, 20, 3)), padded),
+        "cross, one row for all": (whole, padded),
+        "cross, packed": (far, packed),
+        "double": (Points(draw(80, 1).double()),) * 2,
+        "nothing": (Points(draw(0, 3)), whole),
+    }
+
+
+@pytest.mark.parametrize("name", _clouds())
+def test_points_of_batches_and_of_two_clouds_are_listed_row_by_row(name: str) -> None:
+    query, key = _clouds()[name]
+    rows = query.batch or key.batch or 1
+    pairs = Pairs.all((query, key), batch=rows)
+    real = torch.ones(rows, query.length, key.length, dtype=torch.bool)
+    for term in (pairs.same_sample, pairs.valid, None if pairs.special is None else ~pairs.special):
+        real = real if term is None else real & term.expand(rows, 1, -1, -1)[:, 0]
+    distance = pairs.distance.expand(rows, 1, -1, -1)[:, 0]
+    for radius in (0.0, 0.05, 0.08):
+        mask, near = Neighborhood(radius), (distance <= radius) & real
+        found = mask.candidates((query, key))
+        assert found is not None
+        held = torch.zeros_like(real)
+        held[0 if found.batch is None else found.batch, found.query, found.key] = True
+        assert not bool((near & ~held).any())
+        assert int(held.sum()) <= int(near.sum()) + 2
+        assert mask.count_bound((query, key)) == int(held.sum((1, 2)).max() if len(held) else 0)
+
+
+def test_scattered_points_are_computed_pair_by_pair() -> None:
+    """Most pairs of a block of them are forbidden, which its estimate has to know."""
+    generator = torch.Generator().manual_seed(0)
+    for axes, count in ((3, 4000), (2, 3000)):
+        cloud = Points(torch.rand(2, count, axes, generator=generator))
+        volume = 20 / count
+        radius = (volume / (4.19 if axes == 3 else 3.14)) ** (1 / axes)
+        assert plan(cloud, Neighborhood(radius), heads=8, head_dim=8, grad=True).backend == "edges"
+
+
+def test_what_was_found_of_points_does_not_keep_spaces_apart() -> None:
+    cloud = Points(torch.rand(40, 3))
+    assert cloud.reach(0.2) is not None
+    other = cloud.keep(torch.arange(30))
+    assert other.reach(0.2) is not None
+    assert bool(Pairs.all((other, cloud)).distance.isfinite().all())
+    assert cloud.append(other).length == 70

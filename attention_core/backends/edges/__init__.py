@@ -12,6 +12,7 @@ from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.edge_projection import EdgeFeatures, changed
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
@@ -58,6 +59,10 @@ class Prepared:
         edges = _whole_graph(job)
         if edges is not None:
             self.csr = edges.csr
+            return
+        alone = _edges_alone(job)
+        if alone is not None:
+            self.csr = alone
             return
         listed = _listed(job)
         parts = [_filter(job, listed)] if listed else [_filter(job, c) for c in _chunks(job)]
@@ -106,13 +111,16 @@ class Prepared:
         """(E,) the query of each pair."""
         return self.csr.row
 
-    def features(self, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Return features (E, Hkv, D) of all edges, with zeros behind them if `edge` asks for
-        it."""
-        if x is None:
-            return None
-        x = x.to(dtype)
-        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) if self.unlinked else x
+    def features(
+        self, key: EdgeFeatures | None, value: EdgeFeatures | None, dtype: torch.dtype
+    ) -> tuple[EdgeFeatures | None, EdgeFeatures | None]:
+        """Return keys and values of all edges, with zeros behind them if `edge` asks for it."""
+
+        def of_edges(x: Tensor) -> Tensor:
+            last = (0, 0) * (x.ndim - 1) + (0, 1)
+            return torch.nn.functional.pad(x.to(dtype), last) if self.unlinked else x.to(dtype)
+
+        return changed(key, value, of_edges, lambda weight: weight.to(dtype))
 
 
 def _whole_graph(job: Job) -> EdgeList | None:
@@ -126,6 +134,21 @@ def _whole_graph(job: Job) -> EdgeList | None:
     ):
         return None
     return key.edges if query.whole and (key is query or key.whole) else None
+
+
+def _edges_alone(job: Job) -> CSR | None:
+    """The edges between the tokens of both spaces, `item` the number of each, where they are the
+    allowed pairs as they stand: no token is special, padding or one of a batch."""
+    plain = all(s.special is None and s.valid is None and s.batch is None for s in job.spaces)
+    if job.mask != Edges() or job.batch != 1 or not plain:
+        return None
+    found = job.mask.candidates(job.spaces)
+    if found is None or found.edge is None:
+        return None
+    queries, keys = (space.length for space in job.spaces)
+    csr = CSR(found.query, found.key, queries, keys)
+    csr.item = found.edge[csr.item].to(csr.item.dtype)
+    return csr
 
 
 prepare = Prepared
@@ -143,31 +166,41 @@ def _listed(job: Job) -> Pairs | None:
     if found is None:
         return None
     query, key = job.spaces
+    if found.batch is None:  # all rows have these
+        rows = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
+        repeated = {
+            name: of.repeat(job.batch) for name, of in found._asdict().items() if of is not None
+        }
+        found = PairList(**repeated, batch=rows)
     ordinary = torch.arange(query.length, device=job.device)
     if query.special is not None:
         special, ordinary = (at.nonzero().squeeze(-1) for at in (query.special, ~query.special))
         everyone = torch.arange(key.length, device=job.device)
-        found = _cat(found, *torch.broadcast_tensors(special[:, None], everyone))
+        found = _cat(found, special[:, None], everyone, job.batch)
     if key.special is not None:
         special = key.special.nonzero().squeeze(-1)
-        found = _cat(found, *torch.broadcast_tensors(ordinary[:, None], special))
-    repeated = {
-        name: values.repeat(job.batch)
-        for name, values in found._asdict().items()
-        if values is not None
-    }
-    batch = torch.arange(job.batch, device=job.device).repeat_interleave(len(found.query))
-    return _pairs(job, batch=batch, **repeated)
+        found = _cat(found, ordinary[:, None], special, job.batch)
+    return _pairs(job, **{name: of for name, of in found._asdict().items() if of is not None})
 
 
-def _cat(found: PairList, query: Tensor, key: Tensor) -> PairList:
-    """`found` and more pairs, which have no edge and whose distance no one may ask for."""
-    query, key = query.flatten(), key.flatten()
+def _cat(found: PairList, query: Tensor, key: Tensor, rows: int) -> PairList:
+    """`found` and more pairs, in every row, which have no edge and whose distance no one may ask
+    for."""
+    query, key = (side.flatten() for side in torch.broadcast_tensors(query, key))
+    batch = torch.arange(rows, device=query.device).repeat_interleave(len(query))
+    query, key = query.repeat(rows), key.repeat(rows)
     edge, distance = (
         None if known is None else torch.cat([known, known.new_full(query.shape, nothing)])
         for known, nothing in ((found.edge, -1), (found.distance, 0))
     )
-    return PairList(torch.cat([found.query, query]), torch.cat([found.key, key]), edge, distance)
+    assert found.batch is not None
+    return PairList(
+        torch.cat([found.query, query]),
+        torch.cat([found.key, key]),
+        edge,
+        distance,
+        torch.cat([found.batch, batch]),
+    )
 
 
 def _chunks(job: Job) -> list[Pairs]:
@@ -219,8 +252,11 @@ def cost(job: Job) -> float:
     if job.edge_features:  # no two pairs share them, so no cache holds them
         per_pair += _FEATURES.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    looking = 0.0 if structured else _LOOK * job.all_pairs
+    mask = job.mask
+    listed = (
+        mask is not None and mask.lists_candidates and mask.count_bound(job.spaces) < job.all_pairs
+    )
+    looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
@@ -242,9 +278,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         exact = torch.promote_types(dtype, torch.float32)
         given = q, k
         q, k, v = (end_to_end(x, exact) for x in (q, k, v))
-        edge_key, edge_value = (
-            prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
-        )
+        edge_key, edge_value = prepared.features(options.edge_key, options.edge_value, exact)
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
         mods, modify = split(options.bias)[0], None
         if mods:
