@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RelativeTable as RelativeTable,
     )
     from attention_core.cache import KVCache as KVCache
+    from attention_core.edge_projection import EdgeProjection as EdgeProjection
     from attention_core.errors import BackendError as BackendError
     from attention_core.job import Plan as Plan
     from attention_core.layers import (
@@ -77,6 +78,7 @@ _HOMES = {
     "attention": ["attend"],
     "biases": ["ALiBi", "Bias", "ContinuousBias", "DenseBias", "EdgeBias", "RelativeTable"],
     "cache": ["KVCache"],
+    "edge_projection": ["EdgeProjection"],
     "errors": ["BackendError"],
     "job": ["Plan"],
     "layers": [

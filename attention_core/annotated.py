@@ -35,6 +35,10 @@ T = TypeVar("T")
 Unchecked = Annotated[T, "by `checked`"]
 
 
+#: So many kinds of calls of a function are remembered as right.
+_MOST_SEEN = 256
+
+
 class Takes(NamedTuple):
     """Arguments that a function takes by name.
 
@@ -113,14 +117,20 @@ def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P
     taken: list[Takes] = []
     #: Of what has been seen to fit, what any other value of this type does, too
     known: set[tuple[str, type]] = set()
+    #: Kinds of arguments of whole calls that fit, by place and by name
+    seen: set[tuple[Any, ...]] = set()
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():  # sizes are symbols there
             return function(*args, **kwargs)
+        kinds = (*map(type, args), *kwargs, *map(type, kwargs.values()))
+        if kinds in seen:
+            return function(*args, **kwargs)
         if not taken:  # not before the modules that annotations name are complete
             taken.append(takes(function))
         hints, more = taken[0]
+        by_type = True
         for name in kwargs:
             if name not in hints and not more:
                 raise TypeError(_not_taken(function, args, name, reasons))
@@ -133,6 +143,10 @@ def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P
                     raise TypeError(f"{name} must be {what}, got {_short(value)}")
                 if _is_known_by_type(value, hints[name]):
                     known.add((name, type(value)))
+                else:
+                    by_type = False
+        if by_type and len(seen) < _MOST_SEEN:
+            seen.add(kinds)
         return function(*args, **kwargs)
 
     return call

@@ -12,6 +12,13 @@ from attention_core.backends import edges
 from attention_core.backends.derivatives import untouched
 from attention_core.biases import Bias, DenseBias, as_bias
 from attention_core.checks import check_chance, check_flag, check_kind, check_number
+from attention_core.edge_projection import (
+    EdgeFeatures,
+    EdgeProjection,
+    changed,
+    tensors_of,
+    widened,
+)
 from attention_core.errors import BackendError
 from attention_core.finite import all_finite
 from attention_core.isolation import isolated
@@ -38,8 +45,8 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sink: Tensor | None = None,
-    edge_key: Tensor | None = None,
-    edge_value: Tensor | None = None,
+    edge_key: Tensor | EdgeProjection | None = None,
+    edge_value: Tensor | EdgeProjection | None = None,
     dropout_p: float = 0.0,
     return_weights: bool | Literal["pairs"] = False,
     return_lse: bool = False,
@@ -70,7 +77,8 @@ def attend(
         edge_key: (E, Hkv, D) features of the edges of the keys' Graph, in the order of its
             `edge_index`, for every sample of the batch: the key of a pair along edge e is
             ``k + edge_key[e]`` (Shi et al., UniMP, 2021). A pair without an edge gets nothing.
-            `Additive` and `AdditiveV2` say what they make of it.
+            `Additive` and `AdditiveV2` say what they make of it. An `EdgeProjection` of features
+            (E, F) means the same, in the time and memory of the features.
         edge_value: (E, Hkv, Dv), added likewise to the values.
         dropout_p: chance that a weight is dropped; layers pass 0 in eval mode.
         return_weights: also return the weights before dropout: (B, Hq, Lq, Lk), or for "pairs"
@@ -87,11 +95,15 @@ def attend(
         BackendError: `backend` cannot do this job.
     """
     _check(q, k, v, score, scale, softcap, sink, dropout_p)
-    check_flag(return_lse=return_lse)
-    check_kind(Plan, plan=plan)
-    if not isinstance(return_weights, bool | str) or return_weights not in (False, True, "pairs"):
+    if return_lse is not False:
+        check_flag(return_lse=return_lse)
+    if plan is not None:
+        check_kind(Plan, plan=plan)
+    if return_weights is not False and (
+        not isinstance(return_weights, bool | str) or return_weights not in (False, True, "pairs")
+    ):
         raise ValueError(f"return_weights must be a bool or 'pairs', got {return_weights!r}")
-    bias = as_bias(bias)
+    bias = None if bias is None else as_bias(bias)
     if plan is None:
         plan = plan_attention(
             _spaces(space, q, k, mask, bias),
@@ -117,20 +129,21 @@ def attend(
     q, k, v = query_space.zero_heads(q), key_space.zero_heads(k), key_space.zero_heads(v)
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
+
+        def cast(x: Tensor) -> Tensor:
+            return x if x.dtype == torch.float64 else x.to(dtype)
+
         # As autocast does for SDPA, so that every backend starts from the same numbers
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
-        edge_key, edge_value = (
-            x if x is None or x.dtype == torch.float64 else x.to(dtype)
-            for x in (edge_key, edge_value)
-        )
+        q, k, v = (cast(x) for x in (q, k, v))
+        edge_key, edge_value = changed(edge_key, edge_value, cast, cast)
     # Kernels want features: a head without any scores 0, and one without values has none to give
     head_dim, value_dim = max(q.shape[-1], 1), v.shape[-1]
     if not q.shape[-1]:
         q, k = pad(q, (0, 1)), pad(k, (0, 1))
-        edge_key = None if edge_key is None else pad(edge_key, (0, 1))
+        edge_key = None if edge_key is None else widened(edge_key)
     if not value_dim:
         v = pad(v, (0, 1))
-        edge_value = None if edge_value is None else pad(edge_value, (0, 1))
+        edge_value = None if edge_value is None else widened(edge_value)
     options = Options(
         bias=bias,
         score=score,
@@ -151,7 +164,7 @@ def attend(
     output = result.output if value_dim else result.output[..., :0]
     if not plan.job.all_pairs:
         learned = [*(bias.tensors() if bias else ()), *(score.parameters() if score else ())]
-        output = untouched(output, q, k, v, sink, edge_key, edge_value, *learned)
+        output = untouched(output, q, k, v, sink, *tensors_of(edge_key, edge_value), *learned)
     asked: list[Any] = []
     if return_weights:
         by_pair = return_weights == "pairs"
@@ -207,6 +220,51 @@ def _check(
     sink: Tensor | None,
     dropout_p: float,
 ) -> None:
+    if not _are_plain(q, k, v):
+        _check_tensors(q, k, v)
+    if score is not None:
+        check_kind(Score, score=score)
+        if score.heads not in (None, q.shape[1]):
+            raise ValueError(
+                f"score has heads={score.heads}, but q has {q.shape[1]} heads: {_shapes(q, k, v)}"
+            )
+    if sink is not None:
+        check_kind(Tensor, sink=sink)
+    if softcap is not None:
+        check_number(above=0, softcap=softcap)
+    if scale is not None:
+        check_number(scale=scale)
+    if sink is not None and (sink.shape != (q.shape[1],) or not sink.is_floating_point()):
+        raise ValueError(
+            f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}"
+            f"{'' if sink.is_floating_point() else f' of {sink.dtype}, which is not float'}"
+        )
+    if type(dropout_p) is not float or dropout_p:
+        check_chance(dropout_p=dropout_p)
+
+
+def _are_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether these are right at a glance, as nearly always: what is not is looked at closely."""
+    if not type(q) is type(k) is type(v) is Tensor or not q.dtype is k.dtype is v.dtype:
+        return False
+    if q.ndim != 4 or k.ndim != 4 or not q.is_floating_point():
+        return False
+    shape = k.shape
+    return (
+        shape == v.shape
+        and q.shape[0] == shape[0]
+        and q.shape[1] == shape[1] > 0
+        and q.shape[3] == shape[3]
+        and q.layout is k.layout is v.layout is torch.strided
+        and not (q.is_meta or k.is_meta or v.is_meta)
+    )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor (B, H, L, D), got {type(x).__name__}")
@@ -217,7 +275,7 @@ def _check(
             )
         if x.is_meta:
             raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    shapes = _shapes(q, k, v)
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ValueError(
             f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}"
@@ -231,18 +289,6 @@ def _check(
         )
     if len({q.dtype, k.dtype, v.dtype}) > 1 and not torch.is_autocast_enabled(q.device.type):
         raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    check_kind(Score, score=score)
-    check_kind(Tensor, sink=sink)
-    if score is not None and score.heads not in (None, q.shape[1]):
-        raise ValueError(f"score has heads={score.heads}, but q has {q.shape[1]} heads: {shapes}")
-    check_number(above=0, softcap=softcap, or_none=True)
-    check_number(scale=scale, or_none=True)
-    if sink is not None and (sink.shape != (q.shape[1],) or not sink.is_floating_point()):
-        raise ValueError(
-            f"sink must have shape ({q.shape[1]},), got {tuple(sink.shape)}"
-            f"{'' if sink.is_floating_point() else f' of {sink.dtype}, which is not float'}"
-        )
-    check_chance(dropout_p=dropout_p)
 
 
 def _check_plan(
@@ -280,7 +326,11 @@ def _check_plan(
 
 
 def _check_edges(
-    plan: Plan, k: Tensor, v: Tensor, edge_key: Tensor | None, edge_value: Tensor | None
+    plan: Plan,
+    k: Tensor,
+    v: Tensor,
+    edge_key: EdgeFeatures | None,
+    edge_value: EdgeFeatures | None,
 ) -> None:
     given = edge_key is not None or edge_value is not None
     if plan.job.edge_features != given:
@@ -295,7 +345,14 @@ def _check_edges(
             continue
         assert space.edges is not None
         shape = (space.edges.num_edges, like.shape[1], like.shape[-1])
-        if x.shape != shape or not x.is_floating_point():
+        if isinstance(x, EdgeProjection):
+            x.check(name)
+        elif not isinstance(x, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor (E, Hkv, {'D' if like is k else 'Dv'}) or an "
+                f"EdgeProjection, got {type(x).__name__}"
+            )
+        if x.shape != shape or not x.dtype.is_floating_point:
             raise ValueError(
                 f"{name} must be float (E, Hkv, {'D' if like is k else 'Dv'}) = {shape} for "
                 f"{space.describe()}, got {x.dtype} {tuple(x.shape)}"

@@ -13,9 +13,9 @@ Special tokens sit nowhere, so a bias on a pair with one is 0, or has a row of i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence as Listing
+from collections.abc import Callable, Hashable, Iterable, Sequence as Listing
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,23 @@ from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, Pairs, Space
+
+#: Rows of a table that several make together, at most.
+_MOST_ROWS = 1024
+
+
+class Lookup(NamedTuple):
+    """Scores that are numbers of a table: ``table[rows(pairs), head]``.
+
+    Attributes:
+        rows: gives int64 that broadcasts to pairs, the same for all heads.
+        table: (rows, H).
+        key: equal where the rows of the same pairs are; None where that is not known.
+    """
+
+    rows: Callable[[Pairs], Tensor]
+    table: Tensor
+    key: Hashable
 
 
 class Bias(nn.Module):
@@ -65,6 +82,13 @@ class Bias(nn.Module):
         """Whether a score depends on where its sample ends, so that tokens which are still to come
         change it: a `Decoder` with a cache then refuses the bias."""
         return False
+
+    def lookup(self) -> Lookup | None:
+        """Return what scores are looked up in, if they are numbers of a table; else None.
+
+        So that a kernel can look them up, and no score of every pair and head is ever stored.
+        """
+        return None
 
     def leaves(self) -> list[Bias]:
         """Return the biases that it is the sum of, in order; itself if it is none."""
@@ -130,6 +154,27 @@ class _Sum(Bias):
 
     def tensors(self) -> list[Tensor]:
         return [tensor for term in self.terms for tensor in term.tensors()]
+
+    def lookup(self) -> Lookup | None:
+        found = [term.lookup() for term in self.terms]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found) or math.prod(len(one.table) for one in known) > _MOST_ROWS:
+            return None
+        first, *rest = known
+        for one in rest:
+            first = _both(first, one)
+        return first
+
+
+def _both(first: Lookup, second: Lookup) -> Lookup:
+    """The lookup of sums, a row for each pair of rows."""
+
+    def rows(pairs: Pairs) -> Tensor:
+        return first.rows(pairs) * len(second.table) + second.rows(pairs)
+
+    table = (first.table[:, None] + second.table).flatten(0, 1)
+    known = first.key is not None and second.key is not None
+    return Lookup(rows, table, (first.key, second.key) if known else None)
 
 
 def as_bias(bias: Bias | Tensor | None) -> Bias | None:
@@ -263,11 +308,34 @@ class RelativeTable(Bias):
     def special_score(self, pairs: Pairs) -> Tensor | float:
         if self.special_table is None:
             return 0.0
+        return self.special_table[self._special_row(pairs), pairs.head]
+
+    def _special_row(self, pairs: Pairs) -> Tensor:
+        """The row of `special_table`, of pairs with a special token."""
         roles = pairs.key.new_zeros(1)
         for role, (space, side) in enumerate(zip(pairs.spaces, ("query", "key"), strict=True)):
             if space.special is not None:
                 roles = roles + (role + 1) * pairs.take("special", side)
-        return self.special_table[(roles - 1).clamp(min=0), pairs.head]
+        return (roles - 1).clamp(min=0)
+
+    def lookup(self) -> Lookup | None:
+        if type(self) is not RelativeTable:  # a subclass may score otherwise
+            return None
+        special, count = self.special_table, len(self.table)
+        last = self.table.new_zeros(1, self.table.shape[1]) if special is None else special
+
+        def rows(pairs: Pairs) -> Tensor:
+            row, is_special = self.bucket(pairs), pairs.special
+            if is_special is None:
+                return row
+            return torch.where(
+                is_special, count + (0 if special is None else self._special_row(pairs)), row
+            )
+
+        # Buckets of a user's own may depend on anything
+        known = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
+        own = (type(self.bucket), *vars(self.bucket).values(), count, special is None)
+        return Lookup(rows, torch.cat([self.table, last]), own if known else None)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, buckets={len(self.table)}"
@@ -488,6 +556,21 @@ class EdgeBias(Bias):
             scores = features.to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
         return with_none[edge, pairs.head]  # no edge is -1, the last row
+
+    def lookup(self) -> Lookup | None:
+        if type(self) is not EdgeBias or self.types is None:
+            return None
+
+        def rows(pairs: Pairs) -> Tensor:
+            attr, special = pairs.edge_attr, pairs.special
+            if attr.is_floating_point() or attr.ndim > 1:
+                self.score(pairs)  # refuses them
+            self._check_types(attr)
+            row = torch.cat([attr, attr.new_full((1,), len(self.table))])[pairs.edge].long()
+            return row if special is None else row.masked_fill(special, len(self.table))
+
+        nothing = self.table.new_zeros(1, self.table.shape[1])
+        return Lookup(rows, torch.cat([self.table, nothing]), ("edge type", self.types))
 
     def _check_types(self, attr: Tensor) -> None:
         # A type of -1 would be taken for the last one. To look at another device would wait for it

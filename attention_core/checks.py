@@ -26,6 +26,8 @@ def check_whole(least: int | None = 1, *, or_none: bool = False, **arguments: ob
         return
     alternative = ", or None" if or_none else ""
     for name, value in arguments.items():
+        if type(value) is int and (least is None or value >= least):
+            continue
         # A size that an exported program leaves open is not looked at either
         if isinstance(value, torch.SymInt) or (or_none and value is None):
             continue
@@ -168,7 +170,12 @@ def check_tokens(layer: nn.Module, shape: str, size: int | None = None, **tokens
         TypeError: an argument is no tensor.
         ValueError: of another size or dtype, or on the meta device while the layer is not.
     """
+    weight = getattr(layer, "weight", None)
     for name, x in tokens.items():
+        if type(x) is Tensor and isinstance(weight, Tensor) and x.dtype is weight.dtype:
+            fits = x.ndim and x.shape[-1] == (layer.in_features if size is None else size)
+            if fits and x.is_floating_point() and not x.is_sparse and not x.is_meta:
+                continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor {shape}, got {type(x).__name__}")
         size = layer.in_features if size is None else size  # type: ignore[assignment]

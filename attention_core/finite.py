@@ -26,7 +26,8 @@ def all_finite(*tensors: Tensor) -> bool:
     # A sum is not finite if a number is not, and reads as fast as memory; one that overflows is
     # looked at more closely by `isolated`
     for x in tensors:
-        if type(x) is not Tensor and type(x) is not nn.Parameter:
+        kind = type(x)
+        if kind is not Tensor and kind is not nn.Parameter:
             continue
         if x.requires_grad:
             x = x.detach()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from attention_core.biases import Bias
-from attention_core.lasting import Memory
+from attention_core.edge_projection import EdgeFeatures
+from attention_core.lasting import Memory, lasting
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
@@ -91,6 +92,7 @@ class Job:
         listed = self.mask.candidates(self.spaces)
         return listed is not None and listed.edge is not None
 
+    @lasting
     def pairs(self) -> Pairs:
         """Return every pair of query and key."""
         return Pairs.all(self.spaces, batch=self.batch, heads=self.heads, device=self.device)
@@ -111,6 +113,10 @@ class Job:
         return allowed if same is None else allowed & same
 
 
+#: The job of what is kept between forward passes, which must not hold a caller's spaces and biases.
+NO_JOB = Job(spaces=(Space(0),) * 2)
+
+
 class Options(NamedTuple):
     """The arguments of one call of an attention, beside those of its plan."""
 
@@ -119,8 +125,8 @@ class Options(NamedTuple):
     scale: float
     softcap: float | None
     sink: Tensor | None
-    edge_key: Tensor | None
-    edge_value: Tensor | None
+    edge_key: EdgeFeatures | None
+    edge_value: EdgeFeatures | None
     dropout_p: float
     weights: bool
     lse: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from attention_core.backends import blocks, dense, edges, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
-from attention_core.job import Job, Plan
+from attention_core.job import NO_JOB, Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
 from attention_core.masks.algebra import as_mask
+from attention_core.plan_cache import PLANS, contents
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
@@ -31,7 +32,6 @@ BACKENDS: dict[str, ModuleType] = {
 }
 
 
-@lasting
 @checked
 def plan(
     space: Space | tuple[Space, Space],
@@ -79,16 +79,23 @@ def plan(
             "edge features (edge_features=, edge_key=, edge_value=, edge_dim=) need edges: a "
             f"Graph's nodes, or with_edges(edge_index); got {got}"
         )
-    check_whole(0, heads=heads, batch=batch, or_none=True)
-    check_whole(0, head_dim=head_dim)
-    check_kind(Score, score=score)
-    check_number(above=0, softcap=softcap, or_none=True)
-    bias = as_bias(bias)
+    if type(heads) is not int or type(batch) is not int or type(head_dim) is not int:
+        check_whole(0, heads=heads, batch=batch, or_none=True)
+        check_whole(0, head_dim=head_dim)
+    elif heads < 0 or batch < 0 or head_dim < 0:
+        check_whole(0, heads=heads, batch=batch, head_dim=head_dim)
+    if score is not None:
+        check_kind(Score, score=score)
+    if softcap is not None:
+        check_number(above=0, softcap=softcap)
+    bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
     device = torch.device(device)
     spaces = _moved(spaces, device)
-    sizes = [s.batch for s in spaces if s.batch is not None]  # no set: they may be symbols
+    query, key = spaces
+    batches = (query.batch,) if query is key else (query.batch, key.batch)
+    sizes = [size for size in batches if size is not None]  # no set: they may be symbols
     if any(size != (sizes[0] if batch is None else batch) for size in sizes):
         got = " and ".join(str(s.batch) for s in spaces)
         raise ValueError(
@@ -110,6 +117,31 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    depends = contents(job, backend)
+    choice: Choice | None = None if depends is None else PLANS.find(depends)
+    if choice is not None:
+        prepared = choice.prepared.for_job(job)
+    else:
+        choice, prepared = _choose(job, backend)
+        if depends is not None:
+            choice = choice._replace(prepared=prepared.for_job(NO_JOB))
+            PLANS.keep(depends, choice)
+    return Plan(job, choice.backend, prepared, partial(_summary, job, choice, prepared))
+
+
+class Choice(NamedTuple):
+    """The backend of a job, and what of the others says why; of one that is kept, what it prepared,
+    for no job."""
+
+    backend: str
+    costs: dict[str, float]
+    unsupported: dict[str, str | None]
+    because: str
+    prepared: Any = None
+
+
+@lasting
+def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
     # Costs depend on sizes that stay open in an exported program, and lists of pairs on values
     exporting = is_exporting()
     asked = ("reference", "dense") if exporting and backend is None else tuple(BACKENDS)
@@ -128,14 +160,14 @@ def plan(
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
-    prepared = BACKENDS[chosen].prepare(job)
-    summary = partial(_summary, job, chosen, prepared, costs, unsupported, because)
-    return Plan(job, chosen, prepared, summary)
+    return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
 
 
 def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
     """Both on the device, where they share what they shared before."""
     query, key = spaces
+    if query.device == device and key.device == device:
+        return spaces
     moved = query.to(device)
     other = moved if key is query else key.to(device)
     if query.edges is key.edges:
@@ -154,11 +186,13 @@ def explain(
     return str(plan(space, mask, bias, **options))
 
 
-def _compare(job: Job, costs: dict[str, float], unsupported: dict[str, str | None]) -> str:
+def _compare(job: Job, choice: Choice) -> str:
     what = "forward and backward" if job.grad else "forward"
-    estimates = sorted(costs.items(), key=lambda item: item[1])
+    estimates = sorted(choice.costs.items(), key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
-    sentences += [f"{name} is out: {reason}" for name, reason in unsupported.items() if reason]
+    sentences += [
+        f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason
+    ]
     return f"Estimated on two CPU cores, {what}: {'; '.join(sentences)}."
 
 
@@ -169,14 +203,7 @@ def _time(nanoseconds: float) -> str:
     return f"{float(f'{nanoseconds / 1e3:.2g}'):,g} µs"
 
 
-def _summary(
-    job: Job,
-    backend: str,
-    prepared: Any,
-    costs: dict[str, float],
-    unsupported: dict[str, str | None],
-    because: str,
-) -> str:
+def _summary(job: Job, choice: Choice, prepared: Any) -> str:
     query, key = job.spaces
     who = key.describe() if query is key else f"{query.describe()}, attending to {key.describe()}"
     where = f"{who[:1].upper()}{who[1:]}"
@@ -196,12 +223,12 @@ def _summary(
         f"{job.heads} heads of {job.head_dim}"
         f"{', edge features in keys or values' if job.edge_features else ''}.",
         f"{pairs}.",
-        f"Backend {backend}: {BACKENDS[backend].describe(job, prepared)}",
+        f"Backend {choice.backend}: {BACKENDS[choice.backend].describe(job, prepared)}",
     ]
     special = sum(s.num_special for s in dict.fromkeys(job.spaces))
     if special and job.mask is not None:
         lines.append("Special tokens are exempt from the mask: they see and are seen by all.")
-    lines.append(because or _compare(job, costs, unsupported))
+    lines.append(choice.because or _compare(job, choice))
     return "\n".join(lines)
 
 

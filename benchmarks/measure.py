@@ -1,13 +1,20 @@
-"""How everything here is measured: in turn, as medians, and memory in processes of their own."""
+"""How everything here is measured: in turn, as medians, and memory in processes of their own.
+
+All contestants of a comparison share one process, hence one allocator, one number of threads and
+one instruction set, and take turns, so that what else the machine does hits all of them. Two clocks
+run: the wall's, and the CPU's, which adds up all threads and hardly sees other processes.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,71 +22,102 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attention_core.backends.fast import SWITCH
+
 #: One forward pass; what it returns is differentiated by the tensors that need a gradient.
 Forward = Callable[[], Tensor]
 
 
 class Times(NamedTuple):
-    """Milliseconds."""
+    """Milliseconds of a forward pass, and with its backward pass where there is one; both also on
+    the CPU's clock, which is the wall's on other devices."""
 
     forward: float
     both: float | None
+    forward_cpu: float
+    both_cpu: float | None
 
 
 def once(forward: Forward, backward: bool) -> Times:
     """Times of one forward pass, and with its backward pass."""
-    _finish()
-    start = time.perf_counter()
+    since = _clocks()
     if not backward:
         with torch.no_grad():
             forward()
-        _finish()
-        return Times(1e3 * (time.perf_counter() - start), None)
+        wall, cpu = _passed(since)
+        return Times(wall, None, cpu, None)
     out = forward()
-    _finish()
-    middle = time.perf_counter()
+    half_wall, half_cpu = _passed(since)
     out.backward(torch.ones_like(out))
-    _finish()
-    return Times(1e3 * (middle - start), 1e3 * (time.perf_counter() - start))
+    wall, cpu = _passed(since)
+    return Times(half_wall, wall, half_cpu, cpu)
 
 
 def in_turn(
-    contestants: Sequence[Forward], repetitions: int, *, backward: Sequence[bool] | None = None
+    contestants: Sequence[Forward],
+    repetitions: int,
+    *,
+    backward: Sequence[bool] | None = None,
+    settings: Sequence[Callable[[], AbstractContextManager[Any]]] | None = None,
 ) -> list[Times]:
-    """The medians of each contestant, all of which take turns, after one round unmeasured."""
+    """The medians of each contestant, all of which take turns, after one round unmeasured.
+
+    Args:
+        settings: make what holds while a contestant runs, backward pass included.
+    """
     directions = backward or [True] * len(contestants)
+    settings = settings or [nullcontext] * len(contestants)
     found: list[list[Times]] = [[] for _ in contestants]
     for repetition in range(repetitions + 1):
-        for contestant, direction, times in zip(contestants, directions, found, strict=True):
-            taken = once(contestant, direction)
+        rows = zip(contestants, directions, settings, found, strict=True)
+        for contestant, direction, setting, times in rows:
+            with setting():
+                taken = once(contestant, direction)
             if repetition:
                 times.append(taken)
-    return [
-        Times(
-            median(one.forward for one in times),
-            median(one.both for one in times) if direction else None,  # type: ignore[type-var]
-        )
-        for times, direction in zip(found, directions, strict=True)
-    ]
+    return [_medians(times) for times in found]
+
+
+def _medians(times: Sequence[Times]) -> Times:
+    columns = zip(*times, strict=True)
+    return Times(*(None if None in column else median(column) for column in columns))
+
+
+@contextmanager
+def kernels(on: bool) -> Iterator[None]:
+    """Have attention on CPUs use its kernels in numba, where that is installed, or plain torch."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1" if on else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SWITCH]
+        else:
+            os.environ[SWITCH] = before
+
+
+def same_allocator() -> None:
+    """Let all contestants of this process keep the memory that they free, as `attn train` does."""
 
 
 def milliseconds(call: Callable[[], object]) -> float:
     """Measure the milliseconds of one call, such as a training step or a generation."""
-    _finish()
-    start = time.perf_counter()
+    since = _clocks()
     call()
-    _finish()
-    return 1e3 * (time.perf_counter() - start)
+    return _passed(since)[0]
 
 
-def peak(make: Callable[..., Forward], *arguments: Any) -> float:
+def peak(make: Callable[..., Forward], *arguments: Any, fast: bool = True) -> float:
     """MiB that forward and backward of `make(*arguments)` take beyond what lies there before, in a
-    fresh process. Linux only; on CUDA the memory of the device."""
+    fresh process, which may use the kernels or not. Linux only; on CUDA the device's memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, make, arguments).result()
+        return pool.submit(_peak, make, arguments, fast).result()
 
 
-def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...]) -> float:
+def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...], fast: bool) -> float:
+    os.environ[SWITCH] = "1" if fast else "0"
+    same_allocator()
     forward = make(*arguments)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -104,13 +142,25 @@ def _resident(field: str) -> float:
 
 
 def machine() -> str:
-    """Return the device that measures, in words."""
+    """Return the device that measures, in words: on a CPU its threads and instruction set."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads > 1)}, {instructions}"
 
 
 def _finish() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _clocks() -> tuple[float, float]:
+    _finish()
+    return time.perf_counter(), time.process_time()
+
+
+def _passed(since: tuple[float, float]) -> tuple[float, float]:
+    """Milliseconds by the wall's clock and the CPU's; a device has but the one."""
+    wall, cpu = (1e3 * (now - then) for now, then in zip(_clocks(), since, strict=True))
+    return wall, wall if torch.cuda.is_available() else cpu

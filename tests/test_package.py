@@ -66,6 +66,8 @@ def may_import(importer: str, module: str) -> bool:
             return module.split(".")[1:2] not in (
                 [name] for name in {"training", "interpret"} - {own}
             )
+        if within(importer, "attention_core.backends") and root in ("numba", "llvmlite", "numpy"):
+            return True  # its kernels, which nothing imports before they are needed
         return root in ("torch", "triton") or root in sys.stdlib_module_names  # torch brings triton
     own = importer.partition(".")[0]
     return root not in DOMAINS or root == own
@@ -90,6 +92,8 @@ def test_imports_run_one_way(package: str) -> None:
         ("attention_core.masks", "attention_core.spaces", True),
         ("attention_core.masks", "math", True),
         ("attention_core.masks", "numpy", False),
+        ("attention_core.masks", "numba", False),
+        ("attention_core.backends.fast.vectors", "numba", True),
         ("attention_core.masks", "attention_core.training.task", False),
         ("attention_core.masks", "vision", False),
         ("attention_core.masks", "attention_core.interpret.maps", False),
@@ -212,6 +216,8 @@ def test_an_import_of_what_is_optional_says_which_extra_it_needs() -> None:
                 if line not in for_types
             }
             own = {other.stem for other in path.parent.glob("*.py")}  # of an example
+            if within(name, "attention_core.backends"):
+                own |= {"numba", "llvmlite"}  # used where they are found: see `backends.fast`
             for root in found.keys() - always - own - said_otherwise.get(place, set()):
                 if root not in {wanted for wanted, _ in asked}:
                     wrong.append(f"{place}:{found[root]} imports {root} and does not ask for it")
@@ -239,6 +245,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_importing_the_core_loads_no_framework() -> None:
     heavy = ("lightning", "pytorch_lightning", "hydra", "torch_geometric", "torchvision")
+    heavy += ("numba", "llvmlite")
     code = f"import sys, attention_core; print([m for m in {heavy!r} if m in sys.modules])"
     assert run_python("-c", code).stdout.strip() == "[]"
 

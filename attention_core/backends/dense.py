@@ -6,6 +6,7 @@ Packed samples whose pairs nothing else restricts are attended one after the oth
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.masks import Causal
 from attention_core.score_mods import split
+from attention_core.spaces import Pairs, Space
 
 #: Of a pair; of the share of it that is_causal leaves; and of a mask or bias that is added to it.
 RATE = Rate(0.4, 0.020, 1.6, 0.071)
@@ -38,7 +40,7 @@ class Prepared:
     """
 
     def __init__(self, job: Job) -> None:
-        self.pairs = job.pairs()
+        self.job = job
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
         self.samples = _samples(job)
@@ -46,6 +48,10 @@ class Prepared:
         if self.causal or self.samples:
             return
         query, key = job.spaces
+        if job.bias is not None:
+            self.pairs  # noqa: B018  known before a program of the attention is compiled
+        if job.mask is None and not self._narrows(query) and not self._narrows(key):
+            return
         terms = [job.allowed(self.pairs)]
         # The validity of keys alone has one row for all queries; that of queries needs no pairs
         if key.valid is not None:
@@ -60,6 +66,24 @@ class Prepared:
         if query.valid is not None:
             padding = ~self.pairs.take("valid", "query")
             self.empty = padding if self.empty is None else self.empty | padding
+
+    @staticmethod
+    def _narrows(space: Space) -> bool:
+        return space.segments is not None or space.valid is not None
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Every pair of query and key."""
+        return self.job.pairs()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = Prepared.__new__(Prepared)
+        new.__dict__ = {**self.__dict__, "job": job}
+        new.__dict__.pop("pairs", None)
+        if job.bias is not None:
+            new.pairs  # noqa: B018
+        return new
 
 
 prepare = Prepared
@@ -154,19 +178,24 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     if causal and needs_tensor and prepared.samples is None:
         # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
         causal, mask = False, plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
-    scores = plan.bias(options.bias, prepared.pairs)
+    scores = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
     if scores is not None:
         # SDPA on a CPU adds float32 to the scores of halves; elsewhere kernels want their own type
         dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
         key = ("attn_mask", options.bias, dtype)
         mask, empty, wrong = plan.memo(key, lambda: _biased(plan, scores, mask, dtype))
     if prepared.samples is None:
-        output = _attended(q, k, v, mask, causal, options)
+        keys, values = k, v
+        if options.sink is not None:
+            mask, keys, values = _with_sink(mask, q, k, v, options.sink)
+        output = _attended(q, keys, values, mask, causal, options)
     else:
         parts = (x.split(prepared.samples, dim=2) for x in (q, k, v))
         outputs = []
         for own_q, own_k, own_v in zip(*parts, strict=True):
             mask, causal = _own_mask(prepared, own_q, options)
+            if options.sink is not None:
+                mask, own_k, own_v = _with_sink(mask, own_q, own_k, own_v, options.sink)
             outputs.append(_attended(own_q, own_k, own_v, mask, causal, options))
         # Joined as tokens of all heads, which is how layers go on
         output = torch.cat([one.transpose(1, 2) for one in outputs], dim=1).transpose(1, 2)
@@ -189,13 +218,11 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
 def _attended(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, options: Options
 ) -> Tensor:
-    if options.sink is not None:
-        mask, k, v = _with_sink(mask, q, k, v, options.sink)
-    with (
-        torch.autocast(q.device.type, enabled=False),  # which would round the bias
-        # Fused kernels have first derivatives alone, and no tangents
-        sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext(),
-    ):
+    if torch.is_autocast_enabled(q.device.type):  # which would round the bias
+        with torch.autocast(q.device.type, enabled=False):
+            return _attended(q, k, v, mask, causal, options)
+    # Fused kernels have first derivatives alone, and no tangents
+    with sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext():
         output: Tensor = scaled_dot_product_attention(
             q,
             k,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
+from attention_core.edge_projection import as_tensor
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.score_mods import modified, split
 from attention_core.spaces import Pairs
@@ -19,11 +22,18 @@ class Prepared:
     """All pairs, and which of them are allowed: bool broadcastable to (B, H, Lq, Lk), or None."""
 
     def __init__(self, job: Job) -> None:
-        self.pairs: Pairs = job.pairs()
+        self.pairs = job.pairs()
         terms = [term for term in (job.allowed(self.pairs), self.pairs.valid) if term is not None]
         self.allowed: Tensor | None = None
         if terms:
-            self.allowed = terms[0] & terms[1] if len(terms) == 2 else terms[0]
+            # Memory of its own, not that of a tensor which is given as the mask
+            self.allowed = terms[0] & terms[1] if len(terms) == 2 else terms[0].clone()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.pairs = job.pairs()
+        return new
 
 
 prepare = Prepared
@@ -53,7 +63,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         v = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         output = kept @ v
         if options.edge_value is not None:
-            of_edges = at_pairs(options.edge_value.to(v.dtype), plan.prepared.pairs)
+            of_edges = at_pairs(as_tensor(options.edge_value, v.dtype), plan.prepared.pairs)
             output = output + (kept[..., None, :] @ of_edges).squeeze(-2)
     return Result(output.to(q.dtype), weights.to(q.dtype), lse)
 
@@ -67,7 +77,7 @@ def weigh(
     pairs = prepared.pairs
     edge = None
     if options.edge_key is not None:
-        edge = at_pairs(options.edge_key.to(dtype), pairs)
+        edge = at_pairs(as_tensor(options.edge_key, dtype), pairs)
     if options.score is None:
         scores = q @ k.mT
         if edge is not None:

@@ -10,7 +10,6 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attention_core.annotated import checked
 from attention_core.biases import Bias
@@ -22,6 +21,7 @@ from attention_core.checks import (
     check_tokens,
     check_whole,
 )
+from attention_core.edge_projection import EdgeProjection
 from attention_core.job import Plan
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
@@ -235,8 +235,10 @@ class MultiheadAttention(RecordedAttention):
             raise ValueError(self._no_context)
         if context is not None:
             self.check_context(x, context)
-        check_kind(Plan, plan=plan)
-        check_kind(LayerCache, cache=cache)
+        if plan is not None:
+            check_kind(Plan, plan=plan)
+        if cache is not None:
+            check_kind(LayerCache, cache=cache)
         packed = x.ndim == 2
         if packed:
             x = x[None]
@@ -276,7 +278,9 @@ class MultiheadAttention(RecordedAttention):
             # The published clamp keeps a temperature from running away
             q = unit(q) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         q = self._rotate(q, plan, plan.job.spaces[0])
-        edge_key, edge_value = self._edge_keys_values(plan.job.spaces[1])
+        edge_key = edge_value = None
+        if self.edge_key_value is not None:
+            edge_key, edge_value = self._edge_keys_values(self.edge_key_value, plan.job.spaces[1])
         out, _ = self.attend(
             q,
             k,
@@ -342,10 +346,9 @@ class MultiheadAttention(RecordedAttention):
             return k, v
         return cache.update(space.zero_heads(k), space.zero_heads(v))
 
-    def _edge_keys_values(self, space: Space) -> tuple[Tensor | None, Tensor | None]:
-        layer = self.edge_key_value
-        if layer is None:
-            return None, None
+    def _edge_keys_values(
+        self, layer: nn.Linear, space: Space
+    ) -> tuple[EdgeProjection, EdgeProjection]:
         attr = space.edge_attr
         shape = f"(E, {layer.in_features})"
         if attr is None:
@@ -359,13 +362,12 @@ class MultiheadAttention(RecordedAttention):
                 f"{attr.dtype} {tuple(attr.shape)}"
             )
         attr = attr.to(layer.weight.dtype)
-        # Two products, as the gradients of two halves would have to be joined, E·H·D numbers
-        keys, values = (F.linear(attr, weight) for weight in layer.weight.chunk(2))
-        return keys.unflatten(-1, (self.kv_heads, -1)), values.unflatten(-1, (self.kv_heads, -1))
+        key, value = (weight.unflatten(0, (self.kv_heads, -1)) for weight in layer.weight.chunk(2))
+        return EdgeProjection(attr, key), EdgeProjection(attr, value)
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
     def _rotate(self, x: Tensor, plan: Plan, space: Space) -> Tensor:
         rotary = self.rotary

@@ -153,7 +153,8 @@ class Block(nn.Module):
             cache: of past keys and values.
         """
         check_tokens(self.attention.query, "(B, L, D), or (T, D) packed", x=x)
-        check_kind(Plan, plan=plan, context_plan=context_plan)
+        if type(plan) is not Plan or context_plan is not None:
+            check_kind(Plan, plan=plan, context_plan=context_plan)
         if (context is None) != (self.cross_attention is None):
             raise ValueError(
                 "a block with cross=True needs a context"

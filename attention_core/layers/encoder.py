@@ -226,8 +226,9 @@ class Encoder(nn.Module):
             )
         extra = as_mask(mask)
         plans: dict[tuple[Mask | None, type, bool, tuple[int, int]], Plan] = {}
+        blocks = list(self.blocks)
         for layer, index in enumerate(self._block_of_layer):
-            block = self.blocks[index]
+            block = blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
             if needed is not None:
                 x, spaces = needed.enter(x, layer), needed.spaces(layer)

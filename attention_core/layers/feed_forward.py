@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from attention_core.annotated import checked
 from attention_core.checks import check_chance, check_number, check_tokens, check_whole
-from attention_core.layers.residual import Norm, make_norm
+from attention_core.layers.residual import Norm, dropped, make_norm
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "relu", "swiglu", "geglu", "geglu-tanh"]
 
@@ -94,7 +94,8 @@ class FeedForward(nn.Module):
             x = self._function(gate) * x
         else:
             x = self._function(x)
-        return self.down(self.norm(self.dropout(x)))
+        x = dropped(x, self.dropout)
+        return self.down(x if type(self.norm) is nn.Identity else self.norm(x))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

@@ -69,11 +69,19 @@ class Residual(nn.Module):
             branch = self.norm(branch)
         if self.scale is not None:
             branch = branch * self.scale
-        branch = self.dropout(branch)
+        branch = dropped(branch, self.dropout)
         if self.training and self.drop_path:
             branch = drop_path(branch, self.drop_path, space)
         x = x[..., : branch.shape[-2], :]
         return self.norm(x + branch) if self.norm_order == "post" else x + branch
+
+
+def dropped(x: Tensor, dropout: nn.Module) -> Tensor:
+    """Return x after a dropout layer, which is not called where it does nothing."""
+    if type(dropout) is nn.Dropout and not (dropout.training and dropout.p):
+        return x
+    out: Tensor = dropout(x)
+    return out
 
 
 def drop_path(x: Tensor, rate: float, space: Space) -> Tensor:
@@ -118,6 +126,8 @@ class RMSNorm(nn.RMSNorm):
 
 def _at_least(eps: float, dtype: torch.dtype) -> float:
     """eps, or the smallest number above 0 that `dtype` has."""
+    if eps >= 1e-7:  # as every dtype has
+        return eps
     numbers = torch.finfo(dtype)
     return max(eps, numbers.smallest_normal * numbers.eps)
 

@@ -49,6 +49,11 @@ class Mask:
         a batch has other pairs in each row, `batch` tells the row of each."""
         return None
 
+    @property
+    def lists_candidates(self) -> bool:
+        """Whether `candidates` may know the pairs, or all have to be looked at to find them."""
+        return type(self).candidates is not Mask.candidates
+
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         """Return for pairs of tiles whether a pair of tokens may be allowed, and if all are."""
         found = self.candidates(tiles.spaces)
@@ -228,6 +233,10 @@ class _And(Mask):
         terms = sorted((self.first, self.second), key=lambda term: term.count_bound(spaces))
         found = (term.candidates(spaces) for term in terms)
         return next((pairs for pairs in found if pairs is not None), None)
+
+    @property
+    def lists_candidates(self) -> bool:
+        return self.first.lists_candidates or self.second.lists_candidates
 
     def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
         first, second = (term.tile_status_at(tiles, exempt) for term in (self.first, self.second))

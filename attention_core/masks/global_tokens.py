@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from attention_core.checks import check_whole
-from attention_core.masks.algebra import Mask
+from attention_core.masks.algebra import Mask, Spaces
 from attention_core.spaces import BlockKey, Graph, Pairs, Space, TilePairs, TileStatus
 
 
@@ -76,6 +78,13 @@ class GlobalTokens(Mask):
         raise ValueError(
             f"{self} names no token of {key.describe()}: places end before {tuple(ends)}"
         )
+
+    def count_bound(self, spaces: Spaces) -> float:
+        if torch.compiler.is_compiling():  # a program cannot look
+            return math.inf
+        query, key = (self._are_global(space) for space in spaces)
+        rows = query.sum(-1) * spaces[1].length + key.sum(-1) * spaces[0].length
+        return float(rows.max()) if rows.ndim else float(rows)
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         return tiles.either(self, self._are_global)

@@ -130,6 +130,15 @@ class Dilated(Mask):
         axes, steps = self._steps(space)
         return coordinates(space)[..., axes] % steps
 
+    def count_bound(self, spaces: Spaces) -> float:
+        query, key = spaces
+        size = key.size
+        if size is None or len(size) != key.axes or math.prod(size) != key.length - key.num_special:
+            return math.inf  # many tokens may sit in one place
+        axes, steps = self._steps(key)
+        seen = dict(zip(axes, steps.expand(len(axes)).tolist(), strict=True))
+        return query.length * math.prod(-(-n // seen.get(axis, 1)) for axis, n in enumerate(size))
+
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         tiles.offset  # noqa: B018  raises as `allowed` does
         if tiles.offset.low.is_floating_point():  # remainders are rounded, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -141,6 +142,13 @@ class Pairs:
         )
         pairs.whole = True
         return pairs
+
+    def in_spaces(self, spaces: tuple[Space, Space]) -> Pairs:
+        """Return these pairs in other spaces of the same structure; what was computed of them in
+        the old ones is left behind."""
+        new = copy.copy(self)
+        new.spaces, new._memory = spaces, Memory(self.known)
+        return new
 
     def take(self, name: str, side: str) -> Tensor:
         """Take the space's tensor `name`, one of its own or of `tokenwise`, at the "query" or "key"

@@ -73,8 +73,9 @@ class Tokens:
 
     def tensor(self, name: str) -> Tensor | None:
         """Return what holds one row per token under this name; None where nothing does."""
-        found: Tensor | None = getattr(self, name) if name in Tokens._tokenwise else None
-        return self.tokenwise.get(name, found)
+        if name in self.tokenwise:
+            return self.tokenwise[name]
+        return getattr(self, name) if name in Tokens._tokenwise else None
 
     def _put(self, name: str, tensor: Tensor) -> None:
         if name in Tokens._tokenwise:
@@ -124,13 +125,19 @@ class Tokens:
     @property
     def batch(self) -> int | None:
         """Batch size, or None where the space serves every sample of a batch."""
-        return next((t.shape[0] for t in self._batched()), None)
+        for _, tensor, dims in self.tensors():
+            if tensor.ndim > dims:
+                return tensor.shape[0]
+        return None
 
     @property
     def device(self) -> torch.device:
-        own = (value for value in vars(self).values() if isinstance(value, Tensor))
-        tensors = [*(tensor for _, tensor, _ in self.tensors()), *own]
-        return tensors[0].device if tensors else torch.device("cpu")
+        for _, tensor, _ in self.tensors():
+            return tensor.device
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                return value.device
+        return torch.device("cpu")
 
     def __len__(self) -> int:
         return self.length

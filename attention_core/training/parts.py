@@ -12,13 +12,13 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from attention_core.errors import UsageError
+from attention_core.memory import keep_freed_memory
 from attention_core.training.checkpoint import Checkpoint, PlainCheckpointIO
 from attention_core.training.data import DataModule
 from attention_core.training.finetune import freeze
 from attention_core.training.folder import RunFolder
 from attention_core.training.instantiate import build
 from attention_core.training.parallel import checkpoint_activations, compile_blocks
-from attention_core.training.processes import keep_freed_memory
 from attention_core.training.task import Task
 
 Config = dict[str, Any]

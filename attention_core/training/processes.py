@@ -50,19 +50,6 @@ def started_from_outside() -> str:
     return ""
 
 
-def keep_freed_memory() -> None:
-    """Let a process that trains on a CPU keep the memory that a step frees for the next step.
-
-    glibc hands it back to the system, which then has to map and clear it again: a few percent of
-    a small model's step. Elsewhere than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**25)  # the most that it takes
-
-
 def end_with_leader() -> None:
     """Let this process be killed with the one that started it by `joined_by_others`: it would wait
     for it forever. Linux alone can do this."""

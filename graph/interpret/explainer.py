@@ -16,6 +16,7 @@ from torch_geometric.explain.config import MaskType, ModelMode, ModelReturnType
 from attention_core import Graph
 from attention_core.annotated import Unchecked, checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.edge_projection import EdgeFeatures, rows as rows_of
 from attention_core.interpret.maps import check_eval
 from attention_core.layers.recorded import around
 from attention_core.spaces import Pairs
@@ -281,7 +282,7 @@ def _gated(edges: EdgeList, gate: Tensor) -> Iterator[None]:
 
 
 def _messages(
-    weights: PairWeights, along: Tensor, factor: Tensor, v: Tensor, edge_value: Tensor | None
+    weights: PairWeights, along: Tensor, factor: Tensor, v: Tensor, edge_value: EdgeFeatures | None
 ) -> Tensor:
     """(B, H, Lq, Dv): for each query the sum of its messages from the pairs `along` (A,), each
     times its factor (A,)."""
@@ -292,7 +293,7 @@ def _messages(
     )
     value = v[at, :, key]  # (A, Hkv, Dv)
     if edge_value is not None:
-        value = value + edge_value[edge]
+        value = value + rows_of(edge_value, edge)
     value = value.repeat_interleave(heads // v.shape[1], dim=1)
     message = (weights.values[along] * factor[:, None])[..., None] * value
     rows = message.new_zeros(batch * length, heads, v.shape[-1])

@@ -18,6 +18,7 @@ from attention_core.checks import (
     check_number,
     check_whole,
 )
+from attention_core.edge_projection import EdgeFeatures, as_tensor, project
 from attention_core.layers import RecordedAttention
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
@@ -271,14 +272,16 @@ class GraphAttention(RecordedAttention, SeenMessages):
         alpha: Tensor | None = None
         if weights is not None:
             alpha = weights.of_edges()[0]
+            at: Tensor | None = None
             if kept is not None:
                 index, at = in_input_order(index, kept, edges.num_edges - len(kept))
                 alpha = _rows_at(at, alpha, index.shape[1])
-                if edge_value is not None:
-                    edge_value = _rows_at(at, edge_value, index.shape[1])
             if self.watched:
                 query, value = (of_nodes[0].transpose(0, 1) for of_nodes in (q, v))
-                out = self.show(index, (sources, targets), query, value, alpha, edge_value)
+                shown = None if edge_value is None else as_tensor(edge_value)
+                if shown is not None and at is not None:
+                    shown = _rows_at(at, shown, index.shape[1])
+                out = self.show(index, (sources, targets), query, value, alpha, shown)
         out = self._with_node(out.flatten(1) if self.concat else out.mean(1), target)
         if alpha is None or not return_attention_weights:
             return out
@@ -297,11 +300,13 @@ class GraphAttention(RecordedAttention, SeenMessages):
         share = torch.sigmoid(self.gate(torch.cat([out, own, out - own], dim=-1)))
         return share * own + (1 - share) * out
 
-    def _edge_key(self, edge_attr: Tensor | None) -> Tensor | None:
+    def _edge_key(self, edge_attr: Tensor | None) -> EdgeFeatures | None:
         if self.edge is None or edge_attr is None:
             return None
         attr = edge_attr[:, None] if edge_attr.ndim == 1 else edge_attr
-        return self.edge(attr.to(self.edge.weight.dtype)).unflatten(-1, (self.kv_heads, -1))
+        if self.edge_dim == -1:
+            self.edge(attr[:0])  # which is told its size so
+        return project(self.edge, attr.to(self.edge.weight.dtype), self.kv_heads)
 
     @staticmethod
     def _heads(x: Tensor, heads: int) -> Tensor:

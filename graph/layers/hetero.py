@@ -20,6 +20,7 @@ from attention_core.checks import (
     check_kind,
     check_whole,
 )
+from attention_core.edge_projection import EdgeFeatures, joined, project
 from attention_core.layers import RecordedAttention
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
@@ -316,7 +317,7 @@ class HeteroGraphAttention(RecordedAttention):
 
     def _edge_key(
         self, given: Mapping[EdgeType, GivenEdges], edge_attr_dict: Mapping[EdgeType, Tensor]
-    ) -> Tensor | None:
+    ) -> EdgeFeatures | None:
         """(E, H, D) of all edges, zeros where a type has no features."""
         if not self.edge_dims and not edge_attr_dict:
             return None
@@ -326,11 +327,11 @@ class HeteroGraphAttention(RecordedAttention):
                     f"edge_attr_dict has features of {edge!r}, but edge_dim names "
                     f"{list(self.edge_dims)}"
                 )
-        parts = []
+        parts: list[EdgeFeatures | int] = []
         for edge, (index, own, _) in given.items():
             count = index.shape[1]
             if edge not in self.edge_dims:
-                parts.append(self.key_relation.new_zeros(count, self.heads, self.head_dim))
+                parts.append(count)
                 continue
             linear = self.edge[_name(*edge)]
             assert isinstance(linear, nn.Linear)
@@ -354,8 +355,10 @@ class HeteroGraphAttention(RecordedAttention):
                     f"{tuple(attr.shape)}"
                 )
             check_finite(attr, name)
-            parts.append(linear(attr).unflatten(-1, (self.heads, -1)))
-        return torch.cat(parts)
+            if size == -1:
+                linear(attr[:0])  # which is told its size so
+            parts.append(project(linear, attr.to(linear.weight.dtype), self.heads))
+        return joined(parts, self.key_relation.new_zeros(0, self.heads, self.head_dim))
 
     def _with_node(self, t: str, attention: Tensor, x: Tensor) -> Tensor:
         out: Tensor = self.out[_name(t)](F.gelu(attention))

@@ -23,7 +23,11 @@ from attention_core import (
     attend,
     plan,
 )
-from attention_core.backends.edges import operator as edges_operator, pairs as edges_pairs
+from attention_core.backends.edges import (
+    operator as edges_operator,
+    pair_scores as edges_pair_scores,
+    pairs as edges_pairs,
+)
 from attention_core.spaces import edge_list
 from tests.allocated import Allocated
 
@@ -51,7 +55,7 @@ def test_no_features_of_pairs_are_made_or_kept(
     Given features of edges are kept as they are, and nothing is larger than their gradient. The
     operators look inside themselves under this mode only where it is entered there too.
     """
-    for module in (edges_pairs, edges_operator):
+    for module in (edges_pairs, edges_pair_scores):
         monkeypatch.setattr(module, "_CHUNK", 1 << 16)
     kept: dict[int, int] = {}
 
@@ -175,14 +179,15 @@ for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         (2, {"allowed": torch.zeros(H, E, dtype=torch.bool), "sink": normal(H)}),
     ):
         empty = dict.fromkeys(Inputs._fields) | {"score": "dot", "heads": H, "scale": 0.4}
+        empty |= {"edge_sums": False, "edge_attr_grad": False}
         v = normal(M, kv_heads, DV).transpose(0, 1)  # strided, as projections leave it
         tensors = {"q": normal(H, N, D), "k": normal(kv_heads, M, D), "v": v}
         x = Inputs(**empty | {"slope": 0.0, "grow": 1.0} | tensors | options)
         found, expected = kernels.forward(x, pairs), plain.forward(x, pairs)
         of_out, of_lse = torch.randn_like(expected[0]), torch.randn_like(expected[1])
-        rest = of_out, of_lse, x.bias is not None
-        found += kernels.backward(x, pairs, *found, *rest)
-        expected += plain.backward(x, pairs, *expected, *rest)
+        rest = of_out, of_lse, None, x.bias is not None
+        found += kernels.backward(x, pairs, found, *rest)
+        expected += plain.backward(x, pairs, expected, *rest)
         for got, wanted in zip(found, expected, strict=True):
             if wanted is not None:
                 torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)

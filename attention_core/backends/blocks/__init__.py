@@ -19,12 +19,15 @@ for each head of each block: 15,360 pairs where `dense` has 65,536.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 from attention_core.backends import dense, edges, reference
+from attention_core.backends.blocks import fast
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.blocks.groups import (
     Group,
@@ -41,7 +44,7 @@ from attention_core.backends.blocks.search import reached
 from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.backends.derivatives import refuse_transforms, untouched
-from attention_core.biases import Bias
+from attention_core.biases import Bias, Lookup
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import Memory, lasting
 from attention_core.score_mods import split
@@ -104,7 +107,16 @@ class Prepared:
             for group in self.groups
         ]
         self._patterns: dict[tuple[int, bool, bool], Patterns] = {}
+        #: Of each group and key of a lookup, the rows of its table and queries without keys.
+        self._rows_of_tables: dict[tuple[int, Hashable], tuple[Tensor, Tensor | None]] = {}
         self._memory = Memory()
+
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job, new._memory = job, Memory()
+        new._patterns = {key: found.in_spaces(job.spaces) for key, found in self._patterns.items()}
+        return new
 
     @property
     def differ(self) -> bool:
@@ -129,6 +141,59 @@ class Prepared:
         query, key = self.job.spaces
         own = block_key_of(query, self.job.mask, bias)
         return [own, own if key is query else block_key_of(key, self.job.mask, bias)]
+
+    def inputs(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
+        """Return `blocks`, or blocks whose bias is looked up in a table by the kernels."""
+        terms, added = split(bias)
+        lookup = None if added is None or terms else self._lookup(added, dtype)
+        if added is None or lookup is None:
+            return self.blocks(bias, kv_heads, dtype)
+        table = lookup.table.to(dtype)
+        numbers = range(len(self.groups))
+        return [self._looked_up(n, added, lookup, table, kv_heads) for n in numbers]
+
+    def _lookup(self, bias: Bias, dtype: torch.dtype) -> Lookup | None:
+        """The table of a bias, where blocks are so different that scores would be too many."""
+        found = [self.patterns(n, bias) for n in range(len(self.groups))]
+        samples = self.job.batch if self.rows == 1 else 1
+        blocks = sum(len(group.queries) for group in self.groups) * samples
+        pairs = sum(group.pairs for group in self.groups) * samples * self.job.heads
+        if 2 * sum(len(one.pairs.query) for one in found) <= blocks:
+            return None
+        if torch.compiler.is_compiling() or not fast.looks_up(self.job.device, dtype, pairs):
+            return None
+        with torch.autocast(self.job.device.type, enabled=False):
+            lookup = bias.lookup()
+        if lookup is None or not bool(lookup.table.isfinite().all()):
+            return None
+        bias.check_heads(found[0].pairs)
+        refuse_transforms("blocks", (lookup.table,))
+        return lookup
+
+    def _looked_up(
+        self, number: int, bias: Bias, lookup: Lookup, table: Tensor, kv_heads: int
+    ) -> Blocks:
+        key = (number, lookup.key)
+        found = self._rows_of_tables.get(key)
+        if found is None:
+            found = self._rows_of(self.patterns(number, bias), lookup)
+            if lookup.key is not None:
+                self._rows_of_tables[key] = found
+        index, empty_rows = found
+        return self._block(number, kv_heads, bias, table, empty_rows, index)
+
+    @staticmethod
+    @lasting
+    def _rows_of(found: Patterns, lookup: Lookup) -> tuple[Tensor, Tensor | None]:
+        """The rows of a table for the pairs of a group, and its queries without keys."""
+        query, key = found.pairs.query, found.pairs.key
+        rows = lookup.rows(found.pairs).to(torch.int32)
+        rows = rows.expand(len(query), 1, query.shape[2], key.shape[-1])[:, 0]
+        allowed = found.allowed
+        if allowed is None:
+            return rows.contiguous(), None
+        rows, empty = rows.masked_fill(~allowed[:, 0], -1), ~allowed.any(-1)
+        return rows, empty if bool(empty.any()) else None
 
     def blocks(self, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
         """Return the kernel's input for each group, differentiable in the parameters of `bias`.
@@ -155,16 +220,23 @@ class Prepared:
             # A compiled program cannot look, so it takes it that there may be some
             if torch.compiler.is_compiling() or bool(empty.any()):
                 added, empty_rows = added.masked_fill(empty[..., None], 0), empty
-        (queries, query_run), (keys, key_run) = self.runs[number]
+        return self._block(number, kv_heads, bias, added, empty_rows)
+
+    def _block(
+        self, number: int, kv_heads: int, bias: Bias | None, added: Tensor | None,
+        empty_rows: Tensor | None, index: Tensor | None = None,
+    ) -> Blocks:  # fmt: skip
         query, key = self.job.spaces
+        (queries, query_run), (keys, key_run) = self.runs[number]
         return Blocks(
             self._rows(queries, query.length // query_run, self.job.heads),
             self._rows(keys, key.length // key_run, kv_heads),
             query_run,
             key_run,
-            found.of_block,
+            self.patterns(number, bias).of_block,
             added,
             empty_rows,
+            index,
         )
 
     def _rows(self, runs: Tensor, length: int, heads: int) -> Tensor:
@@ -198,7 +270,7 @@ def _in_one_block(groups: list[Group], keys: int) -> bool:
     return bool((found >= 0).all()) and len(found.unique()) == keys
 
 
-_OPTIONAL = ("added", "empty_rows", "pattern")
+_OPTIONAL = ("added", "empty_rows", "pattern", "index")
 
 
 def _given(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -311,7 +383,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
         blocks = plan.memo(
-            ("blocks", bias, kv_heads, dtype), lambda: prepared.blocks(bias, kv_heads, dtype)
+            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
         )
         q_own, k_own, v_own = (x.to(dtype) for x in (q, k, v))
         sink = None if options.sink is None else options.sink.to(dtype)

@@ -34,6 +34,8 @@ class Blocks:
         pattern: (N,) or (samples · N,) which of `added` is a block's own; None: the only one.
         added: (P, H or 1, Q, M) added to the scores, -inf on what is forbidden; None: nothing.
         empty_rows: (P, H or 1, Q) queries that may attend to nothing; None: there are none.
+        index: int32 (P, Q, M) rows of a table, which then is `added` (rows, H); -1 on what is
+            forbidden. None: nothing is looked up.
     """
 
     queries: Tensor
@@ -43,6 +45,7 @@ class Blocks:
     pattern: Tensor | None
     added: Tensor | None
     empty_rows: Tensor | None
+    index: Tensor | None = None
 
 
 @dataclass(frozen=True)

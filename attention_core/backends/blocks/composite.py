@@ -5,11 +5,21 @@ It keeps the scores of all blocks, which the operators do not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from attention_core.backends.blocks.chunks import Chunk, Work
 from attention_core.backends.blocks.mods import Mods
+
+Kept = Callable[[Work, Chunk, Tensor], Tensor]
+
+
+def drawn(seed: Tensor, like: Tensor) -> Kept:
+    """Return what `passes` multiplies weights with in dropout, chunk by chunk."""
+    generator = torch.Generator(like.device).manual_seed(int(seed))
+    return lambda work, chunk, weights: work.kept(weights, generator).clone()
 
 
 def forward(
@@ -19,7 +29,7 @@ def forward(
     v: Tensor,
     sink: Tensor | None,
     added: list[Tensor | None],
-    generator: torch.Generator,
+    kept: Kept,
     scale: float,
     spare: int,
     mods: Mods | None = None,
@@ -29,7 +39,7 @@ def forward(
     Args:
         works: what is done to each group of blocks.
         added: what is added to the scores of each group, as in `Blocks`.
-        generator: of the dropout.
+        kept: what dropout multiplies the weights (C, G·Q, M) of a chunk with, asked in turn.
         scale: factor on the scores.
         spare: rows that padding writes to.
         mods: what modifies scores before something is added to them.
@@ -39,7 +49,7 @@ def forward(
     for work, own in zip(works, added, strict=True):
         at, results, tops = [], [], []
         for chunk in work:
-            result, top = _chunk(work, chunk, q, k, v, sink, own, generator, scale, mods)
+            result, top = _chunk(work, chunk, q, k, v, sink, own, kept, scale, mods)
             at.append(chunk.written)
             results.append(result.flatten(0, 1))
             tops.append(top.flatten()[:, None])
@@ -63,7 +73,7 @@ def _chunk(
     v: Tensor,
     sink: Tensor | None,
     added: Tensor | None,
-    generator: torch.Generator,
+    kept: Kept,
     scale: float,
     mods: Mods | None,
 ) -> tuple[Tensor, Tensor]:
@@ -82,7 +92,7 @@ def _chunk(
         scores = (by_head + work.of_pattern(chunk, added)).flatten(1, 2)
     weights = torch.softmax(scores, -1)
     if settings.dropout_p:
-        weights = weights * work.kept(weights, generator).clone()
+        weights = weights * kept(work, chunk, weights)
     result, top = torch.bmm(weights, values), torch.logsumexp(scores, -1)
     if sink is not None:
         result = result * work.left_by(sink, chunk, top)[..., None]

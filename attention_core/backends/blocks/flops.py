@@ -27,7 +27,7 @@ def _backward_flops(
 
 def _pairs(q: Any, rest: Any) -> int:
     """Pairs of all heads in all blocks, from the shapes of an operator's arguments after v."""
-    _, _, _, _, queries, keys, runs, _, samples, *_ = rest
+    _, _, _, _, _, queries, keys, runs, _, samples, *_ = rest
     shapes = zip(queries, keys, runs[::2], runs[1::2], strict=True)
     pairs = sum(n * size * run * m * reach for (n, size), (_, m), run, reach in shapes)
     return int(pairs * samples * q[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,10 @@ class Patterns:
     of_block: Tensor | None
     pairs: Pairs
     allowed: Tensor | None
+
+    def in_spaces(self, spaces: tuple[Space, Space]) -> Patterns:
+        """Return the same in other spaces of the same structure."""
+        return replace(self, pairs=self.pairs.in_spaces(spaces))
 
 
 def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None]) -> Patterns:

@@ -114,10 +114,8 @@ def _again(
     q, k, v, sink, *added = views
     inputs = [*views, *call.mods.learned]
     works, _, spare = call.prepare(q, k, added)
-    generator = torch.Generator(q.device).manual_seed(int(call.seed))
-    outputs = composite.forward(
-        works, q, k, v, sink, added, generator, call.scale, spare, call.mods
-    )
+    kept = composite.drawn(call.seed, q)
+    outputs = composite.forward(works, q, k, v, sink, added, kept, call.scale, spare, call.mods)
     pairs = zip(outputs, (grad_out, grad_lse), strict=True)
     chosen = [(y, of) for y, of in pairs if of is not None and y.requires_grad]
     wanted = [n for n, needed in enumerate(ctx.needs_input_grad[1:]) if needed]

@@ -8,12 +8,15 @@ them: a tensor without elements stands for it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
-from attention_core.backends.blocks import composite, passes
+from attention_core.backends.blocks import composite, fast, passes
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.derivatives import of_backward, refuse_batched
 
@@ -27,6 +30,7 @@ def block_attention(
     added: list[Tensor],
     empty_rows: list[Tensor],
     patterns: list[Tensor],
+    index: list[Tensor],
     queries: list[Tensor],
     keys: list[Tensor],
     runs: list[int],
@@ -55,7 +59,11 @@ def block_attention(
 
     Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
     """
-    groups = _groups(queries, keys, runs, patterns, added, empty_rows)
+    groups = _groups(queries, keys, runs, patterns, added, empty_rows, index)
+    if fast.serves(q, k, v, groups, samples):
+        call = fast.Call(q, k, v, sink, groups, seed, samples, scale, softcap, dropout_p)
+        return fast.forward(call, q, v, covers_all_queries)
+    groups = [_expanded(one) for one in groups]
     works, memory, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
     return passes.forward(
         works, memory, spare, q, k, v, sink, seed, scale, dropout_p, lse, covers_all_queries
@@ -79,6 +87,7 @@ def block_attention_backward(
     added: list[Tensor],
     empty_rows: list[Tensor],
     patterns: list[Tensor],
+    index: list[Tensor],
     queries: list[Tensor],
     keys: list[Tensor],
     runs: list[int],
@@ -92,12 +101,22 @@ def block_attention_backward(
     learned: list[bool],
 ) -> list[Tensor]:
     """Compute the gradients of q, k, v, the sink and each of `added`; empty where there is none."""
-    groups = _groups(queries, keys, runs, patterns, added, empty_rows)
-    works, memory, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
-    return passes.backward(
-        works, memory, spare, grad_out, grad_lse, all_lse, q, k, v, sink, added, learned, seed,
-        scale, dropout_p, covers_all_queries, keys_disjoint,
+    groups = _groups(queries, keys, runs, patterns, added, empty_rows, index)
+    if fast.serves(q, k, v, groups, samples):
+        call = fast.Call(q, k, v, sink, groups, seed, samples, scale, softcap, dropout_p)
+        return fast.backward(
+            call, grad_out, grad_lse, all_lse, q, k, v, sink, groups, learned, covers_all_queries
+        )
+    expanded = [_expanded(one) for one in groups]
+    works, memory, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p)
+    grad_q, grad_k, grad_v, grad_sink, *grads = passes.backward(
+        works, memory, spare, grad_out, grad_lse, all_lse, q, k, v, sink,
+        [own if one.added is None else one.added for one, own in zip(expanded, added, strict=True)],
+        learned, seed, scale, dropout_p, covers_all_queries, keys_disjoint,
     )  # fmt: skip
+    pairs = zip(groups, grads, learned, strict=True)
+    grads = [_of_table(one, grad) if learns else grad for one, grad, learns in pairs]
+    return [grad_q, grad_k, grad_v, grad_sink, *grads]
 
 
 @block_attention_backward.register_fake
@@ -114,8 +133,8 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, sink, added, empty_rows, patterns, queries, keys, runs, seed, *numbers = inputs
-    lists = (added, empty_rows, patterns, queries, keys)
+    q, k, v, sink, *lists, runs, seed = inputs[:12]
+    numbers, queries = inputs[12:], lists[-2]
     ctx.save_for_backward(q, k, v, sink, seed, output[1], *(x for own in lists for x in own))
     ctx.counts, ctx.runs, ctx.numbers = len(queries), runs, numbers
     ctx.set_materialize_grads(False)
@@ -124,8 +143,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, sink, seed, lse, *rest = ctx.saved_tensors
     count = ctx.counts
-    added, empty_rows, patterns, queries, keys = (
-        rest[n * count : (n + 1) * count] for n in range(5)
+    added, empty_rows, patterns, index, queries, keys = (
+        rest[n * count : (n + 1) * count] for n in range(6)
     )
     samples, scale, softcap, dropout_p, _, covers_all_queries, keys_disjoint = ctx.numbers
     refuse_batched("blocks", grad_out, grad_lse)
@@ -133,15 +152,15 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
         grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
     learned = [one.requires_grad for one in added]
     grad_q, grad_k, grad_v, grad_sink, *grads_added = block_attention_backward(
-        grad_out, grad_lse, lse, q, k, v, sink, added, empty_rows, patterns, queries, keys,
-        ctx.runs, seed, samples, scale, softcap, dropout_p, covers_all_queries, keys_disjoint,
-        learned,
+        grad_out, grad_lse, lse, q, k, v, sink, added, empty_rows, patterns, index,
+        queries, keys, ctx.runs, seed, samples, scale, softcap, dropout_p, covers_all_queries,
+        keys_disjoint, learned,
     )  # fmt: skip
     nothing = [None] * count
     return (
         grad_q, grad_k, grad_v, None if sink is None else grad_sink,
         [grad if learns else None for grad, learns in zip(grads_added, learned, strict=True)],
-        *[nothing] * 4, None if count else [], *[None] * 8,
+        *[nothing] * 5, None if count else [], *[None] * 8,
     )  # fmt: skip
 
 
@@ -149,23 +168,25 @@ block_attention.register_autograd(_differentiate, setup_context=_remember)
 
 
 def _remember_all(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    grad_out, grad_lse, _, q, k, v, sink, *lists, ctx.runs, seed = inputs[:14]
+    grad_out, grad_lse, _, q, k, v, sink, *lists, ctx.runs, seed = inputs[:15]
     ctx.save_for_backward(
         grad_out, grad_lse, q, k, v, sink, seed, *(x for own in lists for x in own)
     )
-    ctx.numbers, ctx.learned, ctx.count = inputs[14:-1], inputs[-1], len(lists[0])
+    ctx.numbers, ctx.learned, ctx.count = inputs[15:-1], inputs[-1], len(lists[0])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[Any, ...]:
     grad_out, grad_lse, q, k, v, sink, seed, *rest = ctx.saved_tensors
     count, learned = ctx.count, ctx.learned
-    added, empty_rows, patterns, queries, keys = (
-        rest[n * count : (n + 1) * count] for n in range(5)
+    added, empty_rows, patterns, index, queries, keys = (
+        rest[n * count : (n + 1) * count] for n in range(6)
     )
     samples, scale, softcap, dropout_p, *_ = ctx.numbers
-    groups = _groups(queries, keys, ctx.runs, patterns, added, empty_rows)
-    works, _, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
+    groups = _groups(queries, keys, ctx.runs, patterns, added, empty_rows, index)
+    expanded = [_expanded(one) for one in groups]
+    works, _, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p)
+    hashed = fast.serves(q, k, v, groups, samples)
     of_outputs = [grad_out] if grad_lse is None else [grad_out, grad_lse]
     of_q, of_k, of_v, of_sink, *of_added = of_gradients
 
@@ -173,11 +194,11 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[A
         given = iter(others)
         own_sink = None if sink is None else next(given)
         own = [
-            next(given) if learns else blocks.added
-            for blocks, learns in zip(groups, learned, strict=True)
+            _expanded(replace(one, added=next(given)) if learns else one).added
+            for one, learns in zip(groups, learned, strict=True)
         ]
-        generator = torch.Generator(q.device).manual_seed(int(seed))
-        return composite.forward(works, q, k, v, own_sink, own, generator, scale, spare)[
+        kept = partial(fast.kept, seed=seed) if hashed else composite.drawn(seed, q)
+        return composite.forward(works, q, k, v, own_sink, own, kept, scale, spare)[
             : len(of_outputs)
         ]
 
@@ -194,11 +215,32 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[A
     numbers: list[Any] | None = None if count else []
     return (
         of_given[0], None if grad_lse is None else of_given[1], None, grad_q, grad_k, grad_v,
-        grad_sink, grads_added, *[nothing] * 4, numbers, *[None] * 7, numbers,
+        grad_sink, grads_added, *[nothing] * 5, numbers, *[None] * 7, numbers,
     )  # fmt: skip
 
 
 block_attention_backward.register_autograd(_differentiate_twice, setup_context=_remember_all)
+
+
+def _expanded(blocks: Blocks) -> Blocks:
+    """The blocks with what is added for each pair, where it is looked up in a table."""
+    table, index, empty = blocks.added, blocks.index, blocks.empty_rows
+    if table is None or index is None:
+        return blocks
+    added = embedding(index.clamp(min=0), table).movedim(-1, 1)
+    added = added.masked_fill((index < 0)[:, None], -torch.inf)
+    if empty is not None:
+        added = added.masked_fill(empty[..., None], 0)
+    return replace(blocks, added=added.contiguous(), index=None)
+
+
+def _of_table(blocks: Blocks, grad: Tensor) -> Tensor:
+    """The gradient of what is added, or of the table (rows, H) that it is looked up in."""
+    table, index = blocks.added, blocks.index
+    if table is None or index is None:
+        return grad
+    rows = index.clamp(min=0).flatten()  # there is no gradient of what is forbidden
+    return torch.zeros_like(table).index_add(0, rows, grad.movedim(1, -1).flatten(0, 2))
 
 
 def _groups(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property, partial
 
 import torch
@@ -11,6 +12,7 @@ from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.edge_projection import EdgeFeatures, changed
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.masks import Edges
@@ -96,18 +98,29 @@ class Prepared:
         along = space.distance_along(edge)
         return _pairs(self.job, **known, **({} if along is None else {"distance": along}))
 
+    def for_job(self, job: Job) -> Prepared:
+        """Return what was prepared for another job of the same structure."""
+        new = copy.copy(self)
+        new.job = job
+        if "pairs" in vars(self):
+            new.pairs = self.pairs.in_spaces(job.spaces)
+        return new
+
     @property
     def row(self) -> Tensor:
         """(E,) the query of each pair."""
         return self.csr.row
 
-    def features(self, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Return features (E, Hkv, D) of all edges, with zeros behind them if `edge` asks for
-        it."""
-        if x is None:
-            return None
-        x = x.to(dtype)
-        return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) if self.unlinked else x
+    def features(
+        self, key: EdgeFeatures | None, value: EdgeFeatures | None, dtype: torch.dtype
+    ) -> tuple[EdgeFeatures | None, EdgeFeatures | None]:
+        """Return keys and values of all edges, with zeros behind them if `edge` asks for it."""
+
+        def of_edges(x: Tensor) -> Tensor:
+            last = (0, 0) * (x.ndim - 1) + (0, 1)
+            return torch.nn.functional.pad(x.to(dtype), last) if self.unlinked else x.to(dtype)
+
+        return changed(key, value, of_edges, lambda weight: weight.to(dtype))
 
 
 def _whole_graph(job: Job) -> EdgeList | None:
@@ -246,8 +259,11 @@ def cost(job: Job) -> float:
     if job.edge_features:  # no two pairs share them, so no cache holds them
         per_pair += _FEATURES.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    structured = job.mask is not None and job.mask.count_bound(job.spaces) < job.all_pairs
-    looking = 0.0 if structured else _LOOK * job.all_pairs
+    mask = job.mask
+    listed = (
+        mask is not None and mask.lists_candidates and mask.count_bound(job.spaces) < job.all_pairs
+    )
+    looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
@@ -269,9 +285,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         exact = torch.promote_types(dtype, torch.float32)
         given = q, k
         q, k, v = (end_to_end(x, exact) for x in (q, k, v))
-        edge_key, edge_value = (
-            prepared.features(x, exact) for x in (options.edge_key, options.edge_value)
-        )
+        edge_key, edge_value = prepared.features(options.edge_key, options.edge_value, exact)
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
         mods, modify = split(options.bias)[0], None
         if mods:

@@ -13,8 +13,8 @@ from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Inputs
 
 
-def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Return the output (Lq, H, Dv) and log-sum-exp (H, Lq), as `plain.forward` does."""
+def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return output, log-sum-exp and sums of features, as `plain.forward` does."""
     row = pairs.row.long()
     s = scores_of(x, pairs) * x.scale
     if x.softcap is not None:
@@ -38,8 +38,17 @@ def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor]:
     if x.keep is not None:
         weights = weights * x.keep * x.grow
     values = _keys(x.v, x.edge_value, pairs, x.heads)
-    out = values.new_zeros(x.heads, pairs.rows, values.shape[-1])
-    return out.index_add(1, row, weights[..., None] * values).transpose(0, 1), lse
+    edge_sum = None
+    if x.edge_sums and x.edge_attr is not None:
+        attr = x.edge_attr.index_select(0, pairs.item.long()).expand(x.heads, -1, -1)
+        edge_sum = _sums(weights, attr, row, pairs.rows)
+    return _sums(weights, values, row, pairs.rows), lse, edge_sum
+
+
+def _sums(weights: Tensor, x: Tensor, row: Tensor, rows: int) -> Tensor:
+    """(rows, H, D) sums of x (H, E, D), weighted."""
+    sums = x.new_zeros(len(x), rows, x.shape[-1])
+    return sums.index_add(1, row, weights[..., None] * x).transpose(0, 1)
 
 
 def _keys(tokens: Tensor, edge: Tensor | None, pairs: Pairs, heads: int) -> Tensor:
@@ -54,9 +63,18 @@ def scores_of(x: Inputs, pairs: Pairs) -> Tensor:
     if x.q is None or x.k is None:
         return x.v.new_zeros(x.heads, len(pairs.row))
     queries = x.q.index_select(1, pairs.row.long())
-    keys = _keys(x.k, x.edge_key, pairs, x.heads)
+    edge = x.edge_key
+    if x.edge_weight is not None:
+        assert x.edge_attr is not None
+        edge = torch.einsum("mf,gdf->mgd", x.edge_attr, x.edge_weight)
+    keys = _keys(x.k, edge, pairs, x.heads)
     if x.score == "dot":
-        return (queries * keys).sum(-1)
+        s = (queries * keys).sum(-1)
+        if x.edge_query is None:
+            return s
+        assert x.edge_attr is not None
+        attr = x.edge_attr.index_select(0, pairs.item.long())
+        return s + (x.edge_query.index_select(1, pairs.row.long()) * attr).sum(-1)
     hidden = leaky_relu(queries + keys, x.slope)
     if x.score == "additive":
         return hidden.squeeze(-1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from triton import language as tl
 
 from attention_core.backends.edges.pairs import Pairs, by_token
-from attention_core.backends.edges.plain import Gradients, Inputs, per_query
+from attention_core.backends.edges.plain import Gradients, Inputs, Outputs, per_query
 
 #: Pairs that a program takes at once.
 _BLOCK = 32
@@ -204,7 +204,7 @@ def _per_pair(x: Inputs) -> list[Tensor]:
     return [x.v if t is None else t.contiguous() for t in (x.bias, x.allowed, x.keep)]
 
 
-def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Inputs, pairs: Pairs) -> Outputs:
     """Compute what `plain.forward` does, in Triton."""
     out = x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1])
     lse = x.v.new_empty(x.heads, pairs.rows)
@@ -216,29 +216,28 @@ def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
             x.q, x.k, x.v, *_per_pair(x), sink, pairs.start, pairs.column, out, lse, norm,
             *numbers, SINK=x.sink is not None, **flags,
         )  # fmt: skip
-    return out, lse, norm
+    return Outputs(out, lse, norm, None)
 
 
 def backward(
     x: Inputs,
     pairs: Pairs,
-    out: Tensor,
-    lse: Tensor,
-    norm: Tensor,
+    found: Outputs,
     of_out: Tensor,
     of_lse: Tensor | None,
+    of_edge_sum: Tensor | None,
     of_bias: bool,
 ) -> Gradients:
     """Compute what `plain.backward` does, in Triton."""
     assert x.q is not None and x.k is not None and pairs.key_start is not None
     of_out = of_out.contiguous()
-    mean, sink = per_query(x, out, lse, norm, of_out, of_lse)
+    mean, sink = per_query(x, found, of_out, of_lse, of_edge_sum)
     of_q, of_k, of_v = by_token(x.q), by_token(x.k), by_token(x.v)
     of_score, of_raw, weights = x.v.new_empty(3, x.heads, len(pairs.row)).unbind()
     numbers, flags = _arguments(x, pairs)
     _query_kernel[pairs.rows, x.heads](
-        x.q, x.k, x.v, *_per_pair(x), pairs.start, pairs.column, of_out, norm, mean, of_q,
-        of_score, of_raw, weights, *numbers, **flags,
+        x.q, x.k, x.v, *_per_pair(x), pairs.start, pairs.column, of_out, found.norm, mean,
+        of_q, of_score, of_raw, weights, *numbers, **flags,
     )  # fmt: skip
     groups = len(x.v)
     _key_kernel[pairs.columns, groups](
@@ -248,4 +247,4 @@ def backward(
     )  # fmt: skip
     bias = of_score if of_bias else None
     q, k, v = (t.transpose(0, 1) for t in (of_q, of_k, of_v))
-    return Gradients(q, k, v, None, bias, sink, None, None)
+    return Gradients(q, k, v, bias=bias, sink=sink)

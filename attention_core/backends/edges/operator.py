@@ -11,29 +11,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from attention_core.backends.derivatives import of_backward, refuse_batched, refuse_transforms
-from attention_core.backends.edges import composite, plain
+from attention_core.backends.edges import composite, fast, plain
+from attention_core.backends.edges.pair_scores import pair_scores
 from attention_core.backends.edges.pairs import Pairs
-from attention_core.backends.edges.plain import Gradients, Inputs
+from attention_core.backends.edges.plain import Gradients, Inputs, Outputs
 from attention_core.backends.edges.products import edge_scores
+from attention_core.edge_projection import Apart, EdgeFeatures, apart
 from attention_core.scores import Additive, AdditiveV2, Score
 from attention_core.spaces.csr import CSR
-
-#: Numbers in the features of the pairs of a chunk, for scores of the user's own.
-_CHUNK = 1 << 22
 
 _INPUTS = (
     "Tensor[] pairs, Tensor[] by_key, int columns, str score, Tensor? q, Tensor? k, Tensor v, "
     "Tensor? weight, Tensor? bias, Tensor? allowed, Tensor? keep, Tensor? sink, "
-    "Tensor? edge_key, Tensor? edge_value, int heads, float scale, float? softcap, float slope, "
-    "float grow"
+    "Tensor? edge_key, Tensor? edge_value, Tensor? edge_attr, Tensor? edge_query, "
+    "Tensor? edge_weight, bool edge_sums, bool edge_attr_grad, int heads, float scale, "
+    "float? softcap, float slope, float grow"
 )
 
 
@@ -46,8 +45,8 @@ def edge_attention(
     score: Score | None = None,
     modify: Callable[[Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
-    edge_key: Tensor | None = None,
-    edge_value: Tensor | None = None,
+    edge_key: EdgeFeatures | None = None,
+    edge_value: EdgeFeatures | None = None,
     edge: Tensor | None = None,
     allowed: Tensor | None = None,
     keep: Tensor | None = None,
@@ -66,8 +65,9 @@ def edge_attention(
         score: another score than the dot product.
         modify: what score mods make of scores (H, E), scaled and capped, before the bias.
         bias: (H, E) or broadcastable to it, in the order of the sorted pairs.
-        edge_key: (M, Hkv, D), of which one row is added to the key of each pair.
-        edge_value: (M, Hkv, Dv), of which one row is added to the value of each pair.
+        edge_key: (M, Hkv, D), of which one row is added to the key of each pair; a projection of
+            features (M, F) is never computed for all of them.
+        edge_value: (M, Hkv, Dv), of which one row is added to the value of each pair, likewise.
         edge: (E,) the row in them of each sorted pair; `csr.item` by default.
         allowed: (H, E) bool where heads allow different pairs, in the order of the sorted pairs.
         keep: (H, E) bool, the weights that dropout keeps.
@@ -77,29 +77,18 @@ def edge_attention(
 
     Returns: the output (H, Lq, Dv) and the log-sum-exp (H, Lq), sink aside.
     """
-    heads, weight, slope, name = len(q), None, 0.0, "dot"
-    left: Tensor | None = q
-    right: Tensor | None = k
-    scores: Tensor | None = None
-    lists = [*csr.tensors, csr.item if edge is None else edge]
-    if isinstance(score, Additive):
-        # The score is a sum, so each token, and each edge, has one number per head in it
-        name, slope = "additive", score.negative_slope
-        by_group = score.key.to(k.dtype).unflatten(0, (len(k), -1))
-        left = (q * score.query[:, None].to(q.dtype)).sum(-1, keepdim=True)
-        right = (k @ by_group.mT).mT.flatten(0, 1)[..., None]
-        if edge_key is not None:
-            by_group = score.edge_weight.to(k.dtype).unflatten(0, (len(k), -1))
-            # One product for all heads makes no copy of the features, nor of their gradient
-            edge_key = linear(edge_key.flatten(1), torch.block_diag(*by_group))[..., None]
-    elif isinstance(score, AdditiveV2):
-        name, slope, weight = "additive_v2", score.negative_slope, score.weight.to(q.dtype)
-    elif score is not None:
+    heads, lists = len(q), [*csr.tensors, csr.item if edge is None else edge]
+    parts = apart(edge_key, edge_value)
+    of_attr = parts.attr is not None and parts.attr.requires_grad and torch.is_grad_enabled()
+    terms, scores = _terms(q, k, score, parts), None
+    if terms is None:
         scores = pair_scores(q, k, csr, score, edge_key, edge)
-    if modify is not None and scores is None:
-        refuse_transforms("edges", (x for x in (left, right, weight, edge_key) if x is not None))
+    elif modify is not None:
+        refuse_transforms("edges", (x for x in terms.tensors if x is not None))
         by_key = list(csr.transpose) if torch.is_grad_enabled() else []
-        scores = edge_scores(lists, by_key, csr.columns, name, slope, left, right, weight, edge_key)
+        scores = edge_scores(
+            lists, by_key, csr.columns, terms.name, terms.slope, of_attr, *terms.tensors
+        )
     if scores is not None:  # as a bias of pairs that score 0
         scores = scale * scores
         if softcap is not None:
@@ -107,14 +96,17 @@ def edge_attention(
         if modify is not None:
             scores = modify(scores)
         bias = scores if bias is None else scores + bias
-        name, left, right, edge_key, scale, softcap = "none", None, None, None, 1.0, None
-        weight = None
+        terms, scale, softcap = None, 1.0, None  # and their score is 0
     if bias is not None:
         bias = bias.to(v.dtype).expand(heads, len(csr))
-    learned = (left, right, v, weight, bias, sink, edge_key, edge_value)
+    name, slope, tensors = _NOTHING if terms is None else terms
+    left, right, weight, of_edges, attr, edge_query, edge_weight = tensors
+    if parts.of_values is not None:
+        attr = parts.attr
+    learned = (v, bias, sink, parts.edge_value, parts.attr, *tensors)
     refuse_transforms("edges", (x for x in learned if x is not None))
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
-    out, lse, _ = _forward(
+    out, lse, _, edge_sum = _forward(
         lists,
         list(csr.transpose) if grad else [],
         csr.columns,
@@ -127,47 +119,71 @@ def edge_attention(
         allowed,
         keep,
         None if sink is None else sink.to(v.dtype),
-        edge_key,
-        edge_value,
+        of_edges,
+        parts.edge_value,
+        attr,
+        edge_query,
+        edge_weight,
+        parts.of_values is not None,
+        of_attr and attr is not None,
         heads,
         scale,
         softcap,
         slope,
         1 / (1 - dropout_p),
     )
-    return out.transpose(0, 1), lse
+    out = out.transpose(0, 1)
+    if parts.of_values is not None:
+        # The sum of p · (W e) is W times the sum of p · e
+        sums = edge_sum.transpose(0, 1).unflatten(0, (len(v), -1))
+        out = out + (sums @ parts.of_values[:, None].mT).flatten(0, 1)
+    return out, lse
 
 
-def pair_scores(
-    q: Tensor,
-    k: Tensor,
-    csr: CSR,
-    score: Score | None,
-    edge_key: Tensor | None,
-    edge: Tensor | None,
-) -> Tensor:
-    """Compute scores (H, E) of any kind, the dot product for None, with a gradient by autograd.
+class _Terms(NamedTuple):
+    """What a score that operators know is made of; by the names of `Inputs`.
 
-    Features of pairs are made a chunk at a time, and again in backward, so none are kept.
-    Arguments are those of `edge_attention`.
+    Attributes:
+        tensors: q, k, weight, edge_key, edge_attr, edge_query and edge_weight.
     """
-    share = len(q) // len(k)
-    head = torch.arange(len(q), device=q.device)[:, None]
 
-    def some(row: Tensor, column: Tensor, edge: Tensor) -> Tensor:
-        queries = q.index_select(1, row)
-        keys = k.index_select(1, column).repeat_interleave(share, dim=0)
-        if edge_key is None:
-            return (queries * keys).sum(-1) if score is None else score(queries, keys, head)
-        features = edge_key.index_select(0, edge).transpose(0, 1).repeat_interleave(share, dim=0)
-        if score is None:
-            return (queries * (keys + features)).sum(-1)
-        return score.with_edge(queries, keys, features, head)
+    name: str
+    slope: float
+    tensors: tuple[Tensor | None, ...]
 
-    rows = max(_CHUNK // max(len(q) * q.shape[-1], 1), 1)
-    edge = csr.item if edge is None else edge
-    chunks = zip(*(x.split(rows) for x in (csr.row, csr.column, edge)), strict=True)
-    return torch.cat([checkpoint(some, *chunk, use_reentrant=False) for chunk in chunks], dim=-1)
+
+_NOTHING = _Terms("none", 0.0, (None,) * 7)
+
+
+def _terms(q: Tensor, k: Tensor, score: Score | None, edges: Apart) -> _Terms | None:
+    """The terms of the score of queries, keys and edges; None of a score of the user's own."""
+    edge_key, attr, of_keys = edges.edge_key, edges.attr, edges.of_keys
+    if attr is None or of_keys is None:
+        attr = of_keys = None
+    groups = len(k)
+    if score is None:
+        edge_query = None
+        if of_keys is not None:  # q · (W e) = (Wᵀ q) · e
+            edge_query = (q.unflatten(0, (groups, -1)) @ of_keys[:, None]).flatten(0, 1)
+        return _Terms("dot", 0.0, (q, k, None, edge_key, attr, edge_query, None))
+    if isinstance(score, AdditiveV2):
+        weight = score.weight.to(q.dtype)
+        tensors = (q, k, weight, edge_key, attr, None, of_keys)
+        return _Terms("additive_v2", score.negative_slope, tensors)
+    if not isinstance(score, Additive):
+        return None
+    # The score is a sum, so each token, and each edge, has one number per head in it
+    by_group = score.key.to(k.dtype).unflatten(0, (groups, -1))
+    left = (q * score.query[:, None].to(q.dtype)).sum(-1, keepdim=True)
+    right = (k @ by_group.mT).mT.flatten(0, 1)[..., None]
+    if edge_key is not None or attr is not None:
+        by_group = score.edge_weight.to(k.dtype).unflatten(0, (groups, -1))
+    if attr is not None and of_keys is not None:
+        edge_key = linear(attr, (by_group @ of_keys).flatten(0, 1))[..., None]
+    elif edge_key is not None:
+        # One product for all heads makes no copy of the features, nor of their gradient
+        edge_key = linear(edge_key.flatten(1), torch.block_diag(*by_group))[..., None]
+    return _Terms("additive", score.negative_slope, (left, right, None, edge_key, *[None] * 3))
 
 
 def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
@@ -176,9 +192,12 @@ def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
     return Pairs(start, row, column, item, columns, key_start, key_row, pair), Inputs(*inputs)
 
 
-def _way(x: Inputs) -> ModuleType:
-    """The module that does this: Triton kernels on a GPU where they can, else plain torch."""
-    features = x.edge_key is not None or x.edge_value is not None
+def _way(x: Inputs, pairs: Pairs) -> ModuleType:
+    """The module that does this: kernels where they can, in Triton or for a CPU; or plain torch."""
+    if fast.takes(x, pairs):
+        return fast
+    given = (x.edge_key, x.edge_value, x.edge_attr)
+    features = any(one is not None for one in given)
     if not x.v.is_cuda or x.score != "dot" or features or find_spec("triton") is None:
         return plain
     from attention_core.backends.edges import kernels
@@ -189,53 +208,73 @@ def _way(x: Inputs) -> ModuleType:
 @torch.library.custom_op(
     "attention_core::edges",
     mutates_args=(),
-    schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pairs, x = _unpack(args)
     with torch.autocast(x.v.device.type, enabled=False):
-        return _way(x).forward(x, pairs)
+        out, lse, norm, edge_sum = _way(x, pairs).forward(x, pairs)
+    return out, lse, norm, x.v.new_empty(0) if edge_sum is None else edge_sum
 
 
 @_forward.register_fake
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pairs, x = _unpack(args)
-    lse = x.v.new_empty(x.heads, pairs.rows)
-    return x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1]), lse, torch.empty_like(lse)
+    lse, edge_sum = x.v.new_empty(x.heads, pairs.rows), x.v.new_empty(0)
+    if x.edge_sums and x.edge_attr is not None:
+        edge_sum = x.v.new_empty(pairs.rows, x.heads, x.edge_attr.shape[1])
+    out = x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1])
+    return out, lse, torch.empty_like(lse), edge_sum
 
 
 @torch.library.custom_op(
     "attention_core::edges_backward",
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor out, Tensor lse, Tensor norm, Tensor of_out, Tensor? of_lse, "
-    "bool of_bias) -> Tensor[]",
+    schema=f"({_INPUTS}, Tensor out, Tensor lse, Tensor norm, Tensor edge_sum, Tensor of_out, "
+    "Tensor? of_lse, Tensor? of_edge_sum, bool of_bias) -> Tensor[]",
 )
 def _backward(*args: Any) -> list[Tensor]:
-    *inputs, out, lse, norm, of_out, of_lse, of_bias = args
+    *inputs, out, lse, norm, edge_sum, of_out, of_lse, of_edge_sum, of_bias = args
     pairs, x = _unpack(tuple(inputs))
     if not len(pairs.row):
         return [
             torch.zeros_like(tensor) for tensor in _with_gradient(x, of_bias) if tensor is not None
         ]
+    found = Outputs(out, lse, norm, edge_sum if x.edge_sums else None)
     with torch.autocast(x.v.device.type, enabled=False):
-        found = _way(x).backward(x, pairs, out, lse, norm, of_out, of_lse, of_bias)
-    return [gradient for gradient in found if gradient is not None]
+        gradients = _way(x, pairs).backward(x, pairs, found, of_out, of_lse, of_edge_sum, of_bias)
+    given = _with_gradient(x, of_bias)
+    return [
+        _laid_out(gradient, like)
+        for gradient, like in zip(gradients, given, strict=True)
+        if gradient is not None and like is not None
+    ]
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """Return x with the strides of `empty_like`, which programs that are compiled rely on."""
+    strides = torch.empty_like(like, device="meta").stride()
+    return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
 @_backward.register_fake
 def _(*args: Any) -> list[Tensor]:
-    x = _unpack(args[:-6])[1]
+    x = _unpack(args[:-8])[1]
     return [
         torch.empty_like(tensor) for tensor in _with_gradient(x, args[-1]) if tensor is not None
     ]
 
 
 def _with_gradient(x: Inputs, of_bias: bool) -> Gradients:
-    bias = x.bias if of_bias else None
-    return Gradients(x.q, x.k, x.v, x.weight, bias, x.sink, x.edge_key, x.edge_value)
+    found = {name: getattr(x, name) for name in Gradients._fields}
+    if not of_bias:
+        found["bias"] = None
+    if not x.edge_attr_grad:
+        found["edge_attr"] = None
+    return Gradients(**found)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     lists, rest = [*inputs[0], *inputs[1]], inputs[2:]
     tensors = [x for x in rest if isinstance(x, Tensor)]
     ctx.set_materialize_grads(False)
@@ -244,17 +283,20 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.by_key = len(inputs[1])
 
 
-def _differentiate(ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, _: None) -> Any:
+def _differentiate(
+    ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, _: None, of_edge_sum: Tensor | None
+) -> Any:
     saved = iter(ctx.saved_tensors)
     pairs, by_key = ([next(saved) for _ in range(n)] for n in (4, ctx.by_key))
     rest = [next(saved) if known is None else known[0] for known in ctx.plain]
-    out, lse, norm = saved
-    refuse_batched("edges", of_out, of_lse)
+    out, *others = saved
+    refuse_batched("edges", of_out, of_lse, of_edge_sum)
     of_out = torch.zeros_like(out) if of_out is None else of_out
-    needed = ctx.needs_input_grad
-    of_bias = needed[3 + Inputs._fields.index("bias")]
+    of_bias = ctx.needs_input_grad[3 + Inputs._fields.index("bias")]
     x = Inputs(*rest[1:])
-    found = iter(_backward(pairs, by_key, *rest, out, lse, norm, of_out, of_lse, of_bias))
+    found = iter(
+        _backward(pairs, by_key, *rest, out, *others, of_out, of_lse, of_edge_sum, of_bias)
+    )
     gradients = {
         name: next(found)
         for name, tensor in _with_gradient(x, of_bias)._asdict().items()
@@ -282,31 +324,34 @@ def _keep_all(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> Any:
     saved = iter(ctx.saved_tensors)
     lists, by_key = ([next(saved) for _ in range(n)] for n in (4, ctx.by_key))
-    *rest, of_out, of_lse, of_bias = (
+    *rest, of_out, of_lse, of_edge_sum, of_bias = (
         next(saved) if known is None else known[0] for known in ctx.plain
     )
-    pairs, x = _unpack((lists, by_key, *rest[:-3]))  # out, lse and norm are computed anew
+    pairs, x = _unpack((lists, by_key, *rest[:-4]))  # outputs are computed anew
     variables = {
         name: tensor
         for name, tensor in _with_gradient(x, of_bias)._asdict().items()
         if tensor is not None
     }
-    of_outputs = [of_out] if of_lse is None else [of_out, of_lse]
+    every = of_out, of_lse, of_edge_sum
+    given = [at for at, of in enumerate(every) if of is not None]
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        given: dict[str, Any] = dict(zip(variables, inputs, strict=True))
-        return composite.forward(x._replace(**given), pairs)[: len(of_outputs)]
+        replaced: dict[str, Any] = dict(zip(variables, inputs, strict=True))
+        outputs = composite.forward(x._replace(**replaced), pairs)
+        return tuple(y for at in given if (y := outputs[at]) is not None)
 
+    of_outputs = [of for of in every if of is not None]
     found, of_given = of_backward(forward, list(variables.values()), of_outputs, of_gradients)
     gradients = dict(zip(variables, found, strict=True))
+    by_output = dict(zip(given, of_given, strict=True))
     return (
         [None] * len(lists),
         [None] * len(by_key),
         None,
         *(gradients.get(name) for name in Inputs._fields),
-        *[None] * 3,
-        of_given[0],
-        None if of_lse is None else of_given[1],
+        *[None] * 4,
+        *(by_output.get(at) for at in range(3)),
         None,
     )
 

@@ -46,26 +46,12 @@ class Pairs(NamedTuple):
     def rows(self) -> int:
         return len(self.start) - 1
 
-    def _sample(self, a: Tensor, b: Tensor, total: Tensor) -> None:
-        """Add to total (E,) the products of the rows of a (rows, D) and of b (columns, D).
-
-        A pair that comes twice is two products: only the check of invariants, which is off, knows
-        that it does not belong in a sparse tensor.
-        """
-        if len(self.row) > len(a) * len(b):  # more than torch lets such a tensor hold
-            total += (a @ b.mT).flatten().index_select(0, self.row * len(b) + self.column)
-            return
-        _hush()
-        with torch.sparse.check_sparse_tensor_invariants(False):
-            out = torch.sparse_csr_tensor(self.start, self.column, total, (len(a), len(b)))
-            torch.sparse.sampled_addmm(out, a, b.mT, out=out)
-
     def products(self, a: Tensor, b: Tensor, edge: Tensor | None) -> Tensor:
         """Compute (H, E) products of a (H, rows, D) with b (Hkv, columns, D) plus edge (M, Hkv,
         D)."""
         found = a.new_zeros(len(a), len(self.row))
         for head, products in enumerate(found):
-            self._sample(a[head], b[head * len(b) // len(a)], products)
+            sample(self.start, self.column, a[head], b[head * len(b) // len(a)], products, self.row)
         if edge is not None:
             tokens = a.transpose(0, 1).contiguous()
             for chunk in self.chunks(tokens[0].numel()):
@@ -165,6 +151,26 @@ def _hush() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.eye(1).to_sparse_csr()
+
+
+def sample(
+    start: Tensor, column: Tensor, a: Tensor, b: Tensor, total: Tensor, row: Tensor | None = None
+) -> None:
+    """Add to total (E,) the products of the rows of a (rows, D) and of b (columns, D).
+
+    A pair that comes twice is two products: only the check of invariants, which is off, knows that
+    it does not belong in a sparse tensor.
+
+    Args:
+        start, column, row: of the pairs, as in `Pairs`.
+    """
+    if row is not None and len(row) > len(a) * len(b):  # more than torch lets such a tensor hold
+        total += (a @ b.mT).flatten().index_select(0, row * len(b) + column)
+        return
+    _hush()
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        out = torch.sparse_csr_tensor(start, column, total, (len(a), len(b)))
+        torch.sparse.sampled_addmm(out, a, b.mT, out=out)
 
 
 def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attention_core.backends.edges import features
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.scores import (
     AdditiveScores,
@@ -28,6 +29,15 @@ class Inputs(NamedTuple):
     Attributes:
         score: "none", "dot", "additive" or "additive_v2".
         keep: (H, E) bool, the weights that dropout keeps, or None.
+        edge_key, edge_value: (M, Hkv, D), added to the key and to the value of each pair, one row
+            (`pairs.item`) of them; for "additive" (M, H, 1), inside the LeakyReLU.
+        edge_attr: (M, F) features that are not projected to heads, one row for each pair. What is
+            made of them is said by the next three.
+        edge_query: (H, Lq, F), for "dot": its product with the features is added to the score.
+        edge_weight: (Hkv, D, F), for "additive_v2": weight · features is added to the key.
+        edge_sums: whether the sums of the features, each times the weight of its pair, are asked
+            for: `Outputs.edge_sum`.
+        edge_attr_grad: whether `edge_attr` needs a gradient.
         grow: the factor on those that are kept.
     """
 
@@ -42,6 +52,11 @@ class Inputs(NamedTuple):
     sink: Tensor | None
     edge_key: Tensor | None
     edge_value: Tensor | None
+    edge_attr: Tensor | None
+    edge_query: Tensor | None
+    edge_weight: Tensor | None
+    edge_sums: bool
+    edge_attr_grad: bool
     heads: int
     scale: float
     softcap: float | None
@@ -56,11 +71,13 @@ def scores_of(x: Inputs, pairs: Pairs) -> Scores:
     if x.q is None or x.k is None:
         return NoScores(pairs, x.v, x.heads)
     if x.score == "dot":
-        return DotScores(pairs, x.q, x.k, x.edge_key)
+        return DotScores(pairs, x.q, x.k, x.edge_key, x.edge_attr, x.edge_query)
     if x.score == "additive":
         return AdditiveScores(pairs, x.q, x.k, x.edge_key, x.slope)
     assert x.weight is not None
-    return AdditiveV2Scores(pairs, x.q, x.k, x.edge_key, x.weight, x.slope)
+    return AdditiveV2Scores(
+        pairs, x.q, x.k, x.edge_key, x.weight, x.slope, x.edge_attr, x.edge_weight
+    )
 
 
 def _adjusted(x: Inputs, scores: Scores) -> tuple[Tensor, Tensor | None]:
@@ -80,11 +97,34 @@ def _adjusted(x: Inputs, scores: Scores) -> tuple[Tensor, Tensor | None]:
     return s, slope
 
 
-def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute output (Lq, H, Dv), log-sum-exp (H, Lq), and that of scores and sink together."""
+class Outputs(NamedTuple):
+    """What attention over pairs gives, and keeps for its backward pass.
+
+    Attributes:
+        out: (Lq, H, Dv).
+        lse: (H, Lq) log-sum-exp of the scores.
+        norm: (H, Lq) that of scores and sink together.
+        edge_sum: (Lq, H, F) sums of `edge_attr` by the weights, after dropout; None where
+            `edge_sums` does not ask for them.
+    """
+
+    out: Tensor
+    lse: Tensor
+    norm: Tensor
+    edge_sum: Tensor | None
+
+
+def forward(x: Inputs, pairs: Pairs) -> Outputs:
+    """Compute output, log-sum-exps and sums of features from scores that are not kept."""
+    attr = x.edge_attr if x.edge_sums else None
     if not len(pairs.row):
         lse = x.v.new_full((x.heads, pairs.rows), -torch.inf)
-        return x.v.new_zeros(pairs.rows, x.heads, x.v.shape[-1]), lse, torch.zeros_like(lse)
+        out, edge_sum = (
+            None if rows is None else x.v.new_zeros(pairs.rows, x.heads, rows.shape[-1])
+            for rows in (x.v, attr)
+        )
+        assert out is not None
+        return Outputs(out, lse, torch.zeros_like(lse), edge_sum)
     s, _ = _adjusted(x, scores_of(x, pairs))
     top = pairs.top(s)
     if x.sink is not None:
@@ -96,14 +136,17 @@ def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
     if x.keep is not None:
         s *= x.keep
     out = pairs.sums(s, x.v.contiguous(), x.edge_value)
+    edge_sum = None if attr is None else features.sums(pairs, s, attr)
     lse = total.log() + top
     if x.sink is not None:
         total += torch.exp(x.sink[:, None] - top)
     empty = total == 0  # its log-sum-exp is -inf, and what its norm is no pair will ask
     total.masked_fill_(empty, 1)
     norm = (total.log() + top).masked_fill_(empty, 0)
-    out /= total.T[..., None]
-    return out.mul_(x.grow) if x.keep is not None else out, lse, norm
+    for sums in (out, edge_sum):
+        if sums is not None:
+            sums *= (x.grow / total).T[..., None]
+    return Outputs(out, lse, norm, edge_sum)
 
 
 class Gradients(NamedTuple):
@@ -112,51 +155,57 @@ class Gradients(NamedTuple):
     q: Tensor | None
     k: Tensor | None
     v: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    sink: Tensor | None
-    edge_key: Tensor | None
-    edge_value: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    sink: Tensor | None = None
+    edge_key: Tensor | None = None
+    edge_value: Tensor | None = None
+    edge_attr: Tensor | None = None
+    edge_query: Tensor | None = None
+    edge_weight: Tensor | None = None
 
 
 def per_query(
-    x: Inputs, out: Tensor, lse: Tensor, norm: Tensor, of_out: Tensor, of_lse: Tensor | None
+    x: Inputs, found: Outputs, of_out: Tensor, of_lse: Tensor | None, of_edge_sum: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what a query's scores share in their gradients, (H, Lq), and the sink's gradient.
 
     A softmax passes on what exceeds the mean, which is the product of output and its gradient.
     """
-    means = torch.linalg.vecdot(of_out, out).T.contiguous()
+    means = torch.linalg.vecdot(of_out, found.out).T.contiguous()
+    if of_edge_sum is not None and found.edge_sum is not None:
+        means += torch.linalg.vecdot(of_edge_sum, found.edge_sum).T
     sink = None
     if x.sink is not None:
-        sink = -(torch.exp(x.sink[:, None] - norm) * means).sum(-1)
+        sink = -(torch.exp(x.sink[:, None] - found.norm) * means).sum(-1)
     if of_lse is not None:
         # The log-sum-exp leaves the sink aside: its softmax is larger than the weights
-        means -= of_lse * torch.exp(norm - lse).nan_to_num_(0, 0, 0)
+        means -= of_lse * torch.exp(found.norm - found.lse).nan_to_num_(0, 0, 0)
     return means, sink
 
 
 def backward(
     x: Inputs,
     pairs: Pairs,
-    out: Tensor,
-    lse: Tensor,
-    norm: Tensor,
+    found: Outputs,
     of_out: Tensor,
     of_lse: Tensor | None,
+    of_edge_sum: Tensor | None,
     of_bias: bool,
 ) -> Gradients:
-    """Compute the gradients from what `forward` returned and those of output (Lq, H, Dv) and lse.
+    """Compute the gradients from what `forward` returned, and those of its outputs.
 
     The bias has one where `of_bias` says so.
     """
     scores, v = scores_of(x, pairs), x.v.contiguous()
-    means, sink = per_query(x, out, lse, norm, of_out, of_lse)
+    means, sink = per_query(x, found, of_out, of_lse, of_edge_sum)
     of_out = of_out.transpose(0, 1).contiguous()
     weights, slope = _adjusted(x, scores)
-    weights -= pairs.of_rows(norm)
+    weights -= pairs.of_rows(found.norm)
     weights.exp_()
     gradient = pairs.products(of_out, v, x.edge_value)
+    if of_edge_sum is not None and x.edge_attr is not None:
+        features.add_products(gradient, pairs, of_edge_sum.transpose(0, 1), x.edge_attr)
     kept = weights
     if x.keep is not None:
         factor = x.keep.to(v.dtype).mul_(x.grow)
@@ -164,6 +213,11 @@ def backward(
         kept = factor.mul_(weights)
     value = pairs.sum_by_key(kept, of_out, len(v))
     edge_value = None if x.edge_value is None else pairs.outer(kept, of_out, x.edge_value)
+    edge_attr = None
+    if x.edge_attr_grad and x.edge_attr is not None:
+        edge_attr = torch.zeros_like(x.edge_attr)
+        if of_edge_sum is not None:
+            features.add_outer(edge_attr, pairs, kept, of_edge_sum)
     gradient -= pairs.of_rows(means)
     gradient *= weights
     del weights, kept
@@ -174,5 +228,8 @@ def backward(
         gradient *= slope
     if x.scale != 1:
         gradient *= x.scale
-    q, k, weight, edge_key = scores.gradients(gradient)
-    return Gradients(q, k, value.transpose(0, 1), weight, bias, sink, edge_key, edge_value)
+    of_score = scores.gradients(gradient, edge_attr)
+    return Gradients(
+        v=value.transpose(0, 1), bias=bias, sink=sink, edge_value=edge_value, edge_attr=edge_attr,
+        **of_score._asdict(),
+    )  # fmt: skip

@@ -16,8 +16,11 @@ from attention_core.backends.edges import composite, plain
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Inputs
 
-_LISTS = "Tensor[] pairs, Tensor[] by_key, int columns, str score, float slope"
-_TENSORS = "Tensor q, Tensor k, Tensor? weight, Tensor? edge_key"
+_LISTS = "Tensor[] pairs, Tensor[] by_key, int columns, str score, float slope, bool edge_attr_grad"
+#: How many arguments come before the tensors.
+_FIRST = len(_LISTS.split(", "))
+_NAMES = ("q", "k", "weight", "edge_key", "edge_attr", "edge_query", "edge_weight")
+_TENSORS = f"Tensor q, Tensor k, {', '.join(f'Tensor? {name}' for name in _NAMES[2:])}"
 
 
 @torch.library.custom_op(
@@ -45,16 +48,18 @@ def _(*args: Any) -> Tensor:
     schema=f"({_LISTS}, {_TENSORS}, Tensor of_scores) -> Tensor[]",
 )
 def edge_scores_backward(*args: Any) -> list[Tensor]:
-    """Compute the gradients of those of q, k, weight and edge_key that are given."""
+    """Compute the gradients of those tensors that are given, that of `edge_attr` if asked for."""
     *inputs, of_scores = args
     x, pairs = _unpack(*inputs)
+    variables = _variables(x)
     if not len(pairs.row):
-        return [torch.zeros_like(tensor) for tensor in _variables(x).values()]
+        return [torch.zeros_like(tensor) for tensor in variables.values()]
     with torch.autocast(x.v.device.type, enabled=False):
         scores = plain.scores_of(x, pairs)
         scores.values()
-        found = scores.gradients(of_scores.contiguous())
-    return [gradient.contiguous() for gradient in found if gradient is not None]
+        of_attr = torch.zeros_like(variables["edge_attr"]) if "edge_attr" in variables else None
+        found = scores.gradients(of_scores.contiguous(), of_attr)._asdict() | {"edge_attr": of_attr}
+    return [found[name].contiguous() for name in variables]
 
 
 @edge_scores_backward.register_fake
@@ -68,29 +73,32 @@ def _unpack(
     columns: int,
     score: str,
     slope: float,
-    q: Tensor,
-    k: Tensor,
-    weight: Tensor | None,
-    edge_key: Tensor | None,
+    edge_attr_grad: bool,
+    *tensors: Tensor | None,
 ) -> tuple[Inputs, Pairs]:
-    nothing = dict.fromkeys(("bias", "allowed", "keep", "sink", "edge_value", "softcap"))
+    given = dict.fromkeys(Inputs._fields) | dict(zip(_NAMES, tensors, strict=True))
+    q, k = given["q"], given["k"]
+    assert q is not None
     x = Inputs(
-        score=score, q=q, k=k, v=k, weight=weight, edge_key=edge_key, heads=len(q), scale=1.0,
-        slope=slope, grow=1.0, **nothing,
-    )  # fmt: skip
+        **given
+        | {"score": score, "v": k, "edge_sums": False, "heads": len(q), "scale": 1.0}
+        | {"slope": slope, "grow": 1.0, "edge_attr_grad": edge_attr_grad}
+    )
     start, row, column, item = lists
     key_start, key_row, pair = by_key or (None, None, None)
     return x, Pairs(start, row, column, item, columns, key_start, key_row, pair)
 
 
 def _variables(x: Inputs) -> dict[str, Tensor]:
-    found = {"q": x.q, "k": x.k, "weight": x.weight, "edge_key": x.edge_key}
+    """What has a gradient, by name."""
+    names = (name for name in _NAMES if name != "edge_attr" or x.edge_attr_grad)
+    found = {name: getattr(x, name) for name in names}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    lists, by_key, ctx.columns, ctx.score, ctx.slope, *tensors = inputs
-    ctx.save_for_backward(*lists, *by_key, *tensors)
+    lists, by_key, *ctx.plain = inputs[:_FIRST]
+    ctx.save_for_backward(*lists, *by_key, *inputs[_FIRST:])
     ctx.counts = len(lists), len(by_key)
 
 
@@ -98,17 +106,15 @@ def _kept(ctx: Any) -> tuple[Any, ...]:
     first, second = ctx.counts
     saved = ctx.saved_tensors
     lists, by_key, tensors = saved[:first], saved[first : first + second], saved[first + second :]
-    return (list(lists), list(by_key), ctx.columns, ctx.score, ctx.slope, *tensors)
+    return (list(lists), list(by_key), *ctx.plain, *tensors)
 
 
 def _in_place(ctx: Any, x: Inputs, found: list[Any]) -> tuple[Any, ...]:
     """Gradients for all arguments, from those of the variables in order."""
     given = dict(zip(_variables(x), found, strict=True))
     first, second = ctx.counts
-    return (
-        [None] * first, [None] * second, None, None, None,
-        *(given.get(name) for name in ("q", "k", "weight", "edge_key")),
-    )  # fmt: skip
+    nothing = [None] * len(ctx.plain)
+    return [None] * first, [None] * second, *nothing, *(given.get(name) for name in _NAMES)
 
 
 def _differentiate(ctx: Any, of_scores: Tensor) -> tuple[Any, ...]:

@@ -2,14 +2,32 @@
 
 None allocates a feature per pair, E·H·D numbers: products are sampled at the pairs, sums run over
 rows, and `AdditiveV2Scores`, which is no product, goes through the pairs in chunks.
+
+Each has `values()`, the scores (H, E), which the caller may change; and `gradients(of_scores,
+of_attr)`, from the gradient of the scores. That of `edge_attr` (M, F) is added to `of_attr`, if
+there is that.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from attention_core.backends.edges import features
 from attention_core.backends.edges.pairs import Pairs, add_rows, bag
+
+
+class ScoreGradients(NamedTuple):
+    """Gradients of the `Inputs` of the same names that a score is made of."""
+
+    q: Tensor | None = None
+    k: Tensor | None = None
+    weight: Tensor | None = None
+    edge_key: Tensor | None = None
+    edge_query: Tensor | None = None
+    edge_weight: Tensor | None = None
 
 
 class NoScores:
@@ -19,30 +37,49 @@ class NoScores:
         self.shape, self.like = (heads, len(pairs.row)), like
 
     def values(self) -> Tensor:
-        """Return the scores (H, E), which the caller may change."""
         return self.like.new_zeros(self.shape)
 
-    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
-        """Return the gradients of q, k, weight and edge features, from that of scores (H, E)."""
-        return [None, None, None, None]
+    def gradients(self, of_scores: Tensor, of_attr: Tensor | None) -> ScoreGradients:
+        return ScoreGradients()
 
 
 class DotScores:
-    """q · (k + e). q (H, Lq, D), k (Hkv, Lk, D), e (M, Hkv, D) or None."""
+    """q · (k + e) + u · f. q (H, Lq, D), k (Hkv, Lk, D), e (M, Hkv, D) or None.
 
-    def __init__(self, pairs: Pairs, q: Tensor, k: Tensor, edge: Tensor | None) -> None:
+    u (H, Lq, F), the queries of features, and these, f (M, F), or None.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        q: Tensor,
+        k: Tensor,
+        edge: Tensor | None,
+        attr: Tensor | None,
+        edge_query: Tensor | None,
+    ) -> None:
         self.pairs, self.q, self.k, self.edge = pairs, q.contiguous(), k.contiguous(), edge
-        self.share = len(q) // len(k)
+        self.attr, self.edge_query = attr, edge_query
 
     def values(self) -> Tensor:
-        return self.pairs.products(self.q, self.k, self.edge)
+        scores = self.pairs.products(self.q, self.k, self.edge)
+        if self.edge_query is not None and self.attr is not None:
+            features.add_products(scores, self.pairs, self.edge_query, self.attr)
+        return scores
 
-    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+    def gradients(self, of_scores: Tensor, of_attr: Tensor | None) -> ScoreGradients:
         pairs, q = self.pairs, self.q
         of_q = pairs.sums(of_scores, self.k, self.edge)
         of_k = pairs.sum_by_key(of_scores, q, len(self.k))
         of_edge = None if self.edge is None else pairs.outer(of_scores, q, self.edge)
-        return [of_q.transpose(0, 1), of_k.transpose(0, 1), None, of_edge]
+        of_query = None
+        if self.edge_query is not None and self.attr is not None:
+            of_query = features.sums(pairs, of_scores, self.attr).transpose(0, 1)
+            if of_attr is not None:
+                features.add_outer(of_attr, pairs, of_scores, self.edge_query.transpose(0, 1))
+        return ScoreGradients(
+            of_q.transpose(0, 1), of_k.transpose(0, 1), edge_key=of_edge, edge_query=of_query
+        )
 
 
 class AdditiveScores:
@@ -65,23 +102,23 @@ class AdditiveScores:
         self.negative = sums < 0  # a byte a pair, for backward, is less than to gather it again
         return torch.nn.functional.leaky_relu_(sums, self.slope)
 
-    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+    def gradients(self, of_scores: Tensor, of_attr: Tensor | None) -> ScoreGradients:
         pairs = self.pairs
         of_sums = torch.where(self.negative, of_scores * self.slope, of_scores)
         of_edge = None
         if self.edge is not None:
             of_edge = self.edge.new_zeros(self.edge.shape)
             add_rows(of_edge, pairs.item, of_sums.T)
-        return [
-            pairs.total(of_sums)[..., None],
-            pairs.total_by_key(of_sums)[..., None],
-            None,
-            of_edge,
-        ]
+        of_q, of_k = (
+            sums[..., None] for sums in (pairs.total(of_sums), pairs.total_by_key(of_sums))
+        )
+        return ScoreGradients(of_q, of_k, edge_key=of_edge)
 
 
 class AdditiveV2Scores:
-    """weight · LeakyReLU(q + k + e). weight (H, D), the others as in `DotScores`.
+    """weight · LeakyReLU(q + k + e + W f). weight (H, D), the others as in `DotScores`.
+
+    W (Hkv, D, F) projects the features of edges f (M, F), or None.
 
     Not a product, so features of pairs have to be made: a chunk at a time, all heads together,
     since gathering one row of H·D numbers is far faster than H rows of D. Backward makes them
@@ -96,8 +133,11 @@ class AdditiveV2Scores:
         edge: Tensor | None,
         weight: Tensor,
         slope: float,
+        attr: Tensor | None,
+        edge_weight: Tensor | None,
     ) -> None:
         self.pairs, self.edge, self.weight, self.slope = pairs, edge, weight, slope
+        self.attr, self.edge_weight = attr, edge_weight
         self.q, self.k = (x.transpose(0, 1).contiguous() for x in (q, k))
         self.share = len(q) // len(k)
         room = min(pairs.chunk_length(weight.numel()), len(pairs.row))
@@ -124,9 +164,13 @@ class AdditiveV2Scores:
         grouped += torch.index_select(self.k, 0, column, out=k[:count])[:, :, None]
         if self.edge is not None:
             grouped += torch.index_select(self.edge, 0, item, out=k[:count])[:, :, None]
+        if self.edge_weight is not None and self.attr is not None:
+            attr = self.attr.index_select(0, item)
+            torch.mm(attr, self.edge_weight.flatten(0, 1).T, out=k[:count].flatten(1))
+            grouped += k[:count, :, None]
         return hidden
 
-    def gradients(self, of_scores: Tensor) -> list[Tensor | None]:
+    def gradients(self, of_scores: Tensor, of_attr: Tensor | None) -> ScoreGradients:
         pairs, q, k, edge, share = self.pairs, self.q, self.k, self.edge, self.share
         assert pairs.pair is not None and pairs.key_row is not None
         assert pairs.key_start is not None
@@ -135,13 +179,24 @@ class AdditiveV2Scores:
         of_q, of_k = torch.zeros_like(q), torch.zeros(len(k), *q.shape[1:]).to(q)
         of_weight = torch.zeros_like(self.weight)
         of_edge = None if edge is None else edge.new_zeros(edge.shape)
+        attr, edge_weight, by_feature = self.attr, self._by_head(), None
+        if edge_weight is not None:
+            by_feature = torch.zeros_like(edge_weight)  # sums of slope, gradient and feature
         for chunk in pairs.chunks(q[0].numel()):
             item = pairs.item[chunk]
             slopes = self._slopes(pairs.row[chunk], pairs.column[chunk], item)
             gradient = of_scores[:, chunk]
             _add_sums(of_q, pairs.start, pairs.row, chunk, slopes, gradient)
+            if edge is None and by_feature is None:
+                continue
+            slopes *= gradient.T[..., None]
+            if by_feature is not None and edge_weight is not None and attr is not None:
+                flat = slopes.flatten(1)
+                by_feature.flatten(0, 1).addmm_(flat.T, attr.index_select(0, item))
+                if of_attr is not None:
+                    projected = self.weight[..., None] * edge_weight
+                    add_rows(of_attr, item, flat @ projected.flatten(0, 1))
             if edge is not None and of_edge is not None:
-                slopes *= gradient.T[..., None]
                 grouped = edge.index_select(0, item)[:, :, None] * slopes.unflatten(1, (-1, share))
                 of_weight += grouped.sum(0).flatten(0, 1)
                 slopes *= self.weight
@@ -157,7 +212,23 @@ class AdditiveV2Scores:
         of_weight += (k[:, :, None] * by_group).sum(0).flatten(0, 1)
         of_k = (by_group * self.weight.unflatten(0, (-1, share))).sum(2)
         of_q = of_q.mul_(self.weight)
-        return [of_q.transpose(0, 1), of_k.transpose(0, 1), of_weight, of_edge]
+        of_edge_weight = None
+        if by_feature is not None and edge_weight is not None:
+            of_weight += (by_feature * edge_weight).sum(-1)
+            of_edge_weight = (by_feature * self.weight[..., None]).unflatten(0, (-1, share)).sum(1)
+        return ScoreGradients(
+            of_q.transpose(0, 1),
+            of_k.transpose(0, 1),
+            of_weight,
+            edge_key=of_edge,
+            edge_weight=of_edge_weight,
+        )
+
+    def _by_head(self) -> Tensor | None:
+        """The projection of features for each query head, (H, D, F)."""
+        if self.edge_weight is None:
+            return None
+        return self.edge_weight.repeat_interleave(self.share, dim=0)
 
     def _slopes(self, row: Tensor, column: Tensor, item: Tensor) -> Tensor:
         """The slope of the LeakyReLU at each feature of some pairs, (C, H, D)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends import reference
-from attention_core.backends.edges.operator import pair_scores
+from attention_core.backends.edges.pair_scores import pair_scores
 from attention_core.job import Options, Plan
 from attention_core.weights import PairWeights
 
@@ -24,7 +24,7 @@ def pair_weights(plan: Plan, q: Tensor, k: Tensor, options: Options) -> PairWeig
     exact = torch.promote_types(dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         q, k = end_to_end(q, exact), end_to_end(k, exact)
-        edge_key = prepared.features(options.edge_key, exact)
+        edge_key, _ = prepared.features(options.edge_key, None, exact)
         scores = pair_scores(q, k, csr, options.score, edge_key, prepared.edge)
         hidden = None if prepared.allowed is None else ~prepared.allowed
         scores = reference.adjust(scores, plan, prepared.pairs, options, hidden)
