@@ -81,6 +81,12 @@ class Mask:
         still to come change it: a `Decoder` with a cache then refuses the mask."""
         return False
 
+    @property
+    def depends_on_others(self) -> bool:
+        """Whether what a query may see depends on which other tokens there are, so that it may be
+        another after some were dropped, and layers cannot leave any out."""
+        return False
+
     def block_key(self, space: Space) -> BlockKey | None:
         """Return what of the tokens decides which pairs are allowed, None if unknown."""
         return None
@@ -252,6 +258,10 @@ class _And(Mask):
     def needs_end(self) -> bool:
         return self.first.needs_end or self.second.needs_end
 
+    @property
+    def depends_on_others(self) -> bool:
+        return self.first.depends_on_others or self.second.depends_on_others
+
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
@@ -292,6 +302,10 @@ class _Or(Mask):
     def needs_end(self) -> bool:
         return self.first.needs_end or self.second.needs_end
 
+    @property
+    def depends_on_others(self) -> bool:
+        return self.first.depends_on_others or self.second.depends_on_others
+
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
@@ -315,6 +329,10 @@ class _Not(Mask):
     @property
     def needs_end(self) -> bool:
         return self.mask.needs_end
+
+    @property
+    def depends_on_others(self) -> bool:
+        return self.mask.depends_on_others
 
     def block_key(self, space: Space) -> BlockKey | None:
         return self.mask.block_key(space)
