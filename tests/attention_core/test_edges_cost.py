@@ -28,6 +28,7 @@ from attention_core.backends.edges import (
     pair_scores as edges_pair_scores,
     pairs as edges_pairs,
 )
+from attention_core.backends.fast import SWITCH
 from attention_core.spaces import edge_list
 from tests.allocated import Allocated
 
@@ -55,6 +56,7 @@ def test_no_features_of_pairs_are_made_or_kept(
     Given features of edges are kept as they are, and nothing is larger than their gradient. The
     operators look inside themselves under this mode only where it is entered there too.
     """
+    monkeypatch.setenv(SWITCH, "0")  # kernels allocate nothing inside
     for module in (edges_pairs, edges_pair_scores):
         monkeypatch.setattr(module, "_CHUNK", 1 << 16)
     kept: dict[int, int] = {}
