@@ -148,14 +148,16 @@ class Encoder(nn.Module):
         if keep is None:
             return self._run(x, (space, space), mask, backend)
         keep = check_positions(keep, space)
-        if is_compiling() or recorders.get() or around.get() is not None or not len(keep):
-            # Maps are of all tokens, and a compiled program has one size
-            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
         extra = as_mask(mask)
         masks = [
             self.blocks[index].attention.masks(_both(own, extra))
             for own, index in zip(self.masks, self._block_of_layer, strict=True)
         ]
+        # Maps are of all tokens, and a compiled program has one size
+        whole = is_compiling() or bool(recorders.get()) or around.get() is not None
+        whole = whole or any(m is not None and m.depends_on_others for own in masks for m in own)
+        if whole or not len(keep):
+            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked

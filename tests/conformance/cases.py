@@ -27,6 +27,7 @@ from attention_core import (
     Graph,
     Grid,
     Mask,
+    Nearest,
     Neighborhood,
     Points,
     PrefixLM,
@@ -437,6 +438,12 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "window": (Window(2, shift=1), oracle.window(2, 1)),
             "near-axes": (Neighborhood(radii_f), oracle.near(radii_f)),
         }
+    if kind not in ("nowhere", "bipartite"):
+        one_space = place.spaces[0] is place.spaces[1]
+        found["nearest"] = Nearest(2), oracle.nearest(2)
+        if kind == "points":
+            others = oracle.nearest(3, loop=False, one_space=one_space)
+            found["nearest-others"] = Nearest(3, loop=False), others
     return {name: Masked(name, *parts) for name, parts in found.items()}
 
 

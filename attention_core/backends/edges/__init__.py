@@ -177,23 +177,30 @@ def _listed(job: Job) -> Pairs | None:
             name: of.repeat(job.batch) for name, of in found._asdict().items() if of is not None
         }
         found = PairList(**repeated, batch=rows)
-    ordinary = torch.arange(query.length, device=job.device)
-    if query.special is not None:
-        special, ordinary = (at.nonzero().squeeze(-1) for at in (query.special, ~query.special))
+    special = [
+        None if space.special is None else space.special.expand(job.batch, -1)
+        for space in (query, key)
+    ]
+    of_query, of_key = special
+    if of_query is not None:  # it attends to all
+        row, token = (at[:, None] for at in of_query.nonzero().T)
         everyone = torch.arange(key.length, device=job.device)
-        found = _cat(found, special[:, None], everyone, job.batch)
-    if key.special is not None:
-        special = key.special.nonzero().squeeze(-1)
-        found = _cat(found, ordinary[:, None], special, job.batch)
+        found = _cat(found, row, token, everyone)
+    if of_key is not None:  # all others attend to it
+        row, token = (at[:, None] for at in of_key.nonzero().T)
+        everyone = torch.arange(query.length, device=job.device)
+        others = None if of_query is None else ~of_query[row, everyone]
+        found = _cat(found, row, everyone, token, others)
     return _pairs(job, **{name: of for name, of in found._asdict().items() if of is not None})
 
 
-def _cat(found: PairList, query: Tensor, key: Tensor, rows: int) -> PairList:
-    """`found` and more pairs, in every row, which have no edge and whose distance no one may ask
-    for."""
-    query, key = (side.flatten() for side in torch.broadcast_tensors(query, key))
-    batch = torch.arange(rows, device=query.device).repeat_interleave(len(query))
-    query, key = query.repeat(rows), key.repeat(rows)
+def _cat(
+    found: PairList, batch: Tensor, query: Tensor, key: Tensor, which: Tensor | None = None
+) -> PairList:
+    """`found` and more pairs, of all that the indices broadcast to or `which` of them, that have no
+    edge and whose distance no one may ask for."""
+    more = torch.broadcast_tensors(batch, query, key)
+    batch, query, key = (index.flatten() if which is None else index[which] for index in more)
     edge, distance = (
         None if known is None else torch.cat([known, known.new_full(query.shape, nothing)])
         for known, nothing in ((found.edge, -1), (found.distance, 0))
