@@ -196,6 +196,14 @@ class DenseMask(Mask):
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return self.allowed(pairs)
 
+    def count_bound(self, spaces: Spaces) -> float:
+        queries, keys = (space.length for space in spaces)
+        if torch.compiler.is_compiling() or self.tensor.device.type != "cpu":
+            return math.inf
+        allowed = self.tensor.any(1) if self.tensor.ndim == 4 else self.tensor
+        rows = allowed.sum((-2, -1)).max() if allowed.numel() else 0
+        return int(rows) * (queries * keys // max(allowed.shape[-2:].numel(), 1))
+
     def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
         return self.tile_status(tiles)
 

@@ -15,6 +15,7 @@ from attention_core import (
     AdditiveV2,
     Bias,
     EdgeBias,
+    EdgeProjection,
     Edges,
     Graph,
     MultiheadAttention,
@@ -24,14 +25,17 @@ from attention_core import (
     plan,
 )
 from attention_core.backends.edges import (
+    features as edges_features,
     operator as edges_operator,
     pair_scores as edges_pair_scores,
     pairs as edges_pairs,
 )
+from attention_core.edge_projection import tensors_of
 from attention_core.spaces import edge_list
 from tests.allocated import Allocated
 
 N, E, H, D = 2000, 40_000, 4, 16
+FEATURES = 8
 
 
 def graph() -> Graph:
@@ -45,17 +49,18 @@ class Product(Score):
         return (query * key).sum(-1)
 
 
-@pytest.mark.parametrize("edge_features", [False, True])
+@pytest.mark.parametrize("edge_features", [None, "tensor", "projection"])
 @pytest.mark.parametrize("score", [None, Additive(H, D, edge=True), AdditiveV2(H, D), Product()])
 def test_no_features_of_pairs_are_made_or_kept(
-    score: Score | None, edge_features: bool, monkeypatch: pytest.MonkeyPatch
+    score: Score | None, edge_features: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quarter of E·H·D numbers would show; what is kept is of the size of q, k and v.
 
-    Given features of edges are kept as they are, and nothing is larger than their gradient. The
-    operators look inside themselves under this mode only where it is entered there too.
+    Given features of edges are kept as they are, and nothing is larger than their gradient: of
+    those with a projection there is nothing for each edge and head. The operators look inside
+    themselves under this mode only where it is entered there too.
     """
-    for module in (edges_pairs, edges_pair_scores):
+    for module in (edges_pairs, edges_pair_scores, edges_features):
         monkeypatch.setattr(module, "_CHUNK", 1 << 16)
     kept: dict[int, int] = {}
 
@@ -63,10 +68,18 @@ def test_no_features_of_pairs_are_made_or_kept(
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    given = {}
-    if edge_features:
+    given: dict[str, Any] = {}
+    if edge_features == "tensor":
         given = {n: torch.randn(E, H, D, requires_grad=True) for n in ("edge_key", "edge_value")}
-    mode = Allocated(*given.values())
+    elif edge_features == "projection":
+        attr = torch.randn(E, FEATURES, requires_grad=True)
+        of_key, of_value = torch.randn(2, H, D, FEATURES, requires_grad=True).unbind()
+        given = {
+            "edge_key": EdgeProjection(attr, of_key),
+            "edge_value": EdgeProjection(attr, of_value),
+        }
+    edges = tensors_of(*given.values())
+    mode = Allocated(*edges)
 
     def watched(function: Any) -> Any:
         def call(*args: Any) -> Any:
@@ -84,14 +97,15 @@ def test_no_features_of_pairs_are_made_or_kept(
         out = attend(q, k, v, space=space, mask=Edges(), score=score, backend="edges", **given)
     per_pair, features = 4 * E * H, 4 * E * H * D
     assert per_pair // H <= mode.largest <= features / 4
-    for x in given.values():
+    for x in edges:
         kept.pop(x.data_ptr(), None)
     with mode:
         out.sum().backward()
-    assert mode.largest <= (features if edge_features else features / 4)
+    assert mode.largest <= (features if edge_features == "tensor" else features / 4)
     scores = 3 * per_pair if type(score) is Product else 0  # autograd's, of the composed softmax
     tokens, structure = 4 * N * H * D, 7 * 4 * E
-    assert sum(kept.values()) <= 5 * tokens + structure + scores + 10_000
+    sums = 2 * 4 * N * H * FEATURES if edge_features == "projection" else 0  # and queries of them
+    assert sum(kept.values()) <= 5 * tokens + structure + scores + sums + 10_000
 
 
 def test_a_graph_is_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from attention_core import (
     DenseBias,
     Dilated,
     EdgeBias,
+    EdgeProjection,
     Edges,
     GlobalTokens,
     Graph,
@@ -156,6 +157,25 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "edge features of another dtype": (
         ValueError, "edge_value must have the dtype of q, torch.float32, got torch.float64",
         lambda: attend(x(), x(), x(), space=LINE, edge_value=torch.zeros(2, 2, 4).double()),
+    ),
+    "edge features of another kind": (
+        TypeError, r"edge_key must be a tensor \(E, Hkv, D\) or an EdgeProjection, got str",
+        lambda: attend(x(), x(), x(), space=LINE, edge_key="features"),  # type: ignore[arg-type]
+    ),
+    "a projection of other features": (
+        ValueError, r"edge_value must be EdgeProjection\(attr \(E, F\).*\(2, 3\) and .*\(2, 4, 5\)",
+        lambda: attend(x(), x(), x(), space=LINE,
+                       edge_value=EdgeProjection(torch.randn(2, 3), torch.randn(2, 4, 5))),
+    ),
+    "a projection to other heads": (
+        ValueError, r"edge_key must be float \(E, Hkv, D\) = \(2, 2, 4\) for.*\(2, 1, 4\)",
+        lambda: attend(x(), x(), x(), space=LINE,
+                       edge_key=EdgeProjection(torch.randn(2, 3), torch.randn(1, 4, 3))),
+    ),
+    "a projection of two dtypes": (
+        ValueError, "edge_key must have one dtype, got attr torch.float64 and weight torch.float32",
+        lambda: attend(x(), x(), x(), space=LINE,
+                       edge_key=EdgeProjection(torch.randn(2, 3).double(), torch.randn(2, 4, 3))),
     ),
     "a plan without edge features": (
         ValueError, "made without edge_features.*called with edge_key=",

@@ -114,7 +114,8 @@ class Prepared:
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
         new = copy.copy(self)
-        new.job, new._memory = job, Memory()
+        # Rows may be of types of edges, which another job of the same structure has of its own
+        new.job, new._memory, new._rows_of_tables = job, Memory(), {}
         new._patterns = {key: found.in_spaces(job.spaces) for key, found in self._patterns.items()}
         return new
 

@@ -53,8 +53,18 @@ def _chunks(pairs: Pairs, heads: int, attr: Tensor) -> Iterator[_Chunk]:
             rows = slice(int(pairs.row[first]), int(pairs.row[chunk.stop - 1]) + 1)
         start = (pairs.start[rows] - first).clamp_(min=0)
         start = torch.cat([(start + size * head).flatten(), start.new_full((1,), heads * size)])
-        of_pairs = attr.index_select(0, pairs.item[chunk])
+        of_pairs = gathered(attr, pairs.item[chunk])
         yield _Chunk(chunk, rows, start, column[:size].repeat(heads), of_pairs)
+
+
+def gathered(attr: Tensor, item: Tensor) -> Tensor:
+    """Return the features (C, F) of the edges that `item` (C,) names."""
+    if attr.dtype != torch.float32 or attr.is_cuda or not attr.shape[1]:
+        return attr.index_select(0, item)
+    # As sums of one row each: this kernel fetches ahead, and takes a fifth of the time where the
+    # order is random and the features larger than a cache (16 features of 800,000 edges)
+    each = torch.arange(len(item), dtype=item.dtype)
+    return embedding_bag(item, attr, each, mode="sum")
 
 
 def add_products(total: Tensor, pairs: Pairs, a: Tensor, attr: Tensor) -> None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from attention_core.backends.derivatives import of_backward, refuse_batched, refuse_transforms
 from attention_core.backends.edges import composite, fast, plain
@@ -23,8 +22,9 @@ from attention_core.backends.edges.pair_scores import pair_scores
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Gradients, Inputs, Outputs
 from attention_core.backends.edges.products import edge_scores
-from attention_core.edge_projection import Apart, EdgeFeatures, apart
-from attention_core.scores import Additive, AdditiveV2, Score
+from attention_core.backends.edges.terms import NOTHING, cheapest, terms_of
+from attention_core.edge_projection import EdgeFeatures, apart
+from attention_core.scores import Score
 from attention_core.spaces.csr import CSR
 
 _INPUTS = (
@@ -78,9 +78,10 @@ def edge_attention(
     Returns: the output (H, Lq, Dv) and the log-sum-exp (H, Lq), sink aside.
     """
     heads, lists = len(q), [*csr.tensors, csr.item if edge is None else edge]
+    edge_key, edge_value = cheapest(edge_key, edge_value, score)
     parts = apart(edge_key, edge_value)
     of_attr = parts.attr is not None and parts.attr.requires_grad and torch.is_grad_enabled()
-    terms, scores = _terms(q, k, score, parts), None
+    terms, scores = terms_of(q, k, score, parts), None
     if terms is None:
         scores = pair_scores(q, k, csr, score, edge_key, edge)
     elif modify is not None:
@@ -99,7 +100,7 @@ def edge_attention(
         terms, scale, softcap = None, 1.0, None  # and their score is 0
     if bias is not None:
         bias = bias.to(v.dtype).expand(heads, len(csr))
-    name, slope, tensors = _NOTHING if terms is None else terms
+    name, slope, tensors = NOTHING if terms is None else terms
     left, right, weight, of_edges, attr, edge_query, edge_weight = tensors
     if parts.of_values is not None:
         attr = parts.attr
@@ -138,52 +139,6 @@ def edge_attention(
         sums = edge_sum.transpose(0, 1).unflatten(0, (len(v), -1))
         out = out + (sums @ parts.of_values[:, None].mT).flatten(0, 1)
     return out, lse
-
-
-class _Terms(NamedTuple):
-    """What a score that operators know is made of; by the names of `Inputs`.
-
-    Attributes:
-        tensors: q, k, weight, edge_key, edge_attr, edge_query and edge_weight.
-    """
-
-    name: str
-    slope: float
-    tensors: tuple[Tensor | None, ...]
-
-
-_NOTHING = _Terms("none", 0.0, (None,) * 7)
-
-
-def _terms(q: Tensor, k: Tensor, score: Score | None, edges: Apart) -> _Terms | None:
-    """The terms of the score of queries, keys and edges; None of a score of the user's own."""
-    edge_key, attr, of_keys = edges.edge_key, edges.attr, edges.of_keys
-    if attr is None or of_keys is None:
-        attr = of_keys = None
-    groups = len(k)
-    if score is None:
-        edge_query = None
-        if of_keys is not None:  # q · (W e) = (Wᵀ q) · e
-            edge_query = (q.unflatten(0, (groups, -1)) @ of_keys[:, None]).flatten(0, 1)
-        return _Terms("dot", 0.0, (q, k, None, edge_key, attr, edge_query, None))
-    if isinstance(score, AdditiveV2):
-        weight = score.weight.to(q.dtype)
-        tensors = (q, k, weight, edge_key, attr, None, of_keys)
-        return _Terms("additive_v2", score.negative_slope, tensors)
-    if not isinstance(score, Additive):
-        return None
-    # The score is a sum, so each token, and each edge, has one number per head in it
-    by_group = score.key.to(k.dtype).unflatten(0, (groups, -1))
-    left = (q * score.query[:, None].to(q.dtype)).sum(-1, keepdim=True)
-    right = (k @ by_group.mT).mT.flatten(0, 1)[..., None]
-    if edge_key is not None or attr is not None:
-        by_group = score.edge_weight.to(k.dtype).unflatten(0, (groups, -1))
-    if attr is not None and of_keys is not None:
-        edge_key = linear(attr, (by_group @ of_keys).flatten(0, 1))[..., None]
-    elif edge_key is not None:
-        # One product for all heads makes no copy of the features, nor of their gradient
-        edge_key = linear(edge_key.flatten(1), torch.block_diag(*by_group))[..., None]
-    return _Terms("additive", score.negative_slope, (left, right, None, edge_key, *[None] * 3))
 
 
 def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:

@@ -173,7 +173,7 @@ def sample(
         torch.sparse.sampled_addmm(out, a, b.mT, out=out)
 
 
-def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor) -> Tensor:
+def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor | None = None) -> Tensor:
     """Sum the rows of x that `index` names, weighted, from each `start` to the next."""
     return embedding_bag(
         index, x, start, mode="sum", per_sample_weights=weight, include_last_offset=True
@@ -182,6 +182,9 @@ def bag(index: Tensor, x: Tensor, start: Tensor, weight: Tensor) -> Tensor:
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
     """Add rows (C, ...) to those of total (N, ...) that `index` names, which may come twice."""
+    if total.is_cuda:  # where this one is deterministic if that is asked for
+        total.index_add_(0, index, rows.reshape(-1, *total.shape[1:]))
+        return
     # Twice as fast as index_add_
     at = index.long()[:, None].expand(-1, total[0].numel())
     total.view(len(total), -1).scatter_add_(0, at, rows.flatten(1))

@@ -122,7 +122,7 @@ class AdditiveV2Scores:
 
     Not a product, so features of pairs have to be made: a chunk at a time, all heads together,
     since gathering one row of H·D numbers is far faster than H rows of D. Backward makes them
-    again, once in the order of the queries and once in that of the keys.
+    again.
     """
 
     def __init__(
@@ -150,49 +150,52 @@ class AdditiveV2Scores:
         # dimension itself takes twice as long where heads are small
         summing = torch.block_diag(*self.weight).view(heads, heads * dim)
         for chunk in pairs.chunks(heads * dim):
-            hidden = self._hidden(pairs.row[chunk], pairs.column[chunk], pairs.item[chunk])
+            hidden = self._hidden(chunk, self._features(chunk))
             hidden = torch.nn.functional.leaky_relu_(hidden, self.slope)
             scores[:, chunk] = summing @ hidden.flatten(1).T
         return scores
 
-    def _hidden(self, row: Tensor, column: Tensor, item: Tensor) -> Tensor:
-        """q + k + e of some pairs, (C, H, D)."""
+    def _hidden(self, chunk: slice, attr: Tensor | None) -> Tensor:
+        """q + k + e + W f of some pairs, (C, H, D), from their features f (C, F)."""
         # Into the same memory for every chunk: fresh pages cost more than what is written to them
-        count, (q, k) = len(row), self.room
-        hidden = torch.index_select(self.q, 0, row, out=q[:count])
+        pairs, count, (q, k) = self.pairs, chunk.stop - chunk.start, self.room
+        hidden = torch.index_select(self.q, 0, pairs.row[chunk], out=q[:count])
         grouped = hidden.unflatten(1, (-1, self.share))
-        grouped += torch.index_select(self.k, 0, column, out=k[:count])[:, :, None]
+        grouped += torch.index_select(self.k, 0, pairs.column[chunk], out=k[:count])[:, :, None]
         if self.edge is not None:
+            item = pairs.item[chunk]
             grouped += torch.index_select(self.edge, 0, item, out=k[:count])[:, :, None]
-        if self.edge_weight is not None and self.attr is not None:
-            attr = self.attr.index_select(0, item)
+        if attr is not None and self.edge_weight is not None:
             torch.mm(attr, self.edge_weight.flatten(0, 1).T, out=k[:count].flatten(1))
             grouped += k[:count, :, None]
         return hidden
 
+    def _features(self, chunk: slice) -> Tensor | None:
+        """The features of some pairs, (C, F)."""
+        if self.edge_weight is None or self.attr is None:
+            return None
+        return features.gathered(self.attr, self.pairs.item[chunk])
+
     def gradients(self, of_scores: Tensor, of_attr: Tensor | None) -> ScoreGradients:
         pairs, q, k, edge, share = self.pairs, self.q, self.k, self.edge, self.share
-        assert pairs.pair is not None and pairs.key_row is not None
-        assert pairs.key_start is not None
         # Sums of slope times gradient. As LeakyReLU(x) is its slope times x, they give both the
         # gradients of the summands, times the weight, and that of the weight, times the summands
         of_q, of_k = torch.zeros_like(q), torch.zeros(len(k), *q.shape[1:]).to(q)
         of_weight = torch.zeros_like(self.weight)
         of_edge = None if edge is None else edge.new_zeros(edge.shape)
-        attr, edge_weight, by_feature = self.attr, self._by_head(), None
+        edge_weight, by_feature = self._by_head(), None
         if edge_weight is not None:
             by_feature = torch.zeros_like(edge_weight)  # sums of slope, gradient and feature
         for chunk in pairs.chunks(q[0].numel()):
-            item = pairs.item[chunk]
-            slopes = self._slopes(pairs.row[chunk], pairs.column[chunk], item)
-            gradient = of_scores[:, chunk]
-            _add_sums(of_q, pairs.start, pairs.row, chunk, slopes, gradient)
-            if edge is None and by_feature is None:
-                continue
-            slopes *= gradient.T[..., None]
+            item, attr = pairs.item[chunk], self._features(chunk)
+            hidden = self._hidden(chunk, attr)
+            slopes = hidden.gt_(0).mul_(1 - self.slope).add_(self.slope)
+            slopes *= of_scores[:, chunk].T[..., None]
+            flat = slopes.flatten(1)
+            _add_sums(of_q.flatten(1), pairs, chunk, flat)
+            add_rows(of_k, pairs.column[chunk], flat)
             if by_feature is not None and edge_weight is not None and attr is not None:
-                flat = slopes.flatten(1)
-                by_feature.flatten(0, 1).addmm_(flat.T, attr.index_select(0, item))
+                by_feature.flatten(0, 1).addmm_(flat.T, attr)
                 if of_attr is not None:
                     projected = self.weight[..., None] * edge_weight
                     add_rows(of_attr, item, flat @ projected.flatten(0, 1))
@@ -201,12 +204,6 @@ class AdditiveV2Scores:
                 of_weight += grouped.sum(0).flatten(0, 1)
                 slopes *= self.weight
                 add_rows(of_edge, item, slopes.unflatten(1, (-1, share)).sum(2))
-        column = pairs.column.index_select(0, pairs.pair)
-        for chunk in pairs.chunks(q[0].numel()):
-            pair = pairs.pair[chunk]
-            slopes = self._slopes(pairs.key_row[chunk], column[chunk], pairs.item[pair])
-            gradient = of_scores.index_select(1, pair)
-            _add_sums(of_k, pairs.key_start, column, chunk, slopes, gradient)
         of_weight += (q * of_q).sum(0)
         by_group = of_k.unflatten(1, (-1, share))
         of_weight += (k[:, :, None] * by_group).sum(0).flatten(0, 1)
@@ -230,25 +227,14 @@ class AdditiveV2Scores:
             return None
         return self.edge_weight.repeat_interleave(self.share, dim=0)
 
-    def _slopes(self, row: Tensor, column: Tensor, item: Tensor) -> Tensor:
-        """The slope of the LeakyReLU at each feature of some pairs, (C, H, D)."""
-        return self._hidden(row, column, item).gt_(0).mul_(1 - self.slope).add_(self.slope)
 
+def _add_sums(total: Tensor, pairs: Pairs, chunk: slice, x: Tensor) -> None:
+    """Add x (C, W) to the queries of total (N, W) that a chunk of pairs names.
 
-def _add_sums(
-    total: Tensor, start: Tensor, index: Tensor, chunk: slice, x: Tensor, weight: Tensor
-) -> None:
-    """Add weight (H, C) times x (C, H, D) to the tokens of total (N, H, D) that a chunk names.
-
-    `index` (E,) names the token of each pair in order, and `start` (N + 1,) where each begins; a
-    chunk may cut through the pairs of a token.
+    A chunk may cut through the pairs of a query.
     """
-    count, heads, dim = x.shape
-    first, last = int(index[chunk.start]), int(index[chunk.stop - 1])
-    starts = (start[first : last + 1] - chunk.start).clamp(min=0)
-    head = torch.arange(heads, dtype=start.dtype, device=start.device)[:, None]
-    pair = torch.arange(count, dtype=start.dtype, device=start.device)
-    starts = torch.cat([(starts + count * head).flatten(), starts.new_tensor([heads * count])])
-    at = (pair * heads + head).flatten()
-    sums = bag(at, x.view(-1, dim), starts, weight.reshape(-1))
-    total[first : last + 1] += sums.view(heads, -1, dim).transpose(0, 1)
+    first, last = int(pairs.row[chunk.start]), int(pairs.row[chunk.stop - 1])
+    starts = (pairs.start[first : last + 1] - chunk.start).clamp(min=0)
+    pair = torch.arange(len(x), dtype=starts.dtype, device=x.device)
+    starts = torch.cat([starts, starts.new_tensor([len(x)])])
+    total[first : last + 1] += bag(pair, x, starts)
