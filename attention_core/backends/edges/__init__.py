@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
-from attention_core.backends.edges import fast as kernels
+from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.edge_projection import EdgeFeatures, changed
@@ -278,7 +278,7 @@ def cost(job: Job) -> float:
 
 def _in_kernels(job: Job, pairs: int) -> bool:
     """Whether kernels for a CPU do so many pairs, in float32 or float64."""
-    return job.device.type == "cpu" and kernels.installed() and kernels.pays(pairs, job.heads)
+    return job.device.type == "cpu" and compiled.installed() and compiled.pays(pairs, job.heads)
 
 
 def describe(job: Job, prepared: Prepared) -> str:
