@@ -46,7 +46,7 @@ def serves(q: Tensor, k: Tensor, v: Tensor, groups: list[Blocks], samples: int) 
 
 
 class Call:
-    """What both passes hand to the kernels."""
+    """Hold what both passes hand to the kernels."""
 
     def __init__(
         self,
