@@ -32,7 +32,7 @@ _CHUNK = 1 << 22
 _PAIR = Rate(4.0, 0.6, 13.0, 1.9)
 _ADDITIVE_V2 = Rate(3.0, 0.9, 11.0, 4.3)
 _FEATURES = Rate(15.0, 1.4, 13.0, 8.7)
-#: The same with kernels.
+#: The same with kernels, which keep the keys of a few heads in cache, however many tokens there are.
 _FAST_PAIR = Rate(1.5, 0.34, 2.2, 1.2)
 _FAST_ADDITIVE_V2 = Rate(2.0, 0.37, 2.8, 1.45)
 _FAST_FEATURES = Rate(3.0, 0.2, 7.0, 0.6)
@@ -255,14 +255,15 @@ def unsupported(job: Job) -> str | None:
 def cost(job: Job) -> float:
     """Estimate the nanoseconds on two cores of CPU, for all heads."""
     pair, additive_v2, features = _PAIR, _ADDITIVE_V2, _FEATURES
-    if _in_kernels(job, job.count_bound):
+    compiled = _in_kernels(job, job.count_bound)
+    if compiled:
         pair, additive_v2, features = _FAST_PAIR, _FAST_ADDITIVE_V2, _FAST_FEATURES
     per_pair = (additive_v2 if isinstance(job.score, AdditiveV2) else pair).of(job)
     added = split(job.bias)[1]
     if added is not None:
         learns = job.grad and added.learned
         per_pair += job.heads * (_LEARNED_BIAS if learns else _FIXED_BIAS)
-    if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
+    if not compiled and 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
         per_pair *= _CACHED
     if job.edge_features:  # no two pairs share them, so no cache holds them
         per_pair += features.of(job)
