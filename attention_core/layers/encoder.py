@@ -225,15 +225,16 @@ class Encoder(nn.Module):
                 "x as (B, L, D), or a packed space"
             )
         extra = as_mask(mask)
-        plans: dict[tuple[Mask | None, type, bool, tuple[int, int]], Plan] = {}
+        plans: dict[tuple[Mask | None, type, bool, tuple[int, ...]], Plan] = {}
         blocks = list(self.blocks)
         for layer, index in enumerate(self._block_of_layer):
             block = blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
+            sizes: tuple[int, ...] = ()
             if needed is not None:
                 x, spaces = needed.enter(x, layer), needed.spaces(layer)
+                sizes = spaces[0].length, spaces[1].length
             # Layers whose masks are equal and whose biases are alike share a plan
-            sizes = spaces[0].length, spaces[1].length
             kind = (self.masks[layer], type(bias), has_score_mod(bias), sizes)
             if kind not in plans:
                 joined = _both(self.masks[layer], extra)

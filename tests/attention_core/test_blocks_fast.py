@@ -26,7 +26,7 @@ from attention_core import (
     plan,
 )
 from attention_core.backends import fast as switch
-from attention_core.backends.blocks import fast
+from attention_core.backends.blocks import fast, layout
 from attention_core.backends.blocks.operator import block_attention
 
 pytest.importorskip("numba")
@@ -118,12 +118,15 @@ def test_kernels_give_what_plain_torch_gives(name: str, kv: int) -> None:
 
 
 def test_tables_are_looked_up_where_blocks_differ() -> None:
-    space, _, bias = SETTINGS["hops and types"]
+    for name, rows in (("hops", 7), ("hops and types", 7 * 3)):
+        space, _, bias = SETTINGS[name]
+        made = plan(space, None, bias, heads=HEADS, backend="blocks", grad=True)
+        found = made.prepared.inputs(bias, HEADS, torch.float32)
+        assert all(one.added.shape == (rows, HEADS) for one in found)
+    space, _, bias = SETTINGS["hops"]
     made = plan(space, None, bias, heads=HEADS, backend="blocks", grad=True)
-    found = made.prepared.inputs(bias, HEADS, torch.float32)
-    assert all(one.index is not None and one.added.shape == (7 * 3, HEADS) for one in found)
-    again = made.prepared.inputs(bias, HEADS, torch.float32)
-    assert all(a.index is b.index for a, b in zip(found, again, strict=True))
+    again = [made.prepared.inputs(bias, HEADS, torch.float32) for _ in range(2)]
+    assert all(a.index is b.index is not None for a, b in zip(*again, strict=True))
     table = RelativeTable.t5(HEADS)
     window = Sequence(2048), Neighborhood(20)
     made = plan(*window, table, heads=HEADS, backend="blocks", grad=True)
@@ -309,8 +312,8 @@ def test_compiled_whole_and_checked_by_torch() -> None:
 
 def test_what_a_plan_holds_is_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    laid_out = fast._laid_out
-    monkeypatch.setattr(fast, "_laid_out", lambda *a: calls.append(1) or laid_out(*a))
+    laid_out = layout._laid_out
+    monkeypatch.setattr(layout, "_laid_out", lambda *a: calls.append(1) or laid_out(*a))
     q, k, v = tokens(100, torch.float32)
     made = plan(Sequence(100), Neighborhood(9), heads=HEADS, batch=2, backend="blocks", grad=True)
     for _ in range(2):

@@ -300,6 +300,10 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
             w("bipartite", ((chosen(nodes([0] * 4), torch.tensor([2, 0])),),
                             (chosen(nodes([0] * 5), torch.tensor([4, 2, 0])),)), TWO_SETS),
         ),
+        "cross-points": (
+            (Points(_cloud(5, 3)), Points(cloud, special=1)),
+            w(p, ((points(_cloud(5, 3)),), (points(cloud, special=1),))),
+        ),
         "nowhere": (
             (Space(2), Space(5)), w("nowhere", (((Token(),) * 2,) * 2, ((Token(),) * 5,) * 2))
         ),
