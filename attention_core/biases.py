@@ -570,7 +570,7 @@ class EdgeBias(Bias):
             return row if special is None else row.masked_fill(special, len(self.table))
 
         nothing = self.table.new_zeros(1, self.table.shape[1])
-        return Lookup(rows, torch.cat([self.table, nothing]), ("edge type", self.types))
+        return Lookup(rows, torch.cat([self.table, nothing]), None)
 
     def _check_types(self, attr: Tensor) -> None:
         # A type of -1 would be taken for the last one. To look at another device would wait for it

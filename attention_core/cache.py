@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attention_core.annotated import checked
 from attention_core.checks import check_whole
+from attention_core.finite import all_finite, can_look, mark_finite
 from attention_core.spaces import Sequence, Space
 
 
@@ -17,10 +18,21 @@ class LayerCache:
         self.max_length, self.window = max_length, window
         self.context: tuple[Tensor, Tensor] | None = None
         self._length = 0
+        #: Whether all that was added is finite, which then need not be looked at with each token.
+        self._finite = True
         self._held: tuple[Tensor, Tensor] | None = None
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens; returns those of all tokens held and new."""
+        if not can_look(k):
+            return self._update(k, v)
+        self._finite = self._finite and all_finite(k, v)
+        k, v = self._update(k, v)
+        if self._finite:
+            mark_finite(k, v)
+        return k, v
+
+    def _update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.max_length is None:
             if self._held is not None:
                 old_k, old_v = (_last(x, self.window) for x in self._held)

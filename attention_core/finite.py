@@ -15,6 +15,16 @@ def can_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
+#: An attribute of tensors whose numbers have been looked at before.
+_KNOWN = "_attention_core_finite"
+
+
+def mark_finite(*tensors: Tensor) -> None:
+    """Have `all_finite` not look at these tensors, of which it is known."""
+    for x in tensors:
+        setattr(x, _KNOWN, True)
+
+
 def all_finite(*tensors: Tensor) -> bool:
     """Return False where a number may be NaN or infinite, as far as that can be looked at.
 
@@ -27,7 +37,7 @@ def all_finite(*tensors: Tensor) -> bool:
     # looked at more closely by `isolated`
     for x in tensors:
         kind = type(x)
-        if kind is not Tensor and kind is not nn.Parameter:
+        if (kind is not Tensor and kind is not nn.Parameter) or getattr(x, _KNOWN, False):
             continue
         if x.requires_grad:
             x = x.detach()

@@ -60,13 +60,25 @@ class Job:
 
     @cached_property
     def sample_pairs(self) -> int:
-        """Pairs per head inside samples: what is left of all pairs once segments are apart."""
+        """Pairs per head inside samples: what is left of all pairs once segments are apart, or of
+        padded rows without their padding."""
         query, key = (space.segments for space in self.spaces)
+        if query is None and key is None:
+            return self.all_pairs if torch.compiler.is_compiling() else self._without_padding()
         if query is None or key is None or query.ndim > 1 or key.ndim > 1:
             return self.all_pairs
         n = max(space.num_segments for space in self.spaces)
         sizes = [torch.bincount(segments, minlength=n) for segments in (query, key)]
         return self.batch * int((sizes[0] * sizes[1]).sum())
+
+    def _without_padding(self) -> int:
+        counts = [
+            space.length if space.valid is None else space.valid.sum(-1) for space in self.spaces
+        ]
+        pairs = counts[0] * counts[1]
+        if not isinstance(pairs, Tensor):
+            return self.all_pairs
+        return int(pairs.sum()) * (1 if pairs.ndim else self.batch)
 
     @cached_property
     def count_bound(self) -> int:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from attention_core.backends.derivatives import transformed
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -28,6 +30,17 @@ def lasting(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return run
+
+
+def can_last() -> bool:
+    """Return whether what is computed now may serve any later call: not in a program that is
+    compiled, traced or transformed, nor where a mode of torch takes part in each operation."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or transformed()
+        or torch._C._len_torch_dispatch_stack()
+    )
 
 
 @overload

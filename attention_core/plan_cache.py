@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from attention_core.backends import fast
-from attention_core.backends.derivatives import transformed
 from attention_core.biases import Bias
-from attention_core.job import Job
-from attention_core.lasting import lasting
+from attention_core.job import NO_JOB, Job
+from attention_core.lasting import can_last, lasting
 from attention_core.masks import Mask
 from attention_core.spaces import Space
 from attention_core.spaces.edge_list import EdgeList
@@ -68,19 +67,18 @@ class Contents:
         self.tensors: list[Tensor] = []
         query, key = job.spaces
         self._parts += (query is key, query.edges is key.edges)
-        self._of_bias(job.bias, job.spaces)
-        self._add(job.mask)
-        # Without a mask or a bias, places are all the same
-        bare = job.mask is None and job.bias is None and not job.edge_features
-        for space in job.spaces[: 1 if query is key else 2]:
-            if bare and space.segments is None and space.valid is None:
-                self._parts += (space.length, space.batch)
-            else:
-                self._of_space(space)
-        if query.edges is not None and not bare:
-            self._of_edges(query.edges)
-        if key.edges is not None and key.edges is not query.edges and not bare:
-            self._of_edges(key.edges)
+        if _are_all_alike(job):
+            self._parts += (query.length, query.batch, key.length, key.batch)
+        else:
+            self._of_bias(job.bias)
+            self._add(job.mask)
+            self._of_space(query)
+            if key is not query:
+                self._of_space(key)
+            if query.edges is not None:
+                self._of_edges(query.edges)
+            if key.edges is not None and key.edges is not query.edges:
+                self._of_edges(key.edges)
         self.key = tuple(self._parts)
 
     def _add(self, value: object) -> None:
@@ -124,7 +122,7 @@ class Contents:
             self._add(getattr(edges, name))
         self._add(edges.pair_attr.get("hops"))
 
-    def _of_bias(self, bias: Bias | None, spaces: tuple[Space, Space]) -> None:
+    def _of_bias(self, bias: Bias | None) -> None:
         for leaf in () if bias is None else bias.leaves():
             kind, key = type(leaf), getattr(leaf.block_key, "__func__", None)
             if key is not Bias.block_key and not (key is kind.block_key and _is_ours(kind)):
@@ -136,6 +134,16 @@ class Contents:
                 for name, held in vars(leaf).items()
                 if name not in _OF_MODULES
             ]
+
+
+def _are_all_alike(job: Job) -> bool:
+    """Whether no pair differs from another, so that places, which may be many, do not matter."""
+    return (
+        (job.mask is None or (_is_ours(type(job.mask)) and job.mask.allows_all(job.spaces)))
+        and job.bias is None
+        and not job.edge_features
+        and all(space.segments is None and space.valid is None for space in job.spaces)
+    )
 
 
 _OF_MODULES = set(vars(nn.Module()))
@@ -150,12 +158,7 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or transformed()
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if not can_last():
         return None
     try:
         return Contents(job, backend)
@@ -170,14 +173,19 @@ class _Entry:
     key: Hashable
     tensors: list[Tensor]
     found: Any
-    #: When it was found or asked for last.
+    #: When it was found or asked for last, and when its bytes were counted.
     used: int
-    sizes: dict[int, int] = field(default_factory=dict)
+    counted: int = -1
+    _bytes: int = 0
 
-    def weigh(self) -> int:
-        """Count the bytes that it holds by now: some of what was found grows when it is used."""
-        self.sizes = dict(_storages((self.tensors, self.found), set()))
-        return sum(self.sizes.values())
+    @property
+    def bytes(self) -> int:
+        """The bytes that it holds by now: what was found may grow where it is used."""
+        if self.counted < self.used:
+            self.counted = self.used
+            sizes = dict(_storages((self.tensors, self.found), set()))
+            self._bytes = sum(sizes.values())
+        return self._bytes
 
 
 class PlanCache:
@@ -200,7 +208,7 @@ class PlanCache:
     @property
     def bytes(self) -> int:
         """The bytes of all that is kept."""
-        return sum(entry.weigh() for alike in list(self._entries.values()) for entry in alike)
+        return sum(entry.bytes for alike in list(self._entries.values()) for entry in alike)
 
     def find(self, wanted: Contents) -> Any:
         """Return what was kept for equal contents, None where nothing was."""
@@ -214,7 +222,7 @@ class PlanCache:
     def keep(self, wanted: Contents, found: Any) -> None:
         """Keep what was found for these contents, with copies of their tensors."""
         entry = _Entry(wanted.key, wanted.tensors, found, next(self._clock))
-        size = entry.weigh()
+        size = entry.bytes
         if size > self.most_bytes // 2 or not self._lock.acquire(blocking=False):
             return
         try:
@@ -246,7 +254,7 @@ class PlanCache:
         entries.sort(key=lambda one: one.used, reverse=True)
         total = 0
         for number, entry in enumerate(entries):
-            size = entry.weigh()
+            size = entry.bytes
             if number < self.most and total + size <= self.most_bytes:
                 total += size
             else:
@@ -259,7 +267,7 @@ class PlanCache:
 
 def _storages(value: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
     """Yield address and bytes of the memory of each tensor in `value`."""
-    if id(value) in seen:
+    if type(value) in _PLAIN or value is NO_JOB or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):

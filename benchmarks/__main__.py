@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from attention_core.memory import keep_freed_memory
 from benchmarks import tables
 from benchmarks.comparisons import Comparison, comparisons
-from benchmarks.measure import in_turn, kernels, machine, once, peak, same_allocator
+from benchmarks.measure import in_turn, kernels, machine, once, peak
 
 FOLDER = Path(__file__).parent
 THREADS = (1, 2)
@@ -75,7 +76,7 @@ def measured(comparison: Comparison) -> dict[str, Any]:
 
 def measure_here(names: list[str]) -> dict[str, Any]:
     """Measure what has one of the names in it, or everything, on the threads of this process."""
-    same_allocator()
+    keep_freed_memory()
     rows = []
     for comparison in comparisons():
         if not names or any(name in comparison.work for name in names):

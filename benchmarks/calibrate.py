@@ -3,7 +3,8 @@
 The constants are in `attention_core/backends/costs.py` and at the top of each backend. The choice
 is right as long as it takes at most 1.3 times the fastest backend: those that take longer are said
 again at the end. Times are of the CPU, so that other processes hardly count; run it on one thread
-(`OMP_NUM_THREADS=1`). They include the plan, made anew. With the kernels, and again without.
+(`OMP_NUM_THREADS=1`). They are of one layer of four that share a plan, which is made anew. With
+the kernels, and again without.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ from attention_core import (
     attend,
     plan,
 )
+from attention_core.memory import keep_freed_memory
+from attention_core.plan_cache import PLANS
 from attention_core.planning import BACKENDS
-from benchmarks.measure import in_turn, kernels, machine, same_allocator
+from benchmarks.measure import in_turn, kernels, machine
 from benchmarks.patterns import graphs
 
 HEADS = 4
-#: Estimated milliseconds up to which a backend is measured, and the rounds.
-LONGEST, ROUNDS = 1500.0, 3
+#: Estimated milliseconds up to which a backend is measured, the rounds, and layers of a plan.
+LONGEST, ROUNDS, LAYERS = 1500.0, 2, 4
 #: By how much the choice may exceed the fastest.
 WRONG = 1.3
 
@@ -117,7 +120,7 @@ def jobs() -> Iterator[Job]:
 
 
 def main() -> None:
-    same_allocator()
+    keep_freed_memory()
     console = Console()
     names = sys.argv[1:]
     for on in (True, False):
@@ -172,14 +175,17 @@ def measured(job: Job) -> tuple[dict[str, float], dict[str, float], str]:
     ]
 
     def forward(name: str) -> torch.Tensor:
+        PLANS.clear()
         made = plan(job.space, job.mask, job.bias, backend=name, **options)  # type: ignore[arg-type]
-        out: torch.Tensor = attend(q, k, v, bias=job.bias, score=job.score, plan=made)
-        return out
+        x = q
+        for _ in range(LAYERS):
+            x = attend(x, k, v, bias=job.bias, score=job.score, plan=made)
+        return x
 
     calls = [lambda name=name: forward(name) for name in names]  # type: ignore[misc]
     times = in_turn(calls, ROUNDS, backward=[job.grad] * len(calls))
     found = {
-        name: time.both_cpu if time.both_cpu is not None else time.forward_cpu
+        name: (time.both_cpu if time.both_cpu is not None else time.forward_cpu) / LAYERS
         for name, time in zip(names, times, strict=True)
     }
     return estimates, found, chosen.backend

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_core import Graph, MultiheadAttention, RelativeTable
+from attention_core.memory import keep_freed_memory
 from benchmarks.measure import Forward, in_turn, peak
 from graph import GATConv, GATv2Conv, TransformerConv
 
@@ -201,6 +202,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def main() -> None:
+    keep_freed_memory()
     quick = "--quick" in sys.argv
     console, table = Console(), Table(title=f"{torch.get_num_threads()} threads, ms and MiB")
     table.add_column("layer")

@@ -30,7 +30,8 @@ from attention_core import (
     attend,
     plan,
 )
-from benchmarks.measure import host_peak, milliseconds, same_allocator
+from attention_core.memory import keep_freed_memory
+from benchmarks.measure import host_peak, milliseconds
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parent / "docs" / "pictures" / "growth.png"
@@ -110,7 +111,7 @@ def lines() -> list[Line]:
 def measured(size: Size) -> dict[str, float]:
     """Milliseconds of the plan and of forward and backward, and MiB beyond the inputs."""
     torch.set_num_threads(1)
-    same_allocator()
+    keep_freed_memory()
     space, mask = size.make()
     q, k, v = (
         torch.randn(size.batch, size.heads, space.length, size.dim, requires_grad=True)

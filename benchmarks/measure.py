@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.fast import SWITCH
+from attention_core.memory import keep_freed_memory
 
 #: One forward pass; what it returns is differentiated by the tensors that need a gradient.
 Forward = Callable[[], Tensor]
@@ -97,10 +98,6 @@ def kernels(on: bool) -> Iterator[None]:
             os.environ[SWITCH] = before
 
 
-def same_allocator() -> None:
-    """Let all contestants of this process keep the memory that they free, as `attn train` does."""
-
-
 def milliseconds(call: Callable[[], object]) -> float:
     """Measure the milliseconds of one call, such as a training step or a generation."""
     since = _clocks()
@@ -117,7 +114,7 @@ def peak(make: Callable[..., Forward], *arguments: Any, fast: bool = True) -> fl
 
 def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...], fast: bool) -> float:
     os.environ[SWITCH] = "1" if fast else "0"
-    same_allocator()
+    keep_freed_memory()
     forward = make(*arguments)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 import graph
+from attention_core.memory import keep_freed_memory
 from benchmarks.measure import Forward, host_peak
 from graph.sampling import NeighborLoader, NeighborSampler, layerwise, partition, trim_to_seeds
 
@@ -177,6 +178,7 @@ def rows(size: Size = FULL) -> Iterable[Row]:
 
 
 def main() -> None:
+    keep_freed_memory()
     from rich.console import Console
     from rich.table import Table
 

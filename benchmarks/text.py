@@ -40,6 +40,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from x_transformers import Encoder as XEncoder
 
 from attention_core import Encoder
+from attention_core.memory import keep_freed_memory
 from benchmarks.measure import machine, milliseconds
 from nlp import TextDecoder, TextEncoder
 from nlp.data import BBCTopics, TextData, TweetSentiment
@@ -248,6 +249,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def main() -> None:
+    keep_freed_memory()
     quick = "--quick" in sys.argv
     files = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     console = Console(width=150)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 from vit_pytorch import ViT
 
+from attention_core.memory import keep_freed_memory
 from benchmarks.measure import Forward, in_turn
 from vision import SwinTransformer, VisionTransformer
 
@@ -141,6 +142,7 @@ def show(console: Console, title: str, rows: dict[str, tuple[float, float]]) -> 
 
 
 def main() -> None:
+    keep_freed_memory()
     quick = "--quick" in sys.argv
     console = Console()
     measure: list[tuple[str, Callable[[], dict[str, tuple[float, float]]]]] = [

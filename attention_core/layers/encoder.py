@@ -148,14 +148,16 @@ class Encoder(nn.Module):
         if keep is None:
             return self._run(x, (space, space), mask, backend)
         keep = check_positions(keep, space)
-        if is_compiling() or recorders.get() or around.get() is not None or not len(keep):
-            # Maps are of all tokens, and a compiled program has one size
-            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
         extra = as_mask(mask)
         masks = [
             self.blocks[index].attention.masks(_both(own, extra))
             for own, index in zip(self.masks, self._block_of_layer, strict=True)
         ]
+        # Maps are of all tokens, and a compiled program has one size
+        whole = is_compiling() or bool(recorders.get()) or around.get() is not None
+        whole = whole or any(m is not None and m.depends_on_others for own in masks for m in own)
+        if whole or not len(keep):
+            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked
@@ -223,15 +225,16 @@ class Encoder(nn.Module):
                 "x as (B, L, D), or a packed space"
             )
         extra = as_mask(mask)
-        plans: dict[tuple[Mask | None, type, bool, tuple[int, int]], Plan] = {}
+        plans: dict[tuple[Mask | None, type, bool, tuple[int, ...]], Plan] = {}
         blocks = list(self.blocks)
         for layer, index in enumerate(self._block_of_layer):
             block = blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
+            sizes: tuple[int, ...] = ()
             if needed is not None:
                 x, spaces = needed.enter(x, layer), needed.spaces(layer)
+                sizes = spaces[0].length, spaces[1].length
             # Layers whose masks are equal and whose biases are alike share a plan
-            sizes = spaces[0].length, spaces[1].length
             kind = (self.masks[layer], type(bias), has_score_mod(bias), sizes)
             if kind not in plans:
                 joined = _both(self.masks[layer], extra)

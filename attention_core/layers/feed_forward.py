@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
         else:
             x = self._function(x)
         x = dropped(x, self.dropout)
-        return self.down(x if type(self.norm) is nn.Identity else self.norm(x))
+        return self.down(self.norm(x))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

@@ -77,8 +77,9 @@ class Residual(nn.Module):
 
 
 def dropped(x: Tensor, dropout: nn.Module) -> Tensor:
-    """Return x after a dropout layer, which is not called where it does nothing."""
-    if type(dropout) is nn.Dropout and not (dropout.training and dropout.p):
+    """Return x after a dropout layer, which is called where it does something or has hooks."""
+    idle = type(dropout) is nn.Dropout and not (dropout.training and dropout.p)
+    if idle and not (dropout._forward_hooks or dropout._forward_pre_hooks):
         return x
     out: Tensor = dropout(x)
     return out

@@ -16,6 +16,7 @@ from attention_core.masks.algebra import DenseMask, Mask
 from attention_core.masks.edges import Edges
 from attention_core.masks.global_tokens import GlobalTokens
 from attention_core.masks.lattice import Dilated, Window
+from attention_core.masks.nearest import Nearest
 from attention_core.masks.neighborhood import Neighborhood
 from attention_core.masks.order import Causal, PrefixLM
 
@@ -26,6 +27,7 @@ __all__ = [
     "Edges",
     "GlobalTokens",
     "Mask",
+    "Nearest",
     "Neighborhood",
     "PrefixLM",
     "Window",

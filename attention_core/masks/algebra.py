@@ -81,6 +81,12 @@ class Mask:
         still to come change it: a `Decoder` with a cache then refuses the mask."""
         return False
 
+    @property
+    def depends_on_others(self) -> bool:
+        """Whether what a query may see depends on which other tokens there are, so that it may be
+        another after some were dropped, and layers cannot leave any out."""
+        return False
+
     def block_key(self, space: Space) -> BlockKey | None:
         """Return what of the tokens decides which pairs are allowed, None if unknown."""
         return None
@@ -190,6 +196,14 @@ class DenseMask(Mask):
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return self.allowed(pairs)
 
+    def count_bound(self, spaces: Spaces) -> float:
+        queries, keys = (space.length for space in spaces)
+        if torch.compiler.is_compiling() or self.tensor.device.type != "cpu":
+            return math.inf
+        allowed = self.tensor.any(1) if self.tensor.ndim == 4 else self.tensor
+        rows = allowed.sum((-2, -1)).max() if allowed.numel() else 0
+        return int(rows) * (queries * keys // max(allowed.shape[-2:].numel(), 1))
+
     def tile_status_at(self, tiles: TilePairs, exempt: bool = True) -> TileStatus:
         return self.tile_status(tiles)
 
@@ -244,6 +258,10 @@ class _And(Mask):
     def needs_end(self) -> bool:
         return self.first.needs_end or self.second.needs_end
 
+    @property
+    def depends_on_others(self) -> bool:
+        return self.first.depends_on_others or self.second.depends_on_others
+
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
@@ -284,6 +302,10 @@ class _Or(Mask):
     def needs_end(self) -> bool:
         return self.first.needs_end or self.second.needs_end
 
+    @property
+    def depends_on_others(self) -> bool:
+        return self.first.depends_on_others or self.second.depends_on_others
+
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.joined(self.first.block_key(space), self.second.block_key(space))
 
@@ -307,6 +329,10 @@ class _Not(Mask):
     @property
     def needs_end(self) -> bool:
         return self.mask.needs_end
+
+    @property
+    def depends_on_others(self) -> bool:
+        return self.mask.depends_on_others
 
     def block_key(self, space: Space) -> BlockKey | None:
         return self.mask.block_key(space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,9 @@ class Causal(Mask):
             query.start[axis] >= key.start[axis] + key.size[axis] - 1 for axis in self._chosen(key)
         )
 
+    def count_bound(self, spaces: Spaces) -> float:
+        return math.inf if self.axes is not None else _count_before(spaces)
+
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         if self.axes is None:
             return tiles.precedes
@@ -112,6 +116,11 @@ class PrefixLM(Mask):
             n = n.to(pairs.batch.device)[pairs.sample]
         return pairs.precedes | (pairs.take("coordinates", "key").squeeze(-1) < n)
 
+    def count_bound(self, spaces: Spaces) -> float:
+        if isinstance(self.n, Tensor):
+            return math.inf
+        return _count_before(spaces) + spaces[0].length * self.n
+
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         # One prefix for each sample is at least the shortest and at most the longest
         ends = torch.as_tensor(self.n, device=tiles.at[0].device).aminmax()
@@ -129,3 +138,11 @@ class PrefixLM(Mask):
 
     def __repr__(self) -> str:
         return f"PrefixLM({self.n if isinstance(self.n, int) else '...'})"
+
+
+def _count_before(spaces: Spaces) -> float:
+    """At most how many pairs of a query and a key at its place or before it there are."""
+    query, key = spaces
+    if query is not key or not key.size or math.prod(key.size) != key.length - key.num_special:
+        return math.inf  # many tokens may sit in one place
+    return math.prod(key.size) * (math.prod(key.size) + 1) / 2

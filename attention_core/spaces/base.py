@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import cached_property
 from typing import (
     TYPE_CHECKING,
+    Any,
     ClassVar,
     NamedTuple,
     Self,
@@ -82,6 +84,7 @@ class Space(Linked):
         "reach_from": ("distance", "norm"),
         "reach_bound": ("distance", "norm"),
         "reach_bound_from": ("distance", "norm"),
+        "nearest_from": ("distance", "norm"),
         "distance_along": ("distance", "norm"),
         "searched": ("distance", "norm"),
         "chebyshev": ("distance", "norm"),
@@ -306,6 +309,16 @@ class Space(Linked):
         """Bound pairs as `reach_bound` does, whose queries are tokens of another space of this
         kind."""
         return self.reach_bound(radius) if queries is self or self.searched else math.inf
+
+    def nearest_from(self, queries: Space, k: int, loop: bool) -> PairList | None:
+        """List the k keys of this space that are nearest to each query of another one, or of
+        itself, as `Nearest(k, loop)` means it; None: all pairs are to be looked at."""
+        return None
+
+    @cached_property
+    def _nearest(self) -> dict[Hashable, Any]:
+        """What `Nearest` has found of these tokens."""
+        return {}
 
     def distance_along(self, edge: Tensor) -> Tensor | None:
         """Return the distance along edges (E,), indices into those of this space; None: unknown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -93,30 +94,85 @@ class Near:
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Return (E,) and (E,), query and key of the pairs at most `radius` apart, but for
         rounding."""
-        total = (self._ends - self._first).sum(-1).cumsum(0)
-        found = []
+        found = [self._order.new_zeros(2, 0)]
+        for _, query, key, squared in self._compared():
+            near = (squared <= self._cells.reach**2).nonzero().squeeze(-1)
+            found.append(torch.stack([side.index_select(0, near) for side in (query, key)]))
+        query, key = torch.cat(found, 1)
+        return self._order.index_select(0, query), self._cells.order.index_select(0, key)
+
+    def nearest(
+        self, k: int, radius: float, rank: Tensor, itself: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the k nearest keys of each query that has so many within `radius`.
+
+        Args:
+            radius: at most that of the cells; inf takes fewer, too, where there are no more.
+            rank: (N,) of keys, the lower of which is first where distances are equal.
+            itself: (M,) the key that a query may not have; None: it may have all.
+
+        Returns: query and key (E,), by query; and whether each query (M,) has found its own.
+        """
+        found, done = [self._order.new_zeros(2, 0)], [self._order.new_zeros(0, dtype=torch.bool)]
+        start = 0
+        for stop, query, near, squared in self._compared():
+            key, kept = self._cells.order[near], squared <= radius**2
+            if itself is not None:
+                kept &= itself[self._order[query]] != key
+            at = kept.nonzero().squeeze(-1)
+            query, key, squared = query[at] - start, key[at], squared[at]
+            counts = torch.bincount(query, minlength=stop - start)
+            enough = (counts >= k) | math.isinf(radius)
+            at = enough[query] & _first(query, squared, rank[key], counts, k)
+            query, key = query[at] + start, key[at]
+            found.append(torch.stack([self._order[query], key]))
+            done.append(enough)
+            start = stop
+        query, key = torch.cat(found, 1)
+        of_query = torch.empty_like(self._order, dtype=torch.bool)
+        of_query[self._order] = torch.cat(done)
+        return query, key, of_query
+
+    def _compared(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """All pairs in neighboring cells, those of all queries before `stop` but after the last
+        one's: `stop`, query and key (E,), in the order of cells, and their squared distance."""
+        total, axes = (self._ends - self._first).sum(-1).cumsum(0), self._points.shape[1]
         start = 0
         while start < len(total):
             before = int(total[start - 1]) if start else 0
-            limit = total.new_tensor(before + _CHUNK)
+            limit = total.new_tensor(before + 4 * _CHUNK // max(axes, 4))
             stop = max(int(torch.searchsorted(total, limit, right=True)), start + 1)
-            found.append(self._compare(start, stop))
+            first = self._first[start:stop].flatten()
+            counts = self._ends[start:stop].flatten() - first
+            run = torch.repeat_interleave(counts)
+            rank = torch.arange(len(run), device=run.device) - (counts.cumsum(0) - counts)[run]
+            query = torch.div(run, self._first.shape[1], rounding_mode="floor") + start
+            key = first.index_select(0, run) + rank
+            apart = self._points.index_select(0, query) - self._cells.points.index_select(0, key)
+            yield stop, query, key, apart.square_().sum(-1)
             start = stop
-        none = self._order.new_zeros(0)
-        query, key = zip(*found, strict=True) if found else ((none,), (none,))
-        return torch.cat(query), torch.cat(key)
 
-    def _compare(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        first = self._first[start:stop].flatten()
-        counts = self._ends[start:stop].flatten() - first
-        run = torch.repeat_interleave(counts)
-        rank = torch.arange(len(run), device=run.device) - (counts.cumsum(0) - counts)[run]
-        query = torch.div(run, self._first.shape[1], rounding_mode="floor") + start
-        key = first.index_select(0, run) + rank
-        apart = self._points.index_select(0, query) - self._cells.points.index_select(0, key)
-        near = (apart.square().sum(-1) <= self._cells.reach**2).nonzero().squeeze(-1)
-        query, key = query.index_select(0, near), key.index_select(0, near)
-        return self._order.index_select(0, query), self._cells.order.index_select(0, key)
+
+def _first(query: Tensor, squared: Tensor, rank: Tensor, counts: Tensor, k: int) -> Tensor:
+    """Of pairs (E,), in the order of their queries, which has `counts` each: whether it is among
+    the k of its query that are nearest and, where they are equally far, first in rank."""
+    start = counts.cumsum(0) - counts
+    kept = torch.ones_like(query, dtype=torch.bool)
+    width = int(counts.max()) if len(counts) else 0
+    if width > k and len(counts) * width < 16 * len(query) + _CHUNK:
+        # In a table, whose rows tell how far the last one is; of what is beyond nothing is sorted
+        table = squared.new_full((len(counts), width), torch.inf)
+        table[query, torch.arange(len(query), device=query.device) - start[query]] = squared
+        kept = squared <= table.kthvalue(k, dim=-1).values[query]
+    if int(torch.bincount(query[kept], minlength=1).max()) <= k:
+        return kept
+    at = kept.nonzero().squeeze(-1)
+    order = rank[at].argsort()
+    order = order[squared[at][order].argsort(stable=True)]
+    order = order[query[at][order].argsort(stable=True)]
+    at, sizes = at[order], torch.bincount(query[at], minlength=len(counts))
+    nearer = torch.arange(len(at), device=at.device) - (sizes.cumsum(0) - sizes)[query[at]]
+    return kept.index_fill(0, at[nearer >= k], False)
 
 
 def _exact(points: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from attention_core.lasting import kept, lasting
 from attention_core.spaces.csr import CSR, count_each
 from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
 
+_MOST_HOPS = 8  # to which walks are counted; more of them reach nearly everywhere
 _MOST_PAIRS = 1 << 30  # entries of a table of pairs; 4 GiB of float32
 
 
@@ -338,6 +340,25 @@ class EdgeList:
         if self.bipartite:
             return None
         return (self.source[edge] != self.target[edge]).float()
+
+    def within_bound(self, radius: float) -> float:
+        """Return at most how many pairs are `radius` hops apart or less: as many as are walks."""
+        nodes = max(self.num_nodes, self.num_targets or 0)
+        if radius < 1:
+            return nodes
+        if radius < 2:
+            return nodes + self.num_edges
+        if self.bipartite or torch.compiler.is_compiling():
+            return math.inf
+        most = float(nodes)
+        walks = torch.ones(nodes, dtype=torch.double, device=self.target.device)
+        total = walks
+        for _ in range(int(min(radius, _MOST_HOPS))):
+            walks = torch.zeros_like(walks).index_add_(0, self.target, walks[self.source])
+            total = (total + walks).clamp(max=most)
+            if not bool((walks > 0).any()):
+                return float(total.sum())
+        return float(total.sum()) if radius < _MOST_HOPS + 1 else math.inf
 
     def within(self, radius: float, targets: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Find the pairs at most `radius` hops apart as (target, source, hops), without a table; of

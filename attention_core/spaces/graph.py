@@ -186,9 +186,7 @@ class Graph(Space):
 
     def reach_bound(self, radius: float) -> float:
         twice = self.length - self.num_special > self.num_nodes  # nodes of one graph, packed
-        if radius >= 2 or twice:
-            return math.inf
-        return self.length + (self.edges.num_edges if radius >= 1 else 0)
+        return math.inf if twice else self.edges.within_bound(radius)
 
     def distance_along(self, edge: Tensor) -> Tensor | None:
         return self.edges.hops_along(edge)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole, check_whole_each, is_whole
-from attention_core.lasting import lasting
+from attention_core.lasting import can_last, lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.packing import (
     first_special,
     packed,
     unravel,
 )
+
+#: Grids of fewer tokens, whose coordinates are remembered.
+_FEW = 1 << 14
 
 
 class Grid(Space):
@@ -54,10 +58,11 @@ class Grid(Space):
         #: The size of each sample's grid, or the one of all; it stays when tokens are dropped.
         self.sizes: tuple[tuple[int, ...], ...] = (size,)
         length = math.prod(size) + special
-        at = torch.arange(-special, math.prod(size), device=device)
         super().__init__(
             length,
-            coordinates=unravel(at, _extents(self.sizes, device)[0]),
+            coordinates=_places(tuple(map(int, size)), special, torch.device(device))
+            if can_last() and length < _FEW
+            else _new_places(size, special, device),
             special=first_special(special, length, device),
         )
         self.size, self.start = size, (0,) * len(size)
@@ -200,6 +205,22 @@ def _wrap(wrap: bool | Iterable[bool], axes: int) -> tuple[bool, ...]:
     if len(given) != axes:
         raise ValueError(f"wrap={given} is for {len(given)} axes, the grid has {axes}")
     return given
+
+
+def _new_places(size: tuple[int, ...], special: int, device: torch.device | str) -> Tensor:
+    """(L, A): the coordinates of all places in order, and 0 for special tokens in front."""
+    at = torch.arange(-special, math.prod(size), device=device)
+    return unravel(at, _extents((size,), device)[0])
+
+
+@lru_cache(maxsize=64)
+def _kept_places(size: tuple[int, ...], special: int, device: torch.device) -> Tensor:
+    return _new_places(size, special, device)
+
+
+def _places(size: tuple[int, ...], special: int, device: torch.device) -> Tensor:
+    """`_new_places`, computed once: models make a grid of one size anew in each forward pass."""
+    return _kept_places(size, special, device).clone()
 
 
 def _extents(sizes: tuple[tuple[int, ...], ...], device: torch.device | str) -> Tensor:

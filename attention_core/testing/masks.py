@@ -56,7 +56,8 @@ def _check(mask: Mask, space: Space) -> None:
         far = located & (-offset > mask.lookback)
         _never(far, f"{mask}.lookback is {mask.lookback}, but", "is allowed")
     check_end(mask, name, mask.at, space, allowed, _HEADS)
-    if not _has_tensor(mask):  # which speaks of places in a tensor
+    # A tensor speaks of places in itself, and some masks of what else is there
+    if not _has_tensor(mask) and not mask.depends_on_others:
         kept(
             name,
             mask.at,

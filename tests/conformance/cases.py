@@ -27,6 +27,7 @@ from attention_core import (
     Graph,
     Grid,
     Mask,
+    Nearest,
     Neighborhood,
     Points,
     PrefixLM,
@@ -299,6 +300,10 @@ def _places() -> dict[str, tuple[Space | tuple[Space, Space], World]]:
             w("bipartite", ((chosen(nodes([0] * 4), torch.tensor([2, 0])),),
                             (chosen(nodes([0] * 5), torch.tensor([4, 2, 0])),)), TWO_SETS),
         ),
+        "cross-points": (
+            (Points(_cloud(5, 3)), Points(cloud, special=1)),
+            w(p, ((points(_cloud(5, 3)),), (points(cloud, special=1),))),
+        ),
         "nowhere": (
             (Space(2), Space(5)), w("nowhere", (((Token(),) * 2,) * 2, ((Token(),) * 5,) * 2))
         ),
@@ -437,6 +442,12 @@ def single_masks(place: Place) -> dict[str, Masked]:
             "window": (Window(2, shift=1), oracle.window(2, 1)),
             "near-axes": (Neighborhood(radii_f), oracle.near(radii_f)),
         }
+    if kind not in ("nowhere", "bipartite"):
+        one_space = place.spaces[0] is place.spaces[1]
+        found["nearest"] = Nearest(2), oracle.nearest(2)
+        if kind == "points":
+            others = oracle.nearest(3, loop=False, one_space=one_space)
+            found["nearest-others"] = Nearest(3, loop=False), others
     return {name: Masked(name, *parts) for name, parts in found.items()}
 
 

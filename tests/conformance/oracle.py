@@ -163,6 +163,29 @@ def near(radius: float | tuple[float, ...]) -> Claim:
     return claim(lambda pair: pair.distance <= radius)
 
 
+def nearest(k: int, *, one_space: bool = True, loop: bool = True) -> Claim:
+    """The k nearest that can be reached, the first of those that are equally far."""
+
+    def says(pair: Pair) -> bool:
+        others = (
+            Pair(pair.world, pair.batch, pair.head, pair.i, j)
+            for j in range(len(pair.world.keys[pair.batch]))
+        )
+        found = sorted(
+            (other.distance, other.j)
+            for other in others
+            if other.key.sample == other.query.sample
+            and not other.special
+            and other.key.valid
+            and other.query.valid
+            and other.distance < math.inf
+            and (loop or not one_space or other.i != other.j)
+        )
+        return pair.j in [j for _, j in found[:k]]
+
+    return claim(says)
+
+
 def shifted(
     radius: float | tuple[float, ...],
     dilation: int | tuple[int, ...] = 1,

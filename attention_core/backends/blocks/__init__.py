@@ -26,7 +26,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from attention_core.backends import dense, edges, reference
+from attention_core.backends import dense, edges, fast as switch, reference
 from attention_core.backends.blocks import fast
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.blocks.groups import (
@@ -37,6 +37,7 @@ from attention_core.backends.blocks.groups import (
     group,
     patterns,
 )
+from attention_core.backends.blocks.layout import LANES
 from attention_core.backends.blocks.modified import Call, modified_attention
 from attention_core.backends.blocks.mods import Mods
 from attention_core.backends.blocks.operator import block_attention
@@ -53,6 +54,9 @@ from attention_core.spaces import BlockKey, Pairs
 #: Of a pair in a block, and of a key that a block gathers.
 _PAIR = Rate(0.8, 0.030, 2.3, 0.105)
 _KEY = Rate(2.0, 0.125, 8.0, 0.55)
+#: With kernels, of a pair of a key and a tile of 16 queries that sees it, and of a query.
+_TILE_PAIR = Rate(0.3, 0.0375, 1.0, 0.14)
+_TILE_QUERY = Rate(50.0, 2.9, 120.0, 7.5)
 #: Finding the blocks and calling the kernel, more for each group of blocks, and for each key that a
 #: block is found to reach.
 _CALL = 3_500_000.0
@@ -114,7 +118,8 @@ class Prepared:
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
         new = copy.copy(self)
-        new.job, new._memory = job, Memory()
+        # Rows may be of types of edges, which another job of the same structure has of its own
+        new.job, new._memory, new._rows_of_tables = job, Memory(), {}
         new._patterns = {key: found.in_spaces(job.spaces) for key, found in self._patterns.items()}
         return new
 
@@ -319,9 +324,26 @@ def unsupported(job: Job) -> str | None:
     return None
 
 
+def _by_kernels(job: Job) -> bool:
+    """Whether kernels will compute it, as far as the plan can tell."""
+    return job.device.type == "cpu" and not job.modifies and switch.installed()
+
+
+def _seen_by_tiles(job: Job, pairs: float) -> float:
+    """About how many of the pairs in blocks are of a key and a tile of 16 queries that sees it."""
+    axes, queries = job.spaces[1].axes, job.batch * job.spaces[0].length
+    reach = job.count_bound / max(queries, 1)
+    if job.mask is None or not axes or not reach:
+        return pairs
+    # A box of keys around each query, one longer by its side around a tile
+    around = (reach ** (1 / axes) + LANES ** (1 / axes) - 1) ** axes
+    return min(pairs, queries * around)
+
+
 def cost(job: Job) -> float:
-    least = _CALL + _PAIR.of(job) * job.count_bound + modify_cost(job, job.count_bound)
-    if _scattered(job):
+    rate = _TILE_PAIR if _by_kernels(job) else _PAIR
+    least = _CALL + rate.of(job) * job.count_bound + modify_cost(job, job.count_bound)
+    if _scattered(job) and not _by_kernels(job):
         pairs = _around_tiles(job)
         each = _PAIR.of(job) + job.heads * _SCATTERED[job.grad] / _SHARING
         least = _CALL + each * pairs + modify_cost(job, pairs)
@@ -338,7 +360,7 @@ def cost(job: Job) -> float:
     keys = sum(group.keys.numel() for group in prepared.groups)
     alike = _ALIKE if prepared.local and not prepared.differ else 1.0
     scattered = 0.0
-    if _scattered(job):
+    if _scattered(job) and not _by_kernels(job):
         runs = (keys for _, (keys, run) in prepared.runs if run == 1)
         scattered = job.heads * _SCATTERED[job.grad] * sum(keys.numel() for keys in runs)
     return (
@@ -346,7 +368,7 @@ def cost(job: Job) -> float:
         + samples * scattered
         + _GROUP * len(prepared.groups)
         + _LIST * keys
-        + samples * (_PAIR.of(job) * pairs + _KEY.of(job) * keys)
+        + _computing(job, samples * pairs, samples * keys)
         + mask_cost(job, alike * pairs)
         + modify_cost(job, samples * pairs)
     )
@@ -370,10 +392,18 @@ def _around_tiles(job: Job) -> float:
     return min(max(count * around, job.count_bound), job.sample_pairs)
 
 
+def _computing(job: Job, pairs: float, keys: float) -> float:
+    if not _by_kernels(job):
+        return _PAIR.of(job) * pairs + _KEY.of(job) * keys
+    queries = job.batch * job.spaces[0].length
+    return _TILE_PAIR.of(job) * _seen_by_tiles(job, pairs) + _TILE_QUERY.of(job) * queries
+
+
 def describe(job: Job, prepared: Prepared) -> str:
     pairs = sum(group.pairs for group in prepared.groups)
     count = sum(len(group.queries) for group in prepared.groups)
-    return f"{count:,} blocks of queries with the keys that each can reach, {pairs:,} pairs in all."
+    text = f"{count:,} blocks of queries with the keys that each can reach, {pairs:,} pairs in all"
+    return f"{text}{', by kernels in numba' if _by_kernels(job) else ''}."
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:

@@ -8,9 +8,6 @@ their order, so results are the same bit for bit on any number of threads.
 
 from __future__ import annotations
 
-import threading
-import weakref
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -21,15 +18,15 @@ from torch.nn.functional import pad
 
 from attention_core.backends import fast
 from attention_core.backends.blocks.chunks import Blocks, Chunk, Work, tokens
+from attention_core.backends.blocks.layout import LANES, Layout, layout_of
 
-_LANES = 16
 _BITS = 0xFFFFFFFF
 #: Pairs of one head in a piece of work at least, and pieces at most where there are that many.
 _PIECE, _PIECES = 1 << 18, 16
 #: Pairs times heads for which a call of the kernels pays.
 _PAYS = 1 << 15
-#: Bytes that pieces may take for gradients of their own.
-_ROOM = 1 << 28
+#: Numbers that pieces may take for gradients of a bias, each its own.
+_ROOM = 1 << 26
 
 
 def looks_up(device: torch.device, dtype: torch.dtype, pairs: int) -> bool:
@@ -46,226 +43,6 @@ def serves(q: Tensor, k: Tensor, v: Tensor, groups: list[Blocks], samples: int) 
         return False
     pays = pairs * samples * q.shape[1] >= _PAYS
     return fast.usable(q, k, v, pays=pays)
-
-
-@dataclass
-class Layout:
-    """Tiles of all groups, sorted by their first query.
-
-    Attributes:
-        tiles: (tiles * 16,) int32, the queries of each, among the rows of the first head; -1
-            padding.
-        starts, members: (tiles + 1,) and (members,) the keys of each tile.
-        units: (tiles,) which unit, a tile of a pattern, each is; -1 where nothing is added.
-        unit_starts, unit_members: the keys of each unit, among those of its block.
-        floors, packed, index: as `trimming` lays them out; empty where there is nothing.
-        heads: of what is added: 1 where all share it.
-        first_unit: of each group, -1 where nothing is added.
-        most: keys of a tile at most, and what rounding up takes.
-        samples: how many samples share the tiles.
-        own: whether no two tiles, of any sample, share a unit.
-        firsts: (tiles,) which are the first of their block.
-        disjoint: whether every key is in one block alone, and in the first tile of it.
-    """
-
-    tiles: Any
-    starts: Any
-    members: Any
-    units: Any
-    unit_starts: Any
-    unit_members: Any
-    floors: Any
-    packed: Any
-    index: Any
-    heads: int
-    first_unit: list[int]
-    most: int
-    samples: int
-    own: bool
-    firsts: Any
-    disjoint: bool
-
-
-_layouts: dict[tuple[Any, ...], tuple[list[Any], list[int | None], Layout]] = {}
-_lock = threading.Lock()
-_KEPT = 16
-
-
-def _layout(
-    groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
-    lengths: tuple[int, int], rows_of_keys: int, dtype: Any,
-) -> Layout:  # fmt: skip
-    """The layout of these tensors, which is kept as long as they are, unchanged."""
-    tensors = [
-        x
-        for one in groups
-        for x in (
-            one.queries,
-            one.keys,
-            one.pattern,
-            one.added if one.index is None else one.index,
-            one.empty_rows,
-        )
-        if x is not None
-    ]
-    key = (*(id(x) for x in tensors), entries, samples, heads, lengths, rows_of_keys, dtype)
-    versions = [None if x.is_inference() else x._version for x in tensors]
-    with _lock:
-        found = _layouts.get(key)
-    if found is not None:
-        known, then, layout = found
-        if then == versions and all(a() is b for a, b in zip(known, tensors, strict=True)):
-            return layout
-    layout = _laid_out(groups, entries, samples, heads, lengths, rows_of_keys, dtype)
-
-    def forget(_: Any) -> None:
-        _layouts.pop(key, None)
-
-    with _lock:
-        while len(_layouts) >= _KEPT:
-            _layouts.pop(next(iter(_layouts)))
-        _layouts[key] = [weakref.ref(x, forget) for x in tensors], versions, layout
-    return layout
-
-
-def _laid_out(
-    groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
-    lengths: tuple[int, int], rows_of_keys: int, dtype: Any,
-) -> Layout:  # fmt: skip
-    import numpy as np
-
-    from attention_core.backends.fast.compiled import kernel
-
-    trimming = kernel("attention_core.backends.blocks.trimming")
-    each = samples > 1 and any(
-        one.pattern is not None and len(one.pattern) > len(one.queries) for one in groups
-    )
-    nothing = np.zeros(0, np.int64)
-    found: list[dict[str, Any]] = []
-    for one in groups:
-        index, queries, keys = one.index, one.queries, one.keys
-        pattern = one.pattern
-        if each:
-            queries = _of_samples(queries, samples, heads[0] * lengths[0] // one.query_run)
-            keys = _of_samples(keys, samples, heads[1] * lengths[1] // one.key_run)
-            if pattern is not None and len(pattern) < len(queries):
-                pattern = pattern.repeat(samples)
-        blocks = len(queries)
-        own: dict[str, Any] = {
-            "queries": queries.reshape(-1).numpy(), "keys": keys.reshape(-1).numpy(),
-            "pattern": np.zeros(blocks, np.int64) if pattern is None else pattern.numpy(),
-            "size": queries.shape[1] * one.query_run, "reach": keys.shape[1] * one.key_run,
-            "first": (queries[:, 0] * one.query_run).numpy(), "blocks": blocks,
-        }  # fmt: skip
-        own["tiles"] = -(-own["size"] // _LANES)
-        given = one.added if index is None else index
-        if given is None:
-            own["counts"] = np.full((blocks, own["tiles"]), own["reach"], np.int64)
-        else:
-            own["patterns"], own["heads"] = len(given), given.shape[1] if index is None else 1
-            own["given"] = given.detach().reshape(-1).numpy()
-            own["empty"] = (
-                np.zeros(0, np.bool_) if one.empty_rows is None
-                else one.empty_rows.reshape(-1).numpy()
-            )  # fmt: skip
-            counts = np.empty(own["patterns"] * own["tiles"], np.int64)
-            members = np.empty(counts.size * own["reach"], np.int32)
-            added, looked_up = (
-                (own["given"], nothing)
-                if index is None
-                else (np.zeros(0, np.float32), own["given"])
-            )
-            total = trimming.trim(
-                added, looked_up, own["empty"], own["patterns"], own["heads"], own["size"],
-                own["reach"], counts, members,
-            )  # fmt: skip
-            own["unit_counts"], own["members"] = counts, members[:total]
-            own["counts"] = counts.reshape(-1, own["tiles"])[own["pattern"]]
-        found.append(own)
-    with_units = [own for own in found if "given" in own]
-    unit_starts = np.zeros(1 + sum(len(own["unit_counts"]) for own in with_units), np.int64)
-    if with_units:
-        np.cumsum(np.concatenate([own["unit_counts"] for own in with_units]), out=unit_starts[1:])
-    unit_members = np.concatenate(
-        [np.zeros(0, np.int32), *(own["members"] for own in with_units)], dtype=np.int32
-    )
-    first_unit, unit = [], 0
-    for own in found:
-        first_unit.append(unit if "given" in own else -1)
-        unit += len(own["unit_counts"]) if "given" in own else 0
-    # Tiles of neighbors one after the other, whichever group they are of
-    order = np.argsort(np.concatenate([own["first"] for own in found]), kind="stable")
-    per_block = np.concatenate([np.full(own["blocks"], own["tiles"]) for own in found])
-    first_tile = np.empty(len(order), np.int64)
-    first_tile[order] = np.cumsum(per_block[order]) - per_block[order]
-    total_tiles = int(per_block.sum())
-    counts = np.empty(total_tiles, np.int64)
-    firsts = np.zeros(total_tiles, np.bool_)
-    firsts[first_tile] = True
-    block = 0
-    for own in found:
-        own["first_tile"] = first_tile[block : block + own["blocks"]]
-        at = own["first_tile"][:, None] + np.arange(own["tiles"])
-        counts[at] = own["counts"]
-        block += own["blocks"]
-    starts = np.zeros(total_tiles + 1, np.int64)
-    np.cumsum(counts, out=starts[1:])
-    tiles = np.empty(total_tiles * _LANES, np.int32)
-    units = np.empty(total_tiles, np.int64)
-    members = np.empty(int(starts[-1]), np.int32)
-    for own, one, unit in zip(found, groups, first_unit, strict=True):
-        trimming.lay_out(
-            own["queries"], own["keys"], one.query_run, one.key_run, own["blocks"], own["pattern"],
-            unit, unit_starts, unit_members, own["first_tile"], tiles, starts, members, units,
-        )  # fmt: skip
-    shared = max([own["heads"] for own in with_units], default=1)
-    rows, number = int(unit_starts[-1]), len(unit_starts) - 1
-    looks_up = any(one.index is not None for one in groups)
-    floors = np.empty(shared * number * _LANES, dtype)
-    packed = np.empty(0 if looks_up else shared * rows * _LANES, dtype)
-    index_packed = np.empty(rows * _LANES if looks_up else 0, np.int32)
-    for own, unit in zip(found, first_unit, strict=True):
-        if unit < 0:
-            continue
-        where = unit_starts, unit_members, unit
-        if looks_up:
-            trimming.pack_index(
-                own["given"], own["empty"], own["patterns"], own["size"], own["reach"], *where,
-                entries, floors, index_packed,
-            )  # fmt: skip
-        else:
-            if own["heads"] < shared:
-                raise AssertionError("groups differ in the heads of what is added")
-            trimming.pack(
-                own["given"], own["empty"], own["patterns"], shared, own["size"], own["reach"],
-                *where, number, rows, floors, packed,
-            )  # fmt: skip
-    return Layout(
-        tiles, starts, members, units, unit_starts, unit_members, floors, packed, index_packed,
-        shared, first_unit, int(counts.max(initial=0)) + _LANES, 1 if each else samples,
-        all(own["patterns"] == own["blocks"] * (1 if each else samples) for own in with_units),
-        firsts, _disjoint(starts, members, firsts, rows_of_keys // (1 if each else samples)),
-    )  # fmt: skip
-
-
-def _disjoint(starts: Any, members: Any, firsts: Any, count: int) -> bool:
-    """Whether each of `count` keys is in the first tile of one block, and in no other block."""
-    import numpy as np
-
-    counts = np.diff(starts)
-    if int(counts[firsts].sum()) != count:
-        return False
-    block = np.repeat(np.cumsum(firsts), counts)
-    of_first = np.repeat(firsts, counts)
-    owner = np.zeros(int(members.max(initial=-1)) + 1, block.dtype)
-    owner[members[of_first]] = block[of_first]
-    return int((owner > 0).sum()) == count and bool((owner[members] == block).all())
-
-
-def _of_samples(runs: Tensor, samples: int, step: int) -> Tensor:
-    """Runs (N, M) of the first sample as those of all, (samples · N, M)."""
-    shift = torch.arange(samples, device=runs.device)[:, None, None] * step
-    return (runs + shift).where(runs >= 0, runs).flatten(0, 1)
 
 
 class Call:
@@ -296,7 +73,7 @@ class Call:
         self.heads, self.kv_heads = heads, kv_heads
         tables = [x.added for x in groups if x.added is not None and x.index is not None]
         entries = 0 if not tables else len(tables[0]) + 1
-        self.layout = layout = _layout(
+        self.layout = layout = layout_of(
             groups, max(entries - 1, 0), samples, (heads, kv_heads), (queries, keys),
             k.shape[0] * keys, self.number,
         )  # fmt: skip
@@ -327,7 +104,7 @@ class Call:
 
         layout = self.layout
         starts, samples, kv_heads = layout.starts, layout.samples, self.kv_heads
-        work = int(starts[-1]) * _LANES * (self.heads // kv_heads)
+        work = int(starts[-1]) * LANES * (self.heads // kv_heads)
         most = max(1, min(_PIECES, work * samples * kv_heads // _PIECE))
         of_samples = min(samples, -(-most // kv_heads))
         of_tiles = max(1, -(-most // (kv_heads * of_samples)))
@@ -346,11 +123,13 @@ class Call:
             np.int64,
         ).reshape(-1, 8)
 
-    def over(self, kernel: Any, *arguments: Any) -> None:
+    def over(self, kernel: Any, *arguments: Any, serial: bool = False) -> None:
+        """Call a kernel for all pieces, on torch's number of threads unless it is `serial`."""
         from attention_core.backends.fast import threads
 
         count = len(self.pieces)
-        bounds = [0, count] if torch.get_num_threads() == 1 else list(range(count + 1))
+        alone = serial or torch.get_num_threads() == 1
+        bounds = [0, count] if alone else list(range(count + 1))
         common = self.pieces, self.sizes, self.numbers, self.seeds, self.given, self.plan
         threads.over(bounds, kernel, *common, *arguments)
 
@@ -395,22 +174,24 @@ def backward(
     part_k, part_v = (x.new_zeros(rows * x.shape[-1]) for x in (call.k, call.v))
     of_sink = np.zeros(0 if sink is None else len(pieces) * groups_of_heads, number)
     shared = layout.heads == 1
-    size = len(layout.unit_members) * _LANES
-    of_added, of_table = np.zeros(0, number), np.zeros(0, number)
+    size = len(layout.unit_members) * LANES
+    of_added, of_table, serial = np.zeros(0, number), np.zeros(0, number), False
     if any(learned) and not entries:
-        own = layout.own and (not shared or call.kv_heads == 1)
         heads = 1 if shared else groups_of_heads
+        serial = size * len(pieces) * heads > _ROOM  # one after the other into one place
+        own = serial or (layout.own and (not shared or call.kv_heads == 1))
         for n, piece in enumerate(pieces):
             piece[6] = 0 if own else n if shared else n * heads - piece[0] * heads
         of_added = np.zeros(size * (layout.heads if own else len(pieces) * heads), number)
     if any(learned) and entries:
-        of_table = np.zeros(len(pieces) * groups_of_heads * entries * _LANES, number)
+        of_table = np.zeros(len(pieces) * groups_of_heads * entries * LANES, number)
     call.over(
         call.kernels.backward,
         _flat(lse, number),
         tuple(_flat(x, number) for x in (_wide(grad_out), grad_lse)),
         tuple(_flat(x, number) for x in (grad_q, grad_k, grad_v, part_k, part_v)),
         (of_sink, of_added, of_table, fresh),
+        serial=serial,
     )
     for first, last, low in spans:
         for total, part in ((grad_k, part_k), (grad_v, part_v)):
@@ -424,7 +205,7 @@ def backward(
             by_head[int(piece[0])] += one
     grads = [q.new_zeros(0) for _ in groups]
     if len(of_table):
-        sums = q.new_zeros(call.kv_heads, groups_of_heads, entries, _LANES)
+        sums = q.new_zeros(call.kv_heads, groups_of_heads, entries, LANES)
         parts = torch.from_numpy(of_table).view(len(pieces), *sums.shape[1:])
         for piece, one in zip(pieces, parts, strict=True):
             sums[int(piece[0])] += one
@@ -463,12 +244,18 @@ def _own_rows(call: Call) -> tuple[int, list[tuple[int, int, int]]]:
         ranges[first, last] = (
             (int(members.min()), int(members.max()) + 1) if len(members) else (0, 0)
         )
-    in_order = sorted(span for span in ranges.values() if span[1])
-    if all(a[1] <= b[0] for a, b in pairwise(in_order)):
-        return 0, []
+    # Those that share none with one before them write to the gradient itself
+    direct, end = set(), 0
+    for piece, (low, high) in sorted(ranges.items()):
+        if low >= end or low == high:
+            direct.add(piece)
+            end = max(end, high)
     total, spans = 0, []
     for piece in pieces:
-        low, high = ranges[int(piece[3]), int(piece[4])]
+        where = int(piece[3]), int(piece[4])
+        if where in direct:
+            continue
+        low, high = ranges[where]
         base = (int(piece[1]) * call.kv_heads + int(piece[0])) * keys
         piece[5], piece[7] = total - low, 1
         spans.append((total, total + high - low, base + low))
@@ -549,7 +336,7 @@ def _constants(dtype: str) -> dict[str, Any]:
 
 def _wide(x: Tensor) -> Tensor:
     """x (..., D) with zeros up to the next multiple of 16, contiguous."""
-    missing = -x.shape[-1] % _LANES
+    missing = -x.shape[-1] % LANES
     return pad(x, (0, missing)) if missing else x.contiguous()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
+from attention_core.backends.edges import fast as kernels
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.edge_projection import EdgeFeatures, changed
@@ -31,6 +32,10 @@ _CHUNK = 1 << 22
 _PAIR = Rate(4.0, 0.6, 13.0, 1.9)
 _ADDITIVE_V2 = Rate(3.0, 0.9, 11.0, 4.3)
 _FEATURES = Rate(15.0, 1.4, 13.0, 8.7)
+#: The same with kernels.
+_FAST_PAIR = Rate(1.5, 0.34, 2.2, 1.2)
+_FAST_ADDITIVE_V2 = Rate(2.0, 0.37, 2.8, 1.45)
+_FAST_FEATURES = Rate(3.0, 0.2, 7.0, 0.6)
 #: The same for what a bias adds, mostly its own indexing.
 _FIXED_BIAS, _LEARNED_BIAS = 20.0, 47.0
 #: Nanoseconds to list a pair that the structure names, to look at one that it does not, and to
@@ -172,23 +177,30 @@ def _listed(job: Job) -> Pairs | None:
             name: of.repeat(job.batch) for name, of in found._asdict().items() if of is not None
         }
         found = PairList(**repeated, batch=rows)
-    ordinary = torch.arange(query.length, device=job.device)
-    if query.special is not None:
-        special, ordinary = (at.nonzero().squeeze(-1) for at in (query.special, ~query.special))
+    special = [
+        None if space.special is None else space.special.expand(job.batch, -1)
+        for space in (query, key)
+    ]
+    of_query, of_key = special
+    if of_query is not None:  # it attends to all
+        row, token = (at[:, None] for at in of_query.nonzero().T)
         everyone = torch.arange(key.length, device=job.device)
-        found = _cat(found, special[:, None], everyone, job.batch)
-    if key.special is not None:
-        special = key.special.nonzero().squeeze(-1)
-        found = _cat(found, ordinary[:, None], special, job.batch)
+        found = _cat(found, row, token, everyone)
+    if of_key is not None:  # all others attend to it
+        row, token = (at[:, None] for at in of_key.nonzero().T)
+        everyone = torch.arange(query.length, device=job.device)
+        others = None if of_query is None else ~of_query[row, everyone]
+        found = _cat(found, row, everyone, token, others)
     return _pairs(job, **{name: of for name, of in found._asdict().items() if of is not None})
 
 
-def _cat(found: PairList, query: Tensor, key: Tensor, rows: int) -> PairList:
-    """`found` and more pairs, in every row, which have no edge and whose distance no one may ask
-    for."""
-    query, key = (side.flatten() for side in torch.broadcast_tensors(query, key))
-    batch = torch.arange(rows, device=query.device).repeat_interleave(len(query))
-    query, key = query.repeat(rows), key.repeat(rows)
+def _cat(
+    found: PairList, batch: Tensor, query: Tensor, key: Tensor, which: Tensor | None = None
+) -> PairList:
+    """`found` and more pairs, of all that the indices broadcast to or `which` of them, that have no
+    edge and whose distance no one may ask for."""
+    more = torch.broadcast_tensors(batch, query, key)
+    batch, query, key = (index.flatten() if which is None else index[which] for index in more)
     edge, distance = (
         None if known is None else torch.cat([known, known.new_full(query.shape, nothing)])
         for known, nothing in ((found.edge, -1), (found.distance, 0))
@@ -242,7 +254,10 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     """Estimate the nanoseconds on two cores of CPU, for all heads."""
-    per_pair = (_ADDITIVE_V2 if isinstance(job.score, AdditiveV2) else _PAIR).of(job)
+    pair, additive_v2, features = _PAIR, _ADDITIVE_V2, _FEATURES
+    if _in_kernels(job, job.count_bound):
+        pair, additive_v2, features = _FAST_PAIR, _FAST_ADDITIVE_V2, _FAST_FEATURES
+    per_pair = (additive_v2 if isinstance(job.score, AdditiveV2) else pair).of(job)
     added = split(job.bias)[1]
     if added is not None:
         learns = job.grad and added.learned
@@ -250,7 +265,7 @@ def cost(job: Job) -> float:
     if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
         per_pair *= _CACHED
     if job.edge_features:  # no two pairs share them, so no cache holds them
-        per_pair += _FEATURES.of(job)
+        per_pair += features.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
     mask = job.mask
     listed = (
@@ -261,10 +276,17 @@ def cost(job: Job) -> float:
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
 
 
+def _in_kernels(job: Job, pairs: int) -> bool:
+    """Whether kernels for a CPU do so many pairs, in float32 or float64."""
+    return job.device.type == "cpu" and kernels.installed() and kernels.pays(pairs, job.heads)
+
+
 def describe(job: Job, prepared: Prepared) -> str:
+    pairs = len(prepared.row)
+    how = ", in kernels compiled by numba" if _in_kernels(job, pairs) else ""
     return (
-        f"one score for each of the {len(prepared.row):,} allowed pairs, with a softmax over those "
-        "of each query."
+        f"one score for each of the {pairs:,} allowed pairs, with a softmax over those of each "
+        f"query{how}."
     )
 
 
