@@ -15,16 +15,18 @@ from tests.conformance import (
     test_derivatives,
     test_empty,
     test_finite,
+    test_scores,
     test_values_and_gradients,
 )
 
 pytest.importorskip("numba")
 
-BACKENDS = ["blocks"]
+BACKENDS = ["blocks", "edges"]
 MODULES = [
     test_derivatives,
     test_empty,
     test_finite,
+    test_scores,
     test_values_and_gradients,
 ]
 
