@@ -12,6 +12,7 @@ from attention_core import (
     Bias,
     Causal,
     DenseBias,
+    DenseMask,
     EdgeBias,
     GlobalTokens,
     Graph,
@@ -328,3 +329,32 @@ def test_small_work_stays_in_plain_torch(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fast, "Call", None)
     q, k, v = tokens(20, torch.float32)
     assert attend(q, k, v, mask=Neighborhood(3), backend="blocks").isfinite().all()
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_a_bias_is_looked_up_where_heads_may_differ_in_what_they_allow(by_head: bool) -> None:
+    q, k, v = tokens(48, torch.float64)
+    given = torch.rand(1, HEADS if by_head else 1, 48, 48, generator=torch.Generator()) < 0.3
+    given[:, :, 5] = False  # queries without any key, where a floor has to be in the right place
+    given[:, 0, 7] = False
+    mask, bias = DenseMask(given) & Neighborhood(2), RelativeTable.t5(heads=HEADS).double()
+    nn.init.normal_(bias.table)
+
+    def run() -> tuple[Tensor, ...]:
+        out, lse = attend(q, k, v, mask=mask, bias=bias, return_lse=True, backend="blocks")
+        return out, lse
+
+    close(both(run, [q, k, v, bias.table]), torch.float64)
+
+
+def test_rows_whose_scores_are_all_the_least_number_have_their_gradients() -> None:
+    # As masks of Hugging Face have them: min + log(n) is min, so a log-sum-exp holds no n
+    q, k, v = tokens(40, torch.float32)
+    bias = torch.zeros(40, 40)
+    bias[3], bias[9, :8] = torch.finfo(torch.float32).min, -1e4
+
+    def run() -> tuple[Tensor, ...]:
+        mask = Neighborhood(4)
+        return (attend(q, k, v, mask=mask, bias=bias, softcap=9.0, backend="blocks"),)
+
+    close(both(run, [q, k, v]), torch.float32)

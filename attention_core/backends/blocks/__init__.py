@@ -169,6 +169,8 @@ class Prepared:
             return None  # a row of the table serves all heads, and these see different keys
         if torch.compiler.is_compiling() or not fast.looks_up(self.job.device, dtype, pairs):
             return None
+        if any(one.by_head for one in found):  # an index is the same for all heads
+            return None
         with torch.autocast(self.job.device.type, enabled=False):
             lookup = bias.lookup()
         if lookup is None or not bool(lookup.table.isfinite().all()):
@@ -199,6 +201,7 @@ class Prepared:
         allowed = found.allowed
         if allowed is None:
             return rows.contiguous(), None
+        allowed = allowed[:, :1]
         rows, empty = rows.masked_fill(~allowed[:, 0], -1), ~allowed.any(-1)
         return rows, empty if bool(empty.any()) else None
 

@@ -97,11 +97,13 @@ class Patterns:
             there is one for all.
         pairs: the pairs of one block of each arrangement: (P, 1, Q, 1) and (P, 1, 1, M).
         allowed: bool (P, H or 1, Q, M), or None for everything.
+        by_head: whether heads may be allowed different pairs.
     """
 
     of_block: Tensor | None
     pairs: Pairs
     allowed: Tensor | None
+    by_head: bool
 
     def in_spaces(self, spaces: tuple[Space, Space]) -> Patterns:
         """Return the same in other spaces of the same structure."""
@@ -137,7 +139,8 @@ def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None
         query=(queries.clamp(min=0) % job.spaces[0].length)[:, None, :, None],
         key=(keys.clamp(min=0) % job.spaces[1].length)[:, None, None, :],
     )
-    return Patterns(of_block, pairs, _allowed(job, pairs, queries, keys) if group.masked else None)
+    allowed = _allowed(job, pairs, queries, keys) if group.masked else None
+    return Patterns(of_block, pairs, allowed, allowed is not None and _by_head(allowed))
 
 
 class Listed:
@@ -174,6 +177,12 @@ def _allowed(job: Job, pairs: Pairs, queries: Tensor, keys: Tensor) -> Tensor:
     allowed = (queries >= 0)[:, None, :, None] & (keys >= 0)[:, None, None, :]
     by_mask = job.allowed(pairs)
     return allowed if by_mask is None else allowed & by_mask
+
+
+def _by_head(allowed: Tensor) -> bool:
+    if allowed.shape[1] == 1:
+        return False
+    return torch.compiler.is_compiling() or not bool((allowed == allowed[:, :1]).all())
 
 
 def _arrangement(group: Group, block_keys: tuple[BlockKey, BlockKey], rows: int) -> Tensor:

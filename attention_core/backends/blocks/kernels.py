@@ -366,7 +366,7 @@ def backward_tile(
         u = (0 if shared else head) * unit_starts[-1] + unit_starts[unit]
         h = sums if shared else sums + head
         of_u = h * unit_starts[-1] + unit_starts[unit]
-    mean = full(ZERO, 16)
+    mean, total = full(ZERO, 16), full(ZERO, 16)
     for g in range(0, count, KEYS):
         store(weights, g * 16, products(k, key_at, g, columns, size))
         store(slopes, g * 16, products(v, value_at, g, turned, value_size))
@@ -391,12 +391,17 @@ def backward_tile(
                 y = y * z
                 store(slopes, i * 16, y)
             mean = mean + x * y
-    mean = mean * left
+            total = total + x
+    # 1, but where a log-sum-exp is so large that it holds no sum of its own any more
+    total = where_positive(total, full(ONE, 16) / total, full(ZERO, 16))
+    of_lse = of_lse * total
+    mean = mean * total * left
     if len(sink):
         store(lane, 0, (left - full(ONE, 16)) * mean)
         for j in range(16):
             if row[j] >= 0:
                 of_sink[number * groups + head % groups] += lane[j]
+    left = left * total
     for i in range(count):
         x = load(weights, i * 16, 16)
         y = x * (left * (load(slopes, i * 16, 16) - mean) + of_lse)
