@@ -165,6 +165,8 @@ class Prepared:
         pairs = sum(group.pairs for group in self.groups) * samples * self.job.heads
         if 2 * sum(len(one.pairs.query) for one in found) <= blocks:
             return None
+        if any(one.allowed is not None and one.allowed.shape[1] > 1 for one in found):
+            return None  # a row of the table serves all heads, and these see different keys
         if torch.compiler.is_compiling() or not fast.looks_up(self.job.device, dtype, pairs):
             return None
         with torch.autocast(self.job.device.type, enabled=False):
