@@ -57,8 +57,8 @@ DTYPE = "float32"  # constant
 CACHED = False  # constant
 # The score; features of a head in queries and keys, and in values; heads of a vector, and how many
 # of them share a key, and a value; features of an edge, whether the score has a term of them, and
-# whether their weighted sums are asked for; whether softcap, bias, allowed and keep are given, as to
-# ask at every pair takes a third of the time
+# whether their weighted sums are asked for; whether softcap, bias, allowed and keep are given, as
+# to ask at every pair takes a third of the time
 
 DOT, ADDITIVE, ADDITIVE_V2 = KIND == "dot", KIND == "additive", KIND == "additive_v2"
 LEAKY = ADDITIVE or ADDITIVE_V2
