@@ -34,7 +34,7 @@ class EdgeProjection(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(E, Hkv, D), as of the tensor."""
-        return len(self.attr), self.weight.shape[0], self.weight.shape[1]
+        return self.attr.shape[0], self.weight.shape[0], self.weight.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -52,7 +52,7 @@ class _Unknown(Exception):
 
 
 class Contents:
-    """What a job depends on, to find one that is equal.
+    """Hold what a job depends on, to find one that is equal.
 
     Attributes:
         key: all but the numbers in tensors.

@@ -193,7 +193,7 @@ def _compare(job: Job, choice: Choice) -> str:
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason
     ]
-    return f"Estimated on two CPU cores, {what}: {'; '.join(sentences)}."
+    return f"Estimated on one CPU core, {what}: {'; '.join(sentences)}."
 
 
 def _time(nanoseconds: float) -> str:

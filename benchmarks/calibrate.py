@@ -154,10 +154,8 @@ def compare(chosen: list[Job], title: str, console: Console) -> None:
 
 def measured(job: Job) -> tuple[dict[str, float], dict[str, float], str]:
     """Return estimated and measured milliseconds of each backend, and the plan's choice."""
-    q, k, v = (
-        torch.randn(job.batch, job.heads, job.space.length, job.dim, requires_grad=job.grad)
-        for _ in range(3)
-    )
+    shape = job.batch, job.space.length, job.heads, job.dim  # as projections make them
+    q, k, v = (torch.randn(shape).transpose(1, 2).requires_grad_(job.grad) for _ in range(3))
     options = {
         "heads": job.heads, "head_dim": job.dim, "batch": job.batch, "grad": job.grad,
         "score": job.score,

@@ -1,9 +1,9 @@
 """Estimates of how long a backend takes, so that the plan can choose.
 
-All constants are nanoseconds, measured on two cores of an x86-64 server with AVX-512 (float32,
-torch 2.15, November 2026; `python -m benchmarks.calibrate` compares them with what it measures).
-What matters for the choice is their proportion; where another device differs, `backend=`
-overrides.
+All constants are nanoseconds of one core of an x86-64 server with AVX-512 (float32, torch 2.15,
+November 2026), for one layer of four that share a plan; `python -m benchmarks.calibrate` compares
+them with what it measures. What matters for the choice is their proportion; where another device
+differs, `backend=` overrides.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Rate(NamedTuple):
 
 
 #: Asking a mask about one pair, for all heads.
-MASK = 1.2
+MASK = 1.5
 #: Scoring one pair for one head, and turning it into what the attention takes.
-FIXED_BIAS = 2.0
-LEARNED_BIAS = 7.0
+FIXED_BIAS = 0.4
+LEARNED_BIAS = 2.0
 #: What score mods make of the score of one pair for one head, by a few operations; and backward.
 SCORE_MODS = (3.0, 12.0)
 

@@ -21,12 +21,14 @@ from attention_core.masks import Causal
 from attention_core.score_mods import split
 from attention_core.spaces import Pairs, Space
 
-#: Of a pair; of the share of it that is_causal leaves; and of a mask or bias that is added to it.
-RATE = Rate(0.4, 0.020, 1.6, 0.071)
-_CAUSAL = 0.77
-_TENSOR = Rate(0.5, 0.0, 0.9, 0.0)
-#: Of the call for one packed sample, forward; and forward and backward.
-_CALL = (40_000.0, 150_000.0)
+#: Of a pair; of the share of it that is_causal leaves; of a mask or bias that is added to it, and
+#: of the gradient of that.
+RATE = Rate(0.57, 0.046, 2.9, 0.155)
+_CAUSAL = 0.8
+_TENSOR = Rate(0.9, 0.0, 1.2, 0.0)
+_LEARNED = Rate(0.0, 0.0, 3.0, 0.0)
+#: Of a call, and of that for one packed sample: forward; and forward and backward.
+_CALL, _SAMPLE = (100_000.0, 300_000.0), (60_000.0, 150_000.0)
 
 
 class Prepared:
@@ -142,14 +144,16 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     samples = _samples(job)
-    time = RATE.of(job) * (job.sample_pairs if samples else job.all_pairs)
+    time = RATE.of(job) * (job.sample_pairs if samples else job.all_pairs) + _CALL[job.grad]
     if samples:
         time *= _CAUSAL if job.mask == Causal() else 1.0
-        time += _CALL[job.grad] * len(samples)
+        time += _SAMPLE[job.grad] * len(samples)
     elif _is_plain_causal(job) and job.bias is None:
         time *= _CAUSAL
     elif job.bias is not None or not job.allows_all or job.spaces[1].valid is not None:
         time += _TENSOR.of(job) * job.all_pairs + mask_cost(job, job.row_pairs)
+        if job.bias is not None and job.bias.learned:
+            time += _LEARNED.of(job) * job.all_pairs
     return time + (reference.cost(job) if job.weights else 0.0)
 
 

@@ -14,8 +14,8 @@ from attention_core.score_mods import modified, split
 from attention_core.spaces import Pairs
 
 #: Of a pair, and of the edge features that are gathered for it.
-RATE = Rate(1.6, 0.020, 5.0, 0.055)
-_FEATURES = Rate(2.0, 1.9, 8.0, 6.0)
+RATE = Rate(3.2, 0.040, 10.0, 0.11)
+_FEATURES = Rate(4.0, 3.8, 16.0, 12.0)
 
 
 class Prepared:

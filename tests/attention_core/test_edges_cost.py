@@ -30,6 +30,7 @@ from attention_core.backends.edges import (
     pair_scores as edges_pair_scores,
     pairs as edges_pairs,
 )
+from attention_core.backends.fast import SWITCH
 from attention_core.edge_projection import tensors_of
 from attention_core.spaces import edge_list
 from tests.allocated import Allocated
@@ -60,6 +61,7 @@ def test_no_features_of_pairs_are_made_or_kept(
     those with a projection there is nothing for each edge and head. The operators look inside
     themselves under this mode only where it is entered there too.
     """
+    monkeypatch.setenv(SWITCH, "0")  # kernels allocate nothing inside
     for module in (edges_pairs, edges_pair_scores, edges_features):
         monkeypatch.setattr(module, "_CHUNK", 1 << 16)
     kept: dict[int, int] = {}

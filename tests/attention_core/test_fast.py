@@ -1,10 +1,12 @@
 """The kernels' ground: vectors, threads, the cache, and plain torch where there is no numba."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,24 @@ def test_an_error_in_a_piece_is_the_callers() -> None:
             threads.over([0, 1, 2, 3], fail)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    done = np.zeros(50, np.int64)
+
+    def piece(which: int, first: int, last: int) -> None:
+        time.sleep(0.001)  # so that the other thread takes some
+        done[first:last] += 1
+
+    threads.over(list(range(51)), piece)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # a child that waits for its parent's threads waits forever
+        threads.over(list(range(51)), piece)
+        os._exit(int((done != 2).any()))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # -- The cache -------------------------------------------------------------------------------------

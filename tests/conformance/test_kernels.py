@@ -9,22 +9,25 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from attention_core.backends import fast
 from tests.conformance import (
     test_derivatives,
     test_empty,
     test_finite,
+    test_scores,
     test_values_and_gradients,
 )
 
 pytest.importorskip("numba")
 
-BACKENDS = ["blocks"]
+BACKENDS = ["blocks", "edges"]
 MODULES = [
     test_derivatives,
     test_empty,
     test_finite,
+    test_scores,
     test_values_and_gradients,
 ]
 
@@ -44,7 +47,11 @@ def cases(module: ModuleType) -> Iterator[Any]:
                 value = value if len(names) > 1 or hasattr(value, "_fields") else (value,)
                 arguments |= zip(names, value, strict=True)
             if arguments.get("backend") in BACKENDS:
-                words = "-".join(str(x) for x in arguments.values())
+                # Of functions and objects their names, as processes shall agree on them
+                words = "-".join(
+                    str(x if isinstance(x, str | int | torch.dtype) else getattr(x, "name", "x"))
+                    for x in arguments.values()
+                )
                 yield pytest.param(test, arguments, id=f"{name}-{words}")
 
 

@@ -52,18 +52,18 @@ from attention_core.score_mods import split
 from attention_core.spaces import BlockKey, Pairs
 
 #: Of a pair in a block, and of a key that a block gathers.
-_PAIR = Rate(0.8, 0.030, 2.3, 0.105)
-_KEY = Rate(2.0, 0.125, 8.0, 0.55)
+_PAIR = Rate(1.6, 0.060, 4.6, 0.21)
+_KEY = Rate(4.0, 0.25, 16.0, 1.1)
 #: With kernels, of a pair of a key and a tile of 16 queries that sees it, and of a query.
-_TILE_PAIR = Rate(0.3, 0.0375, 1.0, 0.14)
+_TILE_PAIR = Rate(0.3, 0.0375, 1.0, 0.15)
 _TILE_QUERY = Rate(50.0, 2.9, 120.0, 7.5)
 #: Finding the blocks and calling the kernel, more for each group of blocks, and for each key that a
 #: block is found to reach.
-_CALL = 3_500_000.0
-_GROUP = 1_000_000.0
-_LIST = 200.0
+_CALL = (1_200_000.0, 2_300_000.0)
+_GROUP, _FAST_GROUP = 400_000.0, 100_000.0
+_LIST = 80.0
 #: To find the blocks of a graph, for each of its pairs, once for all layers.
-_SEARCH = 500.0
+_SEARCH = 2000.0
 #: More for each key of one head that a block of scattered points gathers and gives its gradient by
 #: itself, in a forward pass and in both (4,000 and 16,000 points, 40 near each, heads of 8 to 64,
 #: one thread of a Xeon with AVX-512); and how many such queries share it at most.
@@ -345,11 +345,11 @@ def _seen_by_tiles(job: Job, pairs: float) -> float:
 
 def cost(job: Job) -> float:
     rate = _TILE_PAIR if _by_kernels(job) else _PAIR
-    least = _CALL + rate.of(job) * job.count_bound + modify_cost(job, job.count_bound)
+    least = _CALL[job.grad] + rate.of(job) * job.count_bound + modify_cost(job, job.count_bound)
     if _scattered(job) and not _by_kernels(job):
         pairs = _around_tiles(job)
         each = _PAIR.of(job) + job.heads * _SCATTERED[job.grad] / _SHARING
-        least = _CALL + each * pairs + modify_cost(job, pairs)
+        least = _CALL[job.grad] + each * pairs + modify_cost(job, pairs)
     if job.repeats_edges:
         return least  # which is refused when pairs are computed all together
     if job.mask is not None and job.spaces[1].searched:
@@ -367,11 +367,11 @@ def cost(job: Job) -> float:
         runs = (keys for _, (keys, run) in prepared.runs if run == 1)
         scattered = job.heads * _SCATTERED[job.grad] * sum(keys.numel() for keys in runs)
     return (
-        _CALL
+        _CALL[job.grad]
         + samples * scattered
-        + _GROUP * len(prepared.groups)
+        + (_FAST_GROUP if _by_kernels(job) else _GROUP) * len(prepared.groups)
         + _LIST * keys
-        + _computing(job, samples * pairs, samples * keys)
+        + _computing(job, samples * pairs, samples * keys, prepared.differ)
         + mask_cost(job, alike * pairs)
         + modify_cost(job, samples * pairs)
     )
@@ -395,11 +395,13 @@ def _around_tiles(job: Job) -> float:
     return min(max(count * around, job.count_bound), job.sample_pairs)
 
 
-def _computing(job: Job, pairs: float, keys: float) -> float:
+def _computing(job: Job, pairs: float, keys: float, differ: bool) -> float:
     if not _by_kernels(job):
         return _PAIR.of(job) * pairs + _KEY.of(job) * keys
     queries = job.batch * job.spaces[0].length
-    return _TILE_PAIR.of(job) * _seen_by_tiles(job, pairs) + _TILE_QUERY.of(job) * queries
+    # Of keys that may lie anywhere, a tile sees about all of its block
+    seen = pairs if differ and not _scattered(job) else _seen_by_tiles(job, pairs)
+    return _TILE_PAIR.of(job) * seen + _TILE_QUERY.of(job) * queries
 
 
 def describe(job: Job, prepared: Prepared) -> str:

@@ -46,7 +46,7 @@ def serves(q: Tensor, k: Tensor, v: Tensor, groups: list[Blocks], samples: int) 
 
 
 class Call:
-    """What both passes hand to the kernels."""
+    """Hold what both passes hand to the kernels."""
 
     def __init__(
         self,
@@ -244,12 +244,18 @@ def _own_rows(call: Call) -> tuple[int, list[tuple[int, int, int]]]:
         ranges[first, last] = (
             (int(members.min()), int(members.max()) + 1) if len(members) else (0, 0)
         )
-    in_order = sorted(span for span in ranges.values() if span[1])
-    if all(a[1] <= b[0] for a, b in pairwise(in_order)):
-        return 0, []
+    # Those that share none with one before them write to the gradient itself
+    direct, end = set(), 0
+    for piece, (low, high) in sorted(ranges.items()):
+        if low >= end or low == high:
+            direct.add(piece)
+            end = max(end, high)
     total, spans = 0, []
     for piece in pieces:
-        low, high = ranges[int(piece[3]), int(piece[4])]
+        where = int(piece[3]), int(piece[4])
+        if where in direct:
+            continue
+        low, high = ranges[where]
         base = (int(piece[1]) * call.kv_heads + int(piece[0])) * keys
         piece[5], piece[7] = total - low, 1
         spans.append((total, total + high - low, base + low))

@@ -71,7 +71,7 @@ def over_keys(weights, j, rows, offsets, d, count):
 
 @njit(forceinline=True, **INNER)
 def over_keys_rest(weights, j, rows, offsets, d, count):
-    """The same of 16 numbers, as a vector's length is part of its type."""
+    """Do the same for 16 numbers, as a vector's length is part of its type."""
     total = full(ZERO, COLUMNS)
     for i in range(count):
         left = broadcast(weights, i * 16 + j, 1, KEYS, 16)
@@ -91,7 +91,7 @@ def over_queries(weights, i, rows, offsets, d):
 
 @njit(forceinline=True, **INNER)
 def over_queries_rest(weights, i, rows, offsets, d):
-    """The same of 16 numbers."""
+    """Do the same for 16 numbers."""
     total = full(ZERO, COLUMNS)
     for j in range(16):
         left = broadcast(weights, i * 16 + j, 16, KEYS, 16)
@@ -123,7 +123,7 @@ def bent(x):
 
 @njit(**INNER)
 def mixed(x):
-    """A hash of a number, uint32."""
+    """Compute a hash of a number, uint32."""
     x = np.uint32(x)
     x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
     x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))

@@ -63,7 +63,7 @@ def layout_of(
     groups: list[Blocks], entries: int, samples: int, heads: tuple[int, int],
     lengths: tuple[int, int], rows_of_keys: int, dtype: Any,
 ) -> Layout:  # fmt: skip
-    """The layout of these tensors, which is kept as long as they are, unchanged."""
+    """Return the layout of these tensors, which is kept as long as they are, unchanged."""
     tensors = [
         x
         for one in groups

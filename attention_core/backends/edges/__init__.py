@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
-from attention_core.backends.edges import fast as kernels
+from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.edge_projection import EdgeFeatures, changed
@@ -26,23 +26,19 @@ from attention_core.spaces.edge_list import EdgeList
 #: Pairs looked at at once where the structure of a mask does not list its candidates.
 _CHUNK = 1 << 22
 
-#: Of a pair, with products or sums as scores and with `AdditiveV2`, and of features of its edge. On
-#: two cores: 0.6 of the CPU time on one thread of an AMD EPYC (Zen 4), 800,000 edges between 50,000
-#: nodes (100,000 with features), 8 heads of 8 and of 64, float32.
-_PAIR = Rate(4.0, 0.6, 13.0, 1.9)
-_ADDITIVE_V2 = Rate(3.0, 0.9, 11.0, 4.3)
-_FEATURES = Rate(15.0, 1.4, 13.0, 8.7)
-#: The same with kernels.
-_FAST_PAIR = Rate(1.5, 0.34, 2.2, 1.2)
-_FAST_ADDITIVE_V2 = Rate(2.0, 0.37, 2.8, 1.45)
-_FAST_FEATURES = Rate(3.0, 0.2, 7.0, 0.6)
-#: The same for what a bias adds, mostly its own indexing.
-_FIXED_BIAS, _LEARNED_BIAS = 20.0, 47.0
-#: Nanoseconds to list a pair that the structure names, to look at one that it does not, and to
-#: sort the list and call the operators at all.
-_LIST, _LOOK, _CALL = 60.0, 7.0, 4_500_000.0
-#: The numbers of keys and values that a cache of 32 MiB holds, and what is left of the time then.
-_CACHE, _CACHED = 8_000_000, 0.35
+#: Of a pair, with products or sums as scores and with `AdditiveV2`, and of features of its edge; in
+#: plain torch and with kernels.
+_PAIR, _FAST_PAIR = Rate(8.0, 1.0, 25.0, 3.1), Rate(1.5, 0.57, 5.0, 1.96)
+_ADDITIVE_V2, _FAST_ADDITIVE_V2 = Rate(5.0, 1.5, 18.0, 7.2), Rate(3.5, 0.62, 5.0, 2.4)
+_FEATURES, _FAST_FEATURES = Rate(20.0, 0.0, 52.0, 0.0), Rate(7.0, 0.0, 18.0, 0.0)
+#: Of what a bias adds, forward; and forward and backward.
+_FIXED_BIAS, _LEARNED_BIAS = (3.0, 7.0), (6.0, 18.0)
+#: To list a pair that the structure names, to look at one that it does not, and to sort the list
+#: and call the operators at all.
+_LIST, _LOOK, _CALL = 17.0, 8.0, (900_000.0, 2_500_000.0)
+#: The numbers of keys and values that a cache of 32 MiB holds, and what is left then of the time
+#: that numbers of a head take: of plain torch, with `AdditiveV2`, and of kernels.
+_CACHE, _CACHED, _CACHED_V2, _FAST_CACHED = 8_000_000, 0.12, 0.5, 0.28
 
 
 class Prepared:
@@ -253,18 +249,21 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    """Estimate the nanoseconds on two cores of CPU, for all heads."""
-    pair, additive_v2, features = _PAIR, _ADDITIVE_V2, _FEATURES
-    if _in_kernels(job, job.count_bound):
-        pair, additive_v2, features = _FAST_PAIR, _FAST_ADDITIVE_V2, _FAST_FEATURES
-    per_pair = (additive_v2 if isinstance(job.score, AdditiveV2) else pair).of(job)
+    """Estimate the nanoseconds on one core, for all heads."""
+    v2, compiled = isinstance(job.score, AdditiveV2), _in_kernels(job, job.count_bound)
+    if compiled:
+        pair, features, left = _FAST_PAIR, _FAST_FEATURES, _FAST_CACHED
+        pair = _FAST_ADDITIVE_V2 if v2 else pair
+    else:
+        pair, features, left = _PAIR, _FEATURES, _CACHED
+        pair, left = (_ADDITIVE_V2, _CACHED_V2) if v2 else (pair, left)
+    if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
+        pair = Rate(pair[0], left * pair[1], pair[2], left * pair[3])
+    per_pair = pair.of(job)
     added = split(job.bias)[1]
     if added is not None:
-        learns = job.grad and added.learned
-        per_pair += job.heads * (_LEARNED_BIAS if learns else _FIXED_BIAS)
-    if 2 * job.batch * job.heads * job.spaces[1].length * job.head_dim < _CACHE:
-        per_pair *= _CACHED
-    if job.edge_features:  # no two pairs share them, so no cache holds them
+        per_pair += job.heads * (_LEARNED_BIAS if added.learned else _FIXED_BIAS)[job.grad]
+    if job.edge_features:
         per_pair += features.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
     mask = job.mask
@@ -273,12 +272,12 @@ def cost(job: Job) -> float:
     )
     looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
-    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL
+    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL[job.grad]
 
 
 def _in_kernels(job: Job, pairs: int) -> bool:
     """Whether kernels for a CPU do so many pairs, in float32 or float64."""
-    return job.device.type == "cpu" and kernels.installed() and kernels.pays(pairs, job.heads)
+    return job.device.type == "cpu" and compiled.installed() and compiled.pays(pairs, job.heads)
 
 
 def describe(job: Job, prepared: Prepared) -> str:

@@ -169,7 +169,10 @@ class _Given:
             FEATURES=features,
             TERM=x.edge_query is not None or x.edge_weight is not None,
             SUMS=x.edge_sums,
-            ADJUSTED=any(t is not None for t in (x.softcap, x.bias, x.allowed, x.keep)),
+            CAPPED=x.softcap is not None,
+            BIASED=x.bias is not None,
+            MASKED=x.allowed is not None,
+            DROPS=x.keep is not None,
             DTYPE=str(v.dtype).removeprefix("torch."),
         )
         start, nothing = pairs.start.numpy(), v.new_empty(0, dtype=torch.uint8)

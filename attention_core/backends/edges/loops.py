@@ -49,13 +49,16 @@ VALUE_SHARE = 1  # constant
 FEATURES = 0  # constant
 TERM = False  # constant
 SUMS = False  # constant
-ADJUSTED = False  # constant
+CAPPED = False  # constant
+BIASED = False  # constant
+MASKED = False  # constant
+DROPS = False  # constant
 DTYPE = "float32"  # constant
 CACHED = False  # constant
 # The score; features of a head in queries and keys, and in values; heads of a vector, and how many
 # of them share a key, and a value; features of an edge, whether the score has a term of them, and
-# whether their weighted sums are asked for; whether any of softcap, bias, allowed and keep is
-# given, as to ask at every pair takes a third of the time
+# whether their weighted sums are asked for; whether softcap, bias, allowed and keep are given, as
+# to ask at every pair takes a third of the time
 
 DOT, ADDITIVE, ADDITIVE_V2 = KIND == "dot", KIND == "additive", KIND == "additive_v2"
 LEAKY = ADDITIVE or ADDITIVE_V2
@@ -134,9 +137,9 @@ def _score(
 def _masked(s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair):
     """Scores with their bias, -inf where a head does not allow the pair."""
     head = block * HEADS
-    if bias.shape[0] > 0:
+    if BIASED:
         s = s + broadcast(bias, head * bias_head + pair * bias_pair, bias_head, HEADS, 1)
-    if allowed.shape[0] > 0:
+    if MASKED:
         at = head * allowed_head + pair * allowed_pair
         s = where_bytes(allowed, at, allowed_head, s, full(NEVER, HEADS))
     return s
@@ -194,13 +197,11 @@ def forward(
                 query, k, c * k_step + k_head, block, heads, item[pair], features, u,
                 edge_weight, edge_number, w, slope,
             ) * scale  # fmt: skip
-            if ADJUSTED:
-                if softcap > 0:
-                    s = vtanh(s / softcap) * softcap
-                s = _masked(
-                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head,
-                    allowed_pair,
-                )  # fmt: skip
+            if CAPPED:
+                s = vtanh(s / softcap) * softcap
+            s = _masked(
+                s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
+            )
             store(scores, t * HEADS, s)
             top = vmax(top, s)
         total = zero
@@ -211,10 +212,9 @@ def forward(
             pair = begin + t
             p = vexp(load(scores, t * HEADS, HEADS) - top)
             total = total + p
-            if ADJUSTED:
-                if keep.shape[0] > 0:
-                    at = head * keep_head + pair * keep_pair
-                    p = where_bytes(keep, at, keep_head, p, zero)
+            if DROPS:
+                at = head * keep_head + pair * keep_pair
+                p = where_bytes(keep, at, keep_head, p, zero)
             c = np.int64(column[pair])
             sums = sums + repeat(p, 1, VALUE_DIM) * _value(v, c * v_step + v_head)
             if SUMS:
@@ -306,32 +306,28 @@ def backward_queries(
                 edge_weight, edge_number, w, slope,
             ) * scale  # fmt: skip
             slope_of_cap = full(ONE, HEADS)
-            if ADJUSTED:
-                if softcap > 0:
-                    tanh = vtanh(s / softcap)
-                    s, slope_of_cap = tanh * softcap, 1 - tanh * tanh
-                s = _masked(
-                    s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head,
-                    allowed_pair,
-                )  # fmt: skip
+            if CAPPED:
+                tanh = vtanh(s / softcap)
+                s, slope_of_cap = tanh * softcap, 1 - tanh * tanh
+            s = _masked(
+                s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
+            )
             p = vexp(s - logarithm)
             of_p = fold(gradient * _value(v, c * v_step + v_head), 1, VALUE_DIM)
             if SUMS:
                 known = _features(features, np.int64(item[pair]) * FEATURES)
                 of_p = of_p + fold(of_sums * known, 1, FEATURES)
             kept = p
-            if ADJUSTED:
-                if keep.shape[0] > 0:
-                    at = head * keep_head + pair * keep_pair
-                    kept = where_bytes(keep, at, keep_head, p * grow, zero)
-                    of_p = where_bytes(keep, at, keep_head, of_p * grow, zero)
+            if DROPS:
+                at = head * keep_head + pair * keep_pair
+                kept = where_bytes(keep, at, keep_head, p * grow, zero)
+                of_p = where_bytes(keep, at, keep_head, of_p * grow, zero)
             of_s = p * (of_p - shared)
-            if ADJUSTED:
-                if of_bias.shape[0] > 0:
-                    at = head * of_bias_head + pair * of_bias_pair
-                    scatter(of_bias, at, of_bias_head, of_s)
-                if softcap > 0:
-                    of_s = of_s * slope_of_cap
+            if BIASED and of_bias.shape[0] > 0:
+                at = head * of_bias_head + pair * of_bias_pair
+                scatter(of_bias, at, of_bias_head, of_s)
+            if CAPPED:
+                of_s = of_s * slope_of_cap
             of_s = of_s * scale
             if DOT:
                 total = total + repeat(of_s, 1, DIM) * _key(k, c * k_step + k_head)

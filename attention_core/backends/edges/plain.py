@@ -98,7 +98,7 @@ def _adjusted(x: Inputs, scores: Scores) -> tuple[Tensor, Tensor | None]:
 
 
 class Outputs(NamedTuple):
-    """What attention over pairs gives, and keeps for its backward pass.
+    """Hold what attention over pairs gives, and keeps for its backward pass.
 
     Attributes:
         out: (Lq, H, Dv).

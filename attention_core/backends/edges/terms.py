@@ -34,7 +34,7 @@ def cheapest(
 
 
 class Terms(NamedTuple):
-    """What a score that operators know is made of; by the names of `Inputs`.
+    """Hold what a score that operators know is made of, by the names of `Inputs`.
 
     Attributes:
         tensors: q, k, weight, edge_key, edge_attr, edge_query and edge_weight.

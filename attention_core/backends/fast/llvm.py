@@ -44,7 +44,7 @@ def constant(like: ir.VectorType, value: float) -> ir.Constant:
 
 
 def shuffle(b: ir.IRBuilder, x: ir.Value, at: list[int], y: ir.Value | None = None) -> ir.Value:
-    """The numbers of x, and of y behind them, that `at` names."""
+    """Take the numbers of x, and of y behind them, that `at` names."""
     y = ir.Constant(x.type, ir.Undefined) if y is None else y
     return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(at)), at))
 
@@ -87,7 +87,7 @@ def pointer(
 
 
 def each(b: ir.IRBuilder, x: ir.Value, function: Any) -> ir.Value:
-    """A function of one number on each of a vector."""
+    """Apply a function of one number to each of a vector."""
     found = x
     for at in range(x.type.count):
         one = b.call(function, [b.extract_element(x, I32(at))])

@@ -288,7 +288,7 @@ def repeat(typing, x, width, times):
 
 @intrinsic(prefer_literal=True)
 def fold(typing, x, width, times):
-    """The sum of each `times` runs of `width` numbers: (n,) to (n / times,); `repeat` backwards.
+    """Sum each `times` runs of `width` numbers: (n,) to (n / times,); `repeat` backwards.
 
     `fold(x, 1, d)` sums the d features of each head; `fold(x, n / g, g)` the g parts of x. In
     halves, the same for all sums, so that no order depends on the length of the vector.
@@ -336,7 +336,7 @@ def part(typing, x, at, n):
 
 @intrinsic(prefer_literal=True)
 def get(typing, x, at):
-    """The number x[at]."""
+    """Return the number x[at]."""
 
     def emit(context, b, signature, args):
         at = ll.index(context, b, args[1], signature.args[1])
