@@ -83,6 +83,12 @@ class Bias(nn.Module):
         change it: a `Decoder` with a cache then refuses the bias."""
         return False
 
+    @property
+    def depends_on_others(self) -> bool:
+        """Whether a score depends on which other tokens there are, so that it may be another after
+        some were dropped, and layers cannot leave any out."""
+        return False
+
     def lookup(self) -> Lookup | None:
         """Return what scores are looked up in, if they are numbers of a table; else None.
 
@@ -141,6 +147,10 @@ class _Sum(Bias):
     @property
     def needs_end(self) -> bool:
         return any(term.needs_end for term in self.terms)
+
+    @property
+    def depends_on_others(self) -> bool:
+        return any(term.depends_on_others for term in self.terms)
 
     def leaves(self) -> list[Bias]:
         return [leaf for term in self.terms for leaf in term.leaves()]
@@ -603,6 +613,10 @@ class DenseBias(Bias):
 
     def tensors(self) -> list[Tensor]:
         return [self.tensor]
+
+    @property
+    def depends_on_others(self) -> bool:
+        return True  # of all tokens, in their order
 
     def forward(self, pairs: Pairs) -> Tensor:
         return take_pairwise(self.tensor, pairs, "bias")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -271,8 +272,9 @@ def _storages(value: Any, seen: set[int]) -> Iterator[tuple[int, int]]:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        yield storage.data_ptr(), storage.nbytes()
+        with suppress(NotImplementedError):  # what torch.func left in a graph tells of no memory
+            storage = value.untyped_storage()
+            yield storage.data_ptr(), storage.nbytes()
     elif isinstance(value, dict):
         for one in list(value.values()):
             yield from _storages(one, seen)

@@ -113,6 +113,10 @@ class Multiplier(ScoreMod):
     def needs_end(self) -> bool:
         return self.bias.needs_end
 
+    @property
+    def depends_on_others(self) -> bool:
+        return self.bias.depends_on_others
+
     def _of_all(self, score: Tensor, pairs: Pairs) -> Tensor:
         return score * (1 + self.bias(pairs))
 
@@ -148,6 +152,10 @@ class ScalableSoftmax(ScoreMod):
     @property
     def needs_end(self) -> bool:
         return not self.causal
+
+    @property
+    def depends_on_others(self) -> bool:
+        return True  # on how many
 
     def _of_all(self, score: Tensor, pairs: Pairs) -> Tensor:
         keys = self._keys(pairs).to(score.dtype).clamp(min=1)

@@ -16,6 +16,8 @@ from attention_core.spaces import Pairs
 #: Of a pair, and of the edge features that are gathered for it.
 RATE = Rate(3.2, 0.040, 10.0, 0.11)
 _FEATURES = Rate(4.0, 3.8, 16.0, 12.0)
+#: Of a call, forward; and forward and backward.
+_CALL = (150_000.0, 450_000.0)
 
 
 class Prepared:
@@ -46,7 +48,8 @@ def unsupported(job: Job) -> str | None:
 def cost(job: Job) -> float:
     rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
     modifying = modify_cost(job, job.all_pairs)
-    return rate * job.all_pairs + mask_cost(job, job.row_pairs) + modifying
+    asking = mask_cost(job, job.row_pairs)
+    return rate * job.all_pairs + asking + modifying + _CALL[job.grad]
 
 
 def describe(job: Job, prepared: Prepared) -> str:

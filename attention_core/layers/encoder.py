@@ -155,7 +155,11 @@ class Encoder(nn.Module):
         ]
         # Maps are of all tokens, and a compiled program has one size
         whole = is_compiling() or bool(recorders.get()) or around.get() is not None
-        whole = whole or any(m is not None and m.depends_on_others for own in masks for m in own)
+        terms: list[Mask | Bias] = [
+            *self.biases,
+            *(m for own in masks for m in own if m is not None),
+        ]
+        whole = whole or any(term.depends_on_others for term in terms)
         if whole or not len(keep):
             return self._run(x, (space, space), mask, backend).index_select(-2, keep)
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))

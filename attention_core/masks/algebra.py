@@ -196,6 +196,10 @@ class DenseMask(Mask):
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         return self.allowed(pairs)
 
+    @property
+    def depends_on_others(self) -> bool:
+        return True  # its tensor is of all tokens, in their order
+
     def count_bound(self, spaces: Spaces) -> float:
         queries, keys = (space.length for space in spaces)
         if torch.compiler.is_compiling() or self.tensor.device.type != "cpu":

@@ -109,7 +109,8 @@ class Nearest(Mask):
         rows = next((space.batch for space in spaces if space.batch is not None), None)
         count = max(_CHUNK // max((rows or 1) * key.length, 1), 1)
         parts = []
-        for chunk in torch.arange(query.length, device=query.device).split(count):
+        queries = torch.arange(query.length if key.length else 0, device=query.device)
+        for chunk in queries.split(count) if len(queries) else ():
             pairs = Pairs.all(spaces, batch=rows or 1, device=query.device)
             pairs.query, pairs.whole = chunk[None, None, :, None], False
             apart = self._apart(pairs)

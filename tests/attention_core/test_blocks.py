@@ -307,3 +307,13 @@ def test_the_worked_example_of_the_docstring() -> None:
     assert found[1].query_run == found[1].key_run == 16
     assert sum(int((one.added == 0).sum()) * len(one.queries) for one in found) == 7_920
     assert "1,024    (1, 1, 32, 32)" in str(blocks.__doc__)
+
+
+def test_one_head_of_keys_among_others_in_one_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTENTION_CORE_FAST", "0")
+    # Its rows are one stride apart, so they are viewed as rows and never copied
+    fused = torch.randn(2, 64, 6 * 4)
+    q = fused[..., :16].unflatten(-1, (4, 4)).transpose(1, 2)
+    k, v = (x[:, None] for x in fused[..., 16:].chunk(2, dim=-1))
+    want = attend(q, k, v, mask=Neighborhood(5), backend="reference")
+    torch.testing.assert_close(attend(q, k, v, mask=Neighborhood(5), backend="blocks"), want)

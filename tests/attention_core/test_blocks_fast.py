@@ -276,6 +276,7 @@ def test_python_threads_and_forked_processes() -> None:
         assert all(torch.equal(x, y) for x, y in zip(expected, one, strict=True))
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # as in loaders' workers: torch's own threads survive no fork
         os._exit(int(not torch.equal(run()[0], expected[0])))
     assert os.waitpid(child, 0)[1] == 0
 

@@ -10,12 +10,17 @@ from torch.nn import functional as F
 from attention_core import (
     Causal,
     Decoder,
+    DenseBias,
+    DenseMask,
+    Edges,
     Encoder,
     FeedForward,
+    Graph,
     KVCache,
     MultiheadAttention,
     Neighborhood,
     Rotary,
+    ScalableSoftmax,
     Sequence,
     Window,
 )
@@ -130,3 +135,22 @@ def test_a_cache_with_left_padding_equals_each_text_alone() -> None:
         steps = torch.cat([decoder(step, cache=cache) for step in x[:, 6:].split(1, 1)], dim=1)
         torch.testing.assert_close(steps[0], decoder(x[:1])[0, -3:])
         torch.testing.assert_close(steps[1], decoder(x[1:, 2:])[0, -3:])
+
+
+@pytest.mark.parametrize("what", ["mask", "padding", "call", "bias", "count"])
+def test_keep_leaves_no_token_out_that_a_tensor_of_all_tokens_speaks_of(what: str) -> None:
+    edge_index = torch.randint(20, (2, 30), generator=torch.Generator().manual_seed(0)).unique(
+        dim=1
+    )
+    space, keep = Graph(edge_index, 20), torch.tensor([7, 3])
+    may, options = torch.rand(20, 20) < 0.7, dict[str, Any]()
+    given = {"mask": DenseMask(may), "padding": DenseMask(may[None, None, :1])}.get(what)
+    mask = Edges() if given is None else Edges() & given
+    if what in ("bias", "count"):
+        options["bias"] = (
+            DenseBias(torch.randn(20, 20)) if what == "bias" else ScalableSoftmax(2, 9)
+        )
+    encoder, x = Encoder(8, 2, 2, mask=mask, **options), torch.randn(1, 20, 8)
+    call = may if what == "call" else None
+    part = encoder(x, space, mask=call, keep=keep)
+    torch.testing.assert_close(part, encoder(x, space, mask=call)[:, keep])

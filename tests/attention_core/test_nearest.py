@@ -172,3 +172,10 @@ def test_a_wrong_number_is_told(k: object) -> None:
         Nearest(2, loop="no")  # type: ignore[arg-type]
     assert repr(Nearest(2)) == "Nearest(2)"
     assert repr(Nearest(2, loop=False)) == "Nearest(2, loop=False)"
+
+
+@pytest.mark.parametrize("backend", ["reference", "dense", "blocks", "edges", None])
+def test_no_keys_are_nearest_where_there_are_none(backend: str | None) -> None:
+    q, k = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 0, 4)
+    spaces = Sequence(3), Sequence(0)
+    assert not attend(q, k, k, space=spaces, mask=Nearest(2), backend=backend).any()

@@ -478,3 +478,15 @@ def test_spaces_of_another_device_are_not_waited_for():
     job.spaces[0].coordinates = job.spaces[0].coordinates.to("meta")
     assert contents(job, None) is None
     assert contents(plan(Space(L)).job, None) is not None
+
+
+def test_a_graph_that_a_transform_was_refused_with_serves_later_calls():
+    graph, x = Graph(torch.tensor([[0, 1, 2], [1, 2, 0]]), 3), torch.randn(1, 2, 3, 4)
+
+    def total(q):
+        return attend(q, x, x, space=graph, mask=Edges(), backend="edges").sum()
+
+    with pytest.raises(BackendError, match=r"torch\.func"):
+        torch.func.grad(total)(x)
+    expected = attend(x, x, x, space=graph, mask=Edges(), backend="reference")
+    torch.testing.assert_close(total(x), expected.sum())

@@ -55,7 +55,7 @@ from attention_core.spaces import BlockKey, Pairs
 _PAIR = Rate(1.6, 0.060, 4.6, 0.21)
 _KEY = Rate(4.0, 0.25, 16.0, 1.1)
 #: With kernels, of a pair of a key and a tile of 16 queries that sees it, and of a query.
-_TILE_PAIR = Rate(0.3, 0.0375, 1.0, 0.15)
+_TILE_PAIR = Rate(0.45, 0.046, 1.5, 0.17)
 _TILE_QUERY = Rate(50.0, 2.9, 120.0, 7.5)
 #: Finding the blocks and calling the kernel, more for each group of blocks, and for each key that a
 #: block is found to reach.

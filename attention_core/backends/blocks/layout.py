@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Layout:
 
 
 _layouts: dict[tuple[Any, ...], tuple[list[Any], list[int | None], Layout]] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # what is freed while a thread holds it asks for it, too
 _KEPT = 16
 
 
@@ -87,13 +88,24 @@ def layout_of(
     layout = _laid_out(groups, entries, samples, heads, lengths, rows_of_keys, dtype)
 
     def forget(_: Any) -> None:
-        _layouts.pop(key, None)
+        with _lock:
+            _layouts.pop(key, None)
 
     with _lock:
         while len(_layouts) >= _KEPT:
-            _layouts.pop(next(iter(_layouts)))
+            _layouts.pop(next(iter(_layouts)), None)
         _layouts[key] = [weakref.ref(x, forget) for x in tensors], versions, layout
     return layout
+
+
+def _release() -> None:
+    """In a forked child: a lock that another thread of the parent held is never released there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release)
 
 
 def _laid_out(

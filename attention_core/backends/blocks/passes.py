@@ -65,7 +65,7 @@ def forward(
     """
     out = rows_like(q, v.shape[-1], spare, covers_all_queries)
     all_lse = rows_like(q, 1, spare, covers_all_queries).fill_(-torch.inf)
-    q_rows, k_rows, v_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v))
+    q_rows, k_rows, v_rows = (x.contiguous().view(-1, x.shape[-1]) for x in (q, k, v))
     generator = torch.Generator(q.device).manual_seed(int(seed))
     for work in works:
         blocks = work.blocks
@@ -113,7 +113,9 @@ def backward(
 ) -> list[Tensor]:
     """Compute the gradients of q, k, v, the sink and each of `added`, empty where there is none;
     then those of `mods.learned`."""
-    q_rows, k_rows, v_rows, g_rows = (x.reshape(-1, x.shape[-1]) for x in (q, k, v, grad_out))
+    q_rows, k_rows, v_rows, g_rows = (
+        x.contiguous().view(-1, x.shape[-1]) for x in (q, k, v, grad_out)
+    )
     grad_q = rows_like(q, q.shape[-1], spare, covers_all_queries)
     start = torch.empty_like if keys_disjoint else torch.zeros_like
     collect = put_rows if keys_disjoint else add_rows

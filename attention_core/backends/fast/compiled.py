@@ -120,7 +120,9 @@ def cache_folder(fingerprint: str) -> Path | None:
     """
     try:
         folder = _base() / "attention_core" / f"kernels-{fingerprint}"
-        for one in (folder.parent, folder):
+        # Into a folder that is given numba itself writes, too
+        given = [_base()] if "NUMBA_CACHE_DIR" in os.environ else []
+        for one in (*given, folder.parent, folder):
             one.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _own(one):
                 return None
