@@ -49,7 +49,7 @@ from benchmarks.patterns import graphs
 
 HEADS = 4
 #: Estimated milliseconds up to which a backend is measured, the rounds, and layers of a plan.
-LONGEST, ROUNDS, LAYERS = 1500.0, 2, 4
+LONGEST, ROUNDS, LAYERS = 300.0, 2, 4
 #: By how much the choice may exceed the fastest.
 WRONG = 1.3
 
