@@ -24,6 +24,8 @@ from attention_core import (
     DenseMask,
     Dilated,
     EdgeBias,
+    EdgeProjection,
+    Edges,
     Encoder,
     FeedForward,
     GlobalTokens,
@@ -36,6 +38,7 @@ from attention_core import (
     Mask,
     MultiheadAttention,
     Multiplier,
+    Nearest,
     Neighborhood,
     NTKScaling,
     Points,
@@ -146,6 +149,11 @@ def _global_tokens(position: int | tuple[int, ...]) -> GlobalTokens:
     return GlobalTokens(position)
 
 
+def _projected(attr: Tensor, weight: Tensor) -> Any:
+    tokens = torch.ones(3, 1, 2, 3, 4)
+    return attend(*tokens, space=GRAPH, mask=Edges(), edge_key=EdgeProjection(attr, weight))
+
+
 def _grid(size: int, special: int = 0, wrap: bool | tuple[bool, ...] = False) -> Grid:
     return Grid(size, 2, special=special, wrap=wrap)
 
@@ -181,6 +189,7 @@ CALLS: dict[str, Call] = {
     "DenseBias": call(_dense_bias, bias=torch.zeros(3, 3)),
     "Multiplier": call(Multiplier, bias=ALiBi(2)),
     "ScalableSoftmax": call(ScalableSoftmax, heads=2, length=8, causal=False),
+    "EdgeProjection": call(_projected, attr=torch.ones(2, 3), weight=torch.ones(2, 4, 3)),
     "EdgeBias": call(EdgeBias, heads=2, types=3),
     "RelativeTable": call(RelativeTable, heads=2, buckets=3, bucket=len, special=False),
     "RelativeTable.t5": call(RelativeTable.t5, heads=2, buckets=8, max_distance=16,
@@ -193,6 +202,7 @@ CALLS: dict[str, Call] = {
     "GlobalTokens": call(_global_tokens, position=0),
     "Neighborhood": call(Neighborhood, radius=1, border="shift", dilation=1, stride=1,
                          is_causal=False),
+    "Nearest": call(Nearest, k=2, loop=True),
     "PrefixLM": call(PrefixLM, n=1),
     "Window": call(Window, size=2, shift=0),
     "Mask.from_torch_mha": call(Mask.from_torch_mha, attn_mask=torch.ones(3, 3).bool(),
@@ -229,10 +239,10 @@ CALLS: dict[str, Call] = {
                                  mask=None, bias=None, cache=None, backend=None, plan=None),
     "Block()": call(Block(8, 2), x=TOKENS, context=None, plan=None, context_plan=None, bias=None,
                     cache=None),
-    "Encoder()": call(MODEL, x=TOKENS, space=None, mask=None, backend=None),
+    "Encoder()": call(MODEL, x=TOKENS, space=None, mask=None, keep=None, backend=None),
     "Encoder.intermediates": call(MODEL.intermediates, x=TOKENS, layers=[0], norm=True),
     "Decoder()": call(DECODER, x=TOKENS, context=TOKENS, space=None, context_space=None,
-                      mask=None, cache=None, backend=None),
+                      mask=None, cache=None, keep=None, backend=None),
     "FeedForward()": call(FeedForward(8), x=TOKENS),
     "AttentionPool()": call(AttentionPool(8, 2), x=TOKENS, space=None),
     "Pool()": call(Pool("mean"), x=TOKENS, space=LINE),
