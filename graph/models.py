@@ -415,9 +415,9 @@ class GraphTransformer(Model):
         if asked is None:
             return space.without_special(self.stack(tokens, space, backend=backend))[0]
         assert space.nodes is not None
-        wanted = asked[space.nodes] if space.special is None else asked[space.nodes.clamp(min=0)]
-        wanted = wanted if space.special is None else wanted & ~space.special
-        keep = wanted.nonzero().squeeze(-1)
+        nodes = torch.arange(len(space.nodes), device=asked.device)
+        nodes = nodes if space.special is None else nodes[~space.special]
+        keep = nodes[asked[space.nodes[nodes]]]
         return self.stack(tokens, space, keep=keep, backend=backend)
 
     def _refuse_misspelt(

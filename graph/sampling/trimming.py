@@ -87,6 +87,11 @@ def trim_to_seeds(edge_index: Any, num_nodes: Any, seeds: Any, num_layers: int) 
     """
     check_whole(0, num_layers=num_layers)
     typed = isinstance(edge_index, Mapping)
+    if typed and not (isinstance(num_nodes, Mapping) and isinstance(seeds, Mapping)):
+        raise TypeError(
+            "edge_index by type needs num_nodes and seeds by type, dicts, too; got "
+            f"{type(num_nodes).__name__} and {type(seeds).__name__}"
+        )
     edges: Mapping[EdgeType, Any] = edge_index if typed else {_EDGE: edge_index}
     counts: dict[str, int] = dict(num_nodes) if typed else {_NODE: num_nodes}
     wanted: dict[str, Any] = dict(seeds) if typed else {_NODE: seeds}

@@ -57,6 +57,7 @@ from graph.sampling import (
     NeighborSampler,
     layerwise,
     partition,
+    trim_to_seeds,
 )  # fmt: skip
 from tests.fuzz import PLAIN, Call, call, cases, faults, left_out
 
@@ -184,6 +185,9 @@ CALLS: dict[str, Call] = {
         layerwise, layers=[lambda x, edge_index: x], x=X, edge_index=EDGE, batch_size=2,
         max_edges=None,
     ),
+    "trim_to_seeds": call(
+        trim_to_seeds, edge_index=EDGE, num_nodes=3, seeds=1, num_layers=2
+    ),
     "partition": call(
         partition, edge_index=EDGE, num_nodes=3, num_parts=2, imbalance=0.05, seed=0
     ),
@@ -213,9 +217,13 @@ CALLS: dict[str, Call] = {
 }  # fmt: skip
 
 
+#: What `trim_to_seeds` gives.
+EXEMPT = dict.fromkeys(["Trimmed", "TrimmedLayer"])
+
+
 def test_no_public_callable_is_left_out() -> None:
     for module in (graph, graph.encodings, graph.sampling):
-        assert left_out(module, CALLS) == []
+        assert left_out(module, CALLS, EXEMPT) == []
 
 
 @pytest.mark.parametrize(
@@ -232,6 +240,7 @@ def test_no_public_callable_is_left_out() -> None:
         "NeighborLoader",
         "LinkNeighborLoader",
         "NeighborSampler",
+        "trim_to_seeds",
     ),
 )
 def test_an_odd_argument_is_taken_or_named(name: str) -> None:
