@@ -57,6 +57,8 @@ _KEY = Rate(4.0, 0.25, 16.0, 1.1)
 #: With kernels, of a pair of a key and a tile of 16 queries that sees it, and of a query.
 _TILE_PAIR = Rate(0.45, 0.046, 1.5, 0.17)
 _TILE_QUERY = Rate(50.0, 2.9, 120.0, 7.5)
+#: How much more a pair takes where the keys of a tile lie apart in memory, as those of points do.
+_TILE_SCATTERED = 2.2
 #: Finding the blocks and calling the kernel, more for each group of blocks, and for each key that a
 #: block is found to reach.
 _CALL = (1_200_000.0, 2_300_000.0)
@@ -400,7 +402,9 @@ def _computing(job: Job, pairs: float, keys: float, differ: bool) -> float:
         return _PAIR.of(job) * pairs + _KEY.of(job) * keys
     queries = job.batch * job.spaces[0].length
     # Of keys that may lie anywhere, a tile sees about all of its block
-    seen = pairs if differ and not _scattered(job) else _seen_by_tiles(job, pairs)
+    scattered = _scattered(job)
+    seen = pairs if differ and not scattered else _seen_by_tiles(job, pairs)
+    seen *= _TILE_SCATTERED if scattered else 1.0
     return _TILE_PAIR.of(job) * seen + _TILE_QUERY.of(job) * queries
 
 
