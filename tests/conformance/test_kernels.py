@@ -23,6 +23,8 @@ from tests.conformance import (
 pytest.importorskip("numba")
 
 BACKENDS = ["blocks", "edges"]
+#: Those that `make test` has time for.
+QUICK = [test_values_and_gradients]
 MODULES = [
     test_derivatives,
     test_empty,
@@ -52,7 +54,8 @@ def cases(module: ModuleType) -> Iterator[Any]:
                     str(x if isinstance(x, str | int | torch.dtype) else getattr(x, "name", "x"))
                     for x in arguments.values()
                 )
-                yield pytest.param(test, arguments, id=f"{name}-{words}")
+                marks = () if module in QUICK else (pytest.mark.slow,)
+                yield pytest.param(test, arguments, id=f"{name}-{words}", marks=marks)
 
 
 CASES = [case for module in MODULES for case in cases(module)]
