@@ -54,8 +54,8 @@ def cases(module: ModuleType) -> Iterator[Any]:
                     str(x if isinstance(x, str | int | torch.dtype) else getattr(x, "name", "x"))
                     for x in arguments.values()
                 )
-                marks = () if module in QUICK else (pytest.mark.slow,)
-                yield pytest.param(test, arguments, id=f"{name}-{words}", marks=marks)
+                slow = [] if module in QUICK else [pytest.mark.slow]
+                yield pytest.param(test, arguments, id=f"{name}-{words}", marks=slow)
 
 
 CASES = [case for module in MODULES for case in cases(module)]
