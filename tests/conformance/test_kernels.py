@@ -24,7 +24,7 @@ pytest.importorskip("numba")
 
 BACKENDS = ["blocks", "edges"]
 #: Those that `make test` has time for.
-QUICK = [test_values_and_gradients]
+QUICK = [test_empty, test_scores, test_values_and_gradients]
 MODULES = [
     test_derivatives,
     test_empty,
