@@ -75,10 +75,10 @@ def rewrite(page: Path, parts: Mapping[str, str]) -> None:
     """
     text = page.read_text()
     for name, part in parts.items():
-        first, last = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, begun, rest = text.partition(first)
         _, ended, after = rest.partition(last)
         if not (begun and ended):
-            raise ValueError(f"{page} has no part between {first.strip()!r} and {last.strip()!r}")
-        text = before + first + part + last + after
+            raise ValueError(f"{page} has no part between {first!r} and {last!r}")
+        text = f"{before}{first}\n\n{part}\n\n{last}{after}"
     page.write_text(text)
