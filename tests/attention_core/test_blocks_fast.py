@@ -38,6 +38,7 @@ HEADS = 4
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(switch.SWITCH, "always")
+    torch.manual_seed(0)  # tables of biases are drawn
 
 
 def tokens(length: int, dtype: torch.dtype, *, batch: int = 2, kv: int = HEADS, dim: int = 20,
@@ -66,8 +67,8 @@ def both(run: Callable[[], tuple[Tensor, ...]], learned: list[Tensor]) -> list[l
 def close(found: list[list[Tensor]], dtype: torch.dtype) -> None:
     for x, y in zip(*found, strict=True):
         scale = float(y.detach().masked_fill(y.isinf(), 0).abs().max())
-        # Parameters of a bias are float32
-        tolerance = (3e-6 if torch.float32 in (dtype, x.dtype) else 1e-13) * max(scale, 1)
+        # Parameters of a bias are float32, and their gradients sums of thousands
+        tolerance = (1e-5 if torch.float32 in (dtype, x.dtype) else 1e-13) * max(scale, 1)
         torch.testing.assert_close(x, y, rtol=0, atol=tolerance, equal_nan=True)
 
 
