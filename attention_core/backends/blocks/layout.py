@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +54,6 @@ class Layout:
 
 
 _layouts: dict[tuple[Any, ...], tuple[list[Any], list[int | None], Layout]] = {}
-_lock = threading.RLock()  # what is freed while a thread holds it asks for it, too
 _KEPT = 16
 
 
@@ -79,8 +76,7 @@ def layout_of(
     ]
     key = (*(id(x) for x in tensors), entries, samples, heads, lengths, rows_of_keys, dtype)
     versions = [None if x.is_inference() else x._version for x in tensors]
-    with _lock:
-        found = _layouts.get(key)
+    found = _layouts.get(key)
     if found is not None:
         known, then, layout = found
         if then == versions and all(a() is b for a, b in zip(known, tensors, strict=True)):
@@ -88,24 +84,13 @@ def layout_of(
     layout = _laid_out(groups, entries, samples, heads, lengths, rows_of_keys, dtype)
 
     def forget(_: Any) -> None:
-        with _lock:
-            _layouts.pop(key, None)
+        _layouts.pop(key, None)
 
-    with _lock:
-        while len(_layouts) >= _KEPT:
-            _layouts.pop(next(iter(_layouts)), None)
-        _layouts[key] = [weakref.ref(x, forget) for x in tensors], versions, layout
+    # Each of these steps is whole by itself, so threads and forks need no lock
+    _layouts[key] = [weakref.ref(x, forget) for x in tensors], versions, layout
+    for oldest in list(_layouts)[:-_KEPT]:
+        _layouts.pop(oldest, None)
     return layout
-
-
-def _release() -> None:
-    """In a forked child: a lock that another thread of the parent held is never released there."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release)
 
 
 def _laid_out(
