@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -81,13 +82,19 @@ class Job:
         return int(pairs.sum()) * (1 if pairs.ndim else self.batch)
 
     @cached_property
+    def mask_bound(self) -> float:
+        """At most how many pairs the mask allows in a row of the batch, special tokens aside: of
+        points, hops and tensors it is counted, so once for all backends."""
+        return math.inf if self.mask is None else self.mask.count_bound(self.spaces)
+
+    @cached_property
     def count_bound(self) -> int:
         """At most how many pairs per head are allowed."""
         if self.mask is None or not self.sample_pairs:
             return self.sample_pairs
         special = sum(space.num_special for space in self.spaces)
         with_special = self.batch * special * max(space.length for space in self.spaces)
-        bound = self.batch * self.mask.count_bound(self.spaces) + with_special
+        bound = self.batch * self.mask_bound + with_special
         return int(min(bound, self.sample_pairs))
 
     @property

@@ -97,7 +97,7 @@ class Prepared:
             if mask.allows_all(job.spaces):
                 mask = None
             else:
-                reach = mask.count_bound(job.spaces) / max(query.length, 1)
+                reach = job.mask_bound / max(query.length, 1)
         sizes = choose_sizes(min(query.axes, key.axes), reach)
         self.local = local = reach is not None and reach < math.inf
         queries = tile(query, self.rows, mask, sizes.query, local=local)

@@ -267,9 +267,7 @@ def cost(job: Job) -> float:
         per_pair += features.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
     mask = job.mask
-    listed = (
-        mask is not None and mask.lists_candidates and mask.count_bound(job.spaces) < job.all_pairs
-    )
+    listed = mask is not None and mask.lists_candidates and job.mask_bound < job.all_pairs
     looking = 0.0 if listed else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
     return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL[job.grad]
