@@ -59,8 +59,8 @@ slow: $(DEV)  ## Run the slow tests alone: kills, large parities, the built whee
 experiments: $(DEV)  ## Train what states figures again and compare; ARGS='--only vision/digits'
 	$(RUN) tools.experiments --workers $(WORKERS) $(ARGS)
 
-bench: $(DEV)  ## Measure attention beside its peers; JSON goes to benchmarks/results/latest.json
-	$(RUN) benchmarks benchmarks/results/latest.json
+bench: $(DEV)  ## Measure attention beside its peers and write the tables anew; ARGS='grid' shows some
+	$(RUN) benchmarks $(ARGS)
 
 lint: $(DEV)  ## Check style, format and types
 	$(RUN) ruff check .

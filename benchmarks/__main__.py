@@ -90,6 +90,9 @@ def main() -> None:
     if "--here" in sys.argv:
         json.dump(measure_here(names), sys.stdout)
         return
+    works = [comparison.work for comparison in comparisons()]
+    if unknown := [name for name in names if not any(name in work for work in works)]:
+        raise SystemExit(f"no work has {unknown[0]!r} in its name; there are:\n" + "\n".join(works))
     runs = []
     for threads in THREADS:
         print(f"{threads} thread{'s' * (threads > 1)}:", file=sys.stderr, flush=True)
