@@ -10,6 +10,15 @@ import torch
 from torch import Tensor, nn
 
 
+def at_hand(x: Tensor) -> bool:
+    """Return whether values of x can be looked at for nothing: on a CPU, outside compiled programs.
+
+    Another device would have to be waited for. What is wrong there is not seen by checks.
+    """
+    compiler = torch.compiler
+    return x.device.type == "cpu" and not (compiler.is_compiling() or compiler.is_exporting())
+
+
 def check_whole(least: int | None = 1, *, or_none: bool = False, **arguments: object) -> None:
     """Raise unless each argument is a whole number of at least `least`.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from attention_core.biases import Bias
 from attention_core.edge_projection import EdgeFeatures
-from attention_core.lasting import Memory, lasting
+from attention_core.lasting import Memory, computed, lasting
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
@@ -59,7 +58,7 @@ class Job:
         segments = any(space.segments is not None for space in self.spaces)
         return not segments and (self.mask is None or self.mask.allows_all(self.spaces))
 
-    @cached_property
+    @computed
     def sample_pairs(self) -> int:
         """Pairs per head inside samples: what is left of all pairs once segments are apart, or of
         padded rows without their padding."""
@@ -81,13 +80,13 @@ class Job:
             return self.all_pairs
         return int(pairs.sum()) * (1 if pairs.ndim else self.batch)
 
-    @cached_property
+    @computed
     def mask_bound(self) -> float:
         """At most how many pairs the mask allows in a row of the batch, special tokens aside: of
         points, hops and tensors it is counted, so once for all backends."""
         return math.inf if self.mask is None else self.mask.count_bound(self.spaces)
 
-    @cached_property
+    @computed
     def count_bound(self) -> int:
         """At most how many pairs per head are allowed."""
         if self.mask is None or not self.sample_pairs:
@@ -105,11 +104,10 @@ class Job:
     @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
-        space = self.spaces[1]
-        if self.mask is None or space.edges is None or space.edges.repeated is None:
+        edges = self.spaces[1].edges
+        if self.mask is None or edges is None or not self.mask.names_edges(self.spaces):
             return False
-        listed = self.mask.candidates(self.spaces)
-        return listed is not None and listed.edge is not None
+        return edges.repeated is not None
 
     @lasting
     def pairs(self) -> Pairs:
@@ -172,7 +170,8 @@ class Plan:
     prepared: Any
     #: Put into words what is computed and why; asked by `str`, as few plans are ever read.
     summary: Callable[[], str] = field(default=str, repr=False)
-    _memory: Memory = field(default_factory=Memory, repr=False)
+    # No class, which is not traced as what makes a default
+    _memory: Memory = field(default_factory=lambda: Memory(), repr=False)  # noqa: PLW0108
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return the value cached under `key`, computing it on a miss; it is kept

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import at_hand, check_dense, check_whole
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.linked import Linked
 
@@ -353,7 +353,7 @@ class Space(Linked):
 
 def _count(segments: Tensor, known: int | None) -> int:
     """How many samples there are, of which those without tokens have to be `known`."""
-    if known is not None and is_exporting():
+    if known is not None and not at_hand(segments):
         return known
     named = int(segments.max()) + 1 if segments.numel() else 0
     if known is not None and known < named:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.lasting import lasting
+from attention_core.lasting import computed, lasting
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.tokens import Tokens
 
@@ -40,6 +40,7 @@ class Linked(Tokens):
             raise ValueError(
                 f"edge_index is on {edge_index.device}, what is known of tokens on {held[0]}"
             )
+        every = self.special is None
         ordinary = torch.ones(self.length, dtype=torch.bool, device=self.device)
         if self.special is not None:
             ordinary = ~self.special
@@ -52,10 +53,12 @@ class Linked(Tokens):
                 )
             ordinary = ordinary.expand(self.batch, -1)
             segments = torch.arange(self.batch, device=self.device)[:, None].expand(ordinary.shape)
-        if segments is not None:
-            segments = segments[ordinary]
+        if segments is not None:  # to choose some of them would be to ask how many
+            segments = segments.flatten() if every else segments[ordinary]
         nodes = (ordinary.flatten().cumsum(0) - 1).view(ordinary.shape)
-        self.nodes, self.num_nodes = nodes.masked_fill(~ordinary, -1), int(ordinary.sum())
+        self.nodes = nodes.masked_fill(~ordinary, -1)
+        self.num_nodes = ordinary.numel() if every else int(ordinary.sum())
+        self.whole = every and self.batch is None and self.valid is None
         self.edges = EdgeList(edge_index, self.num_nodes, edge_attr, segments, pair_attr)
 
     @lasting
@@ -125,7 +128,14 @@ class Linked(Tokens):
         between two samples."""
         return self._linked("tables of pairs").pair(*self._ends(pairs))
 
-    @property
+    @lasting
+    def to(self, device: torch.device | str) -> Self:
+        new = super().to(device)
+        if new is not self and "whole" in vars(self):
+            new.whole = self.whole
+        return new
+
+    @computed
     def whole(self) -> bool:
         """Whether its tokens are all nodes of its edges, in order, and nothing else."""
         return (
@@ -143,6 +153,8 @@ class Linked(Tokens):
         row, because samples kept different nodes, or a node was kept more than once."""
         if self.nodes is None or self.batch is not None:
             return None
+        if self.whole:
+            return self.nodes
         at = (self.nodes >= 0).nonzero().squeeze(-1)
         token = self.nodes.new_full((self.num_nodes,), -1)
         token[self.nodes[at]] = at

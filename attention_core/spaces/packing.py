@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from attention_core.checks import check_dense, is_whole
+from attention_core.checks import at_hand, check_dense, is_whole
 from attention_core.finite import all_finite
 from attention_core.spaces.csr import count_each
 
@@ -80,11 +80,16 @@ def unravel(rank: Tensor, extent: Tensor) -> Tensor:
 
 
 def insert_special(
-    segments: Tensor | None, count: int, special: int, samples: int | None = None
+    segments: Tensor | None,
+    count: int,
+    special: int,
+    samples: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
-    `special` more stand in front of each of `samples` segments, the last of which may be empty."""
-    look = segments is not None and not is_exporting()
+    `special` more stand in front of each of `samples` segments, the last of which may be empty; on
+    the device of the segments, or on `device` where there are none."""
+    look = segments is not None and at_hand(segments)
     if (
         segments is not None
         and look
@@ -94,10 +99,10 @@ def insert_special(
             raise ValueError(f"segments must be at least 0, got {int(segments.min())}")
         raise ValueError("segments must not decrease: keep the tokens of a sample together")
     if segments is None:
-        source = torch.arange(-special, count).clamp(min=-1)
+        source = torch.arange(-special, count, device=device).clamp(min=-1)
         return None, source, source < 0 if special else None
     if special == 0:
-        return segments, torch.arange(count), None
+        return segments, torch.arange(count, device=segments.device), None
     if samples is None:
         token_segments, within = packed(torch.bincount(segments), special)
     else:

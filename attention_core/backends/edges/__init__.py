@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.checks import at_hand
 from attention_core.edge_projection import EdgeFeatures, changed
 from attention_core.job import Job, Options, Plan, Result
-from attention_core.lasting import lasting
+from attention_core.lasting import computed
 from attention_core.masks import Edges
 from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
@@ -60,6 +61,9 @@ class Prepared:
         edges = _whole_graph(job)
         if edges is not None:
             self.csr = edges.csr
+            if edges.dropped is not None:
+                kept = ~edges.dropped.index_select(0, self.csr.item)
+                self.allowed = kept.expand(job.heads, -1)
             return
         alone = _edges_alone(job)
         if alone is not None:
@@ -89,8 +93,7 @@ class Prepared:
             self.unlinked = bool((edge < 0).any())
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
 
-    @cached_property
-    @lasting
+    @computed
     def pairs(self) -> Pairs:
         """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
         csr, space = self.csr, self.job.spaces[1]
@@ -122,6 +125,13 @@ class Prepared:
             return torch.nn.functional.pad(x.to(dtype), last) if self.unlinked else x.to(dtype)
 
         return changed(key, value, of_edges, lambda weight: weight.to(dtype))
+
+
+def stands(job: Job) -> bool:
+    """Return whether the pairs are known, as all edges of a graph between all its nodes, where the
+    other backends would have to look at values that are not at hand."""
+    edges = _whole_graph(job)
+    return edges is not None and not at_hand(edges.source)
 
 
 def _whole_graph(job: Job) -> EdgeList | None:
