@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -59,16 +58,6 @@ class CSR:
 
     def __len__(self) -> int:
         return len(self.row)
-
-    def to(self, device: torch.device | str) -> CSR:
-        """Return these pairs on another device, sorted as they are."""
-        new = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(new, name, value.to(device))
-            elif isinstance(value, Transpose):
-                new.transpose = Transpose(*(x.to(device) for x in value))
-        return new
 
     @property
     def tensors(self) -> list[Tensor]:

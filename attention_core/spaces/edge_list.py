@@ -15,6 +15,7 @@ from attention_core.checks import at_hand, check_dense
 from attention_core.lasting import computed, kept, lasting
 from attention_core.spaces.csr import CSR, count_each
 from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
+from attention_core.transfer import moved
 
 _MOST_HOPS = 8  # to which walks are counted; more of them reach nearly everywhere
 _MOST_PAIRS = 1 << 30  # entries of a table of pairs; 4 GiB of float32
@@ -135,41 +136,50 @@ class EdgeList:
     def num_edges(self) -> int:
         return self.source.shape[0]
 
-    @lasting
     def to(self, device: torch.device | str) -> EdgeList:
-        new = copy.copy(self)
-        new.source, new.target = self.source.to(device), self.target.to(device)
-        new.attr, new.graph = (None if t is None else t.to(device) for t in (self.attr, self.graph))
-        new.pair_attr = {name: table.to(device) for name, table in self.pair_attr.items()}
-        new._forget()
-        if self.source.device.type == "cpu" or "host" in vars(self):
-            new.host = self.host
-        if "csr" in vars(self):
-            new.csr = self.csr.to(device)
-        return new
+        """Return the edges with their tensors on `device`, in one copy; sorted, if they are."""
+        return moved(self, device)
+
+    def left_behind(self) -> set[str]:
+        """Return names of what does not follow to another device: what was computed, aside from
+        the order, which would have to be found again there."""
+        return {"_computed", *self._cached()} - {"csr"}
+
+    def arrived(self, origin: EdgeList) -> None:
+        """Remember what this is a copy of, where that is on the CPU."""
+        self._computed = {}
+        if origin.source.device.type == "cpu":
+            self.host = origin
+
+    def _cached(self) -> list[str]:
+        of_kind = type(self)
+        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
 
     @computed
     def host(self) -> EdgeList:
         """These edges on the CPU: as they were there before they were moved, or in one copy from
         the device, for which that is waited for once. Features stay where they are."""
-        if self.source.device.type == "cpu":
-            return self
-        parts = [self.source, self.target, *([] if self.graph is None else [self.graph])]
-        source, target, *graph = torch.cat(parts).cpu().split([len(part) for part in parts])
+        return self if self.source.device.type == "cpu" else moved(self.bare, "cpu")
+
+    @property
+    def has_host(self) -> bool:
+        """Whether `host` is known, so that nobody waits for it."""
+        return self.source.device.type == "cpu" or "host" in vars(self)
+
+    @property
+    def bare(self) -> EdgeList:
+        """These edges without features and tables of pairs, hops aside: what plans look at."""
         new = copy.copy(self)
         new._forget()
-        new.source, new.target, new.attr = source, target, None
-        new.graph = graph[0] if graph else None
         hops = self.pair_attr.get("hops")
-        new.pair_attr = {} if hops is None else {"hops": hops.cpu()}
+        new.attr, new.pair_attr = None, {} if hops is None else {"hops": hops}
         return new
 
     def _forget(self) -> None:
         """Drop what was computed for other edges, or on another device."""
         self._computed = {}
-        for name in list(vars(self)):
-            if isinstance(getattr(type(self), name, None), cached_property):
-                del self.__dict__[name]
+        for name in self._cached():
+            del self.__dict__[name]
 
     @computed
     def csr(self) -> CSR:
@@ -229,7 +239,7 @@ class EdgeList:
     @computed
     def repeated(self) -> int | None:
         """An edge that is listed more than once, if there is one."""
-        if not at_hand(self.source) and "host" in vars(self):
+        if not at_hand(self.source) and self.has_host and not is_compiling():
             return self.host.repeated
         keys, order = self._sorted
         twice = keys[1:] == keys[:-1]
@@ -358,7 +368,7 @@ class EdgeList:
                 )
             return given
         if not (at_hand(self.source) or is_compiling()):  # each hop would be waited for
-            return self.host.hop_table.to(self.source.device)
+            return moved(self.host.hop_table, self.source.device)
         self.count_pairs(
             "hops between all pairs of nodes (Neighborhood(k) with backend='edges' needs only the "
             "pairs within k)"
@@ -407,8 +417,7 @@ class EdgeList:
         some `targets`, different nodes, or of all."""
         if not (at_hand(self.target) or is_compiling()):
             found = self.host.within(radius, None if targets is None else targets.cpu())
-            target, source, hops = (x.to(self.target.device) for x in found)
-            return target, source, hops
+            return moved(found, self.target.device)
         return near_pairs(self.target, self.source, self.num_nodes, radius, targets)
 
 

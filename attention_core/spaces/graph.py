@@ -181,6 +181,11 @@ class Graph(Space):
     def _num_special(self) -> int:
         return super().num_special
 
+    def arrived(self, origin: Self) -> None:
+        if "_num_special" in vars(origin):
+            self._num_special = origin._num_special
+        super().arrived(origin)
+
     def distance(self, pairs: Pairs) -> Tensor:
         return self.edges.hops(*self._ends(pairs))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -128,12 +128,22 @@ class Linked(Tokens):
         between two samples."""
         return self._linked("tables of pairs").pair(*self._ends(pairs))
 
-    @lasting
-    def to(self, device: torch.device | str) -> Self:
-        new = super().to(device)
-        if new is not self and "whole" in vars(self):
-            new.whole = self.whole
+    def arrived(self, origin: Self) -> None:
+        if "whole" in vars(origin):
+            self.whole = origin.whole
+        super().arrived(origin)
+
+    def _looked_at(self) -> Self:
+        if self.edges is None:
+            return self
+        new = copy.copy(self)
+        new.edges = self.edges.host if self.edges.has_host else self.edges.bare
         return new
+
+    def _keep_host(self, space: Self | Callable[[], Self]) -> None:
+        super()._keep_host(space)
+        if self.edges is not None and isinstance(space, Linked) and space.edges is not None:
+            self.edges.host = space.edges
 
     @computed
     def whole(self) -> bool:
