@@ -10,15 +10,6 @@ import torch
 from torch import Tensor, nn
 
 
-def at_hand(x: Tensor) -> bool:
-    """Return whether values of x can be looked at for nothing: on a CPU, outside compiled programs.
-
-    Another device would have to be waited for. What is wrong there is not seen by checks.
-    """
-    compiler = torch.compiler
-    return x.device.type == "cpu" and not (compiler.is_compiling() or compiler.is_exporting())
-
-
 def check_whole(least: int | None = 1, *, or_none: bool = False, **arguments: object) -> None:
     """Raise unless each argument is a whole number of at least `least`.
 
@@ -137,6 +128,13 @@ def check_dense(*, or_meta: bool = False, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must be a dense tensor, got {x.layout}")
         if x is not None and not or_meta and x.is_meta:
             raise ValueError(f"{name} must be a tensor with values, got one on the meta device")
+
+
+def may_look(x: Tensor) -> bool:
+    """Return whether a check may look at numbers: those of a CPU alone, as any other device would
+    have to be waited for, and not in a program that is compiled or exported."""
+    compiler = torch.compiler
+    return x.device.type == "cpu" and not (compiler.is_compiling() or compiler.is_exporting())
 
 
 def check_index(count: int, shape: str, **tensors: Tensor) -> None:

@@ -47,7 +47,7 @@ class Job:
         """This job with spaces and mask on the CPU, where planning may look at numbers without
         waiting for a device; the job itself, where it is there, or has a mask of the user's own,
         which may hold anything."""
-        if self.device.type == "cpu" or not _is_ours(self.mask):
+        if self.device.type == "cpu" or not is_ours(self.mask):
             return self
         query, key = self.spaces
         spaces = moved((query.host, key.host), "cpu")
@@ -147,12 +147,12 @@ class Job:
         return allowed if same is None else allowed & same
 
 
-def _is_ours(mask: Mask | None) -> bool:
+def is_ours(mask: Mask | None) -> bool:
     """Whether a mask is of this package, with all that it is composed of."""
     if mask is None:
         return True
     parts = [part for part in vars(mask).values() if isinstance(part, Mask)]
-    return _is_of_package(type(mask)) and all(map(_is_ours, parts))
+    return _is_of_package(type(mask)) and all(map(is_ours, parts))
 
 
 def _is_of_package(kind: type) -> bool:

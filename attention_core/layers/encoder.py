@@ -161,7 +161,8 @@ class Encoder(nn.Module):
         ]
         whole = whole or any(term.depends_on_others for term in terms)
         if whole or not len(keep):
-            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
+            found = self._run(x, (space, space), mask, backend)
+            return found.index_select(-2, keep.to(x.device))
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked

@@ -16,10 +16,9 @@ from typing import (
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import at_hand, check_dense, check_whole
+from attention_core.checks import check_dense, check_whole, may_look
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.linked import Linked
 
@@ -210,11 +209,11 @@ class Space(Linked):
         special = self.special
         if self.size is not None:
             index = torch.arange(self.num_special, self.length, device=self.device)
-        elif special.ndim == 1 and not is_exporting():
+        elif special.ndim == 1 and may_look(special):
             index = (~special).nonzero().squeeze(-1)
         else:
             counts = special.sum(-1)
-            if not is_exporting() and int(counts.min()) < int(counts.max()):
+            if may_look(special) and int(counts.min()) < int(counts.max()):
                 raise ValueError(
                     f"{self.describe()}: samples have {int(counts.min())} to {int(counts.max())}"
                 )
@@ -353,7 +352,7 @@ class Space(Linked):
 
 def _count(segments: Tensor, known: int | None) -> int:
     """How many samples there are, of which those without tokens have to be `known`."""
-    if known is not None and not at_hand(segments):
+    if known is not None and not may_look(segments):
         return known
     named = int(segments.max()) + 1 if segments.numel() else 0
     if known is not None and known < named:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention_core.checks import at_hand
+from attention_core.checks import may_look
 from attention_core.lasting import computed, lasting
 
 
@@ -48,7 +48,7 @@ class CSR:
         row, column = row.to(dtype), column.to(dtype)
         self.rows, self.columns = rows, columns
         # Elsewhere it takes less to sort once more than to wait for the answer
-        if not at_hand(row) or bool((row[1:] < row[:-1]).any()):
+        if not may_look(row) or bool((row[1:] < row[:-1]).any()):
             self.row, item = row.sort(stable=True)
             self.column, self.item = column[item], item.to(dtype)
         else:
@@ -74,7 +74,7 @@ class CSR:
 
 def _starts(index: Tensor, count: int) -> Tensor:
     """Where each of 0 to `count` - 1 begins in what is sorted, and where the last one ends."""
-    if not at_hand(index):  # where bincount would wait for the largest
+    if not may_look(index):  # where bincount would wait for the largest
         ends = torch.arange(count + 1, dtype=index.dtype, device=index.device)
         return torch.searchsorted(index, ends, out_int32=index.dtype == torch.int32)
     starts = index.new_zeros(count + 1)
@@ -84,7 +84,7 @@ def _starts(index: Tensor, count: int) -> Tensor:
 
 def count_each(index: Tensor, count: int) -> Tensor:
     """Count how often each of 0 to `count` - 1 is in `index`, (count,) int64."""
-    if not at_hand(index):  # where bincount's size would depend on values
+    if not may_look(index):  # where bincount's size would depend on values
         return index.new_zeros(count, dtype=torch.int64).index_add(
             0, index, torch.ones_like(index, dtype=torch.int64)
         )

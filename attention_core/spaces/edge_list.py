@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling, is_exporting
 
-from attention_core.checks import at_hand, check_dense
+from attention_core.checks import check_dense, may_look
 from attention_core.lasting import computed, kept, lasting
 from attention_core.spaces.csr import CSR, count_each
 from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
@@ -58,7 +58,7 @@ class EdgeList:
             raise ValueError(f"edge_index must have shape (2, E), got {tuple(edge_index.shape)}")
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
             raise TypeError(f"edge_index must hold integers, got {edge_index.dtype}")
-        look = at_hand(edge_index)
+        look = may_look(edge_index)
         if not look:
             pass
         elif num_targets is None:
@@ -239,7 +239,7 @@ class EdgeList:
     @computed
     def repeated(self) -> int | None:
         """An edge that is listed more than once, if there is one."""
-        if not at_hand(self.source) and self.has_host and not is_compiling():
+        if not may_look(self.source) and self.has_host and not is_compiling():
             return self.host.repeated
         keys, order = self._sorted
         twice = keys[1:] == keys[:-1]
@@ -367,7 +367,7 @@ class EdgeList:
                     f"got {given.dtype} {tuple(given.shape)}"
                 )
             return given
-        if not (at_hand(self.source) or is_compiling()):  # each hop would be waited for
+        if not (may_look(self.source) or is_compiling()):  # each hop would be waited for
             return moved(self.host.hop_table, self.source.device)
         self.count_pairs(
             "hops between all pairs of nodes (Neighborhood(k) with backend='edges' needs only the "
@@ -400,7 +400,7 @@ class EdgeList:
             return nodes + self.num_edges
         if self.bipartite or is_compiling():
             return math.inf
-        if not at_hand(self.target):
+        if not may_look(self.target):
             return self.host.within_bound(radius)
         most = float(nodes)
         walks = torch.ones(nodes, dtype=torch.double, device=self.target.device)
@@ -415,7 +415,7 @@ class EdgeList:
     def within(self, radius: float, targets: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Find the pairs at most `radius` hops apart as (target, source, hops), without a table; of
         some `targets`, different nodes, or of all."""
-        if not (at_hand(self.target) or is_compiling()):
+        if not (may_look(self.target) or is_compiling()):
             found = self.host.within(radius, None if targets is None else targets.cpu())
             return moved(found, self.target.device)
         return near_pairs(self.target, self.source, self.num_nodes, radius, targets)

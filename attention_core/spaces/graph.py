@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import at_hand, check_whole
+from attention_core.checks import check_whole, may_look
 from attention_core.lasting import computed, lasting
 from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.edge_list import EdgeList
@@ -69,7 +69,7 @@ class Graph(Space):
     ) -> None:
         check_whole(0, num_nodes=num_nodes, special=special)
         check_whole(0, num_graphs=num_graphs, or_none=True)
-        if num_graphs is not None and segments is not None and at_hand(segments):
+        if num_graphs is not None and segments is not None and may_look(segments):
             named = int(segments.max()) + 1 if segments.numel() else 0
             if num_graphs < named:
                 raise ValueError(f"num_graphs={num_graphs}, but segments name {named} graphs")

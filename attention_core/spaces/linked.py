@@ -140,8 +140,8 @@ class Linked(Tokens):
         new.edges = self.edges.host if self.edges.has_host else self.edges.bare
         return new
 
-    def _keep_host(self, space: Self | Callable[[], Self]) -> None:
-        super()._keep_host(space)
+    def keep_host(self, space: Self | Callable[[], Self]) -> None:
+        super().keep_host(space)
         if self.edges is not None and isinstance(space, Linked) and space.edges is not None:
             self.edges.host = space.edges
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from attention_core.checks import at_hand, check_dense, is_whole
+from attention_core.checks import check_dense, is_whole, may_look
 from attention_core.finite import all_finite
 from attention_core.spaces.csr import count_each
 
@@ -89,7 +89,7 @@ def insert_special(
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
     `special` more stand in front of each of `samples` segments, the last of which may be empty; on
     the device of the segments, or on `device` where there are none."""
-    look = segments is not None and at_hand(segments)
+    look = segments is not None and may_look(segments)
     if (
         segments is not None
         and look

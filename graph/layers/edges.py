@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attention_core.checks import at_hand, check_dense
+from attention_core.checks import check_dense, may_look
 from attention_core.spaces.edge_list import EdgeList
 
 #: PyG's name of each way to make the features of a self-loop, and torch's.
@@ -42,7 +42,7 @@ def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
 def check_finite(x: Tensor, name: str) -> None:
     """Raise ValueError where x (rows, ...) holds NaN or an infinity."""
     # One sum tells nearly always, without a tensor of bools
-    if at_hand(x) and x.is_floating_point() and not bool(x.detach().sum().isfinite()):
+    if may_look(x) and x.is_floating_point() and not bool(x.detach().sum().isfinite()):
         wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero()
         if len(wrong):
             raise ValueError(f"{name} has a feature that is not finite, first in row {wrong[0, 0]}")
@@ -71,8 +71,8 @@ def sorted_once(
     if is_compiling():
         return EdgeList(edge_index, num_sources, num_targets=num_targets)
     given = edge_index if given is None else given
-    version = None if at_hand(edge_index) else _version(given)
-    if version is None and not at_hand(edge_index):
+    version = None if may_look(edge_index) else _version(given)
+    if version is None and not may_look(edge_index):
         return EdgeList(edge_index, num_sources, num_targets=num_targets)
     found = _known.setdefault(given, {})
     key = num_sources, num_targets, edge_index.device, version

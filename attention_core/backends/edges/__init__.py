@@ -13,7 +13,7 @@ from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
-from attention_core.checks import at_hand
+from attention_core.checks import may_look
 from attention_core.edge_projection import EdgeFeatures, changed
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import computed
@@ -131,7 +131,7 @@ def stands(job: Job) -> bool:
     """Return whether the pairs are known, as all edges of a graph between all its nodes, where the
     other backends would have to look at values that are not at hand."""
     edges = _whole_graph(job)
-    return edges is not None and not at_hand(edges.source)
+    return edges is not None and not may_look(edges.source)
 
 
 def _whole_graph(job: Job) -> EdgeList | None:
