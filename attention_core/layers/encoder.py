@@ -349,7 +349,7 @@ class Decoder(Encoder):
             keep = check_positions(keep, space)
             options: dict[str, Any] = {"context": context, "context_space": context_space}
             out = self(x, space, mask=mask, cache=cache, backend=backend, **options)
-            return out.index_select(-2, keep)
+            return out.index_select(-2, keep.to(out.device))
         context_plan = None
         if context is not None:
             cross = self.blocks[0].cross_attention
