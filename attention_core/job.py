@@ -18,7 +18,7 @@ from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
 from attention_core.spaces import Pairs, Space
-from attention_core.transfer import moved
+from attention_core.transfer import moved, tensors_in
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Job:
         """This job with spaces and mask on the CPU, where planning may look at numbers without
         waiting for a device; the job itself, where it is there, or has a mask of the user's own,
         which may hold anything."""
-        if self.device.type == "cpu" or not is_ours(self.mask):
+        if self.device.type in ("cpu", "meta") or not is_ours(self.mask):
             return self
         query, key = self.spaces
         spaces = moved((query.host, key.host), "cpu")
@@ -79,7 +79,9 @@ class Job:
     def sample_pairs(self) -> int:
         """Pairs per head inside samples: what is left of all pairs once segments are apart, or of
         padded rows without their padding."""
-        query, key = (space.segments for space in self.spaces)
+        if all(space.segments is None and space.valid is None for space in self.spaces):
+            return self.all_pairs
+        query, key = (space.host.segments for space in self.spaces)
         if query is None and key is None:
             return self.all_pairs if torch.compiler.is_compiling() else self._without_padding()
         if query is None or key is None or query.ndim > 1 or key.ndim > 1:
@@ -89,8 +91,10 @@ class Job:
         return self.batch * int((sizes[0] * sizes[1]).sum())
 
     def _without_padding(self) -> int:
+        valid = [space.host.valid for space in self.spaces]
         counts = [
-            space.length if space.valid is None else space.valid.sum(-1) for space in self.spaces
+            space.length if own is None else own.sum(-1)
+            for space, own in zip(self.spaces, valid, strict=True)
         ]
         pairs = counts[0] * counts[1]
         if not isinstance(pairs, Tensor):
@@ -101,7 +105,11 @@ class Job:
     def mask_bound(self) -> float:
         """At most how many pairs the mask allows in a row of the batch, special tokens aside: of
         points, hops and tensors it is counted, so once for all backends."""
-        return math.inf if self.mask is None else self.mask.count_bound(self.spaces)
+        if self.mask is None:
+            return math.inf
+        # A tensor of pairs stays where it is, rather than to be copied and counted
+        holds = self.device.type != "cpu" and any(True for _ in tensors_in(self.mask))
+        return self.mask.count_bound((self if holds else self.host).spaces)
 
     @computed
     def count_bound(self) -> int:
@@ -121,8 +129,11 @@ class Job:
     @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
-        edges = self.spaces[1].edges
-        if self.mask is None or edges is None or not self.mask.names_edges(self.spaces):
+        if self.mask is None or self.spaces[1].edges is None:
+            return False
+        spaces = self.host.spaces
+        edges = spaces[1].edges
+        if edges is None or not self.mask.names_edges(spaces):
             return False
         return edges.repeated is not None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -191,10 +191,11 @@ def _unexpanded(x: Tensor) -> Tensor:
 
 
 def constant(
-    values: float | tuple[Any, ...], device: torch.device, dtype: torch.dtype | None = None
+    values: float | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return `torch.tensor(values)`, which on other devices than the CPU is made once: to make one
     there is to wait for a copy. It must not be written to."""
+    values = tuple(values) if isinstance(values, list) else values
     host = torch.tensor(values, dtype=dtype)
     if device.type == "cpu":
         return host

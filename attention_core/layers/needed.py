@@ -39,7 +39,7 @@ class Needed:
         # Each look at a number would be waited for on another device
         ours = all(is_ours(mask) for layer in masks for mask in layer)
         self._host = host = space.host if ours else space
-        self._asked, asked = asked.to(space.device), asked.to(host.device)
+        self._given, asked = asked, asked.to(host.device)
         found = torch.zeros(space.length, dtype=torch.bool, device=asked.device)
         found[asked] = True
         order, self.counts = asked, [self._known(len(asked))]
@@ -74,7 +74,9 @@ class Needed:
 
     def leave(self, x: Tensor) -> Tensor:
         """Return those asked for, of the tokens x behind the last layer."""
-        return x if self.trimmed(len(self.counts) - 2) else x.index_select(-2, self._asked)
+        if self.trimmed(len(self.counts) - 2):
+            return x
+        return x.index_select(-2, moved(self._given, x.device))
 
     def spaces(self, layer: int) -> tuple[Space, Space]:
         """Return where the layer's queries and keys sit."""

@@ -133,6 +133,11 @@ class Linked(Tokens):
             self.whole = origin.whole
         super().arrived(origin)
 
+    @property
+    def _made_on_host(self) -> bool:
+        # There edges may be without their features, which what is made of them has, too
+        return self.edges is None and super()._made_on_host
+
     def _looked_at(self) -> Self:
         if self.edges is None:
             return self

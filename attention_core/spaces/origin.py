@@ -13,6 +13,14 @@ from attention_core.lasting import lasting
 from attention_core.transfer import indexed, moved
 
 
+def made_elsewhere(device: torch.device | str) -> bool:
+    """Return whether what is for this device is made on the host and moved: not where it is for the
+    host, nor in a program that is compiled, which makes it itself."""
+    return torch.device(device).type not in ("cpu", "meta") and not (
+        torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    )
+
+
 class _Origin(NamedTuple):
     """The space on the host, or what makes it; and what the one on the device held by then."""
 
@@ -32,8 +40,9 @@ class OnHost:
     @property
     def host(self) -> Self:
         """This space on the CPU: itself, or what it was moved from. Where that is not known, as of
-        one made of tensors on a device, it is copied, once, and that is waited for."""
-        if not self._is_away():
+        one made of tensors on a device, it is copied, once, and that is waited for. In a program
+        that is compiled, itself."""
+        if not self._is_away() or torch.compiler.is_compiling():
             return self
         known = self._known_host()
         if known is None:
@@ -44,6 +53,11 @@ class OnHost:
     def _looked_at(self) -> Self:
         """This space with no more than plans look at."""
         return self
+
+    @property
+    def _made_on_host(self) -> bool:
+        """Whether this is on a device, and what is made of it is better made on the host."""
+        return self._is_away() and not torch.compiler.is_compiling() and self.has_host
 
     @property
     def has_host(self) -> bool:

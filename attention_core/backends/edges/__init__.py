@@ -15,7 +15,7 @@ from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.checks import may_look
 from attention_core.edge_projection import EdgeFeatures, changed
-from attention_core.job import Job, Options, Plan, Result
+from attention_core.job import NO_JOB, Job, Options, Plan, Result
 from attention_core.lasting import computed
 from attention_core.masks import Edges
 from attention_core.score_mods import modified, split
@@ -23,6 +23,7 @@ from attention_core.scores import AdditiveV2
 from attention_core.spaces import PairList, Pairs
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.transfer import moved
 
 #: Pairs looked at at once where the structure of a mask does not list its candidates.
 _CHUNK = 1 << 22
@@ -162,7 +163,11 @@ def _edges_alone(job: Job) -> CSR | None:
     return csr
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared:
+    """List the pairs; where it takes a look at numbers, on the host, to move them at once."""
+    if _whole_graph(job) is not None or job.host is job:
+        return Prepared(job)
+    return moved(Prepared(job.host).for_job(NO_JOB), job.device).for_job(job)
 
 
 def _pairs(job: Job, **indices: Tensor) -> Pairs:
