@@ -155,8 +155,8 @@ class Grid(Space):
             return values[0]
         return values[:, None] if self.segments is None else values[self.segments]
 
-    def append(self, other: Self) -> Self:
-        new = super().append(other)
+    def _appended(self, other: Self) -> Self:
+        new = super()._appended(other)
         if self.sizes != other.sizes:
             new.sizes = new._unknown_sizes("append")
         return new
