@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -71,7 +71,8 @@ class Grid(Space):
         self.wrap = _wrap(wrap, len(size))
         self.ordered = not any(self.wrap)
         if made_elsewhere(device) and type(self) is Grid:
-            self._keep_host(partial(Grid, *size, wrap=self.wrap, special=special))
+            wraps = self.wrap
+            self._keep_host(lambda: Grid(*size, wrap=wraps, special=special))
 
     @classmethod
     @lasting

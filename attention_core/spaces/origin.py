@@ -71,7 +71,7 @@ class OnHost:
         if origin is None or not _equal(origin.state, self._state()):
             return None
         if not callable(origin.space):
-            return origin.space  # type: ignore[no-any-return]
+            return origin.space
         made: Self = origin.space()
         self._keep_host(made)
         return made
