@@ -161,7 +161,8 @@ class Encoder(nn.Module):
         ]
         whole = whole or any(term.depends_on_others for term in terms)
         if whole or not len(keep):
-            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
+            found = self._run(x, (space, space), mask, backend)
+            return found.index_select(-2, keep.to(x.device))
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked
@@ -348,7 +349,7 @@ class Decoder(Encoder):
             keep = check_positions(keep, space)
             options: dict[str, Any] = {"context": context, "context_space": context_space}
             out = self(x, space, mask=mask, cache=cache, backend=backend, **options)
-            return out.index_select(-2, keep)
+            return out.index_select(-2, keep.to(out.device))
         context_plan = None
         if context is not None:
             cross = self.blocks[0].cross_attention
