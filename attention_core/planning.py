@@ -94,7 +94,7 @@ def plan(
         heads = (None if bias is None else bias.heads) or 1
     device = indexed(device)
     if spaces[0].device != device or spaces[1].device != device:
-        spaces = moved(spaces, device)  # both at once, sharing what they shared before
+        spaces = _moved(spaces, device)
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
     sizes = [size for size in batches if size is not None]  # no set: they may be symbols
@@ -165,6 +165,21 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
     return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
+
+
+def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
+    """Both on the device, at once, sharing what they shared before."""
+    query, key = spaces
+    if type(query).to is Space.to and type(key).to is Space.to:
+        return moved(spaces, device)
+    there = query.to(device)
+    other = there if key is query else key.to(device)
+    if query.edges is key.edges:
+        other.edges = there.edges
+    for here, new in zip(spaces, (there, other), strict=True):
+        if here.device.type == "cpu" and not new.has_host:  # as it was changed by a `to` of its own
+            new.keep_host(here)
+    return there, other
 
 
 def explain(
