@@ -37,7 +37,7 @@ def indexed(device: torch.device | str) -> torch.device:
     """Return a device with its index, as tensors there have it: "cuda" is "cuda:0", or whichever
     is current."""
     device = torch.device(device)
-    if device.index is not None or device.type in ("cpu", "meta"):
+    if device.type == "cpu" or device.type == "meta" or device.index is not None:
         return device
     current = device.type == "cuda" and torch.cuda.is_initialized()
     return torch.device(device.type, torch.cuda.current_device() if current else 0)
@@ -201,7 +201,7 @@ def remember_original(there: Tensor, here: Tensor) -> None:
 def on_host(x: Tensor) -> Tensor:
     """Return a tensor on the CPU: itself, what is remembered of it, or a copy, which is waited
     for. In a program that is compiled, itself."""
-    if x.device.type == "cpu" or torch.compiler.is_compiling():
+    if x.is_cpu or torch.compiler.is_compiling():
         return x
     here, version = getattr(x, _ORIGINAL, (None, None))
     return here if here is not None and version == x._version else x.to("cpu")
