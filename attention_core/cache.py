@@ -156,8 +156,6 @@ class KVCache:
     def reorder(self, index: Tensor) -> None:
         """Make sample `index[b]` the new sample b, as beam search does. index: (B,) integers."""
         if self.space is not None and self.space.batch is not None:
-            self.space = self.space._map(
-                lambda x, dims: x.index_select(0, index) if x.ndim > dims else x
-            )
+            self.space = self.space.rows(index)
         for layer in self._layers.values():
             layer.reorder(index)
