@@ -129,13 +129,12 @@ class Job:
     @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
-        if self.mask is None or self.spaces[1].edges is None:
+        mask = self.mask
+        if mask is None or self.spaces[1].edges is None or not mask.lists_candidates:
             return False
         spaces = self.host.spaces
         edges = spaces[1].edges
-        if edges is None or not self.mask.names_edges(spaces):
-            return False
-        return edges.repeated is not None
+        return edges is not None and edges.repeated is not None and mask.names_edges(spaces)
 
     @lasting
     def pairs(self) -> Pairs:
