@@ -90,9 +90,10 @@ def sorted_once(
         same = edges is not None and _stamps[edges].fits(given, layout)
     if edges is None or not same:
         # A copy of its own, so that a change in place is seen
-        edges = found[key] = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
+        edges = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
         if not may_look(edge_index):
             _stamps[edges] = _Stamp(given, layout)
+        found[key] = edges
     return edges
 
 
