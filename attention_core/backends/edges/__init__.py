@@ -282,6 +282,8 @@ def _in_kernels(job: Job, pairs: int) -> bool:
 def describe(job: Job, prepared: Prepared) -> str:
     pairs = len(prepared.row)
     how = ", in kernels compiled by numba" if _in_kernels(job, pairs) else ""
+    if in_triton(job.device):
+        how = ", in Triton kernels"
     return (
         f"one score for each of the {pairs:,} allowed pairs, with a softmax over those of each "
         f"query{how}."
