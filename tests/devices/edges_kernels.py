@@ -123,7 +123,7 @@ def compiled(case: Case) -> list[Compiled]:
     try:
         with (
             tempfile.TemporaryDirectory() as cache,
-            compiling(case.capability, Path(cache)) as all_,
+            compiling(case.capability, Path(cache)) as known,
         ):
             found = launch.forward(x, pairs)
             of_sum = None if found.edge_sum is None else torch.zeros_like(found.edge_sum)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+
+import triton
 
 from attention_core.backends.edges.triton import launch, tuning
 from tests.devices.ahead import compiling
