@@ -23,6 +23,7 @@ from attention_core.plan_cache import PLANS, contents
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
+from attention_core.transfer import indexed, moved
 
 BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
@@ -91,8 +92,9 @@ def plan(
     bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
-    device = torch.device(device)
-    spaces = _moved(spaces, device)
+    device = indexed(device)
+    if spaces[0].device != device or spaces[1].device != device:
+        spaces = _moved(spaces, device)
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
     sizes = [size for size in batches if size is not None]  # no set: they may be symbols
@@ -151,6 +153,8 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
         if unsupported[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
         chosen, because = backend, "You asked for this backend."
+    elif not exporting and edges.stands(job):
+        chosen, because = "edges", "Its pairs are the edges as they stand: no value is looked at."
     elif exporting:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
@@ -164,15 +168,18 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
 
 
 def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
-    """Both on the device, where they share what they shared before."""
+    """Both on the device, at once, sharing what they shared before."""
     query, key = spaces
-    if query.device == device and key.device == device:
-        return spaces
-    moved = query.to(device)
-    other = moved if key is query else key.to(device)
+    if type(query).to is Space.to and type(key).to is Space.to:
+        return moved(spaces, device)
+    there = query.to(device)
+    other = there if key is query else key.to(device)
     if query.edges is key.edges:
-        other.edges = moved.edges
-    return moved, other
+        other.edges = there.edges
+    for here, new in zip(spaces, (there, other), strict=True):
+        if here.device.type == "cpu" and not new.has_host:  # as it was changed by a `to` of its own
+            new.keep_host(here)
+    return there, other
 
 
 def explain(
