@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
 from attention_core.spaces import Pairs, Space
+from attention_core.transfer import moved
 
 T = TypeVar("T")
 
@@ -42,6 +44,21 @@ class Job:
     dtype: torch.dtype = torch.float32
     #: What a backend found out to tell its cost, and will need.
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def host(self) -> Job:
+        """This job with spaces and mask on the CPU, where planning may look at numbers without
+        waiting for a device; the job itself, where it is there, or has a mask of the user's own,
+        which may hold anything."""
+        if self.device.type == "cpu" or not _is_ours(self.mask):
+            return self
+        query, key = self.spaces
+        spaces = moved((query.host, key.host), "cpu")
+        if query.edges is key.edges and spaces[0].edges is not spaces[1].edges:
+            other = copy.copy(spaces[1])
+            other.edges, spaces = spaces[0].edges, (spaces[0], other)
+        device = torch.device("cpu")
+        return replace(self, spaces=spaces, mask=moved(self.mask, device), device=device, notes={})
 
     @property
     def all_pairs(self) -> int:
@@ -132,6 +149,18 @@ class Job:
         if not allowed.ndim:
             allowed = allowed.expand(torch.broadcast_shapes(pairs.query.shape, pairs.key.shape))
         return allowed if same is None else allowed & same
+
+
+def _is_ours(mask: Mask | None) -> bool:
+    """Whether a mask is of this package, with all that it is composed of."""
+    if mask is None:
+        return True
+    parts = [part for part in vars(mask).values() if isinstance(part, Mask)]
+    return _is_of_package(type(mask)) and all(map(_is_ours, parts))
+
+
+def _is_of_package(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 #: The job of what is kept between forward passes, which must not hold a caller's spaces and biases.

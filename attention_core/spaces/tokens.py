@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
@@ -15,12 +14,13 @@ from attention_core.annotated import checked
 from attention_core.checks import check_dense
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.spaces.origin import OnHost
 
 #: What tokens have where a space does not say, once they are joined with some where it does.
 _DEFAULTS = {"segments": 0, "valid": True, "special": False, "special_rank": -1}
 
 
-class Tokens:
+class Tokens(OnHost):
     """The tokens of a space, and what is known of each: the part of `Space` that has no geometry.
 
     Attributes:
@@ -61,7 +61,7 @@ class Tokens:
     _DIFFERS: ClassVar[set[str]] = {
         *_tokenwise,
         *("tokenwise", "_tokenwise", "length", "num_segments", "size", "start", "zeroed"),
-        *("num_nodes", "edges"),
+        *("num_nodes", "edges", "_origin"),
     }
 
     def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
@@ -163,23 +163,6 @@ class Tokens:
         for name in self._cached():
             del new.__dict__[name]
         new.tokenwise = {}
-        return new
-
-    def _cached(self) -> list[str]:
-        """What was computed of these tokens, by name."""
-        of_kind = type(self)
-        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
-
-    @lasting
-    def to(self, device: torch.device | str) -> Self:
-        """Return the space with its tensors on `device`, those that a subclass holds included."""
-        if self.device == torch.device(device):
-            return self
-        new = self._copy()
-        for name, value in vars(new).items():
-            if isinstance(value, Tensor | EdgeList):
-                setattr(new, name, value.to(device))
-        new.tokenwise = {name: value.to(device) for name, value in self.tokenwise.items()}
         return new
 
     @lasting
