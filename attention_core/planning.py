@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends import blocks, dense, edges, reference
+from attention_core.backends import blocks, dense, edges, flex, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
@@ -29,6 +29,7 @@ BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
     "dense": dense,
     "blocks": blocks,
+    "flex": flex,
     "edges": edges,
 }
 
