@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -185,7 +186,8 @@ def explain(
 
 def _compare(job: Job, choice: Choice) -> str:
     what = "forward and backward" if job.grad else "forward"
-    estimates = sorted(choice.costs.items(), key=lambda item: item[1])
+    able = ((name, cost) for name, cost in choice.costs.items() if cost < math.inf)
+    estimates = sorted(able, key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason

@@ -68,6 +68,9 @@ class Prepared:
         if not job.all_pairs:
             return
         host = job.host
+        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device)
+        # First, as what a mask cannot serve it refuses in its own words
+        found = tracer.trace(allowed_in(host))
         layout = choose(host, self.rows, searches=not host.allows_all, compiled=self.compiled)
         lists = make_lists(layout, self.rows)
         some, every = (
@@ -85,8 +88,7 @@ class Prepared:
         real = None
         if self.lengths[1] > key.length:
             real = torch.arange(self.lengths[1], device=host.device) < key.length
-        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device)
-        mask = write_mask(tracer, lanes, allowed_in(host), real)
+        mask = write_mask(lanes, found, real)
         offsets = offsets_of(host.spaces, job.heads) if _has_tables(job) else None
         back = None if layout.orders[0] is None else layout.orders[0].argsort(-1)
         self.lists, self.lanes, self.mask, self.offsets, self.orders, self._back = moved(
@@ -94,8 +96,7 @@ class Prepared:
             job.device,
         )
         if job.bias is not None:
-            with torch.no_grad():
-                self.write(job.bias, None, torch.float32)
+            self.write(job.bias, None, torch.float32)
 
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
@@ -111,9 +112,7 @@ class Prepared:
         """
         job = self.job
         tracer = Tracer(job.spaces, _shape(job), self.rows, job.device)
-        return write_score(
-            tracer, self.lanes, self.offsets, bias, softcap, dtype, allowed_in(job)
-        )
+        return write_score(tracer, self.lanes, self.offsets, bias, softcap, dtype, allowed_in(job))
 
     def score(self, plan: Plan, options: Options, dtype: torch.dtype) -> Score:
         """Return what becomes of scores in a call; computed once for layers that share a bias."""
@@ -153,9 +152,7 @@ def allowed_in(job: Job) -> Callable[[Pairs], Tensor | None]:
 
 
 def _has_tables(job: Job) -> bool:
-    return job.bias is not None and any(
-        has_table(leaf, job.spaces) for leaf in job.bias.leaves()
-    )
+    return job.bias is not None and any(has_table(leaf, job.spaces) for leaf in job.bias.leaves())
 
 
 def _taken(x: Tensor, order: Tensor) -> Tensor:
@@ -169,6 +166,7 @@ def _taken(x: Tensor, order: Tensor) -> Tensor:
 
 @torch.compiler.disable
 @lasting
+@torch.no_grad()
 def prepare(job: Job) -> Prepared:
     """Return the blocks of a job.
 
@@ -178,7 +176,8 @@ def prepare(job: Job) -> Prepared:
     known: Prepared | Unmappable | None = job.notes.get("flex")
     if known is None:
         try:
-            known = Prepared(job)
+            with torch.autocast(job.device.type, enabled=False):
+                known = Prepared(job)
         except Unmappable as error:
             known = error
         job.notes["flex"] = known

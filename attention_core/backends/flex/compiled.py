@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class TooManyShapes(RuntimeError):
     """A structure was compiled for as many shapes as torch.compile allows."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(structure: tuple[Any, ...]) -> Callable[..., Any]:
     scope: dict[str, Any] = {}
     exec(compile(_SOURCE, f"<flex kernel {hash(structure) & 0xFFFFFF:x}>", "exec"), scope)
@@ -83,9 +83,7 @@ def attend(
     if needs_lse:
         options["return_aux"] = AuxRequest(lse=True)
     if q.device.type == "cuda" and size < 128:
-        options["kernel_options"] = {
-            name: size for name in ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
-        }  # fmt: skip
+        options["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)  # fmt: skip
     flex = _compiled(structure(q, k, mask, score, needs_lse))
     value_dim = v.shape[-1]
     q, k, v = (_widened(x) for x in (q, k, v))

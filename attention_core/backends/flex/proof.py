@@ -11,14 +11,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_core.backends import blocks
 from attention_core.backends.flex import compiled
-from attention_core.errors import BackendError
 from attention_core.job import Options, Plan, Result
 
 #: By how much results may differ, of their largest number: float32 may be TF32 on a GPU.
@@ -59,7 +57,9 @@ def distrust(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options, why:
 
 def _warn(plan: Plan, q: Tensor, why: str) -> None:
     job = plan.job
-    bias = "no bias" if job.bias is None else " + ".join(type(x).__name__ for x in job.bias.leaves())
+    bias = (
+        "no bias" if job.bias is None else " + ".join(type(x).__name__ for x in job.bias.leaves())
+    )
     warnings.warn(
         f"FlexAttention, compiled on {q.device} for mask {job.mask} and {bias}, {why}; "
         "backend='blocks' computes such attention from now on",

@@ -59,8 +59,9 @@ def offsets_of(spaces: tuple[Space, Space], heads: int) -> Offsets | None:
     strides = torch.tensor(
         [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))], device=query.device
     )
-    places = _only_at(spaces[0], torch.zeros_like(all_offsets[:1]), wrap=not differ), _only_at(
-        spaces[1], all_offsets, wrap=not differ
+    places = (
+        _only_at(spaces[0], torch.zeros_like(all_offsets[:1]), wrap=not differ),
+        _only_at(spaces[1], all_offsets, wrap=not differ),
     )
     if differ:
         return Offsets(places, least, strides, None, None)
