@@ -390,8 +390,8 @@ FAR |= {"torus": [2, 8, math.inf], "points": [100.0, math.inf], "graph": [math.i
 def test_a_radius_beyond_the_extent_is_no_mask(place: str, backend: str) -> None:
     """Bit for bit, gradients too, however large the radius; not connected is infinitely far.
 
-    Only the pairs of `edges`, `blocks` and `flex` come in another order, so their sums may differ in the
-    last bit.
+    Only the pairs of `edges`, `blocks` and `flex` come in another order, so their sums may differ
+    in the last bit.
     """
     reordered = backend in ("edges", "blocks", "flex")
     exact = {"rtol": 1e-13, "atol": 1e-13} if reordered else {"rtol": 0, "atol": 0}

@@ -1,11 +1,11 @@
 """FlexAttention: blocks of pairs in a compiled kernel, the mask and the bias as generated code.
 
-The plan puts tokens into a compact order (`order`), finds which blocks of keys each block of queries
-sees (`lists`) and asks the mask and the bias about one pair, whose indices are no numbers
-(`tracing`). What they compute of one token, one head or one sample is computed outside, for all, with
-its gradient (`lanes`); a learned bias of place becomes a table of offsets (`tables`); the rest is
-written as a mask_mod and a score_mod (`writing`, `program`). Equal structure gives equal code, which
-is compiled once (`compiled`) and then compared with `blocks` (`proof`). On a CPU, where
+The plan puts tokens into a compact order (`order`), finds which blocks of keys each block of
+queries sees (`lists`) and asks the mask and the bias about one pair, whose indices are no numbers
+(`tracing`). What they compute of one token, one head or one sample is computed outside, for all,
+with its gradient (`lanes`); a learned bias of place becomes a table of offsets (`tables`); the rest
+is written as a mask_mod and a score_mod (`writing`, `program`). Equal structure gives equal code,
+which is compiled once (`compiled`) and then compared with `blocks` (`proof`). On a CPU, where
 FlexAttention has no backward pass, the same lists and code run in torch's own operations (`eager`).
 """
 
@@ -104,6 +104,7 @@ class Prepared:
         new.job = job
         return new
 
+    @lasting  # operators of inference mode are others
     def write(self, bias: Bias | None, softcap: float | None, dtype: torch.dtype) -> Score:
         """Write what becomes of scores, with the gradients of what the bias learns.
 
@@ -303,5 +304,5 @@ def _kernel(
     mask, lists, size = prepared.mask, prepared.lists, prepared.size
     if prepared.compiled:
         return compiled.attend(q, k, v, lists, size, mask, score, scale, needs_lse)
-    mods = (None if one is None else one.mod for one in (mask, score))
-    return attend_blocks(q, k, v, lists, size, *mods, scale)
+    mask_mod, score_mod = (None if one is None else one.mod for one in (mask, score))
+    return attend_blocks(q, k, v, lists, size, mask_mod, score_mod, scale)

@@ -1,4 +1,4 @@
-"""The mask_mod and the score_mod of a job: code, which equal structures share, and what it captures.
+"""The mask_mod and the score_mod of a job: code, which equal structures share, and its tensors.
 
 An example, `Causal() & Neighborhood(5)` on a Sequence, with a learned table of offsets::
 
@@ -96,8 +96,9 @@ def write_mask(lanes: Lanes, allowed: Node | Tensor | None, real: Tensor | None)
         t if t.isidentifier() and t[0] == "t" else f"(b * 0 == {int(t != 'True')})" for t in terms
     ]
     result = terms[0] if len(terms) == 1 else writer.line(f"({terms[0]} & {terms[1]})")
-    count = len(writer.buffers)
-    return Program(_source("mask_mod(b, h, q, k)", count, writer.lines, result), writer.buffers)
+    captured = [x.detach() for x in writer.buffers]  # which pairs may attend has no gradient
+    source = _source("mask_mod(b, h, q, k)", len(captured), writer.lines, result)
+    return Program(source, captured)
 
 
 class Score(NamedTuple):

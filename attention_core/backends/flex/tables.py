@@ -26,7 +26,7 @@ class Offsets(NamedTuple):
 
     Attributes:
         spaces: one query at 0, and a key at each offset.
-        least, strides: (A,), of a pair whose offset is known: ``((offset - least) * strides).sum()``.
+        least, strides: (A,), for ``((offset - least) * strides).sum()`` where the offset is known.
         query, key: (L,) or (rows, L) int32; None where samples wrap at different places, so that
             only the offset tells.
     """

@@ -206,7 +206,7 @@ class Writer:
             if rest and rest.pop(0) != 2:
                 raise Unmappable("of norms it can have the Euclidean one alone")
             one = Coded([self.line(f"({code} * {code})") for code in one.codes], one.shape)
-        dims = rest[0] if rest else node.kwargs.get("dim")
+        dims: Any = rest[0] if rest else node.kwargs.get("dim")
         axes = {d % len(one.shape) for d in (dims if isinstance(dims, list | tuple) else [dims])}
         kept = [d for d in range(len(one.shape)) if d not in axes]
         groups = one.numbers.permute(*kept, *sorted(axes)).reshape(node.like.numel(), -1)
@@ -220,11 +220,12 @@ class Writer:
 
     def _indexed(self, node: Node, name: str) -> Coded:
         table = node.args[0]
-        index = {
-            "index": lambda: list(node.args[1]),
-            "embedding": lambda: [node.args[1]],
-            "index_select": lambda: [None] * (node.args[1] % table.ndim) + [node.args[2]],
-        }[name]()
+        index: list[Any] = [node.args[1]]  # of an embedding
+        if name == "index":
+            index = list(node.args[1])
+        elif name == "index_select":
+            dims = table.like.ndim if isinstance(table, Node) else table.ndim
+            index = [None] * (int(node.args[1]) % int(dims)) + [node.args[2]]
         if isinstance(table, Node):
             if not any(isinstance(one, Node) for one in index):  # by numbers that are known
                 one = self.coded(table)
