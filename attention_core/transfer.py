@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -49,7 +49,8 @@ def moved(tree: T, device: torch.device | str) -> T:
 
     It goes through tuples, lists, dicts, dataclasses and objects of this package, modules aside.
     What is shared stays shared, and what holds no tensor is not copied. To a GPU all tensors go in
-    one copy from pinned memory, for which the host does not wait, and share that memory there.
+    one copy from pinned memory, for which the host does not wait, and share that memory there; from
+    a device to the host in one, too, for which it waits once.
     """
     device = indexed(device)
     away = {id(x): x for x in tensors_in(tree) if x.device != device}
@@ -134,6 +135,8 @@ def _replaced(value: Any, arrived: dict[int, Tensor], made: dict[int, Any]) -> A
 def _copied(away: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
     """The tensors on the device, by the id of each here."""
     packed = device.type == "cuda" and not torch.compiler.is_compiling()
+    if device.type == "cpu":
+        return _fetched(away)
     together = {
         key: x
         for key, x in away.items()
@@ -156,6 +159,25 @@ def _copied(away: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
     return found
 
 
+def _fetched(away: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The tensors on the host, by the id of each on the device."""
+    together = {
+        key: x
+        for key, x in away.items()
+        if x.layout == torch.strided and not x.requires_grad and not x.is_meta
+    }
+    found = {key: x.to("cpu") for key, x in away.items() if key not in together}
+    # The widest first, so that each starts at a multiple of its own width
+    bases = sorted(together.items(), key=lambda item: -item[1].itemsize)
+    flat = [_unexpanded(x).contiguous().view(-1).view(torch.uint8) for _, x in bases]
+    if not flat:
+        return found
+    rooms = torch.cat(flat).to("cpu").split([len(x) for x in flat])
+    for (key, x), room in zip(bases, rooms, strict=True):
+        found[key] = _shaped(room, _unexpanded(x)).expand(x.shape)
+    return found
+
+
 def _shaped(room: Tensor, like: Tensor) -> Tensor:
     return room[: like.numel() * like.itemsize].view(like.dtype).view(like.shape)
 
@@ -168,11 +190,29 @@ def _unexpanded(x: Tensor) -> Tensor:
     return x
 
 
+_ORIGINAL = "_attention_core_original"
+
+
+def remember_original(there: Tensor, here: Tensor) -> None:
+    """Have `on_host` answer for a tensor on a device with what it was moved from."""
+    setattr(there, _ORIGINAL, (here, there._version))
+
+
+def on_host(x: Tensor) -> Tensor:
+    """Return a tensor on the CPU: itself, what is remembered of it, or a copy, which is waited
+    for. In a program that is compiled, itself."""
+    if x.device.type == "cpu" or torch.compiler.is_compiling():
+        return x
+    here, version = getattr(x, _ORIGINAL, (None, None))
+    return here if here is not None and version == x._version else x.to("cpu")
+
+
 def constant(
-    values: float | tuple[Any, ...], device: torch.device, dtype: torch.dtype | None = None
+    values: float | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return `torch.tensor(values)`, which on other devices than the CPU is made once: to make one
     there is to wait for a copy. It must not be written to."""
+    values = tuple(values) if isinstance(values, list) else values
     host = torch.tensor(values, dtype=dtype)
     if device.type == "cpu":
         return host

@@ -110,11 +110,13 @@ def _samples(job: Job) -> list[int] | None:
 
 def _find_samples(job: Job) -> list[int] | None:
     query, key = job.spaces
-    segments, at = key.segments, key.coordinates
-    if query is not key or segments is None or segments.ndim != 1 or not len(segments):
+    if query is not key or key.segments is None or key.segments.ndim != 1 or not key.length:
         return None
     if job.bias is not None or key.valid is not None:
         return None
+    key = key.host
+    segments, at = key.segments, key.coordinates
+    assert segments is not None
     steps = segments.diff()
     if bool((steps < 0).any()):
         return None

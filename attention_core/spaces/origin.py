@@ -13,6 +13,14 @@ from attention_core.lasting import lasting
 from attention_core.transfer import indexed, moved
 
 
+def made_elsewhere(device: torch.device | str) -> bool:
+    """Return whether what is for this device is made on the host and moved: not where it is for the
+    host, nor in a program that is compiled, which makes it itself."""
+    return torch.device(device).type not in ("cpu", "meta") and not (
+        torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    )
+
+
 class _Origin(NamedTuple):
     """The space on the host, or what makes it; and what the one on the device held by then."""
 
@@ -32,19 +40,31 @@ class OnHost:
     @property
     def host(self) -> Self:
         """This space on the CPU: itself, or what it was moved from. Where that is not known, as of
-        one made of tensors on a device, it is copied, once, and that is waited for."""
-        if not self._is_away():
+        one made of tensors on a device, it is copied, once, and that is waited for. In a program
+        that is compiled, itself."""
+        if not self._is_away() or torch.compiler.is_compiling():
             return self
         known = self._known_host()
         if known is None:
-            known = moved(self, "cpu")
-            self._keep_host(known)
+            known = moved(self._looked_at(), "cpu")
+            self.keep_host(known)
         return known
+
+    def _looked_at(self) -> Self:
+        """This space with no more than plans look at."""
+        return self
+
+    @property
+    def _made_on_host(self) -> bool:
+        """Whether this is on a device, and what is made of it is better made on the host."""
+        return self._is_away() and not torch.compiler.is_compiling() and self.has_host
 
     @property
     def has_host(self) -> bool:
         """Whether `host` is known, so that nobody waits for it."""
-        return not self._is_away() or self._known_host() is not None
+        origin = self._origin
+        known = origin is not None and _equal(origin.state, self._state())
+        return known or not self._is_away()
 
     def _is_away(self) -> bool:
         device: torch.device = self.device  # type: ignore[attr-defined]
@@ -55,12 +75,12 @@ class OnHost:
         if origin is None or not _equal(origin.state, self._state()):
             return None
         if not callable(origin.space):
-            return origin.space  # type: ignore[no-any-return]
+            return origin.space
         made: Self = origin.space()
-        self._keep_host(made)
+        self.keep_host(made)
         return made
 
-    def _keep_host(self, space: Self | Callable[[], Self]) -> None:
+    def keep_host(self, space: Self | Callable[[], Self]) -> None:
         """Keep the original of this space, or what makes it."""
         self._origin = _Origin(space, self._state())
 
@@ -100,7 +120,7 @@ class OnHost:
     def arrived(self, origin: Self) -> None:
         """Remember what this is a copy of."""
         if self._is_away() and not origin._is_away():
-            self._keep_host(origin)
+            self.keep_host(origin)
 
     def __copy__(self) -> Self:
         new = type(self).__new__(type(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -182,6 +183,8 @@ class Tokens(OnHost):
             index: (K,) positions or (L,) bool, the same for every sample; or (B, K) positions,
                 each sample its own.
         """
+        if self._made_on_host and index.device.type == "cpu":
+            return self.host.keep(index).to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (self.length,):
                 raise ValueError(
@@ -227,8 +230,24 @@ class Tokens(OnHost):
         Raises:
             TypeError: they are of different kinds, or hold different tables or edges.
         """
+        new = self._appended(other)
+        if self._made_on_host and other._made_on_host:
+            new.keep_host(partial(self.host.append, other.host))
+        return new
+
+    def _appended(self, other: Self) -> Self:
         new = self._joined([self, other], "append", edges=True)
         new.num_segments = max(self.num_segments, other.num_segments)
+        return new
+
+    @lasting
+    def last(self, count: int) -> Self:
+        """Return the last `count` tokens, or all where there are fewer, as `keep` does."""
+        first = max(self.length - count, 0)
+        new = self._map(lambda x, dims: x.narrow(x.ndim - dims, first, self.length - first))
+        new.length, new.size = self.length - first, None
+        if self._made_on_host:
+            new.keep_host(partial(self.host.last, count))
         return new
 
     @classmethod
@@ -249,6 +268,9 @@ class Tokens(OnHost):
                 raise TypeError(f"spaces must hold {cls.__name__}s, got {type(space).__name__}")
             if space.batch is not None:
                 raise ValueError(f"spaces must have no batch to be packed, got {space.describe()}")
+        if all(space._made_on_host and space.device == samples[0].device for space in samples):
+            return cls.pack(space.host for space in samples).to(samples[0].device)
+        for space in samples:
             new = copy.copy(space)
             segments = space.segments
             if segments is None:
@@ -270,6 +292,10 @@ class Tokens(OnHost):
     def pad(cls, spaces: Iterable[Self]) -> Self:
         """Make a batch (B, L) of spaces of one sample each, with padding behind their tokens."""
         samples = list(spaces)
+        if samples and all(isinstance(one, cls) and one._made_on_host for one in samples):
+            device = samples[0].device
+            if all(space.device == device for space in samples):
+                return cls.pad(space.host for space in samples).to(device)
         row = cls.pack(samples)
         if any(space.segments is not None for space in samples):
             raise ValueError("spaces must be of one sample each to be padded, got segments")
