@@ -91,7 +91,8 @@ class Prepared:
         self.lengths = places[0].shape[1], places[1].shape[1]
         lanes = Lanes(job.batch, job.heads, *places)
         real = None
-        if self.lengths[1] > key.length:
+        # In every mask, as other lengths are to have the same code
+        if found is not None or self.lengths[1] > key.length:
             real = torch.arange(self.lengths[1], device=host.device) < key.length
         mask = write_mask(lanes, found, real)
         offsets = offsets_of(host.spaces, job.heads) if _has_tables(job) else None
@@ -267,7 +268,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             return proof.by_blocks(plan, q, k, v, options)
         try:
             output, lse = attended(plan, q, k, v, options)
-        except compiled.TooManyShapes as error:
+        except compiled.NotCompiled as error:
             proof.distrust(plan, q, k, v, options, str(error))
             return proof.by_blocks(plan, q, k, v, options)
         if options.weights:
