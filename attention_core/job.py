@@ -38,6 +38,8 @@ class Job:
     weights: bool = False
     softcap: float | None = None
     edge_features: bool = False
+    #: What products are computed in, see `precision.product_dtype`.
+    dtype: torch.dtype = torch.float32
     #: What a backend found out to tell its cost, and will need.
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 

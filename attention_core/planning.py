@@ -47,6 +47,7 @@ def plan(
     weights: bool = False,
     softcap: float | None = None,
     edge_features: bool = False,
+    dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> Plan:
     """Choose how to compute an attention, and prepare what its layers and heads share.
@@ -61,10 +62,12 @@ def plan(
         grad: whether a gradient is needed.
         weights: whether the attention weights are asked for.
         edge_features: whether `edge_key` or `edge_value` will be given.
+        dtype: what products are computed in: that of the queries, or autocast's. On a GPU it
+            decides which kernels there are, and how fast.
         backend: a name to override the choice.
 
     Raises:
-        TypeError: edge features without a Graph.
+        TypeError: edge features without a Graph; a dtype that is no floating point.
         BackendError: `backend` cannot do this job.
     """
     spaces = space if isinstance(space, tuple) else (space, space)
@@ -88,6 +91,8 @@ def plan(
         check_kind(Score, score=score)
     if softcap is not None:
         check_number(above=0, softcap=softcap)
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating point, such as torch.bfloat16, got {dtype}")
     bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
@@ -114,6 +119,7 @@ def plan(
         weights=weights,
         softcap=softcap,
         edge_features=edge_features,
+        dtype=dtype,
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

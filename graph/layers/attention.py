@@ -20,6 +20,7 @@ from attention_core.checks import (
 )
 from attention_core.edge_projection import EdgeFeatures, as_tensor, project
 from attention_core.layers import RecordedAttention
+from attention_core.precision import product_dtype
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
@@ -265,6 +266,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
                 device=q.device,
                 grad=torch.is_grad_enabled(),
                 edge_features=edge_key is not None,
+                dtype=product_dtype(q),
                 backend=backend,
             ),
         )
