@@ -102,9 +102,9 @@ class Rows:
             ends = starts[1:] + row.int() * starts[-1]
             starts = torch.cat([starts[:1], ends.flatten()])
             tokens = None if tokens is None else (tokens + row * length).flatten()
-        starts, tokens = (
-            x if x is None else x.to(job.device, non_blocking=True) for x in (starts, tokens)
-        )
+        starts = starts.to(job.device, non_blocking=True)
+        if tokens is not None:
+            tokens = tokens.to(job.device, non_blocking=True)
         function = kernel()
         assert function is not None
         known = _parameters(function)
@@ -144,7 +144,7 @@ def _tokens(x: Tensor, tokens: Tensor | None, size: int) -> Tensor:
     x = x.transpose(1, 2).flatten(0, 1)
     if x.shape[-1] < size:
         x = pad(x, (0, size - x.shape[-1]))
-    return x if tokens is None else _Taken.apply(x, tokens)  # type: ignore[no-any-return]
+    return x if tokens is None else _Taken.apply(x, tokens)
 
 
 class _Taken(torch.autograd.Function):
