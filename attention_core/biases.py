@@ -26,6 +26,7 @@ from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, Pairs, Space
 from attention_core.tables import by_head, by_offset
+from attention_core.transfer import constant
 
 #: Rows of a table that several make together, at most.
 _MOST_ROWS = 1024
@@ -224,7 +225,8 @@ class ALiBi(Bias):
         return torch.tensor(self._slopes)
 
     def score(self, pairs: Pairs) -> Tensor:
-        return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
+        slopes = constant(self._slopes, pairs.head.device)
+        return -slopes[pairs.head] * pairs.distance
 
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.of_distance(space)
@@ -453,10 +455,12 @@ class ContinuousBias(Bias):
         # How many offsets are distinct depends on values, which an exported program cannot look at
         if flat.is_floating_point() or is_exporting() or not len(flat):
             row = torch.arange(len(flat), device=flat.device)
+        elif flat.device.type != "cpu":
+            flat, row = _in_box(flat, pairs.spaces)
         else:
             flat, row = _distinct(flat)
         dtype = next(self.mlp.parameters()).dtype
-        scaled = 8 * flat.to(dtype) / torch.tensor(self.extent, dtype=dtype, device=flat.device)
+        scaled = 8 * flat.to(dtype) / constant(self.extent, flat.device, dtype)
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
         return by_head(table, row.view(offset.shape[:-1]), pairs.head)
 
@@ -471,11 +475,31 @@ def _distinct(offset: Tensor) -> tuple[Tensor, Tensor]:
     if math.prod(sizes) > len(offset):
         distinct, row = offset.unique(dim=0, return_inverse=True)
         return distinct, row
-    # All offsets of their bounding box, which needs no sorting
+    return _of_box(offset, low, sizes)
+
+
+def _of_box(offset: Tensor, low: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """All offsets of a box, which needs no sorting, and the row of each of `offset` in them."""
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    row = ((offset - low) * torch.tensor(strides, device=offset.device)).sum(-1)
+    row = ((offset - low) * constant(strides, offset.device)).sum(-1)
     steps = [torch.arange(size, device=offset.device) for size in sizes]
     return torch.cartesian_prod(*steps).reshape(-1, len(sizes)) + low, row
+
+
+def _in_box(offset: Tensor, spaces: tuple[Space, Space]) -> tuple[Tensor, Tensor]:
+    """What `_distinct` gives, of a box that the spaces are known to keep to, without looking at the
+    offsets, which are on another device; where the box is larger, all of them."""
+    query, key = (space.host.coordinates for space in spaces)
+    assert query is not None and key is not None
+    ends = [(x.flatten(0, -2).amin(0), x.flatten(0, -2).amax(0)) for x in (query, key)]
+    low, high = ends[1][0] - ends[0][1], ends[1][1] - ends[0][0]
+    # Where axes wrap, the nearest image may be on the other side
+    reach = torch.maximum(-low, high).clamp(min=0)
+    low, high = (-reach, reach) if any(spaces[1].wrap) else (low, high)
+    sizes = (high - low + 1).tolist()
+    if math.prod(sizes) > len(offset):
+        return offset, torch.arange(len(offset), device=offset.device)
+    return _of_box(offset, constant(low.tolist(), offset.device), sizes)
 
 
 class EdgeBias(Bias):

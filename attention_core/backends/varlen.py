@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from attention_core.backends.derivatives import transformed
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window
 from attention_core.job import Job, Options
+from attention_core.transfer import moved
 
 _DTYPES = (torch.float16, torch.bfloat16)
 #: The largest head that the kernels know, and what its size has to be a multiple of.
@@ -102,9 +103,7 @@ class Rows:
             ends = starts[1:] + row.int() * starts[-1]
             starts = torch.cat([starts[:1], ends.flatten()])
             tokens = None if tokens is None else (tokens + row * length).flatten()
-        starts = starts.to(job.device, non_blocking=True)
-        if tokens is not None:
-            tokens = tokens.to(job.device, non_blocking=True)
+        starts, tokens = moved((starts, tokens), job.device)
         function = kernel()
         assert function is not None
         known = _parameters(function)
