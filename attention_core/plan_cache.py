@@ -162,7 +162,7 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if not can_last() or not all(space.has_host for space in job.spaces):
+    if not can_last() or job.moving or not all(space.has_host for space in job.spaces):
         return None
     if any(x.device.type != "cpu" for x in tensors_in(job.mask)):
         return None
