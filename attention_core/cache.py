@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -83,6 +85,15 @@ def _last(x: Tensor, window: int | None) -> Tensor:
     return x if window is None else x[:, :, max(x.shape[2] - window, 0) :]
 
 
+def _after(space: Space, length: int) -> Sequence:
+    """The places of `length` more tokens, after the last one of each sample that is no padding."""
+    assert space.coordinates is not None
+    places = space.coordinates.squeeze(-1)
+    if space.valid is not None:
+        places = places.masked_fill(~space.valid, -1)
+    return Sequence(length, start=places.amax(-1) + 1)
+
+
 class KVCache:
     """The past of a `Decoder`: where its tokens sit, and each layer's keys and values.
 
@@ -159,10 +170,10 @@ class KVCache:
             raise TypeError(f"the cache holds {space.describe()}; give the space of the new tokens")
         if space.size is not None:
             return Sequence(length, start=space.start[0] + space.size[0], device=device)
-        places = space.coordinates.squeeze(-1)
-        if space.valid is not None:
-            places = places.masked_fill(~space.valid, -1)
-        return Sequence(length, start=places.amax(-1) + 1, device=device)
+        new = _after(space, length)
+        if space._made_on_host:
+            new._keep_host(partial(_after, space.host, length))
+        return new
 
     def begin(self, space: Space) -> None:
         """Make the memory of a static cache, once its first tokens have gone through all layers."""
@@ -181,7 +192,8 @@ class KVCache:
     @checked
     def extend(self, space: Space) -> Space:
         """Add the places of new tokens; returns those of all tokens held and new."""
-        if self.window is not None and space.valid is not None and not space.valid[..., -1].all():
+        valid = None if self.window is None else space.host.valid
+        if valid is not None and not valid[..., -1].all():
             raise ValueError(
                 "a cache with a window drops the oldest columns, so prompts of different lengths "
                 "must be padded on the left: Sequence.padded(lengths, side='left')"
@@ -189,7 +201,7 @@ class KVCache:
         held = self.space
         if held is not None:
             if self.window is not None and held.length > self.window:
-                held = held.keep(torch.arange(held.length - self.window, held.length))
+                held = held.last(self.window)
             space = held.append(space)
             space.zeroed = True  # each layer's cache got zeros for padding
         if self.max_length is not None and space.length > self.max_length:

@@ -68,12 +68,13 @@ class Contents:
             fast.setting(),  # what backends cost
         ]  # fmt: skip
         self.tensors: list[Tensor] = []
-        job = job.host  # whose numbers nobody waits for
         query, key = job.spaces
         self._parts += (query is key, query.edges is key.edges)
         if _are_all_alike(job):
             self._parts += (query.length, query.batch, key.length, key.batch)
         else:
+            job = job.host  # whose numbers nobody waits for
+            query, key = job.spaces
             self._of_bias(job.bias)
             self._add(job.mask)
             self._of_space(query)

@@ -349,7 +349,7 @@ class Decoder(Encoder):
             return out if keep is None else out.index_select(-2, keep)
         if space is None:
             length = x.shape[-2]
-            space = Sequence(length) if cache is None else cache.next_space(length)
+            space = Sequence(length) if cache is None else cache.next_space(length, x.device)
         if space.special is not None:
             raise ValueError(
                 "special tokens see and are seen by all, so they would carry the future to the "
