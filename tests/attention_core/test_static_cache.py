@@ -59,9 +59,18 @@ def prompt(side: str, x: Tensor) -> tuple[Tensor, Sequence, list[int]]:
     return padded, space, lengths
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("side", ["whole", "left", "right"])
-@pytest.mark.parametrize("compiled", [False, True])
+#: Compiling takes seconds, so it is done once for each side and kind of step.
+COMPILED = [(OPTIONS[0], "left"), (OPTIONS[1], "whole"), (OPTIONS[3], "right")]
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "compiled"),
+    [(options, side, False) for options in OPTIONS for side in ("whole", "left", "right")]
+    + [
+        pytest.param(options, side, True, marks=[pytest.mark.slow] if n else [])
+        for n, (options, side) in enumerate(COMPILED)
+    ],
+)
 def test_steps_equal_those_of_a_growing_cache(
     options: dict[str, Any], side: str, compiled: bool
 ) -> None:
@@ -104,9 +113,17 @@ def test_pieces_and_reordered_samples() -> None:
     assert again is not None and memory == [one.data_ptr() for one in again]
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned", "alibi"])
-@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 5])])
-def test_a_text_goes_on_with_the_same_tokens(positions: Any, lengths: Tensor | None) -> None:
+@pytest.mark.parametrize(
+    ("positions", "lengths", "compiled"),
+    [
+        ("rotary", None, False),
+        ("alibi", torch.tensor([2, 5]), False),
+        pytest.param("learned", torch.tensor([4, 3]), True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_text_goes_on_with_the_same_tokens(
+    positions: Any, lengths: Tensor | None, compiled: bool
+) -> None:
     model = TextDecoder(30, 16, 2, 2, positions=positions, max_length=12, window=[None, 4]).eval()
     ids = torch.randint(30, (2, 5))
     wanted = model.generate(ids, lengths, side="left", max_tokens=7)
@@ -114,13 +131,15 @@ def test_a_text_goes_on_with_the_same_tokens(positions: Any, lengths: Tensor | N
     counters.clear()
     cache = KVCache(12, static=True)
     scores = model.next_scores(ids, lengths, cache)
-    step = torch.compile(model.next_scores, fullgraph=True, backend="eager")
+    step = model.next_scores
+    if compiled:
+        step = torch.compile(step, fullgraph=True, backend="eager")
     found = []
     for _ in range(7):
         found.append(scores.argmax(-1, keepdim=True))
         scores = step(found[-1], None, cache) if len(found) < 7 else scores
     assert torch.equal(torch.cat(found, 1), torch.stack(wanted))
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == compiled
 
 
 def test_a_step_waits_for_nothing_and_copies_nothing() -> None:
