@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import derivatives, reference, varlen
+from attention_core.backends import derivatives, packed, reference, varlen
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window, each, find
 from attention_core.finite import can_look
@@ -236,6 +236,10 @@ def _computed(
 
     if prepared.samples is None:
         output = attention(q, k, v, options.sink, mask, causal)
+    elif torch.compiler.is_compiling():
+        output = packed.attend(
+            q, k, v, options.sink, prepared.samples.starts, causal, options.dropout_p, options.scale
+        )
     else:
         output = each(q, k, v, options.sink, prepared.samples, of_sample)
     if q.device.type == "cpu" and torch.compiler.is_compiling():
