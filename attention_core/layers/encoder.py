@@ -26,6 +26,7 @@ from attention_core.layers.residual import make_norm
 from attention_core.masks import Causal, Mask
 from attention_core.masks.algebra import as_mask
 from attention_core.positions import Rotary
+from attention_core.precision import product_dtype
 from attention_core.score_mods import has_score_mod
 from attention_core.spaces import Sequence, Space
 from attention_core.static_cache import plan_once
@@ -249,6 +250,8 @@ class Encoder(nn.Module):
                     joined = _both(self.masks[layer], extra)
                     plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
                 plan = plans[kind]
+            if block._compiled_call_impl is not None and not is_compiling():
+                block.attention.share(plan, bias, product_dtype(x))
             x = block(
                 x,
                 context,

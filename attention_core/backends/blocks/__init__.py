@@ -426,15 +426,28 @@ def describe(job: Job, prepared: Prepared) -> str:
     return f"{text}{', by kernels in numba' if _by_kernels(job) else ''}."
 
 
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared: the bias."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    _inputs(plan, bias, kv_heads, dtype)
+
+
+def _inputs(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
+    """What the kernel takes of each group, which layers share."""
+    prepared: Prepared = plan.prepared
+    with torch.autocast(plan.job.device.type, enabled=False):
+        return plan.memo(
+            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
+        )
+
+
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     refuse_transforms("blocks", (q, k, v, *(() if options.sink is None else (options.sink,))))
     prepared: Prepared = plan.prepared
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
-        blocks = plan.memo(
-            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
-        )
+        blocks = _inputs(plan, bias, kv_heads, dtype)
         q_own, k_own, v_own = (x.to(dtype) for x in (q, k, v))
         sink = None if options.sink is None else options.sink.to(dtype)
         seed = torch.randint(2**62, ()) if options.dropout_p else torch.zeros((), dtype=torch.long)

@@ -13,6 +13,7 @@ from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.biases import Bias
 from attention_core.edge_projection import EdgeFeatures, changed
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
@@ -285,6 +286,11 @@ def describe(job: Job, prepared: Prepared) -> str:
         f"one score for each of the {pairs:,} allowed pairs, with a softmax over those of each "
         f"query{how}."
     )
+
+
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared: the bias."""
+    plan.bias(bias, plan.prepared.pairs)
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
