@@ -23,6 +23,9 @@ from attention_core.backends.blocks.operator import block_attention, block_atten
 _NAMES = ("added", "empty_rows", "pattern", "index", "queries", "keys")
 #: Sizes that are written of each tensor: how many there are, and at most four.
 _SIZES = 5
+#: Numbers, and rows of the layout, that mean nothing: torch.compile makes programs of their own for
+#: tensors of no or one number.
+_FRONT = 2
 
 
 @dataclass
@@ -30,8 +33,9 @@ class Flat:
     """Hold all groups of an attention.
 
     Attributes:
-        tensors: one for each name, 1-D.
-        layout: (groups, 6 · 5 + 2) on the CPU: the sizes of each tensor, and both runs.
+        tensors: one for each name, 1-D, after two numbers that mean nothing.
+        layout: (2 + groups, 6 · 5 + 2) on the CPU: of each group the sizes of its tensors and both
+            runs, after two rows that mean nothing.
     """
 
     tensors: tuple[Tensor, ...]
@@ -45,11 +49,10 @@ class Flat:
         for name, dtype in zip(_NAMES, dtypes, strict=True):
             given = [getattr(one, name) for one in groups]
             parts = [x.flatten() for x in given if x is not None]
-            empty = like.new_empty(0, dtype=dtype)
-            tensors.append(torch.cat(parts).to(dtype) if parts else empty)
-        rows = [[*_sizes(one), one.query_run, one.key_run] for one in groups]
-        layout = torch.tensor(rows, dtype=torch.int64).view(-1, len(_NAMES) * _SIZES + 2)
-        return cls(tuple(tensors), layout)
+            tensors.append(torch.cat([like.new_zeros(_FRONT, dtype=dtype), *parts]))
+        rows = [[0] * (len(_NAMES) * _SIZES + 2)] * _FRONT
+        rows += [[*_sizes(one), one.query_run, one.key_run] for one in groups]
+        return cls(tuple(tensors), torch.tensor(rows))
 
 
 def _sizes(blocks: Blocks) -> list[int]:
@@ -73,10 +76,10 @@ def _unpacked(layout: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
     pointers = tuple(zip((x.data_ptr() for x in tensors), versions, strict=True))
     if found is not None and found[0]() is layout and found[1][0] == pointers:
         return found[1][1]
-    rows = layout.tolist()
+    rows = layout.tolist()[_FRONT:]
     lists: list[list[Tensor]] = []
     for n, flat in enumerate(tensors):
-        own, start = [], 0
+        own, start = [], _FRONT
         for row in rows:
             ndim, *shape = row[n * _SIZES : (n + 1) * _SIZES]
             if ndim < 0:
@@ -165,7 +168,7 @@ def flat_block_attention_backward(
         )
     )  # fmt: skip
     parts = [x.flatten() for x, learns in zip(of_added, learn, strict=True) if learns]
-    flat = torch.cat(parts) if parts else added.new_zeros(added.shape if learned else 0)
+    flat = torch.cat([added.new_zeros(_FRONT), *parts]) if learned else added.new_empty(0)
     return [*(x.contiguous() for x in first), grad_sink, flat]
 
 
