@@ -150,7 +150,7 @@ class KVCache:
 
     @property
     def past(self) -> Past | None:
-        """What a static cache holds, once it holds something."""
+        """Return what a static cache holds, None before it holds something."""
         return self._past
 
     def __getitem__(self, layer: int) -> LayerCache:
