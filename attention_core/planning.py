@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends import blocks, dense, edges, reference
+from attention_core.backends import blocks, dense, edges, measured, reference, roofline
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
+from attention_core.escape import on_one_line
 from attention_core.job import NO_JOB, Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
@@ -58,7 +60,8 @@ def plan(
         heads: number of query heads; those of the bias where it has a number, else 1.
         head_dim: size of a head.
         batch: batch size; the space's own where it has one, else 1.
-        device: where the attention will run.
+        device: where the attention will run. A GPU that this machine does not have is only named:
+            the plan says what would be chosen there.
         grad: whether a gradient is needed.
         weights: whether the attention weights are asked for.
         edge_features: whether `edge_key` or `edge_value` will be given.
@@ -97,7 +100,8 @@ def plan(
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
     device = torch.device(device)
-    spaces = _moved(spaces, device)
+    if is_there(device):
+        spaces = _moved(spaces, device)
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
     sizes = [size for size in batches if size is not None]  # no set: they may be symbols
@@ -166,7 +170,20 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
+    if not is_there(job.device):  # to be told what it would compute, on this machine
+        job = replace(job, device=torch.device("cpu"), notes={})
     return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
+
+
+def is_there(device: torch.device) -> bool:
+    """Return whether this machine has a device; of others than GPUs, torch says so itself."""
+    if device.type != "cuda" or torch.cuda.is_available():
+        return True
+    try:  # a device that stands for a GPU, as in tests
+        torch.empty(0, device=device)
+        return True
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
@@ -188,7 +205,7 @@ def explain(
     **options: Any,
 ) -> str:
     """Say in words which backend `plan`, of the same arguments, chooses, what it will compute,
-    why."""
+    why. With `device="cuda"` of a GPU, also where there is none."""
     return str(plan(space, mask, bias, **options))
 
 
@@ -199,7 +216,17 @@ def _compare(job: Job, choice: Choice) -> str:
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason
     ]
-    return f"Estimated on one CPU core, {what}: {'; '.join(sentences)}."
+    return f"Estimated {_for_whom(job.device)}, {what}: {'; '.join(sentences)}."
+
+
+def _for_whom(device: torch.device) -> str:
+    """What estimates are of, and whether that was measured."""
+    found = measured.of_device(device)
+    if found is not None:
+        return f"as measured by `attn check` on {found.date} on {on_one_line(found.device)}"
+    if device.type == "cuda":
+        return f"for an {roofline.gpu_of(device).name} GPU, not measured on this machine"
+    return "on one CPU core"
 
 
 def _time(nanoseconds: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import derivatives, reference
+from attention_core.backends import derivatives, measured, reference, roofline
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
@@ -144,6 +144,8 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     samples = _samples(job)
+    if job.device.type == "cuda":
+        return _cost_on_gpu(job, samples)
     time = RATE.of(job) * (job.sample_pairs if samples else job.all_pairs) + _CALL[job.grad]
     if samples:
         time *= _CAUSAL if job.mask == Causal() else 1.0
@@ -154,7 +156,21 @@ def cost(job: Job) -> float:
         time += _TENSOR.of(job) * job.all_pairs + mask_cost(job, job.row_pairs)
         if job.bias is not None and job.bias.learned:
             time += _LEARNED.of(job) * job.all_pairs
+    time *= measured.factor(job, "dense")
     return time + (reference.cost(job) if job.weights else 0.0)
+
+
+def _cost_on_gpu(job: Job, samples: list[int] | None) -> float:
+    halves = job.dtype in roofline.HALVES
+    plain = "flash" if halves else "efficient"
+    if samples:
+        pairs = job.sample_pairs / (2 if job.mask == Causal() else 1)
+        return roofline.dense(job, plain, pairs, calls=len(samples))
+    if _is_plain_causal(job) and job.bias is None:
+        return roofline.dense(job, plain, job.all_pairs / 2)
+    masked = job.bias is not None or not job.allows_all or job.spaces[1].valid is not None
+    kernel = "efficient" if masked else plain
+    return roofline.dense(job, kernel, job.all_pairs, masked=masked)
 
 
 def describe(job: Job, prepared: Prepared) -> str:
