@@ -190,6 +190,8 @@ def dense(job: Job, kernel: str, pairs: float, *, calls: int = 1, masked: bool =
         calls: how often it is called, once for each packed sample.
         masked: it reads a tensor of masks or biases.
     """
+    if job.bias is not None and job.dtype in HALVES:  # which are computed in float32 then
+        job = replace(job, dtype=torch.float32)
     flops, rows, size = _flops(job, pairs, _fused_dim(job)), _rows(job), job.dtype.itemsize
     read = size * job.heads * pairs if masked else 0.0
     learned = job.bias is not None and job.bias.learned
@@ -256,7 +258,7 @@ def edges(job: Job) -> float:
 
 def blocks(job: Job) -> float:
     """Estimate the nanoseconds of blocks that are gathered, their scores materialised."""
-    pairs = _around(job, _BLOCK, _RUN if job.spaces[1].axes <= 1 else 1)
+    pairs = around(job, _BLOCK, _RUN if job.spaces[1].axes <= 1 else 1)
     keys = pairs / _BLOCK * job.heads * job.head_dim * 4
     flops, of_pairs = _flops(job, pairs, job.head_dim), job.heads * pairs
     mods = _MODS if job.modifies else (0.0, 0.0)
@@ -274,7 +276,7 @@ def flex(job: Job, pairs: float | None = None) -> float:
     Args:
         pairs: those in all tiles that are computed, for one head; without it, about how many.
     """
-    pairs = _around(job, TILE, TILE) if pairs is None else pairs
+    pairs = around(job, TILE, TILE) if pairs is None else pairs
     flops, rows = _flops(job, pairs, _fused_dim(job, power=True)), _rows(job)
     more = _FLEX_BIAS if job.bias is not None else 1.0
     backward = more * (_FLEX_LEARNED if job.bias is not None and job.bias.learned else 1.0)
@@ -292,7 +294,7 @@ def _explicit(job: Job) -> float:
     return reference(job) if job.weights else 0.0
 
 
-def _around(job: Job, queries: int, keys: int) -> float:
+def around(job: Job, queries: int, keys: int) -> float:
     """About how many pairs there are in tiles of so many queries and keys that hold an allowed one.
 
     Around a tile of compact queries lies a box of keys that reaches as far as each query does, and

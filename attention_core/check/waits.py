@@ -11,8 +11,8 @@ import torch
 
 from attention_core.biases import RelativeTable
 from attention_core.cache import KVCache
-from attention_core.layers import Decoder, Encoder, MultiheadAttention
-from attention_core.masks import Causal, Edges, Neighborhood
+from attention_core.layers import Decoder, Encoder
+from attention_core.masks import Edges, Neighborhood
 from attention_core.spaces import Graph, Grid, Sequence, Space
 
 DIM, HEADS, DEPTH = 64, 4, 4

@@ -27,7 +27,7 @@ from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
 from attention_core.planning import plan
-from attention_core.positions import Rotary, rotate
+from attention_core.positions import Rotary, turn
 from attention_core.precision import product_dtype
 from attention_core.scores import Score, ScoreName, make_score
 from attention_core.spaces import Sequence, Space
@@ -375,8 +375,9 @@ class MultiheadAttention(RecordedAttention):
         rotary = self.rotary
         if rotary is None:
             return x
-        angle = plan.memo(("angles", rotary, space), lambda: rotary.angles(space, self.head_dim))
-        return rotate(x, angle, rotary.layout, rotary.amplitude)
+        # Once for queries and keys, and for all layers that share the plan
+        by = plan.memo(("rotation", rotary, space), lambda: rotary.rotation(space, self.head_dim))
+        return turn(x, by, rotary.layout)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

@@ -75,7 +75,7 @@ def test_packed_samples_are_attended_one_after_the_other() -> None:
     space = Sequence.packed([3, 0, 500, 20])
     for mask in (None, Causal()):
         prepared = plan(space, mask, backend="dense").prepared
-        assert prepared.samples == [3, 500, 20] and prepared.allowed is None
+        assert prepared.samples.lengths == [3, 500, 20] and prepared.allowed is None
         assert prepared.causal == (mask is not None)
     # No longer end to end, no longer in order, not all pairs, or not alike
     mixed, turned = torch.randperm(523), torch.arange(522, -1, -1)
