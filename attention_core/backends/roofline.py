@@ -159,7 +159,7 @@ def _time(job: Job, kernel: str, forward: Pass, backward: Pass) -> float:
         products = one.flops / gpu.rate(kernel, job.dtype, bool(is_backward))
         moving = one.bytes / (gpu.bandwidth * gpu.shares[kernel].bandwidth)
         total += gpu.call * one.calls + gpu.wait * one.waits + max(products, moving)
-    return total * measured.factor(job, kernel)
+    return total
 
 
 def _flops(job: Job, pairs: float, dim: int) -> tuple[float, float]:
@@ -190,6 +190,7 @@ def dense(job: Job, kernel: str, pairs: float, *, calls: int = 1, masked: bool =
         calls: how often it is called, once for each packed sample.
         masked: it reads a tensor of masks or biases.
     """
+    given = job
     if job.bias is not None and job.dtype in HALVES:  # which are computed in float32 then
         job = replace(job, dtype=torch.float32)
     flops, rows, size = _flops(job, pairs, _fused_dim(job)), _rows(job), job.dtype.itemsize
@@ -201,7 +202,7 @@ def dense(job: Job, kernel: str, pairs: float, *, calls: int = 1, masked: bool =
     time = _time(job, kernel, forward, backward)
     if masked:
         time += _tensor(job)
-    return time + (reference(job) if job.weights else 0.0)
+    return time * measured.factor(given, kernel) + _explicit(given)
 
 
 def _tensor(job: Job) -> float:
@@ -230,7 +231,8 @@ def reference(job: Job) -> float:
     backward = Pass(more, flops[1], of_pairs * (_SCORES[1] + modified[1]))
     # Its products are in float32, and scores lie between them: none is done meanwhile
     time = _time(job, "reference", forward, backward)
-    return time + (_tensor(job) if job.mask is not None or job.bias is not None else 0.0)
+    time += _tensor(job) if job.mask is not None or job.bias is not None else 0.0
+    return time * measured.factor(job, "reference")
 
 
 def edges(job: Job) -> float:
@@ -253,7 +255,8 @@ def edges(job: Job) -> float:
     forward = Pass(calls, flops[0], rows[0] + gathered + (per_pair + mods[0]) * pairs)
     # Keys and values for the queries' gradients, and queries and outputs for those of the keys
     both = rows[1] + 2 * gathered + (2 * per_pair + learned + mods[1]) * pairs
-    return _time(job, "edges", forward, Pass(more, flops[1], both)) + _explicit(job)
+    time = _time(job, "edges", forward, Pass(more, flops[1], both))
+    return time * measured.factor(job, "edges") + _explicit(job)
 
 
 def blocks(job: Job) -> float:
@@ -267,7 +270,7 @@ def blocks(job: Job) -> float:
     backward = Pass(more, flops[1], 8 * keys + of_pairs * (_SCORES[1] + mods[1]))
     single = torch.float64 if job.dtype == torch.float64 else torch.float32
     time = _time(replace(job, dtype=single), "blocks", forward, backward)
-    return time + _explicit(job)
+    return time * measured.factor(job, "blocks") + _explicit(job)
 
 
 def flex(job: Job, pairs: float | None = None) -> float:
@@ -286,7 +289,7 @@ def flex(job: Job, pairs: float | None = None) -> float:
             CALLS["flex"], flops, (more, backward), rows, strict=True
         )
     ]
-    return _time(job, "flex", *passes) + _explicit(job)
+    return _time(job, "flex", *passes) * measured.factor(job, "flex") + _explicit(job)
 
 
 def _explicit(job: Job) -> float:
