@@ -65,10 +65,10 @@ def times(work: Work, dtype: torch.dtype, device: torch.device, until: float) ->
             return
         found = _timed(_ours(work, bias, name, dtype, device, q, k, v), [q, k, v], device, until)
         layers = _LAYERS if device.type == "cpu" else 1
-        forward, both = (BACKENDS[name].cost(jobs[grad]) / 1e6 for grad in (False, True))
+        guessed = [BACKENDS[name].cost(jobs[grad]) / 1e6 for grad in (False, True)]
         yield Time(
             work.name, said, name, found[0] / layers, found[1] / layers, _kernel(name, jobs[True]),
-            forward, both, name == chosen,
+            guessed[0], guessed[1], name == chosen,
         )  # fmt: skip
     for name, forward in _others(work, bias, dtype, device, q, k, v):
         if time.monotonic() > until:
