@@ -15,17 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence as Listing
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, Pairs, Space
+from attention_core.tables import by_head, by_offset
+from attention_core.transfer import constant
 
 #: Rows of a table that several make together, at most.
 _MOST_ROWS = 1024
@@ -196,50 +197,6 @@ def as_bias(bias: Bias | Tensor | None) -> Bias | None:
     raise TypeError(f"bias must be a Bias or a float tensor, got {type(bias).__name__}")
 
 
-def by_head(table: Tensor, row: Tensor, head: Tensor) -> Tensor:
-    """Return ``table[row, head]`` for a table (rows, H) and indices that broadcast to each other.
-
-    Where heads have a dimension of their own, whole rows are taken: as is their gradient, at a
-    fraction of the cost of one number at a time.
-    """
-    axis = [n for n in range(head.ndim) if head.shape[n] == head.numel()]
-    if not axis or head.numel() == 1:
-        return table[row, head]
-    place = axis[0] - head.ndim  # counted from the end, as indices broadcast
-    if row.ndim >= -place:
-        if row.shape[place] != 1:
-            return table[row, head]
-        row = row.squeeze(place)
-    else:
-        row = row[(None,) * (-place - 1 - row.ndim)]
-    table = table.index_select(1, head.flatten())
-    if transformed():  # torch.compile takes no `_Rows` that would know tangents and vmap
-        return nn.functional.embedding(row, table).movedim(-1, place)
-    rows: Tensor = _Rows.apply(table, row)
-    return rows.movedim(-1, place)
-
-
-class _Rows(torch.autograd.Function):
-    """Rows (..., H) of a table (rows, H). On a CPU the gradient is added up head by head, which is
-    ten times as fast as row by row: rows are short, and there are as many as pairs."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
-        ctx.save_for_backward(row)
-        ctx.rows = table.shape[0]  # may be a symbol of an exported program
-        return nn.functional.embedding(row, table)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (row,) = ctx.saved_tensors
-        row, by_head = row.flatten(), grad.flatten(0, -2).unbind(-1)
-        if grad.device.type != "cpu":  # where adding in any order would not be deterministic
-            zeros = grad.new_zeros(ctx.rows, grad.shape[-1])
-            return zeros.index_put((row,), grad.flatten(0, -2), accumulate=True), None
-        totals = [grad.new_zeros(ctx.rows).index_add(0, row, of_head) for of_head in by_head]
-        return torch.stack(totals, dim=-1), None
-
-
 class ALiBi(Bias):
     """A penalty proportional to distance (Press et al., ALiBi, 2022): ``-slope[head] · distance``.
 
@@ -268,7 +225,8 @@ class ALiBi(Bias):
         return torch.tensor(self._slopes)
 
     def score(self, pairs: Pairs) -> Tensor:
-        return -self.slopes.to(pairs.head.device)[pairs.head] * pairs.distance
+        slopes = constant(self._slopes, pairs.head.device)
+        return -slopes[pairs.head] * pairs.distance
 
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.of_distance(space)
@@ -307,7 +265,15 @@ class RelativeTable(Bias):
             nn.init.trunc_normal_(self.special_table, std=0.02)
 
     def score(self, pairs: Pairs) -> Tensor:
-        return by_head(self.table, self.bucket(pairs), pairs.head)
+        by = pairs.by_offset if self._is_known else None
+        if by is None:
+            return by_head(self.table, self.bucket(pairs), pairs.head)
+        return by_offset(self.table, self.bucket(by).flatten(), pairs)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether buckets follow from offset and distance, as those of a user's own need not."""
+        return isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
 
     def block_key(self, space: Space) -> BlockKey | None:
         if isinstance(self.bucket, _HopBucket):
@@ -342,10 +308,8 @@ class RelativeTable(Bias):
                 is_special, count + (0 if special is None else self._special_row(pairs)), row
             )
 
-        # Buckets of a user's own may depend on anything
-        known = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
         own = (type(self.bucket), *vars(self.bucket).values(), count, special is None)
-        return Lookup(rows, torch.cat([self.table, last]), own if known else None)
+        return Lookup(rows, torch.cat([self.table, last]), own if self._is_known else None)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, buckets={len(self.table)}"
@@ -491,10 +455,12 @@ class ContinuousBias(Bias):
         # How many offsets are distinct depends on values, which an exported program cannot look at
         if flat.is_floating_point() or is_exporting() or not len(flat):
             row = torch.arange(len(flat), device=flat.device)
+        elif flat.device.type != "cpu":
+            flat, row = _in_box(flat, pairs.spaces)
         else:
             flat, row = _distinct(flat)
         dtype = next(self.mlp.parameters()).dtype
-        scaled = 8 * flat.to(dtype) / torch.tensor(self.extent, dtype=dtype, device=flat.device)
+        scaled = 8 * flat.to(dtype) / constant(self.extent, flat.device, dtype)
         table = 16 * torch.sigmoid(self.mlp(scaled.sign() * torch.log2(1 + scaled.abs()) / 3))
         return by_head(table, row.view(offset.shape[:-1]), pairs.head)
 
@@ -509,11 +475,31 @@ def _distinct(offset: Tensor) -> tuple[Tensor, Tensor]:
     if math.prod(sizes) > len(offset):
         distinct, row = offset.unique(dim=0, return_inverse=True)
         return distinct, row
-    # All offsets of their bounding box, which needs no sorting
+    return _of_box(offset, low, sizes)
+
+
+def _of_box(offset: Tensor, low: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """All offsets of a box, which needs no sorting, and the row of each of `offset` in them."""
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    row = ((offset - low) * torch.tensor(strides, device=offset.device)).sum(-1)
+    row = ((offset - low) * constant(strides, offset.device)).sum(-1)
     steps = [torch.arange(size, device=offset.device) for size in sizes]
     return torch.cartesian_prod(*steps).reshape(-1, len(sizes)) + low, row
+
+
+def _in_box(offset: Tensor, spaces: tuple[Space, Space]) -> tuple[Tensor, Tensor]:
+    """What `_distinct` gives, of a box that the spaces are known to keep to, without looking at the
+    offsets, which are on another device; where the box is larger, all of them."""
+    query, key = (space.host.coordinates for space in spaces)
+    assert query is not None and key is not None
+    ends = [(x.flatten(0, -2).amin(0), x.flatten(0, -2).amax(0)) for x in (query, key)]
+    low, high = ends[1][0] - ends[0][1], ends[1][1] - ends[0][0]
+    # Where axes wrap, the nearest image may be on the other side
+    reach = torch.maximum(-low, high).clamp(min=0)
+    low, high = (-reach, reach) if any(spaces[1].wrap) else (low, high)
+    sizes = (high - low + 1).tolist()
+    if math.prod(sizes) > len(offset):
+        return offset, torch.arange(len(offset), device=offset.device)
+    return _of_box(offset, constant(low.tolist(), offset.device), sizes)
 
 
 class EdgeBias(Bias):
@@ -555,7 +541,7 @@ class EdgeBias(Bias):
             raise TypeError(f"EdgeBias was built for {wanted}, edge_attr is {attr.dtype}")
         if self.types is not None:
             self._check_types(attr)
-            scores = self.table[attr]
+            scores = nn.functional.embedding(attr.long(), self.table)
         else:
             features = attr[:, None] if attr.ndim == 1 else attr.flatten(1)
             if features.shape[1] != len(self.table):
@@ -565,7 +551,8 @@ class EdgeBias(Bias):
                 )
             scores = features.to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
-        return with_none[edge, pairs.head]  # no edge is -1, the last row
+        # No edge is the last row
+        return by_head(with_none, edge.where(edge >= 0, len(scores)), pairs.head)
 
     def lookup(self) -> Lookup | None:
         if type(self) is not EdgeBias or self.types is None:

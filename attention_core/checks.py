@@ -130,6 +130,12 @@ def check_dense(*, or_meta: bool = False, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must be a tensor with values, got one on the meta device")
 
 
+def may_look(x: Tensor) -> bool:
+    """Return whether a check may look at numbers: those of a CPU alone, as any other device would
+    have to be waited for, and not in a program that is exported."""
+    return x.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
 def check_index(count: int, shape: str, **tensors: Tensor) -> None:
     """Raise unless each tensor holds integers from 0 to `count` - 1.
 

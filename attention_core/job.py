@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
 from attention_core.spaces import Pairs, Space
+from attention_core.transfer import moved, tensors_in
 
 T = TypeVar("T")
 
@@ -43,6 +45,21 @@ class Job:
     #: What a backend found out to tell its cost, and will need.
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def host(self) -> Job:
+        """This job with spaces and mask on the CPU, where planning may look at numbers without
+        waiting for a device; the job itself, where it is there, or has a mask of the user's own,
+        which may hold anything."""
+        if self.device.type == "cpu" or not _is_ours(self.mask):
+            return self
+        query, key = self.spaces
+        spaces = moved((query.host, key.host), "cpu")
+        if query.edges is key.edges and spaces[0].edges is not spaces[1].edges:
+            other = copy.copy(spaces[1])
+            other.edges, spaces = spaces[0].edges, (spaces[0], other)
+        device = torch.device("cpu")
+        return replace(self, spaces=spaces, mask=moved(self.mask, device), device=device, notes={})
+
     @property
     def all_pairs(self) -> int:
         """Pairs per head if everyone could attend to everyone in their row."""
@@ -65,7 +82,9 @@ class Job:
     def sample_pairs(self) -> int:
         """Pairs per head inside samples: what is left of all pairs once segments are apart, or of
         padded rows without their padding."""
-        query, key = (space.segments for space in self.spaces)
+        if all(space.segments is None and space.valid is None for space in self.spaces):
+            return self.all_pairs
+        query, key = (space.host.segments for space in self.spaces)
         if query is None and key is None:
             return self.all_pairs if torch.compiler.is_compiling() else self._without_padding()
         if query is None or key is None or query.ndim > 1 or key.ndim > 1:
@@ -75,8 +94,10 @@ class Job:
         return self.batch * int((sizes[0] * sizes[1]).sum())
 
     def _without_padding(self) -> int:
+        valid = [space.host.valid for space in self.spaces]
         counts = [
-            space.length if space.valid is None else space.valid.sum(-1) for space in self.spaces
+            space.length if own is None else own.sum(-1)
+            for space, own in zip(self.spaces, valid, strict=True)
         ]
         pairs = counts[0] * counts[1]
         if not isinstance(pairs, Tensor):
@@ -87,7 +108,11 @@ class Job:
     def mask_bound(self) -> float:
         """At most how many pairs the mask allows in a row of the batch, special tokens aside: of
         points, hops and tensors it is counted, so once for all backends."""
-        return math.inf if self.mask is None else self.mask.count_bound(self.spaces)
+        if self.mask is None:
+            return math.inf
+        # A tensor of pairs stays where it is, rather than to be copied and counted
+        holds = self.device.type != "cpu" and any(True for _ in tensors_in(self.mask))
+        return self.mask.count_bound((self if holds else self.host).spaces)
 
     @cached_property
     def count_bound(self) -> int:
@@ -132,6 +157,18 @@ class Job:
         if not allowed.ndim:
             allowed = allowed.expand(torch.broadcast_shapes(pairs.query.shape, pairs.key.shape))
         return allowed if same is None else allowed & same
+
+
+def _is_ours(mask: Mask | None) -> bool:
+    """Whether a mask is of this package, with all that it is composed of."""
+    if mask is None:
+        return True
+    parts = [part for part in vars(mask).values() if isinstance(part, Mask)]
+    return _is_of_package(type(mask)) and all(map(_is_ours, parts))
+
+
+def _is_of_package(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 #: The job of what is kept between forward passes, which must not hold a caller's spaces and biases.

@@ -8,7 +8,8 @@ nothing of a caller is kept alive. Comparing reads each number once, which plann
 Only what answers from what it holds can be compared so: the spaces and masks of this package, and
 of biases, whose values no plan depends on, what tells the plan about structure. A plan with a mask
 or space of the user's own, which may look anywhere, is made anew each time. So is one of tensors
-that need a gradient or are on another device than the CPU, which would have to be waited for.
+that need a gradient, or that are on another device than the CPU and were not moved there from it:
+they would have to be waited for.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from attention_core.lasting import can_last, lasting
 from attention_core.masks import Mask
 from attention_core.spaces import Space
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.transfer import tensors_in
 
 #: The most plans that are kept, those whose structure is equal and whose numbers differ, and the
 #: bytes of all.
@@ -66,6 +68,7 @@ class Contents:
             fast.setting(),  # what backends cost
         ]  # fmt: skip
         self.tensors: list[Tensor] = []
+        job = job.host  # whose numbers nobody waits for
         query, key = job.spaces
         self._parts += (query is key, query.edges is key.edges)
         if _are_all_alike(job):
@@ -159,7 +162,9 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if not can_last():
+    if not can_last() or not all(space.has_host for space in job.spaces):
+        return None
+    if any(x.device.type != "cpu" for x in tensors_in(job.mask)):
         return None
     try:
         return Contents(job, backend)

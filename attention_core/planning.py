@@ -25,6 +25,7 @@ from attention_core.plan_cache import PLANS, contents
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
+from attention_core.transfer import indexed, moved
 
 BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
@@ -99,9 +100,9 @@ def plan(
     bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
-    device = torch.device(device)
-    if is_there(device):
-        spaces = _moved(spaces, device)
+    device = indexed(device)
+    if (spaces[0].device != device or spaces[1].device != device) and is_there(device):
+        spaces = moved(spaces, device)  # both at once, sharing what they shared before
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
     sizes = [size for size in batches if size is not None]  # no set: they may be symbols
@@ -171,7 +172,7 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
     if not is_there(job.device):  # to be told what it would compute, on this machine
-        job = replace(job, device=torch.device("cpu"), notes={})
+        job = replace(job, device=torch.device("cpu"))
     return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
 
 
@@ -184,18 +185,6 @@ def is_there(device: torch.device) -> bool:
         return True
     except (RuntimeError, AssertionError):
         return False
-
-
-def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
-    """Both on the device, where they share what they shared before."""
-    query, key = spaces
-    if query.device == device and key.device == device:
-        return spaces
-    moved = query.to(device)
-    other = moved if key is query else key.to(device)
-    if query.edges is key.edges:
-        other.edges = moved.edges
-    return moved, other
 
 
 def explain(

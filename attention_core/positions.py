@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_number, check_whole
+from attention_core.checks import check_dense, check_number, check_whole, may_look
 from attention_core.rotary_scaling import RotaryScaling
 from attention_core.spaces import Space
+from attention_core.transfer import constant
 
 Layout = Literal["half", "interleaved"]
 SinusoidalLayout = Literal["half", "interleaved", "sines-first"]
@@ -173,7 +173,7 @@ class Rotary(nn.Module):
                     f"there are {len(self.frequencies)} frequencies, but dim={dim} and "
                     f"axes={self.axes} need {len(frequencies)}"
                 )
-            frequencies = frequencies.new_tensor(self.frequencies)
+            frequencies = constant(self.frequencies, space.device, torch.float32)
         if self.scaling is not None:
             frequencies = self.scaling(frequencies, self.base)
         with torch.autocast(space.device.type, enabled=False):
@@ -205,7 +205,8 @@ class Rotary(nn.Module):
         at = _coordinates(space, self.axes)
         if self.extent is None:
             return at
-        return at * (at.new_tensor(self.extent, dtype=torch.float32) / self.extent_of(space))
+        extent = constant(self.extent, at.device, torch.float32)
+        return at * (extent / self.extent_of(space))
 
     def extent_of(self, space: Space) -> Tensor:
         """Return the extent of the grid of each token, (L, A) or what broadcasts to it.
@@ -325,17 +326,19 @@ class LearnedPosition(nn.Module):
                 f"positions have {len(self.size)} axes, {space.describe()} has {space.axes}"
             )
         place = space.coordinates
-        if not is_exporting():  # an exported program cannot look at values
-            self._check(space, place)
+        looked_at = space.host if space.has_host else space
+        assert looked_at.coordinates is not None
+        if may_look(looked_at.coordinates):
+            self._check(looked_at, looked_at.coordinates)
         strides = [math.prod(self.size[axis + 1 :]) for axis in range(len(self.size))]
-        row = (place * torch.tensor(strides, device=place.device)).sum(-1) + self.special
+        row = (place * constant(strides, place.device)).sum(-1) + self.special
         if space.special is not None and space.special_rank is not None:
             row = torch.where(space.special, space.special_rank, row)
         row = row.clamp(0, len(self.table) - 1)  # of padding beyond the table
         return self.table[row.to(self.table.device)]
 
     def _check(self, space: Space, place: Tensor) -> None:
-        outside = (place < 0) | (place >= torch.tensor(self.size, device=place.device))
+        outside = (place < 0) | (place >= constant(self.size, place.device))
         if space.special is not None and space.special_rank is not None:
             if bool((space.special & (space.special_rank >= self.special)).any()):
                 raise ValueError(

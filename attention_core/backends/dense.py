@@ -195,8 +195,10 @@ def describe(job: Job, prepared: Prepared) -> str:
         how = (
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
         )
-    elif prepared.rows is not None:
-        return f"varlen_attn: {len(prepared.rows.starts) - 1:,} samples in one kernel."
+    elif prepared.samples is not None and varlen.is_for(job):
+        rows = prepared.rows  # none of a GPU that is only named
+        count = len(prepared.samples) if rows is None else len(rows.starts) - 1
+        return f"varlen_attn: {count:,} samples in one kernel."
     elif prepared.samples is not None:
         how = f"for each of {len(prepared.samples):,} samples"
         how += ", with is_causal" if prepared.causal else ", with no mask"

@@ -13,6 +13,7 @@ from attention_core.job import Job
 from attention_core.masks import Causal, Mask, Neighborhood
 from attention_core.masks.algebra import _And
 from attention_core.spaces import Space
+from attention_core.transfer import moved
 
 #: How far a token sees back and ahead among those of its sample; -1 for all the way.
 Window = tuple[int, int]
@@ -78,13 +79,13 @@ def find(job: Job, takes: Callable[[Window, bool], bool]) -> Samples | None:
         return None
     everything = job.mask is None or job.mask.allows_all(job.spaces)
     window = WHOLE if everything else window_of(job.mask, key)
-    if window is None or not len(key) or not takes(window, key.valid is not None):
+    if window is None or not key.length or not takes(window, key.valid is not None):
         return None
     if window != WHOLE and (
         not key.ordered or key.special is not None or key.axes != 1 or any(key.wrap)
     ):
         return None
-    key = key.to("cpu")
+    key = moved(key.host, "cpu")
     segments, valid, rows = key.segments, key.valid, key.batch or 1
     shape = rows, key.length
     sample = torch.zeros(shape, dtype=torch.long) if segments is None else segments.expand(shape)

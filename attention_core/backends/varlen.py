@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from attention_core.backends.derivatives import transformed
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window
 from attention_core.job import Job, Options
+from attention_core.transfer import moved
 
 _DTYPES = (torch.float16, torch.bfloat16)
 #: The largest head that the kernels know, and what its size has to be a multiple of.
@@ -102,9 +103,7 @@ class Rows:
             ends = starts[1:] + row.int() * starts[-1]
             starts = torch.cat([starts[:1], ends.flatten()])
             tokens = None if tokens is None else (tokens + row * length).flatten()
-        starts, tokens = (
-            x if x is None else x.to(job.device, non_blocking=True) for x in (starts, tokens)
-        )
+        starts, tokens = moved((starts, tokens), job.device)
         function = kernel()
         assert function is not None
         known = _parameters(function)
@@ -144,7 +143,7 @@ def _tokens(x: Tensor, tokens: Tensor | None, size: int) -> Tensor:
     x = x.transpose(1, 2).flatten(0, 1)
     if x.shape[-1] < size:
         x = pad(x, (0, size - x.shape[-1]))
-    return x if tokens is None else _Taken.apply(x, tokens)  # type: ignore[no-any-return]
+    return x if tokens is None else _Taken.apply(x, tokens)
 
 
 class _Taken(torch.autograd.Function):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from torch import Tensor
+
 from attention_core.checks import check_whole_each
 from attention_core.spaces import Grid, Space
+from attention_core.transfer import constant
 
 T = TypeVar("T")
 
@@ -54,6 +57,13 @@ def chosen_axes(axes: int | tuple[int, ...] | None, space: Space) -> list[int]:
     if any(not -space.axes <= axis < space.axes for axis in listed(axes)):
         raise ValueError(f"axes={axes} is out of range: {space.describe()} has {space.axes} axes")
     return [axis % space.axes for axis in listed(axes)]
+
+
+def along(values: Tensor, axes: list[int]) -> Tensor:
+    """Return values (..., A) along some of the axes, counted from the first, (..., len(axes))."""
+    if axes == list(range(values.shape[-1])):
+        return values
+    return values.index_select(-1, constant(axes, values.device))
 
 
 def check_fits(

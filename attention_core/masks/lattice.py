@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attention_core.checks import check_whole_each
 from attention_core.masks.algebra import Mask, Spaces, tuples
-from attention_core.masks.axes import check_axes, check_fits, chosen_axes, listed
+from attention_core.masks.axes import along, check_axes, check_fits, chosen_axes, listed
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
+from attention_core.transfer import constant
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Window(Mask):
         """The number of each token's window along each axis, (L, A) or (B, L, A)."""
         _check_axes(space, size=self.size, shift=self.shift)
         at, period = coordinates(space), space.period
-        size, shift = (torch.tensor(n, device=at.device) for n in (self.size, self.shift))
+        size, shift = (constant(n, at.device) for n in (self.size, self.shift))
         windows = torch.div(at - shift, size, rounding_mode="floor")
         if period is None:
             return windows
@@ -115,7 +116,7 @@ class Dilated(Mask):
     def allowed(self, pairs: Pairs) -> Tensor:
         offset = pairs.offset
         axes, steps = self._steps(pairs.spaces[1])
-        return (offset[..., axes] % steps == 0).all(-1)
+        return (along(offset, axes) % steps == 0).all(-1)
 
     def _steps(self, space: Space) -> tuple[list[int], Tensor]:
         """The axes that have a step, and the (A,) steps."""
@@ -124,11 +125,11 @@ class Dilated(Mask):
             of = space.describe() if self.axes is None else f"axes={self.axes}"
             raise ValueError(f"step={self.step} needs one number per axis of {of}")
         check_fits(space, "step", self.step, axes)
-        return axes, torch.tensor(self.step, device=space.device)
+        return axes, constant(self.step, space.device)
 
     def _remainders(self, space: Space) -> Tensor:
         axes, steps = self._steps(space)
-        return coordinates(space)[..., axes] % steps
+        return along(coordinates(space), axes) % steps
 
     def count_bound(self, spaces: Spaces) -> float:
         query, key = spaces

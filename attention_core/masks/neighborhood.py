@@ -15,6 +15,7 @@ from attention_core.masks.algebra import Mask, Spaces, tuples
 from attention_core.masks.axes import listed, per_axis
 from attention_core.masks.shifted import ShiftedWindow, pairs_in_windows
 from attention_core.spaces import BlockKey, PairList, Pairs, Space, TilePairs, TileStatus
+from attention_core.transfer import constant
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Neighborhood(Mask):
             return pairs.distance <= self.radius
         self._per_axis(pairs.spaces[1])
         offset = pairs.offset
-        return (offset.abs() <= torch.tensor(self.radius, device=offset.device)).all(-1)
+        return (offset.abs() <= constant(self.radius, offset.device)).all(-1)
 
     def _per_axis(self, space: Space) -> tuple[float, ...] | None:
         """The radius along each axis; None where no box holds just what is near."""
@@ -160,7 +161,8 @@ class Neighborhood(Mask):
             return super().tile_status(tiles)
         nearest, farthest = tiles.apart
         if isinstance(self.radius, tuple):
-            radii = torch.tensor(self._per_axis(space), device=nearest.device)
+            self._per_axis(space)
+            radii = constant(self.radius, nearest.device)
             return TileStatus((nearest <= radii).all(-1), (farthest <= radii).all(-1))
         least, most = space.norm(nearest), space.norm(farthest)
         # Rounding may make the norm of less a little more
@@ -204,9 +206,9 @@ def _regular_neighbors(space: Space, radii: tuple[float, ...]) -> PairList:
     sides = zip(space.size, wrap, strict=True)
     ends = [((n - 1) // 2, n // 2) if wraps else (n, n) for n, wraps in sides]
     back, ahead = (
-        torch.tensor([int(min(r, end[side])) for r, end in zip(radii, ends, strict=True)])
+        constant([int(min(r, end[side])) for r, end in zip(radii, ends, strict=True)], space.device)
         for side in (0, 1)
     )
     at = space.coordinates
-    windows = at - back.to(at.device), at + ahead.to(at.device)
+    windows = at - back, at + ahead
     return pairs_in_windows(space, *windows, (1,) * len(radii))

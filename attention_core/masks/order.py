@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attention_core.checks import check_whole
 from attention_core.masks.algebra import Mask, Spaces, tuples
-from attention_core.masks.axes import check_axes, chosen_axes
+from attention_core.masks.axes import along, check_axes, chosen_axes
 from attention_core.spaces import BlockKey, Pairs, Space, TilePairs, TileStatus
 from attention_core.spaces.tiles import coordinates
+from attention_core.transfer import constant
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Causal(Mask):
         if self.axes is None:
             return pairs.precedes
         offset = pairs.offset
-        return (offset[..., self._chosen(pairs.spaces[1])] <= 0).all(-1)
+        return (along(offset, self._chosen(pairs.spaces[1])) <= 0).all(-1)
 
     def _chosen(self, space: Space) -> list[int]:
         axes = chosen_axes(self.axes, space)
@@ -68,7 +69,7 @@ class Causal(Mask):
             return tiles.precedes
         low, high = tiles.offset
         axes = self._chosen(tiles.spaces[1])
-        return TileStatus((low[:, axes] <= 0).all(-1), (high[:, axes] <= 0).all(-1))
+        return TileStatus((along(low, axes) <= 0).all(-1), (along(high, axes) <= 0).all(-1))
 
     def block_key(self, space: Space) -> BlockKey | None:
         return BlockKey.of_place(space)
@@ -123,7 +124,9 @@ class PrefixLM(Mask):
 
     def tile_status(self, tiles: TilePairs) -> TileStatus:
         # One prefix for each sample is at least the shortest and at most the longest
-        ends = torch.as_tensor(self.n, device=tiles.at[0].device).aminmax()
+        device = tiles.at[0].device
+        n = self.n.to(device) if isinstance(self.n, Tensor) else constant(self.n, device)
+        ends = n.aminmax()
         _, key = tiles.spans("coordinates", coordinates)
         some, every = tiles.precedes
         return TileStatus(

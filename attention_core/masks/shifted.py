@@ -21,6 +21,7 @@ from attention_core.spaces import (
     TileStatus,
 )
 from attention_core.spaces.tiles import coordinates
+from attention_core.transfer import constant
 
 _ENDLESS = 1 << 40  # keys of a window without a border
 
@@ -103,10 +104,9 @@ class ShiftedWindow(Mask):
         """
         at, axes, steps = coordinates(space), space.axes, self._steps(space)
         size, stride = (
-            torch.tensor(value, device=at.device)
-            for value in (self._sizes(axes), per_axis(self.stride, axes))
+            constant(value, at.device) for value in (self._sizes(axes), per_axis(self.stride, axes))
         )
-        causal = torch.tensor(per_axis(self.is_causal, axes), device=at.device)
+        causal = constant(per_axis(self.is_causal, axes), at.device)
         count = _extent_of(space, self._has_border(axes))
         if steps is not None:  # places of one remainder are numbered: here are the last numbers
             remainder = at % steps
@@ -124,7 +124,7 @@ class ShiftedWindow(Mask):
         if steps is not None:
             first, last = (end * steps + remainder for end in (first, last))
         if any(space.wrap):  # there is no border: around the query, no key twice
-            around = torch.tensor(space.wrap, device=at.device)
+            around = constant(space.wrap, at.device)
             back = torch.where(size < count, size // 2, (count - 1) // 2)
             ahead = torch.where(size < count, (size - 1) // 2, count // 2)
             first = torch.where(around, at - back, first)
@@ -180,8 +180,8 @@ class ShiftedWindow(Mask):
         wrap = tiles.spaces[1].wrap
         if any(wrap):
             nearest, farthest = tiles.apart
-            around = torch.tensor(wrap, device=low.device)
-            size = torch.tensor(self._sizes(len(wrap)), device=low.device)
+            around = constant(wrap, low.device)
+            size = constant(self._sizes(len(wrap)), low.device)
             some = torch.where(around, nearest <= size // 2, some)
             every = torch.where(around, farthest <= (size - 1) // 2, every)
         some, every = some.all(-1), every.all(-1)
@@ -193,7 +193,7 @@ class ShiftedWindow(Mask):
     def _steps(self, space: Space) -> Tensor | None:
         """(A,) between the keys of a window; None where they stand side by side."""
         steps = per_axis(self.dilation, space.axes)
-        return torch.tensor(steps, device=space.device) if max(steps) > 1 else None
+        return constant(steps, space.device) if max(steps) > 1 else None
 
     def _remainders(self, space: Space) -> Tensor:
         steps = self._steps(space)
@@ -232,16 +232,16 @@ def pairs_in_windows(space: Space, first: Tensor, last: Tensor, step: tuple[int,
     assert space.size is not None
     size, device = space.size, space.device
     special = space.length - math.prod(size)  # they stand in front
-    start = torch.tensor(space.start, device=device)
-    extent = torch.tensor(size, device=device)
-    around = torch.tensor(space.wrap or (False,) * len(size), device=device)
+    start = constant(space.start, device)
+    extent = constant(size, device)
+    around = constant(space.wrap or (False,) * len(size), device)
     first, last = first[special:] - start, last[special:] - start
     last = torch.where(around, last, torch.minimum(last, extent - 1))
     beyond = (first < 0) & ~around
-    first = torch.where(beyond, first % torch.tensor(step, device=device), first)
+    first = torch.where(beyond, first % constant(step, device), first)
     if not len(first):
         return PairList(extent.new_zeros(0), extent.new_zeros(0))
-    most = ((last - first).amax(0) // torch.tensor(step, device=device) + 1).tolist()
+    most = ((last - first).amax(0) // constant(step, device) + 1).tolist()
     steps = [
         torch.arange(0, width * each, each, device=device)
         for width, each in zip(most, step, strict=True)
@@ -250,7 +250,7 @@ def pairs_in_windows(space: Space, first: Tensor, last: Tensor, step: tuple[int,
     inside = (keys <= last[:, None]).all(-1)
     keys = keys % extent
     strides = [math.prod(size[axis + 1 :]) for axis in range(len(size))]
-    key = (keys * torch.tensor(strides, device=device)).sum(-1)[inside]
+    key = (keys * constant(strides, device)).sum(-1)[inside]
     return PairList(inside.nonzero()[:, 0] + special, key + special)
 
 
@@ -274,4 +274,4 @@ def _extent_of(space: Space, needed: bool) -> Tensor:
     if not needed:
         return torch.full((space.axes,), _ENDLESS, device=space.device)
     extent = space.extent
-    return torch.tensor(_extents(space)[0], device=space.device) if extent is None else extent
+    return constant(_extents(space)[0], space.device) if extent is None else extent

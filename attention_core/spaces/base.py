@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import check_dense, check_whole, may_look
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.linked import Linked
+from attention_core.transfer import moved
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -207,7 +208,17 @@ class Space(Linked):
         """
         if self.special is None:
             return tokens, self
+        kept, index = (self.host if self._made_on_host else self)._ordinary()
+        kept, index = moved((kept, index), self.device)
+        index = index.to(tokens.device)
+        if index.ndim == 1:
+            return tokens.index_select(-2, index), kept
+        return tokens[torch.arange(len(index), device=index.device)[:, None], index], kept
+
+    def _ordinary(self) -> tuple[Self, Tensor]:
+        """The space of the tokens that sit somewhere, and which they are, (N,) or (B, N)."""
         special = self.special
+        assert special is not None
         if self.size is not None:
             index = torch.arange(self.num_special, self.length, device=self.device)
         elif special.ndim == 1 and not is_exporting():
@@ -223,16 +234,15 @@ class Space(Linked):
         kept = self.keep(index)
         kept.special = kept.special_rank = None
         kept.size = self.size
-        index = index.to(tokens.device)
-        if index.ndim == 1:
-            return tokens.index_select(-2, index), kept
-        return tokens[torch.arange(len(index), device=index.device)[:, None], index], kept
+        return kept, index
 
     @lasting
     def special_as_padding(self) -> Self:
         """Return this space with its special tokens as padding: nobody attends to them."""
         if self.special is None:
             return self
+        if self._made_on_host:
+            return self.host.special_as_padding().to(self.device)
         new = copy.copy(self)
         new.valid = ~self.special if self.valid is None else self.valid & ~self.special
         new.special = new.special_rank = None
@@ -256,7 +266,8 @@ class Space(Linked):
             return 0
         if self.size is not None:  # they come first, and every place is taken
             return self.length - math.prod(self.size)
-        return int(self.special.sum(-1).max()) if self.length else 0
+        special = self.host.special
+        return int(special.sum(-1).max()) if self.length and special is not None else 0
 
     @property
     def num_samples(self) -> int:
@@ -353,7 +364,7 @@ class Space(Linked):
 
 def _count(segments: Tensor, known: int | None) -> int:
     """How many samples there are, of which those without tokens have to be `known`."""
-    if known is not None and is_exporting():
+    if known is not None and not may_look(segments):
         return known
     named = int(segments.max()) + 1 if segments.numel() else 0
     if known is not None and known < named:

@@ -15,7 +15,9 @@ from attention_core.checks import check_dense
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.csr import CSR, count_each
 from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
+from attention_core.transfer import moved
 
+_COMPUTED = ("csr", "looped", "_sorted", "repeated", "sizes", "local", "hop_table")
 _MOST_HOPS = 8  # to which walks are counted; more of them reach nearly everywhere
 _MOST_PAIRS = 1 << 30  # entries of a table of pairs; 4 GiB of float32
 
@@ -129,19 +131,21 @@ class EdgeList:
     def num_edges(self) -> int:
         return self.source.shape[0]
 
-    @lasting
     def to(self, device: torch.device | str) -> EdgeList:
-        new = copy.copy(self)
-        new.source, new.target = self.source.to(device), self.target.to(device)
-        new.attr, new.graph = (None if t is None else t.to(device) for t in (self.attr, self.graph))
-        new.pair_attr = {name: table.to(device) for name, table in self.pair_attr.items()}
-        new._forget()
-        return new
+        """Return the edges with their tensors on `device`, in one copy."""
+        return moved(self, device)
+
+    def left_behind(self) -> set[str]:
+        """Return names of what does not follow to another device: what was computed."""
+        return {"_computed", *_COMPUTED}
+
+    def arrived(self, origin: EdgeList) -> None:
+        self._forget()
 
     def _forget(self) -> None:
         """Drop what was computed for other edges, or on another device."""
         self._computed = {}
-        for name in ("csr", "looped", "_sorted", "repeated", "sizes", "local", "hop_table"):
+        for name in _COMPUTED:
             self.__dict__.pop(name, None)
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Self
 
 import torch
@@ -14,11 +14,13 @@ from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole, check_whole_each, is_whole
 from attention_core.lasting import can_last, lasting
 from attention_core.spaces.base import Space
+from attention_core.spaces.origin import made_elsewhere
 from attention_core.spaces.packing import (
     first_special,
     packed,
     unravel,
 )
+from attention_core.transfer import constant, indexed
 
 #: Grids of fewer tokens, whose coordinates are remembered.
 _FEW = 1 << 14
@@ -60,7 +62,7 @@ class Grid(Space):
         length = math.prod(size) + special
         super().__init__(
             length,
-            coordinates=_places(tuple(map(int, size)), special, torch.device(device))
+            coordinates=_places(tuple(map(int, size)), special, indexed(device))
             if can_last() and length < _FEW
             else _new_places(size, special, device),
             special=first_special(special, length, device),
@@ -68,6 +70,8 @@ class Grid(Space):
         self.size, self.start = size, (0,) * len(size)
         self.wrap = _wrap(wrap, len(size))
         self.ordered = not any(self.wrap)
+        if made_elsewhere(device) and type(self) is Grid:
+            self._keep_host(partial(Grid, *size, wrap=self.wrap, special=special))
 
     @classmethod
     @lasting
@@ -83,6 +87,8 @@ class Grid(Space):
         """Make one row of tokens of grids of different sizes, each with its own special tokens."""
         check_whole(0, special=special)
         sizes = _sizes(sizes)
+        if made_elsewhere(device):
+            return cls.packed(sizes, wrap=wrap, special=special).to(device)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         segments, within = packed(counts, special)
         new = cls(*(0,) * len(sizes[0]), wrap=wrap, device=device)
@@ -111,6 +117,8 @@ class Grid(Space):
         """Make a batch (B, L) of grids of different sizes, each a row with padding behind."""
         check_whole(0, special=special)
         sizes = _sizes(sizes)
+        if made_elsewhere(device):
+            return cls.padded(sizes, wrap=wrap, special=special).to(device)
         counts = torch.tensor([math.prod(size) for size in sizes], device=device)
         length = max(math.prod(size) for size in sizes)
         new = cls(*(0,) * len(sizes[0]), wrap=wrap, device=device)
@@ -135,7 +143,7 @@ class Grid(Space):
         if not any(self.wrap):
             return None
         extents = _extents(self.sizes, self.device)
-        period = self.of_sample(extents * torch.tensor(self.wrap, device=self.device))
+        period = self.of_sample(extents * constant(self.wrap, self.device))
         if period.ndim < 3:
             return period
         return period.expand(-1, self.length, -1)
@@ -225,4 +233,4 @@ def _places(size: tuple[int, ...], special: int, device: torch.device) -> Tensor
 
 def _extents(sizes: tuple[tuple[int, ...], ...], device: torch.device | str) -> Tensor:
     """(samples, A); at least 1, so that nothing is divided by zero."""
-    return torch.tensor(sizes, device=device).clamp(min=1)
+    return constant(sizes, torch.device(device)).clamp(min=1)

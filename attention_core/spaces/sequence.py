@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Self
 
 import torch
@@ -13,6 +14,7 @@ from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
+from attention_core.spaces.origin import made_elsewhere
 from attention_core.spaces.packing import (
     first_special,
     packed,
@@ -62,6 +64,8 @@ class Sequence(Space):
         )
         if isinstance(start, int):
             self.size, self.start = (length,), (start,)
+            if made_elsewhere(device) and type(self) is Sequence:
+                self._keep_host(partial(Sequence, length, start=start, special=special))
 
     @classmethod
     @lasting
@@ -81,6 +85,8 @@ class Sequence(Space):
         """
         check_whole(0, special=special)
         check_whole(0, length=length, or_none=True)
+        if made_elsewhere(device):
+            return cls.padded(lengths, length, side=side, special=special).to(device)
         counts = whole_lengths(lengths, device)
         if length is None and is_exporting() and isinstance(lengths, Tensor):
             raise ValueError(
@@ -121,6 +127,8 @@ class Sequence(Space):
     ) -> Self:
         """Make one row of tokens (T,) of several samples; positions restart in each."""
         check_whole(0, special=special)
+        if made_elsewhere(device):
+            return cls.packed(lengths, special=special).to(device)
         counts = whole_lengths(lengths, device)
         segments, within = packed(counts, special)
         new = cls(0, device=device)

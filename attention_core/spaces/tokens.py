@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -15,12 +15,13 @@ from attention_core.annotated import checked
 from attention_core.checks import check_dense
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.spaces.origin import OnHost
 
 #: What tokens have where a space does not say, once they are joined with some where it does.
 _DEFAULTS = {"segments": 0, "valid": True, "special": False, "special_rank": -1}
 
 
-class Tokens:
+class Tokens(OnHost):
     """The tokens of a space, and what is known of each: the part of `Space` that has no geometry.
 
     Attributes:
@@ -61,7 +62,7 @@ class Tokens:
     _DIFFERS: ClassVar[set[str]] = {
         *_tokenwise,
         *("tokenwise", "_tokenwise", "length", "num_segments", "size", "start", "zeroed"),
-        *("num_nodes", "edges"),
+        *("num_nodes", "edges", "_origin"),
     }
 
     def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
@@ -165,23 +166,6 @@ class Tokens:
         new.tokenwise = {}
         return new
 
-    def _cached(self) -> list[str]:
-        """What was computed of these tokens, by name."""
-        of_kind = type(self)
-        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
-
-    @lasting
-    def to(self, device: torch.device | str) -> Self:
-        """Return the space with its tensors on `device`, those that a subclass holds included."""
-        if self.device == torch.device(device):
-            return self
-        new = self._copy()
-        for name, value in vars(new).items():
-            if isinstance(value, Tensor | EdgeList):
-                setattr(new, name, value.to(device))
-        new.tokenwise = {name: value.to(device) for name, value in self.tokenwise.items()}
-        return new
-
     @lasting
     def _map(self, function: Callable[[Tensor, int], Tensor]) -> Self:
         """A copy with `function(tensor, dims without batch)` applied to each per-token tensor."""
@@ -199,6 +183,8 @@ class Tokens:
             index: (K,) positions or (L,) bool, the same for every sample; or (B, K) positions,
                 each sample its own.
         """
+        if self._made_on_host and index.device.type == "cpu":
+            return self.host.keep(index).to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (self.length,):
                 raise ValueError(
@@ -246,6 +232,8 @@ class Tokens:
         """
         new = self._joined([self, other], "append", edges=True)
         new.num_segments = max(self.num_segments, other.num_segments)
+        if self._made_on_host and other._made_on_host:
+            new._keep_host(partial(self.host.append, other.host))
         return new
 
     @classmethod
@@ -266,6 +254,9 @@ class Tokens:
                 raise TypeError(f"spaces must hold {cls.__name__}s, got {type(space).__name__}")
             if space.batch is not None:
                 raise ValueError(f"spaces must have no batch to be packed, got {space.describe()}")
+        if all(space._made_on_host and space.device == samples[0].device for space in samples):
+            return cls.pack(space.host for space in samples).to(samples[0].device)
+        for space in samples:
             new = copy.copy(space)
             segments = space.segments
             if segments is None:
@@ -287,6 +278,10 @@ class Tokens:
     def pad(cls, spaces: Iterable[Self]) -> Self:
         """Make a batch (B, L) of spaces of one sample each, with padding behind their tokens."""
         samples = list(spaces)
+        if samples and all(isinstance(one, cls) and one._made_on_host for one in samples):
+            device = samples[0].device
+            if all(space.device == device for space in samples):
+                return cls.pad(space.host for space in samples).to(device)
         row = cls.pack(samples)
         if any(space.segments is not None for space in samples):
             raise ValueError("spaces must be of one sample each to be padded, got segments")

@@ -28,6 +28,7 @@ from attention_core import (
 )
 from attention_core.backends import dense, derivatives, varlen
 from attention_core.errors import BackendError
+from attention_core.plan_cache import PLANS
 from tests.devices.counting import CountingDevice
 
 H, D = 4, 12
@@ -103,6 +104,7 @@ def device() -> Iterator[CountingDevice]:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    PLANS.clear()  # which keep the kernel that they were made with
     found = Kernel()
     monkeypatch.setattr(varlen, "kernel", lambda: releases(found)["2.15"])
     return found

@@ -53,10 +53,12 @@ from attention_core.backends.blocks.tiling import choose_sizes, tile
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.backends.derivatives import refuse_transforms, untouched
 from attention_core.biases import Bias, Lookup
-from attention_core.job import Job, Options, Plan, Result
+from attention_core.finite import can_look
+from attention_core.job import NO_JOB, Job, Options, Plan, Result
 from attention_core.lasting import Memory, lasting
 from attention_core.score_mods import split
 from attention_core.spaces import BlockKey, Pairs
+from attention_core.transfer import moved
 
 #: Of a pair in a block, and of a key that a block gathers.
 _PAIR = Rate(1.6, 0.060, 4.6, 0.21)
@@ -233,10 +235,14 @@ class Prepared:
             added = (nothing if added is None else added).masked_fill(~found.allowed, -torch.inf)
         if added is not None:
             added = added.contiguous()
-            empty = added.detach().amax(-1) == -torch.inf
-            # A compiled program cannot look, so it takes it that there may be some
-            if torch.compiler.is_compiling() or bool(empty.any()):
-                added, empty_rows = added.masked_fill(empty[..., None], 0), empty
+            if bias is None:
+                empty_rows = found.empty_rows
+            else:  # which may forbid by -inf
+                empty = added.detach().amax(-1) == -torch.inf
+                # Where nobody may look, it is taken that there may be some
+                empty_rows = empty if not can_look(empty) or bool(empty.any()) else None
+            if empty_rows is not None:
+                added = added.masked_fill(empty_rows[..., None], 0)
         return self._block(number, kv_heads, bias, added, empty_rows)
 
     def _block(
@@ -265,14 +271,19 @@ class Prepared:
 
 
 def prepare(job: Job) -> Prepared:
+    """Find the blocks and what is allowed in them, on the host where that is known, and move both
+    to the device at once."""
     prepared = _found(job)
     for number in range(len(prepared.groups)):
         prepared.patterns(number, split(job.bias)[1])
-    return prepared
+    if prepared.job is job:
+        return prepared
+    return moved(prepared.for_job(NO_JOB), job.device).for_job(job)
 
 
 def _found(job: Job) -> Prepared:
-    """The blocks of a job, found once."""
+    """The blocks of a job, found once, on the host."""
+    job = job.host
     if "blocks" not in job.notes:
         job.notes["blocks"] = Prepared(job)
     prepared: Prepared = job.notes["blocks"]
@@ -449,7 +460,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         terms, rest = split(bias)
         if terms:
             refuse_transforms("blocks", (x for term in terms for x in term.tensors()))
-            listed = plan.memo("listed", lambda: Listed.of(job))
+            listed = plan.memo("listed", lambda: moved(Listed.of(job.host), job.device))
             mods = Mods(job, terms, listed, adds=rest is not None)
             call = Call(mods, blocks, seed, *numbers)
             output, lse = modified_attention(call, q_own, k_own, v_own, sink)

@@ -122,7 +122,8 @@ class Work:
             n // run
             for n, run in zip(settings.lengths, (blocks.query_run, blocks.key_run), strict=True)
         )
-        padded = bool((blocks.queries < 0).any())
+        # Another device is not looked at: there all is written as if some were padding
+        padded = device.type != "cpu" or bool((blocks.queries < 0).any())
         within = torch.arange(groups, device=device)[:, None] * length
         for ahead in range(0, units, step * _AHEAD):
             unit = torch.arange(ahead, min(ahead + step * _AHEAD, units), device=device)

@@ -70,7 +70,7 @@ def _members(tiles: Tiles, at: Tensor, size: int) -> Tensor:
     """The tokens (N, size) of the tiles `at`, -1 where they have fewer."""
     members = tiles.members[at, :size]
     inside = torch.arange(size, device=at.device) < tiles.sizes[at, None]
-    return members.where(inside, members.new_tensor(-1))
+    return members.where(inside, -1)
 
 
 def _joined(tiles: Tiles, at: Tensor, counts: Tensor) -> Tensor:
@@ -98,12 +98,14 @@ class Patterns:
         pairs: the pairs of one block of each arrangement: (P, 1, Q, 1) and (P, 1, 1, M).
         allowed: bool (P, H or 1, Q, M), or None for everything.
         by_head: whether heads may be allowed different pairs.
+        empty_rows: (P, H or 1, Q) queries that may attend to nothing; None: there are none.
     """
 
     of_block: Tensor | None
     pairs: Pairs
     allowed: Tensor | None
     by_head: bool
+    empty_rows: Tensor | None
 
     def in_spaces(self, spaces: tuple[Space, Space]) -> Patterns:
         """Return the same in other spaces of the same structure."""
@@ -140,7 +142,11 @@ def patterns(job: Job, group: Group, rows: int, block_keys: list[BlockKey | None
         key=(keys.clamp(min=0) % job.spaces[1].length)[:, None, None, :],
     )
     allowed = _allowed(job, pairs, queries, keys) if group.masked else None
-    return Patterns(of_block, pairs, allowed, allowed is not None and _by_head(allowed))
+    if allowed is None:
+        return Patterns(of_block, pairs, None, by_head=False, empty_rows=None)
+    empty = ~allowed.any(-1)
+    some = torch.compiler.is_compiling() or bool(empty.any())  # a program cannot look
+    return Patterns(of_block, pairs, allowed, _by_head(allowed), empty if some else None)
 
 
 class Listed:
