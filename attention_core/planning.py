@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -12,7 +13,15 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends import blocks, dense, edges, measured, reference, roofline
+from attention_core.backends import (
+    blocks,
+    dense,
+    edges,
+    flex,
+    measured,
+    reference,
+    roofline,
+)
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
@@ -25,12 +34,13 @@ from attention_core.plan_cache import PLANS, contents
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
-from attention_core.transfer import indexed, moved
+from attention_core.transfer import indexed, is_there, moved
 
 BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
     "dense": dense,
     "blocks": blocks,
+    "flex": flex,
     "edges": edges,
 }
 
@@ -168,23 +178,14 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
     else:
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not unsupported[name]}
         chosen, because = min(costs, key=lambda name: costs[name]), ""
+        for name in (name for name, cost in costs.items() if cost == math.inf):
+            unsupported[name] = BACKENDS[name].unsupported(job)  # which has found out meanwhile
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
-    if not is_there(job.device):  # to be told what it would compute, on this machine
-        job = replace(job, device=torch.device("cpu"))
+    if not is_there(job.device) and chosen != "flex":  # whose blocks are found on the host
+        job = replace(job, device=torch.device("cpu"))  # to be told what it would compute
     return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
-
-
-def is_there(device: torch.device) -> bool:
-    """Return whether this machine has a device; of others than GPUs, torch says so itself."""
-    if device.type != "cuda" or torch.cuda.is_available():
-        return True
-    try:  # a device that stands for a GPU, as in tests
-        torch.empty(0, device=device)
-        return True
-    except (RuntimeError, AssertionError):
-        return False
 
 
 def explain(
@@ -200,7 +201,8 @@ def explain(
 
 def _compare(job: Job, choice: Choice) -> str:
     what = "forward and backward" if job.grad else "forward"
-    estimates = sorted(choice.costs.items(), key=lambda item: item[1])
+    able = ((name, cost) for name, cost in choice.costs.items() if cost < math.inf)
+    estimates = sorted(able, key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason

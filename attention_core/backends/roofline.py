@@ -128,6 +128,10 @@ TILE, _BLOCK, _RUN = 128, 64, 16
 _CACHE, _CACHED = 20_000_000, 2.0
 
 
+#: Nanoseconds of the host for a pair of a graph whose blocks are found, as measured for `blocks`.
+_SEARCH = 2_000.0
+
+
 class Pass(NamedTuple):
     """What a forward or a backward pass asks of a device."""
 
@@ -269,7 +273,7 @@ def blocks(job: Job) -> float:
     forward = Pass(calls, flops[0], 4 * keys + of_pairs * (_SCORES[0] + mods[0]))
     backward = Pass(more, flops[1], 8 * keys + of_pairs * (_SCORES[1] + mods[1]))
     single = torch.float64 if job.dtype == torch.float64 else torch.float32
-    time = _time(replace(job, dtype=single), "blocks", forward, backward)
+    time = _time(replace(job, dtype=single), "blocks", forward, backward) + _search(job)
     return time * measured.factor(job, "blocks") + _explicit(job)
 
 
@@ -289,7 +293,14 @@ def flex(job: Job, pairs: float | None = None) -> float:
             CALLS["flex"], flops, (more, backward), rows, strict=True
         )
     ]
-    return _time(job, "flex", *passes) * measured.factor(job, "flex") + _explicit(job)
+    time = _time(job, "flex", *passes) * measured.factor(job, "flex")
+    return time + _search(job) + _explicit(job)
+
+
+def _search(job: Job) -> float:
+    """What the host takes to find the blocks of a graph, which it asks edge by edge."""
+    searched = job.mask is not None and job.spaces[1].searched
+    return _SEARCH * job.count_bound if searched else 0.0
 
 
 def _explicit(job: Job) -> float:

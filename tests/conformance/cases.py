@@ -40,12 +40,12 @@ from attention_core import (
 from tests.conformance import oracle
 from tests.conformance.oracle import Claim, Modify, Row, Scored, Token, World
 
-BACKENDS = ["reference", "dense", "blocks", "edges"]
+BACKENDS = ["reference", "dense", "blocks", "flex", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
 REFUSALS = {
     ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"), ("dense", "score mod"),
-    ("blocks", "score"), ("blocks", "edge features"),
+    ("blocks", "score"), ("blocks", "edge features"), ("flex", "score"), ("flex", "edge features"),
 }  # fmt: skip
 
 HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 4, 3

@@ -1,0 +1,88 @@
+"""What FlexAttention computes, by torch's own operations: for CPUs, whose FlexAttention has no
+backward pass, and to prove what is compiled elsewhere.
+
+Keys are gathered by the lists of blocks, so no pair is computed that is in none of them, and a list
+that lacks a block is seen in the result.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attention_core.backends.flex.lists import Lists
+from attention_core.backends.flex.program import Mod
+
+
+def attend_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Lists,
+    size: int,
+    mask_mod: Mod | None,
+    score_mod: Mod | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the output (B, H, Lq, Dv) and the log-sum-exp (B, H, Lq), with gradients.
+
+    Args:
+        q, k, v: (B, H, Lq, D), (B, Hkv, Lk, D), (B, Hkv, Lk, Dv), of whole blocks.
+        lists: which blocks of keys each block of queries sees.
+        size: tokens in a block.
+        mask_mod, score_mod: as FlexAttention takes them, of indices that broadcast.
+        scale: factor on scores.
+    """
+    batch, heads = q.shape[:2]
+    blocks, groups = q.shape[2] // size, heads // k.shape[1]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    listed, is_full, is_block = _both(lists)
+    within = torch.arange(size, device=q.device)
+    place = (listed[..., None] * size + within).flatten(-2)  # (rows, 1, blocks, keys)
+
+    def gathered(x: Tensor) -> Tensor:
+        x = x.to(dtype).unflatten(2, (-1, size))
+        at = listed.expand(batch, -1, -1, -1)[:, 0]
+        rows = x.movedim(2, 1)[torch.arange(batch, device=q.device)[:, None, None], at]
+        # (B, blocks, listed, Hkv, size, D) to (B, H, blocks, listed · size, D)
+        rows = rows.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+        return rows.repeat_interleave(groups, dim=1)
+
+    own = q.to(dtype).unflatten(2, (blocks, size))
+    scores = own @ gathered(k).mT * scale
+    index = (
+        torch.arange(batch, device=q.device).view(-1, 1, 1, 1, 1),
+        torch.arange(heads, device=q.device).view(1, -1, 1, 1, 1),
+        torch.arange(q.shape[2], device=q.device).view(1, 1, blocks, size, 1),
+        place[:, :, :, None],
+    )
+
+    def of_keys(flags: Tensor) -> Tensor:
+        return flags.repeat_interleave(size, dim=-1)[:, :, :, None]
+
+    allowed = of_keys(is_block)
+    if mask_mod is not None:
+        allowed = allowed & (of_keys(is_full) | mask_mod(*index))
+    if score_mod is not None:
+        scores = score_mod(scores.masked_fill(~allowed, 0), *index).expand_as(scores)
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    empty = scores.detach().amax(-1) == -torch.inf
+    scores = scores.masked_fill(empty[..., None], 0)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp().masked_fill(empty[..., None], 0)
+    output = (weights @ gathered(v)).flatten(2, 3)
+    return output.to(q.dtype), lse.masked_fill(empty, -torch.inf).flatten(2, 3)
+
+
+def _both(lists: Lists) -> tuple[Tensor, Tensor, Tensor]:
+    """The blocks that are listed, (rows, 1, blocks, width), those whose pairs are all allowed last;
+    which these are, and which are no filling behind a shorter list."""
+    parts = []
+    for count, index in (
+        (lists.kv_num_blocks, lists.kv_indices),
+        (lists.full_kv_num_blocks, lists.full_kv_indices),
+    ):
+        parts.append(torch.arange(index.shape[-1], device=index.device) < count[..., None])
+    index = torch.cat([lists.kv_indices, lists.full_kv_indices], -1).long()
+    full = torch.cat([torch.zeros_like(parts[0]), torch.ones_like(parts[1])], -1)
+    return index, full, torch.cat(parts, -1)
