@@ -111,7 +111,8 @@ def plan(
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
     device = indexed(device)
-    if (spaces[0].device != device or spaces[1].device != device) and is_there(device):
+    here = is_there(device)
+    if here and (spaces[0].device != device or spaces[1].device != device):
         spaces = moved(spaces, device)  # both at once, sharing what they shared before
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
@@ -138,7 +139,7 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    depends = contents(job, backend)
+    depends = contents(job, backend) if here else None
     choice: Choice | None = None if depends is None else PLANS.find(depends)
     if choice is not None:
         prepared = choice.prepared.for_job(job)

@@ -21,6 +21,7 @@ import torch
 
 from attention_core.backends import measured
 from attention_core.job import Job
+from attention_core.masks import Edges
 from attention_core.score_mods import split
 from attention_core.scores import Additive, AdditiveV2
 
@@ -60,11 +61,12 @@ class GPU(NamedTuple):
 
 #: 4 µs for the host to call a kernel, and 20 µs to wait for one: usual numbers, not measured yet.
 _CALL, _WAIT = 4_000.0, 20_000.0
-#: Guesses alike for both classes: products of plain torch on materialised scores, and of `edges`,
-#: whose threads multiply without tensor cores and whose rows lie apart in memory.
+#: Guesses alike for both classes: products of plain torch on materialised scores, small ones in
+#: `blocks`, which gathers besides; and of `edges`, whose threads multiply without tensor cores and
+#: whose rows lie apart in memory.
 _PLAIN = {
     "reference": Share((0.4, 0.4), (0.6, 0.6), 0.7),
-    "blocks": Share((0.3, 0.3), (0.5, 0.5), 0.6),
+    "blocks": Share((0.2, 0.2), (0.2, 0.2), 0.35),
     "edges": Share((0.03, 0.03), (0.4, 0.4), 0.4),
 }
 
@@ -128,7 +130,8 @@ TILE, _BLOCK, _RUN = 128, 64, 16
 _CACHE, _CACHED = 20_000_000, 2.0
 
 
-#: Nanoseconds of the host for a pair of a graph whose blocks are found, as measured for `blocks`.
+#: Nanoseconds of the host for a pair of a graph whose blocks are found, or whose hops are counted,
+#: as measured for `blocks` and for 2,000 nodes.
 _SEARCH = 2_000.0
 
 
@@ -217,6 +220,8 @@ def _tensor(job: Job) -> float:
         return calls * gpu.call + size * pairs / (gpu.bandwidth * gpu.shares["reference"].bandwidth)
 
     time = 0.0
+    if job.spaces[1].searched and job.mask is not None and not isinstance(job.mask, Edges):
+        time += _SEARCH * pairs  # hops between all nodes, on the host
     if not job.allows_all or job.spaces[1].valid is not None:
         time += passes(*_MASK) / _LAYERS
     if job.bias is not None:
