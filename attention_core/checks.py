@@ -132,8 +132,9 @@ def check_dense(*, or_meta: bool = False, **tensors: Tensor | None) -> None:
 
 def may_look(x: Tensor) -> bool:
     """Return whether a check may look at numbers: those of a CPU alone, as any other device would
-    have to be waited for, and not in a program that is exported."""
-    return x.device.type == "cpu" and not torch.compiler.is_exporting()
+    have to be waited for, and not in a program that is compiled or exported."""
+    in_program = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return x.device.type == "cpu" and not in_program
 
 
 def check_index(count: int, shape: str, **tensors: Tensor) -> None:

@@ -68,12 +68,13 @@ class Contents:
             fast.setting(),  # what backends cost
         ]  # fmt: skip
         self.tensors: list[Tensor] = []
-        job = job.host  # whose numbers nobody waits for
         query, key = job.spaces
         self._parts += (query is key, query.edges is key.edges)
         if _are_all_alike(job):
             self._parts += (query.length, query.batch, key.length, key.batch)
         else:
+            job = job.host  # whose numbers nobody waits for
+            query, key = job.spaces
             self._of_bias(job.bias)
             self._add(job.mask)
             self._of_space(query)
@@ -162,7 +163,7 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if not can_last() or not all(space.has_host for space in job.spaces):
+    if not can_last() or job.moving or not all(space.has_host for space in job.spaces):
         return None
     if any(x.device.type != "cpu" for x in tensors_in(job.mask)):
         return None

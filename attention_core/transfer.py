@@ -179,6 +179,23 @@ def _unexpanded(x: Tensor) -> Tensor:
     return x
 
 
+_ORIGINAL = "_attention_core_original"
+
+
+def remember_original(there: Tensor, here: Tensor) -> None:
+    """Have `on_host` answer for a tensor on a device with what it was moved from."""
+    setattr(there, _ORIGINAL, (here, there._version))
+
+
+def on_host(x: Tensor) -> Tensor:
+    """Return a tensor on the CPU: itself, what is remembered of it, or a copy, which is waited
+    for. In a program that is compiled, itself."""
+    if x.device.type == "cpu" or torch.compiler.is_compiling():
+        return x
+    here, version = getattr(x, _ORIGINAL, (None, None))
+    return here if here is not None and version == x._version else x.to("cpu")
+
+
 def constant(
     values: float | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -11,6 +11,7 @@ from torch.compiler import is_exporting
 from attention_core import Sequence
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.transfer import moved, on_host
 
 Side = Literal["right", "left"]
 
@@ -23,8 +24,8 @@ def token_space(
 
     Args:
         ids: (T,) packed, all texts end to end; or (B, L) padded.
-        lengths: (B,) tokens of each text; without it, packed ids are one text and padded ids have
-            no padding.
+        lengths: (B,) tokens of each text, best on the CPU, as from elsewhere they are copied, and
+            that is waited for; without it, packed ids are one text and padded ids have no padding.
         side: of padded ids, where the padding is.
         of: what an error puts in front of these names.
 
@@ -38,6 +39,7 @@ def token_space(
         raise ValueError(f"{of}ids must be (T,) packed or (B, L) padded, got {tuple(ids.shape)}")
     if lengths is None:
         return Sequence(ids.shape[-1], device=ids.device)
+    lengths = on_host(lengths)
     _check_lengths(lengths, f"{of}lengths")
     if ids.ndim == 1:
         if int(lengths.sum()) != len(ids):
@@ -83,6 +85,7 @@ def pad(
 
     L is that of the longest text, or `length`.
     """
+    lengths = on_host(lengths)
     _check_lengths(lengths)
     check_dense(packed=packed)
     check_whole(None, value=value)
@@ -93,15 +96,15 @@ def pad(
             f"{tuple(packed.shape)}"
         )
     longest = int(lengths.max()) if length is None and len(lengths) else length or 0
-    valid = Sequence.padded(lengths, longest, side=side, device=packed.device).valid
-    padded = packed.new_full((len(lengths), longest, *packed.shape[1:]), value)
-    padded[valid] = packed
-    return padded
+    padded = packed.new_full((len(lengths) * longest, *packed.shape[1:]), value)
+    at = moved(_places(lengths, longest, side), packed.device)
+    return padded.index_copy(0, at, packed).unflatten(0, (len(lengths), longest))
 
 
 @checked
 def unpad(padded: Tensor, lengths: Tensor, side: Side = "right") -> Tensor:
     """Pack padded ids (B, L), or tokens (B, L, ...), to (T, ...)."""
+    lengths = on_host(lengths)
     _check_lengths(lengths)
     check_dense(padded=padded)
     longest = int(lengths.max()) if len(lengths) else 0
@@ -110,13 +113,20 @@ def unpad(padded: Tensor, lengths: Tensor, side: Side = "right") -> Tensor:
             f"padded must be ({len(lengths)}, {longest} or more, ...), as lengths say, got "
             f"{tuple(padded.shape)}"
         )
-    valid = Sequence.padded(lengths, padded.shape[1], side=side, device=padded.device).valid
-    packed: Tensor = padded[valid]
-    return packed
+    at = moved(_places(lengths, padded.shape[1], side), padded.device)
+    return padded.flatten(0, 1).index_select(0, at)
+
+
+def _places(lengths: Tensor, length: int, side: Side) -> Tensor:
+    """(T,): where the tokens of padded texts are in the rows of a batch, end to end."""
+    valid = Sequence.padded(lengths, length, side=side).valid
+    assert valid is not None
+    return valid.flatten().nonzero().squeeze(-1)
 
 
 def window_lengths(lengths: Tensor, size: int) -> Tensor:
     """Return the lengths of texts cut into windows of `size` tokens, each text's last shorter."""
+    lengths = on_host(lengths)
     counts = (lengths + size - 1) // size
     cut = torch.full((int(counts.sum()),), size, dtype=lengths.dtype, device=lengths.device)
     last = counts.cumsum(0)[counts > 0] - 1

@@ -7,12 +7,18 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from attention_core import ALiBi, LearnedPosition, RelativeTable, Rotary, Sequence, Sinusoidal
 from attention_core.annotated import checked
-from attention_core.checks import check_chance, check_choice, check_dense, check_number, check_whole
+from attention_core.checks import (
+    check_chance,
+    check_choice,
+    check_dense,
+    check_number,
+    check_whole,
+    may_look,
+)
 from attention_core.layers import EncoderOptions
 from attention_core.layers.residual import Norm, make_norm
 
@@ -114,7 +120,8 @@ class TokenEmbedding(nn.Module):
         Raises:
             TypeError: ids that are no integers.
             ValueError: an id outside the vocabulary, a type that there is not, or a place beyond
-                the learned positions.
+                the learned positions. Ids and types are looked at on a CPU alone: to look at
+                another device would be to wait for it.
         """
         _check(name, ids, self.table)
         if ids.ndim < 1 or ids.shape[-1] != space.length:
@@ -145,8 +152,7 @@ def _check(name: str, ids: Tensor, table: nn.Embedding) -> None:
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must be integers, of int64 or int32, got {ids.dtype}")
     check_dense(or_meta=table.weight.is_meta, **{name: ids})
-    # An exported program cannot look at values
-    if is_exporting() or not ids.numel() or ids.is_meta:
+    if not may_look(ids) or not ids.numel():
         return
     low, high, count = int(ids.min()), int(ids.max()), table.num_embeddings
     if not 0 <= low <= high < count:

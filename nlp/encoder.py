@@ -231,7 +231,7 @@ class TokenEncoder(TextModel):
 
 def _lengths(ids: Tensor, lengths: Tensor | None) -> Tensor:
     rows = 1 if ids.ndim == 1 else len(ids)
-    return ids.new_full((rows,), ids.shape[-1]) if lengths is None else lengths
+    return torch.full((rows,), ids.shape[-1]) if lengths is None else lengths
 
 
 class TextEncoder(TokenEncoder):
@@ -337,7 +337,7 @@ class TextEncoder(TokenEncoder):
             pooled = [table.new_empty(0, self.encoder.dim)]
             for start in range(0, len(rows), batch):
                 some = rows[start : start + batch]
-                lengths = torch.tensor([len(row) for row in some], device=table.device)
+                lengths = torch.tensor([len(row) for row in some])
                 tokens, space = self.encode(torch.cat(some).to(table.device), lengths)
                 pooled.append(self.pooler(self.pool(tokens, space)))
         vectors = torch.cat(pooled)

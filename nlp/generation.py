@@ -14,9 +14,16 @@ from attention_core import KVCache
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_number
 from attention_core.evaluation import evaluating
+from attention_core.transfer import constant, moved, on_host
 from nlp.batches import Side, pad, token_space, unpad
 from nlp.beam_search import BeamSearch
-from nlp.logits_processors import keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from nlp.logits_processors import (
+    FiniteScores,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+)
 
 
 class Generative(Protocol):
@@ -130,16 +137,17 @@ def generate(
         )
     past = _Past(model, ids, lengths, model.new_cache(longest) if use_cache else None)
 
+    finite = FiniteScores()
+
     def next_scores() -> Tensor:
-        scores = past.next_scores().float()
-        _check_scores(scores, stops, past.new.shape[1])
+        scores = finite.checked(past.next_scores().float(), stops)
         # Beam search adds up log-probabilities, which its users have penalised, not scores
         scores = scores.log_softmax(-1) if beams > 1 else scores
         if repetition_penalty == 1:
             return scores
         return penalize_repetition(scores, past.seen(scores.shape[-1]), repetition_penalty)
 
-    ending = torch.tensor(stops, dtype=ids.dtype, device=ids.device)
+    ending = constant(stops, ids.device, ids.dtype)
     with evaluating(model.modules()):
         if beams > 1:
             search = BeamSearch(len(ids), beams, ending, max_tokens, length_penalty)
@@ -147,7 +155,8 @@ def generate(
             past.select(torch.arange(len(ids), device=ids.device).repeat_interleave(beams))
             while not search.step(scores, past):
                 scores = next_scores()
-            return [_up_to(row, ending) for row in search.best]
+            finite.look()
+            return _up_to(search.best, ending)
         stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_tokens):
             scores = next_scores()
@@ -161,9 +170,10 @@ def generate(
                 tokens = scores.argmax(-1)
             past.add(tokens)
             stopped |= torch.isin(tokens, ending)
-            if stops and bool(stopped.all()):
+            if stops and finite.look(stopped.all()):
                 break
-    return [_up_to(row, ending) for row in past.new]
+        finite.look()
+    return _up_to(past.new, ending)
 
 
 class _Past:
@@ -189,7 +199,8 @@ class _Past:
     def select(self, index: Tensor) -> None:
         """Make text `index[b]` the new text b."""
         self.ids, self.new = self.ids[index], self.new[index]
-        self.lengths = None if self.lengths is None else self.lengths[index]
+        if self.lengths is not None:
+            self.lengths = self.lengths[index.to(self.lengths.device)]
         if self.cache is not None:
             self.cache.reorder(index)
 
@@ -198,7 +209,7 @@ class _Past:
         ids = torch.cat([self.ids, self.new], 1)
         if self.lengths is not None:
             places = torch.arange(self.ids.shape[1], 0, -1, device=ids.device)
-            padding = places > self.lengths[:, None]
+            padding = places > moved(self.lengths, ids.device)[:, None]
             ids = torch.cat([self.ids.masked_fill(padding, vocab_size), self.new], 1)
         seen = torch.zeros(len(ids), vocab_size + 1, dtype=torch.bool, device=ids.device)
         return seen.scatter(1, ids, True)[:, :vocab_size]
@@ -219,6 +230,7 @@ def _left_padded(ids: Tensor, lengths: Tensor | None, side: Side) -> tuple[Tenso
     if lengths is not None and not isinstance(lengths, Tensor):
         raise TypeError(f"lengths must be a tensor, got {type(lengths).__name__}")
     check_dense(ids=ids)
+    lengths = None if lengths is None else on_host(lengths)
     token_space(ids, lengths, side)  # checks the shapes
     shortest = ids.shape[-1] if lengths is None else int(lengths.min()) if len(lengths) else 1
     if shortest < 1:
@@ -228,17 +240,16 @@ def _left_padded(ids: Tensor, lengths: Tensor | None, side: Side) -> tuple[Tenso
         )
     if lengths is None:
         return (ids if ids.ndim == 2 else ids[None]), None
-    lengths = lengths.to(ids.device)
     if ids.ndim == 2:
         ids = unpad(ids, lengths, side)
     padded = pad(ids, lengths, side="left")
     return padded, None if shortest == padded.shape[1] else lengths
 
 
-def _up_to(ids: Tensor, ending: Tensor) -> Tensor:
-    """The ids (n,) in front of the first one that ends a text."""
-    ends = torch.isin(ids, ending).nonzero()
-    return ids[: int(ends[0])] if len(ends) else ids
+def _up_to(ids: Tensor, ending: Tensor) -> list[Tensor]:
+    """The ids (n,) of each of B texts (B, N) in front of the first one that ends it."""
+    before = torch.isin(ids, ending).cumsum(1) == 0
+    return [row[:count] for row, count in zip(ids, before.sum(1).tolist(), strict=True)]
 
 
 def _ids(stop: Any) -> list[int]:
@@ -257,18 +268,6 @@ def _ids(stop: Any) -> list[int]:
     if any(one < 0 for one in ids):
         raise ValueError(f"stop must be ids of tokens, from 0 on, got {stop!r:.80}")
     return ids
-
-
-def _check_scores(scores: Tensor, stops: list[int], place: int) -> None:
-    vocabulary = scores.shape[-1]
-    beyond = [id for id in stops if id >= vocabulary]
-    if beyond:
-        raise ValueError(
-            f"stop: there is no token {', '.join(map(str, beyond))}; the model has {vocabulary}"
-        )
-    # The highest is NaN where one is, and infinite where all are -inf
-    if not bool(scores.amax(-1).isfinite().all()):
-        raise ValueError(f"the model's scores of new token {place} are NaN or infinite")
 
 
 def _check_options(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_core.checks import may_look
+
 
 def penalize_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Divide positive scores of ids that were there by `penalty`, multiply negative ones (Keskar et
@@ -39,3 +41,44 @@ def keep_min_p(scores: Tensor, p: float) -> Tensor:
     probabilities = scores.softmax(-1)
     likeliest = probabilities.amax(-1, keepdim=True)
     return scores.masked_fill(probabilities < p * likeliest, -torch.inf)
+
+
+class FiniteScores:
+    """Whether the scores of each new token are finite: looked at with the token on a CPU, and from
+    elsewhere together with the next thing that has to be waited for."""
+
+    def __init__(self) -> None:
+        self._place = 0
+        self._unseen: list[Tensor] = []
+
+    def checked(self, scores: Tensor, stops: list[int]) -> Tensor:
+        """Return the scores (B, V) of one more token, which may be drawn from.
+
+        Raises:
+            ValueError: they are not finite, as far as that is known by now, or have no stop token.
+        """
+        vocabulary = scores.shape[-1]
+        beyond = [id for id in stops if id >= vocabulary]
+        if beyond:
+            raise ValueError(
+                f"stop: there is no token {', '.join(map(str, beyond))}; the model has {vocabulary}"
+            )
+        # The highest is NaN where one is, and infinite where all are -inf
+        finite = scores.amax(-1, keepdim=True).isfinite()
+        self._unseen.append(finite.all())
+        if may_look(finite):
+            self.look()
+            return scores
+        return scores.where(finite, 0.0)  # a GPU that drew from others would be of no more use
+
+    def look(self, *flags: Tensor) -> bool:
+        """Return whether all of the flags are set; raise ValueError for scores not yet seen."""
+        if not self._unseen and not flags:
+            return True
+        count, both = len(self._unseen), [*self._unseen, *flags]
+        seen = [bool(one) for one in both] if may_look(both[0]) else torch.stack(both).tolist()
+        for place, finite in enumerate(seen[:count], self._place):
+            if not finite:
+                raise ValueError(f"the model's scores of new token {place} are NaN or infinite")
+        self._place, self._unseen = self._place + count, []
+        return all(seen[count:])

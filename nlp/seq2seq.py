@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from attention_core import Decoder, Encoder, KVCache, Sequence, Space
@@ -17,6 +18,7 @@ from attention_core.checks import (
 )
 from attention_core.layers import EncoderOptions
 from attention_core.pretrained import names
+from attention_core.transfer import on_host
 from nlp.base import LanguageModel
 from nlp.batches import Side, pad, token_space
 from nlp.embeddings import Positions, TokenEmbedding, TokenScores, attention_positions
@@ -262,7 +264,7 @@ class _Target:
         if len(self._context) != rows:
             each = rows // self.sources
             context, lengths, side = self._encoded
-            lengths = None if lengths is None else lengths.repeat_interleave(each)
+            lengths = None if lengths is None else on_host(lengths).repeat_interleave(each)
             self._context = context.repeat_interleave(each, 0)
             self._where = token_space(self._context[..., 0], lengths, side)
         return self._context, self._where
@@ -272,7 +274,7 @@ class _Target:
         encoded, _ = self.model.encode(ids, lengths, side=side)
         if ids.ndim == 2:
             return encoded, lengths, side
-        lengths = ids.new_tensor([len(ids)]) if lengths is None else lengths
+        lengths = torch.tensor([len(ids)]) if lengths is None else on_host(lengths)
         return pad(encoded, lengths), lengths, "right"
 
     def next_scores(self, ids: Tensor, lengths: Tensor | None, cache: KVCache | None) -> Tensor:

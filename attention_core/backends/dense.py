@@ -10,7 +10,6 @@ computed in float32: rounded to 8 bits, ALiBi at distance 300 would be off by on
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +48,7 @@ class Prepared:
 
     def __init__(self, job: Job, samples: Samples | None = None) -> None:
         self.job, self.samples = job, samples
+        self._pairs: Pairs | None = None
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
         self.rows: varlen.Rows | None = None
@@ -84,23 +84,25 @@ class Prepared:
     def _narrows(space: Space) -> bool:
         return space.segments is not None or space.valid is not None
 
-    @cached_property
+    @property
     def pairs(self) -> Pairs:
         """Every pair of query and key."""
-        return self.job.pairs()
+        # No cached_property, whose lock torch.compile does not know
+        if self._pairs is None:
+            self._pairs = self.job.pairs()
+        return self._pairs
 
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
         new = Prepared.__new__(Prepared)
-        new.__dict__ = {**self.__dict__, "job": job}
-        new.__dict__.pop("pairs", None)
+        new.__dict__ = {**self.__dict__, "job": job, "_pairs": None}
         if job.bias is not None:
             new.pairs  # noqa: B018
         return new
 
 
-def prepare(job: Job) -> Prepared:
-    return Prepared(job, _samples(job))
+def prepare(job: Job) -> Prepared | None:
+    return None if job.moving else Prepared(job, _samples(job))
 
 
 def _is_plain_causal(job: Job) -> bool:
@@ -190,7 +192,9 @@ def _cost_on_gpu(job: Job, samples: Samples | None) -> float:
     return roofline.dense(job, kernel, pairs, calls=1 if kernel == "varlen" else len(samples))
 
 
-def describe(job: Job, prepared: Prepared) -> str:
+def describe(job: Job, prepared: Prepared | None) -> str:
+    if prepared is None:
+        return "scaled_dot_product_attention with a bool mask, made with each forward pass."
     if job.bias is not None:
         how = (
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
@@ -213,6 +217,8 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     prepared: Prepared = plan.prepared
+    if prepared is None:  # it moves
+        prepared = plan.memo("now", lambda: Prepared(plan.job))
     rows = prepared.rows
     if rows is not None and varlen.serves(q, v, options):
         output = varlen.attend(rows, q, k, v, options.scale)
@@ -225,7 +231,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     if not (options.weights or options.lse):
         return Result(output)
     with torch.autocast(q.device.type, enabled=False):
-        explicit = plan.memo("explicit", lambda: reference.prepare(plan.job))
+        explicit = plan.memo("explicit", lambda: reference.Prepared(plan.job))
         weights, lse = reference.weigh(plan, explicit, q, k, options)
     return Result(output, weights.to(q.dtype), lse)
 

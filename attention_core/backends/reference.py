@@ -39,7 +39,14 @@ class Prepared:
         return new
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared | None:
+    return None if job.moving else Prepared(job)
+
+
+def prepared_of(plan: Plan) -> Prepared:
+    """Return what was prepared for a plan of this backend, or is for this forward pass."""
+    prepared: Prepared | None = plan.prepared
+    return plan.memo("now", lambda: Prepared(plan.job)) if prepared is None else prepared
 
 
 def unsupported(job: Job) -> str | None:
@@ -65,12 +72,13 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     with torch.autocast(q.device.type, enabled=False):
-        weights, lse = weigh(plan, plan.prepared, q, k, options)
+        prepared = prepared_of(plan)
+        weights, lse = weigh(plan, prepared, q, k, options)
         kept = torch.nn.functional.dropout(weights, options.dropout_p)
         v = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         output = kept @ v
         if options.edge_value is not None:
-            of_edges = at_pairs(as_tensor(options.edge_value, v.dtype), plan.prepared.pairs)
+            of_edges = at_pairs(as_tensor(options.edge_value, v.dtype), prepared.pairs)
             output = output + (kept[..., None, :] @ of_edges).squeeze(-2)
     return Result(output.to(q.dtype), weights.to(q.dtype), lse)
 

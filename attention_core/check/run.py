@@ -189,12 +189,18 @@ def _waits(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
 
 
 def _times(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    wrong = []
     for make in works(device):
         for dtype in DTYPES:
             if time.monotonic() >= until:
-                return
-            for found in times(make(), dtype, device, until):
-                yield found._asdict()
+                break
+            try:  # one work costs no other
+                for found in times(make(), dtype, device, until):
+                    yield found._asdict()
+            except Exception as error:
+                wrong.append(f"{make().name} in {dtype}: {type(error).__name__}: {error}")
+    if wrong:
+        raise RuntimeError("; ".join(wrong))
 
 
 def _constants(report: Report) -> Section:

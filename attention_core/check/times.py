@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from statistics import median
@@ -25,8 +24,8 @@ from attention_core.spaces import Pairs
 
 #: Layers that share a plan on a CPU, whose constants are of one of so many.
 _LAYERS = 4
-#: What takes more is left out: estimated nanoseconds, and bytes of the scores of all pairs.
-_LONGEST = {"cuda": 1e9, "cpu": 1e9}
+#: What takes more is left out: times the quickest as estimated, and bytes of scores of all pairs.
+_LONGEST = 20
 _MOST_BYTES = {"cuda": 8e9, "cpu": 5e8}
 #: So often, or for so many seconds.
 _ROUNDS, _SECONDS = 10, 0.5
@@ -101,11 +100,11 @@ def _able(work: Work, job: Any, chosen: str) -> list[str]:
     kind = "cuda" if job.device.type == "cuda" else "cpu"
     names = [name for name in BACKENDS if not BACKENDS[name].unsupported(job)]
     of_scores = 4.0 * job.heads * job.all_pairs
+    costs = {name: BACKENDS[name].cost(job) for name in names}
     quick = [
         name
-        for name in names
-        if math.isfinite(BACKENDS[name].cost(job))
-        and BACKENDS[name].cost(job) < _LONGEST[kind]
+        for name, cost in costs.items()
+        if cost < _LONGEST * min(costs.values())
         and (name not in ("reference", "dense") or of_scores < _MOST_BYTES[kind])
     ]
     return [chosen, *(name for name in quick if name != chosen)]

@@ -48,7 +48,8 @@ def works(device: torch.device) -> Iterator[Callable[[], Work]]:
 
     def graph() -> Graph:
         nodes, generator = 3000 * n, torch.Generator().manual_seed(0)
-        return Graph(torch.randint(nodes, (2, 16 * nodes), generator=generator), nodes)
+        edge = torch.randint(nodes**2, (16 * nodes,), generator=generator).unique()
+        return Graph(torch.stack([edge // nodes, edge % nodes]), nodes)
 
     def graphs() -> Graph:
         sizes = torch.full((16 * n,), 20)

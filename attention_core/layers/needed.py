@@ -7,9 +7,10 @@ from collections.abc import Sequence as Listing
 import torch
 from torch import Tensor
 
-from attention_core.checks import check_kind
+from attention_core.checks import check_kind, may_look
 from attention_core.masks import Mask
 from attention_core.spaces import Space
+from attention_core.transfer import moved
 
 #: A layer that needs a greater share of the tokens computes all of them, in the order they have.
 _MOST = 0.9
@@ -98,15 +99,14 @@ def check_positions(keep: Tensor, space: Space) -> Tensor:
         raise ValueError(
             f"keep must hold integers of shape (K,), got {keep.dtype} {tuple(keep.shape)}"
         )
-    keep = keep.to(space.device)
-    if torch.compiler.is_compiling() or not len(keep):
-        return keep
+    if torch.compiler.is_compiling() or not len(keep) or not may_look(keep):
+        return keep.to(space.device)
     if int(keep.min()) < 0 or int(keep.max()) >= space.length or len(keep.unique()) < len(keep):
         raise ValueError(
             f"keep must hold different positions of 0 to {space.length - 1}, got "
             f"{keep.tolist()!s:.80}"
         )
-    return keep
+    return moved(keep, space.device)
 
 
 def _reached(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, Unpack, get_args
 
 import torch
@@ -9,11 +10,19 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_choice, check_kind, check_number, check_tokens, check_whole
+from attention_core.checks import (
+    check_choice,
+    check_kind,
+    check_number,
+    check_tokens,
+    check_whole,
+    may_look,
+)
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.feed_forward import Activation, FeedForward, check_activation
 from attention_core.layers.residual import Residual
 from attention_core.spaces import Sequence, Space
+from attention_core.spaces.origin import made_elsewhere
 
 
 class AttentionPool(nn.Module):
@@ -74,15 +83,12 @@ class AttentionPool(nn.Module):
         count, dim = self.queries.shape
         segments = space.segments
         if x.ndim == 2:
-            rows = space.num_segments * count
             queries = self.queries.repeat(space.num_segments, 1)
         elif segments is None:
-            rows, queries = count, self.queries.expand(x.shape[0], -1, -1)
+            queries = self.queries.expand(x.shape[0], -1, -1)
         else:
             raise ValueError("pool packed samples as (T, D), without a batch dimension")
-        own = None if segments is None else torch.arange(rows, device=segments.device) // count
-        nowhere = torch.ones(rows, dtype=torch.bool, device=space.device)
-        where = Space(rows, segments=own, special=nowhere, num_segments=space.num_segments)
+        where = _nowhere(count, None if segments is None else space.num_segments, space.device)
         pooled = self.attention(queries, x, space=(where, space))
         if self.feed_forward_residual is not None:
             pooled = self.feed_forward_residual(pooled, self.feed_forward, where)
@@ -95,6 +101,20 @@ class AttentionPool(nn.Module):
             empty = _tokens(sample, present, space.num_segments) == 0
         pooled = pooled.masked_fill(empty[:, None, None], 0)
         return pooled.squeeze(1) if count == 1 else pooled
+
+
+def _nowhere(count: int, samples: int | None, device: torch.device) -> Space:
+    """The space of `count` learned queries for each of the packed samples; None: for one row."""
+    segments = None
+    if samples is not None:
+        segments = torch.arange(samples * count, device=device) // count
+    samples = 1 if samples is None else samples
+    special = torch.ones(samples * count, dtype=torch.bool, device=device)
+    space = Space(samples * count, segments=segments, special=special, num_segments=samples)
+    if made_elsewhere(device):
+        packed = None if segments is None else samples
+        space._keep_host(partial(_nowhere, count, packed, torch.device("cpu")))
+    return space
 
 
 Pooling = Literal["class", "mean", "sum", "max", "special", "attention", "map"]
@@ -219,14 +239,17 @@ def _first(x: Tensor, space: Sequence) -> Tensor:
     else:
         before = torch.cat([sample[:, :1] - 1, sample[:, :-1]], dim=1)
         first = present & (sample != before)
-    on_host = x.device.type == "cpu" and not is_exporting()
-    if on_host and int(first.sum()) < count:
+    if may_look(first) and int(first.sum()) < count:
         empty = torch.bincount(sample[first], minlength=count).argmin()
         raise ValueError(f"pooling='class' needs a first token: sample {empty} has length 0")
     if space.segments is None:
         return _pool_rows(x if x.ndim == 3 else x[None], first[..., None], "sum")
-    rows = x.reshape(-1, x.shape[-1])[first.flatten()]
-    return rows.new_zeros(count, x.shape[-1]).index_add(0, sample[first], rows)
+    rows, at = x.reshape(-1, x.shape[-1]), first.flatten()
+    if x.device.type == "cpu":
+        rows, sample = rows[at], sample[first]
+    else:  # where to take them away would be to look at values
+        rows = rows.masked_fill(~at[:, None], 0)
+    return rows.new_zeros(count, x.shape[-1]).index_add(0, sample.flatten(), rows)
 
 
 def _pool_rows(x: Tensor, counted: Tensor, pooling: str) -> Tensor:

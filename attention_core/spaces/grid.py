@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -71,7 +71,8 @@ class Grid(Space):
         self.wrap = _wrap(wrap, len(size))
         self.ordered = not any(self.wrap)
         if made_elsewhere(device) and type(self) is Grid:
-            self._keep_host(partial(Grid, *size, wrap=self.wrap, special=special))
+            wraps = self.wrap
+            self._keep_host(lambda: Grid(*size, wrap=wraps, special=special))
 
     @classmethod
     @lasting
@@ -155,8 +156,8 @@ class Grid(Space):
             return values[0]
         return values[:, None] if self.segments is None else values[self.segments]
 
-    def append(self, other: Self) -> Self:
-        new = super().append(other)
+    def _appended(self, other: Self) -> Self:
+        new = super()._appended(other)
         if self.sizes != other.sizes:
             new.sizes = new._unknown_sizes("append")
         return new

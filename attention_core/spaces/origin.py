@@ -58,7 +58,9 @@ class OnHost:
     @property
     def has_host(self) -> bool:
         """Whether `host` is known, so that nobody waits for it."""
-        return not self._is_away() or self._known_host() is not None
+        origin = self._origin
+        known = origin is not None and _equal(origin.state, self._state())
+        return known or not self._is_away()
 
     def _is_away(self) -> bool:
         device: torch.device = self.device  # type: ignore[attr-defined]
@@ -69,7 +71,7 @@ class OnHost:
         if origin is None or not _equal(origin.state, self._state()):
             return None
         if not callable(origin.space):
-            return origin.space  # type: ignore[no-any-return]
+            return origin.space
         made: Self = origin.space()
         self._keep_host(made)
         return made

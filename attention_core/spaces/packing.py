@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
 
-from attention_core.checks import check_dense, is_whole
+from attention_core.checks import check_dense, is_whole, may_look
 from attention_core.finite import all_finite
 from attention_core.spaces.csr import count_each
+from attention_core.transfer import on_host
 
 
 def first_special(count: int, length: int, device: torch.device | str) -> Tensor | None:
@@ -24,11 +24,13 @@ def whole_lengths(lengths: Iterable[int] | Tensor, device: torch.device | str = 
         lengths = list(lengths)
         if not all(is_whole(length) and not isinstance(length, bool) for length in lengths):
             raise ValueError(f"lengths must be whole numbers of at least 0, got {lengths!r:.80}")
+    if isinstance(lengths, Tensor) and torch.device(device).type == "cpu":
+        lengths = on_host(lengths)
     counts = torch.as_tensor(lengths, device=device).reshape(-1)
     if counts.numel() == 0:
         return counts.long()
     # An exported program cannot look at values; it takes a negative length for 0
-    negative = not is_exporting() and not counts.is_complex() and bool((counts < 0).any())
+    negative = may_look(counts) and not counts.is_complex() and bool((counts < 0).any())
     if counts.is_floating_point() or counts.is_complex() or negative:
         raise ValueError(f"lengths must be whole numbers of at least 0, got {counts.tolist()}")
     return counts.long()
@@ -84,7 +86,7 @@ def insert_special(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
     `special` more stand in front of each of `samples` segments, the last of which may be empty."""
-    look = segments is not None and not is_exporting()
+    look = segments is not None and may_look(segments)
     if (
         segments is not None
         and look

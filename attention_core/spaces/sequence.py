@@ -142,8 +142,8 @@ class Sequence(Space):
         new.num_segments = len(counts)
         return new
 
-    def append(self, other: Self) -> Self:
-        new = super().append(other)
+    def _appended(self, other: Self) -> Self:
+        new = super()._appended(other)
         if self.size is None or other.size is None or other.special is not None:
             return new
         if other.start[0] == self.start[0] + self.size[0]:

@@ -230,10 +230,24 @@ class Tokens(OnHost):
         Raises:
             TypeError: they are of different kinds, or hold different tables or edges.
         """
-        new = self._joined([self, other], "append", edges=True)
-        new.num_segments = max(self.num_segments, other.num_segments)
+        new = self._appended(other)
         if self._made_on_host and other._made_on_host:
             new._keep_host(partial(self.host.append, other.host))
+        return new
+
+    def _appended(self, other: Self) -> Self:
+        new = self._joined([self, other], "append", edges=True)
+        new.num_segments = max(self.num_segments, other.num_segments)
+        return new
+
+    @lasting
+    def last(self, count: int) -> Self:
+        """Return the last `count` tokens, or all where there are fewer, as `keep` does."""
+        first = max(self.length - count, 0)
+        new = self._map(lambda x, dims: x.narrow(x.ndim - dims, first, self.length - first))
+        new.length, new.size = self.length - first, None
+        if self._made_on_host:
+            new._keep_host(partial(self.host.last, count))
         return new
 
     @classmethod

@@ -22,6 +22,7 @@ from attention_core.training.inputs import (
     text_lines,
     whole_path,
 )
+from attention_core.transfer import remember_original
 from nlp.data.objectives import Objective
 from nlp.data.packing import Sample, Texts, collate
 from nlp.data.texts import Labelled, distinct, split
@@ -134,6 +135,17 @@ class TokenData(DataModule):
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         return collate(samples, padded=self.padded)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch: Lightning's hook. Of lengths the originals are remembered, so that models
+        need not wait for the device to know them."""
+        there = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        for name in ("lengths", "target_lengths"):
+            if isinstance(batch, dict) and name in batch and there[name] is not batch[name]:
+                remember_original(there[name], batch[name])
+        return there
 
     def learn(self, texts: Iterable[str]) -> None:
         """Set `tokenizer`: the run's where it has one, else the given one, or one that learns from
