@@ -283,7 +283,10 @@ def _lists(job: Job) -> bool:
 
 def _in_kernels(job: Job, pairs: int) -> bool:
     """Whether kernels for a CPU do so many pairs, in float32 or float64."""
-    return job.device.type == "cpu" and compiled.installed() and compiled.pays(pairs, job.heads)
+    if job.device.type != "cpu" or not compiled.installed():
+        return False
+    v2 = isinstance(job.score, AdditiveV2)
+    return compiled.pays(pairs, job.heads, job.head_dim, v2=v2)
 
 
 def describe(job: Job, prepared: Prepared) -> str:
