@@ -172,7 +172,7 @@ class KVCache:
             return Sequence(length, start=space.start[0] + space.size[0], device=device)
         new = _after(space, length)
         if space._made_on_host:
-            new._keep_host(partial(_after, space.host, length))
+            new.keep_host(partial(_after, space.host, length))
         return new
 
     def begin(self, space: Space) -> None:

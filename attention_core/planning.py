@@ -173,6 +173,8 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
         if unsupported[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
         chosen, because = backend, "You asked for this backend."
+    elif not exporting and edges.stands(job):
+        chosen, because = "edges", "Its pairs are the edges as they stand: no value is looked at."
     elif exporting:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."

@@ -60,7 +60,8 @@ def moved(tree: T, device: torch.device | str) -> T:
 
     It goes through tuples, lists, dicts, dataclasses and objects of this package, modules aside.
     What is shared stays shared, and what holds no tensor is not copied. To a GPU all tensors go in
-    one copy from pinned memory, for which the host does not wait, and share that memory there.
+    one copy from pinned memory, for which the host does not wait, and share that memory there; from
+    a device to the host in one, too, for which it waits once.
     """
     device = indexed(device)
     away = {id(x): x for x in tensors_in(tree) if x.device != device}
@@ -145,6 +146,8 @@ def _replaced(value: Any, arrived: dict[int, Tensor], made: dict[int, Any]) -> A
 def _copied(away: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
     """The tensors on the device, by the id of each here."""
     packed = device.type == "cuda" and not torch.compiler.is_compiling()
+    if device.type == "cpu":
+        return _fetched(away)
     together = {
         key: x
         for key, x in away.items()
@@ -164,6 +167,25 @@ def _copied(away: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
     rooms = buffer.to(device, non_blocking=True).split(sizes)
     for (key, x), room in zip(bases.items(), rooms, strict=True):
         found[key] = _shaped(room, x).expand(together[key].shape)
+    return found
+
+
+def _fetched(away: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The tensors on the host, by the id of each on the device."""
+    together = {
+        key: x
+        for key, x in away.items()
+        if x.layout == torch.strided and not x.requires_grad and not x.is_meta
+    }
+    found = {key: x.to("cpu") for key, x in away.items() if key not in together}
+    # The widest first, so that each starts at a multiple of its own width
+    bases = sorted(together.items(), key=lambda item: -item[1].itemsize)
+    flat = [_unexpanded(x).contiguous().view(-1).view(torch.uint8) for _, x in bases]
+    if not flat:
+        return found
+    rooms = torch.cat(flat).to("cpu").split([len(x) for x in flat])
+    for (key, x), room in zip(bases, rooms, strict=True):
+        found[key] = _shaped(room, _unexpanded(x)).expand(x.shape)
     return found
 
 

@@ -29,6 +29,7 @@ from attention_core.positions import Rotary
 from attention_core.score_mods import has_score_mod
 from attention_core.spaces import Sequence, Space
 from attention_core.static_cache import plan_once
+from attention_core.transfer import moved
 
 
 class EncoderOptions(BlockOptions, total=False):
@@ -162,7 +163,8 @@ class Encoder(nn.Module):
         ]
         whole = whole or any(term.depends_on_others for term in terms)
         if whole or not len(keep):
-            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
+            found = self._run(x, (space, space), mask, backend)
+            return found.index_select(-2, moved(keep, x.device))
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked
@@ -362,7 +364,7 @@ class Decoder(Encoder):
             keep = check_positions(keep, space)
             options: dict[str, Any] = {"context": context, "context_space": context_space}
             out = self(x, space, mask=mask, cache=cache, backend=backend, **options)
-            return out.index_select(-2, keep)
+            return out.index_select(-2, moved(keep, out.device))
         context_plan = None
         if context is not None:
             cross = self.blocks[0].cross_attention

@@ -232,7 +232,7 @@ class Tokens(OnHost):
         """
         new = self._appended(other)
         if self._made_on_host and other._made_on_host:
-            new._keep_host(partial(self.host.append, other.host))
+            new.keep_host(partial(self.host.append, other.host))
         return new
 
     def _appended(self, other: Self) -> Self:
@@ -247,7 +247,7 @@ class Tokens(OnHost):
         new = self._map(lambda x, dims: x.narrow(x.ndim - dims, first, self.length - first))
         new.length, new.size = self.length - first, None
         if self._made_on_host:
-            new._keep_host(partial(self.host.last, count))
+            new.keep_host(partial(self.host.last, count))
         return new
 
     @classmethod

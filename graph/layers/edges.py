@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Hashable, MutableMapping
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attention_core.checks import check_dense
+from attention_core.checks import check_dense, may_look
 from attention_core.spaces.edge_list import EdgeList
 
 #: PyG's name of each way to make the features of a self-loop, and torch's.
 REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
 
 #: What was computed for an `edge_index`, as long as that lives.
-_known: MutableMapping[Tensor, dict[object, EdgeList]] = WeakIdKeyDictionary()
+_known: MutableMapping[Tensor, dict[tuple[object, ...], EdgeList]] = WeakIdKeyDictionary()
 
 
 def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
@@ -41,7 +42,7 @@ def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
 def check_finite(x: Tensor, name: str) -> None:
     """Raise ValueError where x (rows, ...) holds NaN or an infinity."""
     # One sum tells nearly always, without a tensor of bools
-    if x.is_floating_point() and not bool(x.detach().sum().isfinite()):
+    if may_look(x) and x.is_floating_point() and not bool(x.detach().sum().isfinite()):
         wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero()
         if len(wrong):
             raise ValueError(f"{name} has a feature that is not finite, first in row {wrong[0, 0]}")
@@ -57,7 +58,9 @@ def sorted_once(
     """Return the edges for this and all further layers and passes that are given the same tensor.
 
     A graph is sorted once: that takes about as long as a layer. The sorted edges live as long as
-    the tensor, and are dropped where its numbers have changed.
+    the tensor, and are dropped where its numbers have changed: on a CPU they are compared, while on
+    another device, which would have to be waited for, its version tells. (A tensor of inference
+    mode has none there, nor has one in a program that is compiled, and is sorted by each layer.)
 
     Args:
         edge_index: (2, E) int64.
@@ -65,16 +68,41 @@ def sorted_once(
         num_targets: number of targets, if they are.
         given: the tensor that callers hold, where that is another.
     """
+    if is_compiling():
+        return EdgeList(edge_index, num_sources, num_targets=num_targets)
     given = edge_index if given is None else given
+    version = None if may_look(edge_index) else _version(given)
+    if version is None and not may_look(edge_index):
+        return EdgeList(edge_index, num_sources, num_targets=num_targets)
     found = _known.setdefault(given, {})
-    key = num_sources, num_targets, edge_index.device
+    key = num_sources, num_targets, edge_index.device, version
     edges = found.get(key)
-    if edges is None or not all(
-        map(torch.equal, (edges.source, edges.target), edge_index)  # is there, and as it was
+    if edges is None or (
+        version is None
+        and not all(map(torch.equal, (edges.source, edges.target), edge_index))  # as it was
     ):
+        if version is not None:  # what was known of older ones is of no use any more
+            for old in [old for old in found if old[:3] == key[:3]]:
+                del found[old]
         # A copy of its own, so that a change in place is seen
         edges = found[key] = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
     return edges
+
+
+def _version(given: Tensor) -> Hashable:
+    """What differs once the numbers of a tensor have been changed in place, None if nothing does.
+    What is done to its `.data` is no change that it knows of."""
+    if given.is_inference():
+        return None
+    if given.layout == torch.strided:
+        return given._version, given.data_ptr(), given.shape
+    if given.layout == torch.sparse_coo:
+        parts = [given._indices()]
+    elif given.layout == torch.sparse_csr:
+        parts = [given.crow_indices(), given.col_indices()]
+    else:
+        parts = [given.ccol_indices(), given.row_indices()]
+    return given._version, given.shape, *((part._version, part.data_ptr()) for part in parts)
 
 
 def loop_features(
@@ -102,10 +130,11 @@ def loop_features(
     if not isinstance(fill_value, str):
         return attr.new_full(shape, fill_value)
     reduction = REDUCTIONS[fill_value]
+    # One row more takes what leads to other nodes: to choose the rest would be to ask how many
+    shape = (count + 1, *attr.shape[1:])
     start = attr.new_ones(shape) if reduction == "prod" else attr.new_zeros(shape)
-    into = target < count
-    index = target[into].view(-1, *[1] * (attr.ndim - 1)).expand(-1, *attr.shape[1:])
-    return start.scatter_reduce(0, index, attr[into], reduction, include_self=False)
+    index = target.clamp(max=count).view(-1, *[1] * (attr.ndim - 1)).expand_as(attr)
+    return start.scatter_reduce(0, index, attr, reduction, include_self=False)[:count]
 
 
 def in_input_order(edge_index: Tensor, kept: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,9 @@ def _sorted(order: Tensor, columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]
 
 
 def morton(coordinates: Tensor) -> Tensor:
-    """Return the rank of each place (T, A) along a curve that keeps neighbors together (Morton, 1966).
+    """Return the rank of each place (T, A) along a curve that keeps neighbors together.
+
+    It is that of Morton (1966).
 
     64 consecutive places of a grid are 8 × 8 of it, or 4 × 4 × 4.
     """

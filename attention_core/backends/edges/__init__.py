@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,15 +14,17 @@ from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.checks import may_look
 from attention_core.edge_projection import EdgeFeatures, changed
-from attention_core.job import Job, Options, Plan, Result
-from attention_core.lasting import lasting
+from attention_core.job import NO_JOB, Job, Options, Plan, Result
+from attention_core.lasting import computed
 from attention_core.masks import Edges
 from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
 from attention_core.spaces import PairList, Pairs
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.transfer import moved
 
 #: Pairs looked at at once where the structure of a mask does not list its candidates.
 _CHUNK = 1 << 22
@@ -61,6 +63,9 @@ class Prepared:
         edges = _whole_graph(job)
         if edges is not None:
             self.csr = edges.csr
+            if edges.dropped is not None:
+                kept = ~edges.dropped.index_select(0, self.csr.item)
+                self.allowed = kept.expand(job.heads, -1)
             return
         alone = _edges_alone(job)
         if alone is not None:
@@ -90,8 +95,7 @@ class Prepared:
             self.unlinked = bool((edge < 0).any())
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
 
-    @cached_property
-    @lasting
+    @computed
     def pairs(self) -> Pairs:
         """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
         csr, space = self.csr, self.job.spaces[1]
@@ -125,6 +129,13 @@ class Prepared:
         return changed(key, value, of_edges, lambda weight: weight.to(dtype))
 
 
+def stands(job: Job) -> bool:
+    """Return whether the pairs are known, as all edges of a graph between all its nodes, where the
+    other backends would have to look at values that are not at hand."""
+    edges = _whole_graph(job)
+    return edges is not None and not may_look(edges.source)
+
+
 def _whole_graph(job: Job) -> EdgeList | None:
     """The edges, where they are the allowed pairs as they stand; then their order is shared."""
     query, key = job.spaces
@@ -153,7 +164,11 @@ def _edges_alone(job: Job) -> CSR | None:
     return csr
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared:
+    """List the pairs; where it takes a look at numbers, on the host, to move them at once."""
+    if _whole_graph(job) is not None or job.host is job:
+        return Prepared(job)
+    return moved(Prepared(job.host).for_job(NO_JOB), job.device).for_job(job)
 
 
 def _pairs(job: Job, **indices: Tensor) -> Pairs:

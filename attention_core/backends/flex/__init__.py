@@ -1,11 +1,11 @@
 """FlexAttention: blocks of pairs in a compiled kernel, the mask and the bias as generated code.
 
-The plan puts tokens into a compact order (`order`), finds which blocks of keys each block of queries
-sees (`lists`) and asks the mask and the bias about one pair, whose indices are no numbers
-(`tracing`). What they compute of one token, one head or one sample is computed outside, for all, with
-its gradient (`lanes`); a learned bias of place becomes a table of offsets (`tables`); the rest is
-written as a mask_mod and a score_mod (`writing`, `program`). Equal structure gives equal code, which
-is compiled once (`compiled`) and then compared with `blocks` (`proof`). On a CPU, where
+The plan puts tokens into a compact order (`order`), finds which blocks of keys each block of
+queries sees (`lists`) and asks the mask and the bias about one pair, whose indices are no numbers
+(`tracing`). What they compute of one token, one head or one sample is computed outside, for all,
+with its gradient (`lanes`); a learned bias of place becomes a table of offsets (`tables`); the rest
+is written as a mask_mod and a score_mod (`writing`, `program`). Equal structure gives equal code,
+which is compiled once (`compiled`) and then compared with `blocks` (`proof`). On a CPU, where
 FlexAttention has no backward pass, the same lists and code run in torch's own operations (`eager`).
 """
 
@@ -66,6 +66,9 @@ class Prepared:
         if not job.all_pairs:
             return
         host = job.host
+        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device)
+        # First, as what a mask cannot serve it refuses in its own words
+        found = tracer.trace(allowed_in(host))
         layout = choose(host, self.rows, searches=not host.allows_all, compiled=self.compiled)
         lists = make_lists(layout, self.rows)
         some, every = (
@@ -83,8 +86,7 @@ class Prepared:
         real = None
         if self.lengths[1] > key.length:
             real = torch.arange(self.lengths[1], device=host.device) < key.length
-        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device)
-        mask = write_mask(tracer, lanes, allowed_in(host), real)
+        mask = write_mask(lanes, found, real)
         offsets = offsets_of(host.spaces, job.heads) if _has_tables(job) else None
         back = None if layout.orders[0] is None else layout.orders[0].argsort(-1)
         self.lists, self.lanes, self.mask, self.offsets, self.orders, self._back = moved(
@@ -92,8 +94,7 @@ class Prepared:
             job.device if is_there(job.device) else "cpu",
         )
         if job.bias is not None:
-            with torch.no_grad():
-                self.write(job.bias, None, torch.float32)
+            self.write(job.bias, None, torch.float32)
 
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
@@ -101,6 +102,7 @@ class Prepared:
         new.job = job
         return new
 
+    @lasting  # operators of inference mode are others
     def write(self, bias: Bias | None, softcap: float | None, dtype: torch.dtype) -> Score:
         """Write what becomes of scores, with the gradients of what the bias learns.
 
@@ -109,9 +111,7 @@ class Prepared:
         """
         job = self.job
         tracer = Tracer(job.spaces, _shape(job), self.rows, job.spaces[0].device)
-        return write_score(
-            tracer, self.lanes, self.offsets, bias, softcap, dtype, allowed_in(job)
-        )
+        return write_score(tracer, self.lanes, self.offsets, bias, softcap, dtype, allowed_in(job))
 
     def score(self, plan: Plan, options: Options, dtype: torch.dtype) -> Score:
         """Return what becomes of scores in a call; computed once for layers that share a bias."""
@@ -151,9 +151,7 @@ def allowed_in(job: Job) -> Callable[[Pairs], Tensor | None]:
 
 
 def _has_tables(job: Job) -> bool:
-    return job.bias is not None and any(
-        has_table(leaf, job.spaces) for leaf in job.bias.leaves()
-    )
+    return job.bias is not None and any(has_table(leaf, job.spaces) for leaf in job.bias.leaves())
 
 
 def _taken(x: Tensor, order: Tensor) -> Tensor:
@@ -167,6 +165,7 @@ def _taken(x: Tensor, order: Tensor) -> Tensor:
 
 @torch.compiler.disable
 @lasting
+@torch.no_grad()
 def prepare(job: Job) -> Prepared:
     """Return the blocks of a job.
 
@@ -176,7 +175,8 @@ def prepare(job: Job) -> Prepared:
     known: Prepared | Unmappable | None = job.notes.get("flex")
     if known is None:
         try:
-            known = Prepared(job)
+            with torch.autocast(job.device.type, enabled=False):
+                known = Prepared(job)
         except Unmappable as error:
             known = error
         job.notes["flex"] = known
@@ -306,5 +306,5 @@ def _kernel(
     mask, lists, size = prepared.mask, prepared.lists, prepared.size
     if prepared.compiled:
         return compiled.attend(q, k, v, lists, size, mask, score, scale, needs_lse)
-    mods = (None if one is None else one.mod for one in (mask, score))
-    return attend_blocks(q, k, v, lists, size, *mods, scale)
+    mask_mod, score_mod = (None if one is None else one.mod for one in (mask, score))
+    return attend_blocks(q, k, v, lists, size, mask_mod, score_mod, scale)

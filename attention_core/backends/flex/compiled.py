@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,11 +20,16 @@ def flex(attention, q, k, v, score_mod, block_mask, options):
 """
 
 
+#: The sides of a kernel's tiles, forward and backward, and the most that they are by themselves.
+_TILES = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
+_TILE = 128
+
+
 class TooManyShapes(RuntimeError):
     """A structure was compiled for as many shapes as torch.compile allows."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(structure: tuple[Any, ...]) -> Callable[..., Any]:
     scope: dict[str, Any] = {}
     exec(compile(_SOURCE, f"<flex kernel {hash(structure) & 0xFFFFFF:x}>", "exec"), scope)
@@ -82,10 +87,8 @@ def attend(
     options: dict[str, Any] = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
     if needs_lse:
         options["return_aux"] = AuxRequest(lse=True)
-    if q.device.type == "cuda" and size < 128:
-        options["kernel_options"] = {
-            name: size for name in ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
-        }  # fmt: skip
+    if size < _TILE and q.device.type != "cpu":  # a kernel's tiles have to fit into a block
+        options["kernel_options"] = dict.fromkeys(_TILES, size)
     flex = _compiled(structure(q, k, mask, score, needs_lse))
     value_dim = v.shape[-1]
     q, k, v = (_widened(x) for x in (q, k, v))

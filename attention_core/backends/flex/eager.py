@@ -66,12 +66,14 @@ def attend_blocks(
     if score_mod is not None:
         scores = score_mod(scores.masked_fill(~allowed, 0), *index).expand_as(scores)
     scores = scores.masked_fill(~allowed, -torch.inf)
-    empty = scores.detach().amax(-1) == -torch.inf
-    scores = scores.masked_fill(empty[..., None], 0)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().masked_fill(empty[..., None], 0)
-    output = (weights @ gathered(v)).flatten(2, 3)
-    return output.to(q.dtype), lse.masked_fill(empty, -torch.inf).flatten(2, 3)
+    top = scores.detach().amax(-1, keepdim=True)
+    empty = top == -torch.inf
+    top = top.masked_fill(empty, 0)
+    weights = (scores - top).exp()
+    total = weights.sum(-1, keepdim=True).masked_fill(empty, 1)
+    output = (weights / total @ gathered(v)).flatten(2, 3)
+    lse = (total.log() + top).masked_fill(empty, -torch.inf).squeeze(-1)
+    return output.to(q.dtype), lse.flatten(2, 3)
 
 
 def _both(lists: Lists) -> tuple[Tensor, Tensor, Tensor]:

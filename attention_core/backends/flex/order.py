@@ -126,7 +126,7 @@ def tiles_of(space: Space, rows: int, size: int, order: Tensor | None) -> Tiles:
 
 
 def padded_order(space: Space, rows: int, size: int, order: Tensor | None) -> Tensor:
-    """Return the token at each place of whole blocks, (rows, L); the last one stands for padding."""
+    """Return the token at each place of whole blocks, (rows, L); the last one fills them up."""
     if order is None:
         order = torch.arange(space.length, device=space.device).expand(rows, -1)
     missing = -space.length % size

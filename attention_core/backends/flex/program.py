@@ -1,4 +1,4 @@
-"""The mask_mod and the score_mod of a job: code, which equal structures share, and what it captures.
+"""The mask_mod and the score_mod of a job: code, which equal structures share, and its tensors.
 
 An example, `Causal() & Neighborhood(5)` on a Sequence, with a learned table of offsets::
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from attention_core.backends.flex.lanes import Lanes
 from attention_core.backends.flex.tables import Offsets, has_table, table_of
-from attention_core.backends.flex.tracing import Tracer, Unmappable
+from attention_core.backends.flex.tracing import Node, Tracer, Unmappable
 from attention_core.backends.flex.writing import Writer
 from attention_core.biases import Bias
 from attention_core.score_mods import Multiplier, ScoreMod, has_score_mod
@@ -73,32 +73,32 @@ def _source(signature: str, captured: int, lines: list[str], result: str) -> str
     return f"def make({names}):\n    def {signature}:\n{body}    return {name}\n"
 
 
-def write_mask(
-    tracer: Tracer, lanes: Lanes, allowed: Callable[[Pairs], Tensor | None], real: Tensor | None
-) -> Program | None:
-    """Write the mask_mod of what is `allowed`; None where every pair is.
+def write_mask(lanes: Lanes, allowed: Node | Tensor | None, real: Tensor | None) -> Program | None:
+    """Write the mask_mod; None where every pair may attend.
 
     Args:
+        allowed: what tells that, traced on the CPU or where it has to be; None: all may.
         real: (Lk,) which places of keys hold one, the others being there to fill a block; None: all
             do.
 
     Raises:
         Unmappable: the mask looks at values, or does what FlexAttention cannot.
     """
-    writer, terms = Writer(lanes, look=tracer.device.type == "cpu"), []
-    with torch.no_grad():
-        found = tracer.trace(allowed)
-        if found is not None:
-            terms.append(writer.scalar(found))
+    writer, terms = Writer(lanes), []
+    if allowed is not None:
+        terms.append(writer.scalar(allowed))
     if real is not None:
         terms.append(writer.captured(real, "k"))
     if not terms:
         return None
     # A mask that is alike for all pairs is a number, where a tensor is needed
-    terms = [t if t.isidentifier() and t[0] == "t" else f"(b * 0 == {int(t != 'True')})" for t in terms]
+    terms = [
+        t if t.isidentifier() and t[0] == "t" else f"(b * 0 == {int(t != 'True')})" for t in terms
+    ]
     result = terms[0] if len(terms) == 1 else writer.line(f"({terms[0]} & {terms[1]})")
-    count = len(writer.buffers)
-    return Program(_source("mask_mod(b, h, q, k)", count, writer.lines, result), writer.buffers)
+    captured = [x.detach() for x in writer.buffers]  # which pairs may attend has no gradient
+    source = _source("mask_mod(b, h, q, k)", len(captured), writer.lines, result)
+    return Program(source, captured)
 
 
 class Score(NamedTuple):
@@ -162,7 +162,7 @@ def write_score(
     Raises:
         Unmappable: the bias looks at values, or does what FlexAttention cannot.
     """
-    writer = Writer(lanes, look=tracer.device.type == "cpu")
+    writer = Writer(lanes)
     score, terms = "score", [] if bias is None else bias.leaves()
     if softcap is not None:
         score = writer.line(f"({softcap!r} * torch.tanh(score / {softcap!r}))")

@@ -11,15 +11,14 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_core.backends import blocks
 from attention_core.backends.flex import compiled
-from attention_core.errors import BackendError
 from attention_core.job import Options, Plan, Result
+from attention_core.spaces import Space
 
 #: By how much results may differ, of their largest number: float32 may be TF32 on a GPU.
 _TOLERANCES = {torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -59,7 +58,9 @@ def distrust(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options, why:
 
 def _warn(plan: Plan, q: Tensor, why: str) -> None:
     job = plan.job
-    bias = "no bias" if job.bias is None else " + ".join(type(x).__name__ for x in job.bias.leaves())
+    bias = (
+        "no bias" if job.bias is None else " + ".join(type(x).__name__ for x in job.bias.leaves())
+    )
     warnings.warn(
         f"FlexAttention, compiled on {q.device} for mask {job.mask} and {bias}, {why}; "
         "backend='blocks' computes such attention from now on",
@@ -106,28 +107,28 @@ def _differs(
     """In what the kernel differs from `blocks`, in words; None where it does not."""
     generator = torch.Generator(q.device).manual_seed(0)
     learns = _learns(q, k, v, options)
-    given = [
-        torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) for x in (q, k, v)
-    ]
     query, key = plan.job.spaces
-    given = [
-        space.zero_heads(x).requires_grad_(learns)
-        for space, x in zip((query, key, key), given, strict=True)
-    ]
+
+    def drawn(x: Tensor, space: Space) -> Tensor:
+        made = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        return space.zero_heads(made).requires_grad_(learns)
+
+    q, k, v = drawn(q, query), drawn(k, key), drawn(v, key)
+    given = [q, k, v]
     # Of a chance of 0 the code is the same, as the chance is captured
     tried = options._replace(dropout_p=1e-30 if options.dropout_p else 0.0, weights=False)
     exact = options._replace(dropout_p=0.0, weights=False)
     plans = plan.renewed(), _other(plan).renewed()
     learned = [] if options.bias is None else [x for x in options.bias.tensors() if x.requires_grad]
     try:
-        found = _results(lambda: attended(plans[0], *given, tried), given, learned, learns)
+        found = _results(lambda: attended(plans[0], q, k, v, tried), given, learned, learns)
     except compiled.TooManyShapes as error:
         return str(error)
     except Exception as error:  # whatever a compiler raises must not end a training
         return f"raises {type(error).__name__}: {str(error).strip().splitlines()[0]:.200}"
 
     def by_blocks() -> tuple[Tensor, Tensor | None]:
-        result = blocks.run(plans[1], *given, exact)
+        result = blocks.run(plans[1], q, k, v, exact)
         return result.output, result.lse
 
     wanted = _results(by_blocks, given, learned, learns)

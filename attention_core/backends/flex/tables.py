@@ -26,7 +26,7 @@ class Offsets(NamedTuple):
 
     Attributes:
         spaces: one query at 0, and a key at each offset.
-        least, strides: (A,), of a pair whose offset is known: ``((offset - least) * strides).sum()``.
+        least, strides: (A,), for ``((offset - least) * strides).sum()`` where the offset is known.
         query, key: (L,) or (rows, L) int32; None where samples wrap at different places, so that
             only the offset tells.
     """
@@ -59,8 +59,9 @@ def offsets_of(spaces: tuple[Space, Space], heads: int) -> Offsets | None:
     strides = torch.tensor(
         [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))], device=query.device
     )
-    places = _only_at(spaces[0], torch.zeros_like(all_offsets[:1]), wrap=not differ), _only_at(
-        spaces[1], all_offsets, wrap=not differ
+    places = (
+        _only_at(spaces[0], torch.zeros_like(all_offsets[:1]), wrap=not differ),
+        _only_at(spaces[1], all_offsets, wrap=not differ),
     )
     if differ:
         return Offsets(places, least, strides, None, None)

@@ -72,7 +72,7 @@ class Traced(Tensor):
 
     @staticmethod
     def __new__(cls, node: Node, device: torch.device) -> Traced:
-        made: Traced = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Traced = Tensor._make_wrapper_subclass(
             cls, node.like.shape, dtype=node.like.dtype, device=device
         )
         made.node = node
@@ -84,7 +84,7 @@ class Traced(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Any,
@@ -93,7 +93,7 @@ class Traced(Tensor):
     ) -> Any:
         return _noted(func, args, kwargs or {})
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"<a value of one pair, {self.dtype} {tuple(self.shape)}>"
 
 

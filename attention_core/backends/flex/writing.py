@@ -60,11 +60,10 @@ class Writer:
 
     Args:
         lanes: what is known of samples, heads and tokens.
-        look: numbers on the CPU may be looked at, and stand in the code.
     """
 
-    def __init__(self, lanes: Lanes, *, look: bool) -> None:
-        self.lanes, self.look = lanes, look
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes = lanes
         self.lines: list[str] = []
         self.buffers: list[Tensor] = []
         self._known: dict[Node, Any] = {}
@@ -100,7 +99,9 @@ class Writer:
         if isinstance(value, Node):
             if value not in self._known:
                 key = self.lanes.key(value)
-                self._known[value] = self._emit(value) if key is None else self._looked_up(value, key)
+                self._known[value] = (
+                    self._emit(value) if key is None else self._looked_up(value, key)
+                )
             found: Coded = self._known[value]
             return found
         if isinstance(value, Tensor):
@@ -112,8 +113,8 @@ class Writer:
             raise Unmappable(f"{tensor.numel()} numbers take part in each pair")
         one_by_one = tensor.reshape(-1)
         shape = tuple(tensor.shape) or (1,)
-        look = self.look and not tensor.requires_grad and tensor.device.type == "cpu"
-        if literal and look:
+        # To look at another device would be to wait for it
+        if literal and not tensor.requires_grad and tensor.device.type == "cpu":
             return Coded([_literal(x) for x in one_by_one.tolist()], shape)
         # Of no dimension, it would lose its gradient in older versions (pytorch#145208)
         return Coded([self.captured(x.reshape(1), "b * 0") for x in one_by_one.unbind()], shape)
@@ -140,7 +141,7 @@ class Writer:
         return Coded(codes, (1, *node.trailing))
 
     def _is_natural(self, full: Tensor) -> bool:
-        if full.is_floating_point() or full.dtype == torch.bool or not self.look:
+        if full.is_floating_point() or full.dtype == torch.bool:
             return False
         return full.device.type == "cpu" and (not full.numel() or int(full.min()) >= 0)
 
@@ -157,7 +158,7 @@ class Writer:
             raise Unmappable(f"it computes what FlexAttention cannot ({name})")
         if node.like.ndim == 0 or node.like.shape[0] != 1:
             raise Unmappable(f"it does not treat each pair alone ({name})")
-        if node.like.numel() > _MOST:
+        if node.like.numel() > _MOST and name not in _PRODUCTS:
             raise Unmappable(f"{node.like.numel()} numbers take part in each pair ({name})")
         if name in _SAME:
             return self.coded(args[0])
@@ -171,6 +172,8 @@ class Writer:
             return self._indexed(node, name)
         if name == "searchsorted":
             return self._searched(node)
+        if name in _PRODUCTS:
+            raise Unmappable("it runs a network on each pair")
         if torch.Tag.pointwise not in node.function.tags and name not in _POINTWISE:
             raise Unmappable(f"it computes what FlexAttention cannot ({name})")
         return self._pointwise(node, name)
@@ -195,13 +198,15 @@ class Writer:
         one = self.coded(node.args[0])
         boolean = node.args[0].like.dtype == torch.bool
         if boolean != (name in ("all", "any")):
-            raise Unmappable(f"it computes what FlexAttention cannot ({name} of {node.args[0].like.dtype})")
+            raise Unmappable(
+                f"it computes what FlexAttention cannot ({name} of {node.args[0].like.dtype})"
+            )
         rest = list(node.args[1:])
         if name == "linalg_vector_norm":
             if rest and rest.pop(0) != 2:
                 raise Unmappable("of norms it can have the Euclidean one alone")
             one = Coded([self.line(f"({code} * {code})") for code in one.codes], one.shape)
-        dims = rest[0] if rest else node.kwargs.get("dim")
+        dims: Any = rest[0] if rest else node.kwargs.get("dim")
         axes = {d % len(one.shape) for d in (dims if isinstance(dims, list | tuple) else [dims])}
         kept = [d for d in range(len(one.shape)) if d not in axes]
         groups = one.numbers.permute(*kept, *sorted(axes)).reshape(node.like.numel(), -1)
@@ -215,16 +220,18 @@ class Writer:
 
     def _indexed(self, node: Node, name: str) -> Coded:
         table = node.args[0]
-        index = {
-            "index": lambda: list(node.args[1]),
-            "embedding": lambda: [node.args[1]],
-            "index_select": lambda: [None] * (node.args[1] % table.ndim) + [node.args[2]],
-        }[name]()
+        index: list[Any] = [node.args[1]]  # of an embedding
+        if name == "index":
+            index = list(node.args[1])
+        elif name == "index_select":
+            dims = table.like.ndim if isinstance(table, Node) else table.ndim
+            index = [None] * (int(node.args[1]) % int(dims)) + [node.args[2]]
         if isinstance(table, Node):
             if not any(isinstance(one, Node) for one in index):  # by numbers that are known
                 one = self.coded(table)
                 return one.moved(node.function(one.numbers, *node.args[1:]))
             if self.lanes.key(table) != "":
+                self.coded(table)  # says why, where it cannot be written at all
                 raise Unmappable("it indexes what differs from pair to pair")
             table = self.value(table, "")
         if any(one is None for one in index):
@@ -303,9 +310,7 @@ class Writer:
         self._learn(node, name, columns, codes)
         return Coded(codes, shape)
 
-    def _call(
-        self, node: Node, name: str, infix: bool, given: list[str], named: list[str]
-    ) -> str:
+    def _call(self, node: Node, name: str, infix: bool, given: list[str], named: list[str]) -> str:
         if infix:
             return f"({given[0]} {_INFIX[name]} {given[1]})"
         if name in ("where", "masked_fill"):
@@ -341,6 +346,7 @@ class Writer:
             self._natural.update(codes)
 
 
+_PRODUCTS = {"addmm", "mm", "bmm", "mv", "linear", "dot"}
 #: Pointwise operators that are not marked so in every version of torch.
 _POINTWISE = {"_to_copy", "where", "masked_fill"}
 #: Of keyword arguments, what says how a result is stored.
