@@ -148,7 +148,7 @@ class Linked(Tokens):
     def keep_host(self, space: Self | Callable[[], Self]) -> None:
         super().keep_host(space)
         if self.edges is not None and isinstance(space, Linked) and space.edges is not None:
-            self.edges.host = space.edges
+            self.edges.know_host(space.edges)
 
     @computed
     def whole(self) -> bool:
