@@ -113,7 +113,7 @@ def plan(
     device = indexed(device)
     here = is_there(device)
     if here and (spaces[0].device != device or spaces[1].device != device):
-        spaces = moved(spaces, device)  # both at once, sharing what they shared before
+        spaces = _moved(spaces, device)
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
     sizes = [size for size in batches if size is not None]  # no set: they may be symbols
@@ -189,6 +189,21 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
     if not is_there(job.device) and chosen != "flex":  # whose blocks are found on the host
         job = replace(job, device=torch.device("cpu"))  # to be told what it would compute
     return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
+
+
+def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
+    """Both on the device, at once, sharing what they shared before."""
+    query, key = spaces
+    if type(query).to is Space.to and type(key).to is Space.to:
+        return moved(spaces, device)
+    there = query.to(device)
+    other = there if key is query else key.to(device)
+    if query.edges is key.edges:
+        other.edges = there.edges
+    for here, new in zip(spaces, (there, other), strict=True):
+        if here.device.type == "cpu" and not new.has_host:  # as it was changed by a `to` of its own
+            new.keep_host(here)
+    return there, other
 
 
 def explain(

@@ -46,7 +46,8 @@ class OnHost:
             return self
         known = self._known_host()
         if known is None:
-            known = moved(self._looked_at(), "cpu")
+            own = type(self).to is not OnHost.to
+            known = self.to("cpu") if own else moved(self._looked_at(), "cpu")
             self.keep_host(known)
         return known
 
