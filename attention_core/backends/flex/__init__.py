@@ -207,9 +207,10 @@ def unsupported(job: Job) -> str | None:
 def cost(job: Job) -> float:
     if job.device.type in _EAGER or torch.compiler.is_compiling():
         return math.inf  # it is there for tests
-    likely = roofline.flex(job)
+    likely, least = roofline.flex(job), roofline.flex(job, job.count_bound / 2)
     others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
-    if likely > _HOPELESS * min(others, default=math.inf):
+    best = min(others, default=math.inf)
+    if least > best or likely > _HOPELESS * best:
         return likely  # finding the blocks would take longer than it could ever save
     try:
         prepared = prepare(job)
