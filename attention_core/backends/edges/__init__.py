@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from attention_core.backends import measured, roofline
 from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
@@ -266,7 +267,9 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    """Estimate the nanoseconds on one core, for all heads."""
+    """Estimate the nanoseconds, for all heads."""
+    if job.device.type == "cuda":
+        return roofline.edges(job) + (0.0 if _lists(job) else _LOOK * job.all_pairs)
     v2, compiled = isinstance(job.score, AdditiveV2), _in_kernels(job, job.count_bound)
     if compiled:
         pair, features, left = _FAST_PAIR, _FAST_FEATURES, _FAST_CACHED
@@ -283,11 +286,16 @@ def cost(job: Job) -> float:
     if job.edge_features:
         per_pair += features.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    mask = job.mask
-    listed = mask is not None and mask.lists_candidates and job.mask_bound < job.all_pairs
-    looking = 0.0 if listed else _LOOK * job.all_pairs
+    looking = 0.0 if _lists(job) else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
-    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL[job.grad]
+    time = (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL[job.grad]
+    return time * measured.factor(job, "edges")
+
+
+def _lists(job: Job) -> bool:
+    """Whether the mask names the pairs that it allows, so that not all have to be looked at."""
+    mask = job.mask
+    return mask is not None and mask.lists_candidates and job.mask_bound < job.all_pairs
 
 
 def _in_kernels(job: Job, pairs: int) -> bool:
