@@ -64,7 +64,7 @@ class Contents:
     def __init__(self, job: Job, backend: str | None) -> None:
         self._parts: list[Any] = [
             backend, job.heads, job.head_dim, job.batch, job.device, job.grad, job.weights,
-            job.softcap, job.edge_features, type(job.score), torch.get_default_dtype(),
+            job.softcap, job.edge_features, job.dtype, type(job.score), torch.get_default_dtype(),
             fast.setting(),  # what backends cost
         ]  # fmt: skip
         self.tensors: list[Tensor] = []

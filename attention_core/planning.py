@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends import blocks, dense, edges, reference
+from attention_core.backends import blocks, dense, edges, flex, reference
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
@@ -29,6 +30,7 @@ BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
     "dense": dense,
     "blocks": blocks,
+    "flex": flex,
     "edges": edges,
 }
 
@@ -48,6 +50,7 @@ def plan(
     weights: bool = False,
     softcap: float | None = None,
     edge_features: bool = False,
+    dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> Plan:
     """Choose how to compute an attention, and prepare what its layers and heads share.
@@ -62,10 +65,12 @@ def plan(
         grad: whether a gradient is needed.
         weights: whether the attention weights are asked for.
         edge_features: whether `edge_key` or `edge_value` will be given.
+        dtype: what products are computed in: that of the queries, or autocast's. On a GPU it
+            decides which kernels there are, and how fast.
         backend: a name to override the choice.
 
     Raises:
-        TypeError: edge features without a Graph.
+        TypeError: edge features without a Graph; a dtype that is no floating point.
         BackendError: `backend` cannot do this job.
     """
     spaces = space if isinstance(space, tuple) else (space, space)
@@ -89,6 +94,8 @@ def plan(
         check_kind(Score, score=score)
     if softcap is not None:
         check_number(above=0, softcap=softcap)
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating point, such as torch.bfloat16, got {dtype}")
     bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
@@ -116,6 +123,7 @@ def plan(
         weights=weights,
         softcap=softcap,
         edge_features=edge_features,
+        dtype=dtype,
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -195,7 +203,8 @@ def explain(
 
 def _compare(job: Job, choice: Choice) -> str:
     what = "forward and backward" if job.grad else "forward"
-    estimates = sorted(choice.costs.items(), key=lambda item: item[1])
+    able = ((name, cost) for name, cost in choice.costs.items() if cost < math.inf)
+    estimates = sorted(able, key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason

@@ -28,6 +28,7 @@ from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
 from attention_core.planning import plan
 from attention_core.positions import Rotary, rotate
+from attention_core.precision import product_dtype
 from attention_core.scores import Score, ScoreName, make_score
 from attention_core.spaces import Sequence, Space
 
@@ -187,6 +188,7 @@ class MultiheadAttention(RecordedAttention):
             grad=torch.is_grad_enabled(),
             softcap=self.softcap,
             edge_features=self.edge_key_value is not None,
+            dtype=product_dtype(x),
             backend=backend,
         )
 

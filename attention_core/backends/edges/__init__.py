@@ -12,6 +12,7 @@ from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
+from attention_core.backends.edges.ways import in_triton, reads
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.checks import may_look
 from attention_core.edge_projection import EdgeFeatures, changed
@@ -299,6 +300,8 @@ def _in_kernels(job: Job, pairs: int) -> bool:
 def describe(job: Job, prepared: Prepared) -> str:
     pairs = len(prepared.row)
     how = ", in kernels compiled by numba" if _in_kernels(job, pairs) else ""
+    if in_triton(job.device):
+        how = ", in Triton kernels"
     return (
         f"one score for each of the {pairs:,} allowed pairs, with a softmax over those of each "
         f"query{how}."
@@ -312,17 +315,21 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         csr, batch, heads, dtype = prepared.csr, len(q), q.shape[1], q.dtype
         length = q.shape[2]
         # Tokens of the batch end to end, (H, B·L, D), so that a pair is a row and a column
+        mods, modify = split(options.bias)[0], None
         exact = torch.promote_types(dtype, torch.float32)
+        if reads(q, options.score, bool(mods)):
+            exact = dtype
         given = q, k
         q, k, v = (end_to_end(x, exact) for x in (q, k, v))
         edge_key, edge_value = prepared.features(options.edge_key, options.edge_value, exact)
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
-        mods, modify = split(options.bias)[0], None
         if mods:
             hidden = None if prepared.allowed is None else ~prepared.allowed
             modify = partial(modified, mods, pairs=prepared.pairs, hidden=hidden)
-        keep = None
-        if options.dropout_p:
+        keep = seed = None
+        if options.dropout_p and in_triton(q.device):
+            seed = torch.randint(2**62, (1,), device=q.device)
+        elif options.dropout_p:
             keep = torch.empty(heads, len(csr), dtype=torch.bool, device=q.device)
             keep.bernoulli_(1 - options.dropout_p)
         output, lse = edge_attention(
@@ -338,6 +345,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             edge=prepared.edge,
             allowed=prepared.allowed,
             keep=keep,
+            seed=seed,
             sink=options.sink,
             scale=options.scale,
             softcap=options.softcap,
