@@ -72,6 +72,11 @@ class Job:
         return self.all_pairs // max(self.batch, 1) if shared else self.all_pairs
 
     @property
+    def moving(self) -> bool:
+        """Whether what is allowed has to be asked with each forward pass."""
+        return any(space.moving for space in self.spaces)
+
+    @property
     def allows_all(self) -> bool:
         """Whether every pair may attend, as far as the structure shows."""
         segments = any(space.segments is not None for space in self.spaces)

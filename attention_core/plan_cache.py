@@ -164,7 +164,7 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if not can_last() or (job.device.type != "cpu" and not _known_on_host(job)):
+    if not can_last() or job.moving or (job.device.type != "cpu" and not _known_on_host(job)):
         return None
     try:
         return Contents(job, backend)

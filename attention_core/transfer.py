@@ -43,6 +43,17 @@ def indexed(device: torch.device | str) -> torch.device:
     return torch.device(device.type, torch.cuda.current_device() if current else 0)
 
 
+def is_there(device: torch.device) -> bool:
+    """Return whether this machine has a device; of others than GPUs, torch says so itself."""
+    if device.type != "cuda" or torch.cuda.is_available():
+        return True
+    try:  # a device that stands for a GPU, as in tests
+        torch.empty(0, device=device)
+        return True
+    except (RuntimeError, AssertionError):
+        return False
+
+
 @lasting
 def moved(tree: T, device: torch.device | str) -> T:
     """Return a nested structure with all its tensors on `device`; those there already stay.

@@ -77,6 +77,10 @@ class Space(Linked):
     #: Whether keys and values of padding are zeros already, as those that a cache holds are.
     zeroed = False
 
+    moving: ClassVar[bool] = False
+    """Whether tensors change in place, so that nothing found in them is kept: those of a static
+    cache."""
+
     #: What is said about the distance: void in a class that redefines what it is said of.
     _PROMISES: ClassVar[dict[str, tuple[str, ...]]] = {
         "norm": ("distance",),
