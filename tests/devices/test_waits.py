@@ -28,9 +28,9 @@ from attention_core import (
 )
 from attention_core.backends import flex
 from attention_core.plan_cache import PLANS
-from nlp import TextDecoder, TextEncoder
+from nlp import Seq2SeqTransformer, TextDecoder, TextEncoder
 from tests.devices.counting import CUDA, CountingDevice, Counts
-from vision import SwinTransformer, VisionTransformer
+from vision import MaskedAutoencoder, SwinTransformer, VisionTransformer
 
 DIM, HEADS, IDS = 32, 2, 60
 #: More kernels than in the table, as a share, where torch is another version.
@@ -107,11 +107,30 @@ def decode(model: Decoding, device: CountingDevice, nth: int) -> Tensor:
     return model.decoder(device.moved(torch.randint(IDS, (2, 1))), cache=model.cache)
 
 
+def vit(depth: int, **options: Any) -> VisionTransformer:
+    return VisionTransformer(
+        image_size=32, patch_size=8, dim=DIM, depth=depth, heads=HEADS, **options
+    )
+
+
+def of_sizes(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
+    return model([device.moved(torch.randn(3, *size)) for size in ((32, 16 + 8 * nth), (16, 32))])
+
+
+def autoencode(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
+    image = device.moved(torch.randn(2, 3, 32, 32))
+    return model.loss(image, model(image))
+
+
+def translate(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
+    n, m = lengths(nth), lengths(nth + 1)
+    sources, targets = (device.moved(torch.randint(IDS, (int(x.sum()),))) for x in (n, m))
+    return model(sources, n, targets, m)
+
+
 SCENARIOS = {
     "ViT": Scenario(
-        lambda depth: VisionTransformer(
-            image_size=32, patch_size=8, dim=DIM, depth=depth, heads=HEADS, num_classes=3
-        ),
+        partial(vit, num_classes=3),
         images,
         Most(0, 0, (15, 11), (15, 23)),
     ),
@@ -135,6 +154,22 @@ SCENARIOS = {
         ),
         images,
         Most(0, 0, (142, 66), (231, 118)),
+    ),
+    "images of different sizes": Scenario(
+        partial(vit, num_classes=3), of_sizes, Most(0, 2, (43, 13), (24, 31))
+    ),
+    "images of different sizes, patches dropped": Scenario(
+        partial(vit, num_classes=3, patch_dropout=0.5), of_sizes, Most(0, 4, (44, 13), (26, 31))
+    ),
+    "masked autoencoder": Scenario(
+        lambda depth: MaskedAutoencoder(vit(depth, num_classes=None), dim=16, depth=1, heads=2),
+        autoencode,
+        Most(0, 2, (68, 11), (53, 23)),
+    ),
+    "from one text to another": Scenario(
+        lambda depth: Seq2SeqTransformer(IDS, DIM, depth, HEADS),
+        translate,
+        Most(0, 2, (37, 39), (11, 82)),
     ),
     "packed texts, rotary": Scenario(text(), packed, Most(0, 1, (24, 29), (10, 49))),
     "packed texts, learned": Scenario(
@@ -240,6 +275,13 @@ def test_a_token_that_is_generated_waits_once():
         assert totals[2][0] - totals[1][0] == 4 and totals[2][1] == totals[1][1], counts
         assert totals[1][0] <= 4 + 1, counts  # and once to cut the texts
         model.generate(ids, max_tokens=2)
+        for tokens in (4, 4, 8):
+            with device.counting() as counts:
+                model.generate(
+                    ids, torch.tensor([9, 5, 7]), max_tokens=tokens, stop=IDS - 1, beams=3
+                )
+            totals.append(counts.totals)
+        assert totals[-1][0] - totals[-2][0] <= 4, counts
         with device.counting() as counts:
             model.generate(ids, max_tokens=8)
         assert counts.waits.total() <= 2, counts  # where nothing may end it, at the end alone
