@@ -551,8 +551,8 @@ class EdgeBias(Bias):
                 )
             scores = features.to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
-        # No edge is the last row
-        return by_head(with_none, edge.where(edge >= 0, len(scores)), pairs.head)
+        # No edge is the last row. Its number is a symbol in an exported program, as len() is not
+        return by_head(with_none, edge.where(edge >= 0, scores.shape[0]), pairs.head)
 
     def lookup(self) -> Lookup | None:
         if type(self) is not EdgeBias or self.types is None:
