@@ -25,6 +25,7 @@ from attention_core.isolation import isolated
 from attention_core.job import Options, Plan
 from attention_core.masks import DenseMask, Mask
 from attention_core.planning import BACKENDS, explain, plan
+from attention_core.precision import product_dtype
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Sequence, Space
@@ -118,6 +119,7 @@ def attend(
             weights=return_weights is True,
             softcap=softcap,
             edge_features=edge_key is not None or edge_value is not None,
+            dtype=product_dtype(q),
             backend=backend,
         )
     elif space is not None or mask is not None or backend is not None:
@@ -128,10 +130,9 @@ def attend(
     # Zero weight times NaN is NaN, so what lies in padding must not take part at all
     q, k, v = query_space.zero_heads(q), key_space.zero_heads(k), key_space.zero_heads(v)
     if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
 
         def cast(x: Tensor) -> Tensor:
-            return x if x.dtype == torch.float64 else x.to(dtype)
+            return x.to(product_dtype(x))
 
         # As autocast does for SDPA, so that every backend starts from the same numbers
         q, k, v = (cast(x) for x in (q, k, v))

@@ -63,12 +63,17 @@ def _refuse(backend: str, what: str, others: Iterable[str]) -> NoReturn:
     )
 
 
+#: What may stand between a kernel and its output: of `index_copy` the last input is what it copies.
+_BEHIND = ("Slice", "View", "Transpose", "ToCopy", "IndexCopy")
+_VARLEN = "_varlen_attn"
+
+
 def refuse_second(backend: str, output: Tensor) -> None:
     """Have the second derivative of `output` refused in words, if its kernel has none."""
     node: Any = output.grad_fn
-    while node is not None and node.name().startswith(("Slice", "View", "Transpose")):
-        node = node.next_functions[0][0]  # what stands behind a kernel that pads its heads
-    if node is None or not node.name().startswith("ScaledDotProduct"):
+    while node is not None and node.name().startswith(_BEHIND):
+        node = node.next_functions[-1][0]  # what stands behind a kernel that pads its heads
+    if node is None or not (node.name().startswith("ScaledDotProduct") or _VARLEN in node.name()):
         return
 
     def hook(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:
@@ -77,6 +82,21 @@ def refuse_second(backend: str, output: Tensor) -> None:
         return tuple(x if x is None else _Once.apply(x, backend) for x in gradients)
 
     node.register_hook(hook)
+
+
+def once_only(backend: str, x: Tensor) -> Tensor:
+    """Return x with a gradient that has no derivative: a second one is refused in words, and so are
+    gradients that come many at a time."""
+    if not x.requires_grad:
+        return x
+
+    def hook(gradient: Tensor) -> Tensor | None:
+        refuse_batched(backend, gradient)
+        return _Once.apply(gradient, backend) if torch.is_grad_enabled() else None
+
+    found = x.view_as(x)
+    found.register_hook(hook)
+    return found
 
 
 class _Once(torch.autograd.Function):

@@ -20,6 +20,7 @@ from attention_core.checks import (
 )
 from attention_core.edge_projection import EdgeFeatures, as_tensor, project
 from attention_core.layers import RecordedAttention
+from attention_core.precision import product_dtype
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
@@ -264,6 +265,7 @@ class GraphAttention(RecordedAttention, SeenMessages):
                 device=q.device,
                 grad=torch.is_grad_enabled(),
                 edge_features=edge_key is not None,
+                dtype=product_dtype(q),
                 backend=backend,
             ),
         )

@@ -23,6 +23,7 @@ from attention_core.checks import (
 )
 from attention_core.edge_projection import EdgeFeatures, joined, project
 from attention_core.layers import RecordedAttention
+from attention_core.precision import product_dtype
 from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import GivenEdges, agreed_size, as_adjacency, read_edges
 from graph.layers.edges import check_finite, sorted_once
@@ -205,6 +206,7 @@ class HeteroGraphAttention(RecordedAttention):
                 device=q.device,
                 grad=torch.is_grad_enabled(),
                 edge_features=edge_key is not None,
+                dtype=product_dtype(q),
                 backend=backend,
             ),
         )

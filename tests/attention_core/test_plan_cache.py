@@ -203,7 +203,8 @@ def test_equal_spaces_and_masks_of_the_package_are_recognised(space, chosen):
 @pytest.mark.parametrize(
     "other",
     [{"heads": 4}, {"head_dim": 8}, {"batch": 2}, {"grad": True}, {"softcap": 3.0},
-     {"weights": True}, {"backend": "dense"}, {"bias": ALiBi(H)}, {"mask": Neighborhood(2.0)}],
+     {"weights": True}, {"backend": "dense"}, {"bias": ALiBi(H)}, {"mask": Neighborhood(2.0)},
+     {"dtype": torch.bfloat16}],
     ids=str,
 )  # fmt: skip
 def test_what_differs_is_planned_anew(other, chosen):

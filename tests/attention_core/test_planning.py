@@ -15,6 +15,7 @@ from attention_core import (
     Edges,
     Graph,
     Grid,
+    MultiheadAttention,
     Neighborhood,
     Plan,
     RelativeTable,
@@ -74,7 +75,7 @@ def test_packed_samples_are_attended_one_after_the_other() -> None:
     space = Sequence.packed([3, 0, 500, 20])
     for mask in (None, Causal()):
         prepared = plan(space, mask, backend="dense").prepared
-        assert prepared.samples == [3, 500, 20] and prepared.allowed is None
+        assert prepared.samples.lengths == [3, 500, 20] and prepared.allowed is None
         assert prepared.causal == (mask is not None)
     # No longer end to end, no longer in order, not all pairs, or not alike
     mixed, turned = torch.randperm(523), torch.arange(522, -1, -1)
@@ -144,7 +145,7 @@ def test_explanations_show_what_each_backend_would_take() -> None:
 
 def test_errors() -> None:
     q = torch.randn(2, 4, 6, 8)
-    with pytest.raises(ValueError, match="backend must be one of reference, dense, blocks, edges"):
+    with pytest.raises(ValueError, match="must be one of reference, dense, blocks, flex, edges"):
         attend(q, q, q, backend="flash")
     with pytest.raises(BackendError, match="backend='dense' cannot do this.*softcap=5.0"):
         attend(q, q, q, softcap=5.0, backend="dense")
@@ -186,3 +187,22 @@ def test_a_type_of_edges_that_there_is_not_is_named(type: int) -> None:
     space = Graph(torch.tensor([[0, 1], [1, 2]]), 3, edge_attr=torch.tensor([1, type]))
     with pytest.raises(ValueError, match=r"types=3, so edge_attr must be 0 to 2; it runs from"):
         attend(q, q, q, space=space, bias=EdgeBias(2, types=3))
+
+
+def test_plans_know_what_products_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = MultiheadAttention(8, 2), torch.randn(1, 4, 8)
+    assert layer.plan(x, Sequence(4)).job.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.plan(x, Sequence(4)).job.dtype == torch.bfloat16
+        # Autocast leaves float64 alone
+        assert layer.plan(x.double(), Sequence(4)).job.dtype == torch.float64
+    made = []
+    monkeypatch.setattr(
+        "attention_core.attention.plan_attention",
+        lambda *args, **options: made.append(options["dtype"]) or plan(*args, **options),
+    )
+    q = torch.randn(1, 2, 4, 8, dtype=torch.float16)
+    attend(q, q, q)
+    assert made == [torch.float16]
+    with pytest.raises(TypeError, match="dtype must be a floating point"):
+        plan(Sequence(4), dtype=torch.int64)

@@ -27,6 +27,7 @@ from attention_core import (
     RelativeTable,
     Sequence,
 )
+from attention_core.backends import flex
 from attention_core.plan_cache import PLANS
 from graph import GATConv, GATv2Conv, TransformerConv
 from nlp import TextDecoder, TextEncoder
@@ -234,7 +235,7 @@ SCENARIOS = {
     "hops of a batch of graphs": Scenario(
         lambda depth: Encoder(DIM, depth, HEADS, bias=RelativeTable.hops(HEADS, 5)),
         along_edges,
-        Most(1, 2, (55, 18), (7, 34)),
+        Most(1, 3, (55, 18), (7, 34)),  # one of what flex prepares, to be no better by a little
     ),
 }
 
@@ -259,7 +260,9 @@ def counted(scenario: Scenario, depth: int) -> tuple[Counts, Counts]:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_nothing_waits(name):
+def test_nothing_waits(name, monkeypatch):
+    if name.startswith("Swin"):  # for which flex is best, and would be compiled for a GPU
+        monkeypatch.setattr(flex, "_EAGER", {"cpu", "cuda"})
     scenario = SCENARIOS[name]
     shallow, deep = counted(scenario, 2), counted(scenario, 4)
     for few, many in zip(shallow, deep, strict=True):
