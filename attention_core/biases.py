@@ -15,17 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence as Listing
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends.derivatives import transformed
 from attention_core.checks import check_whole, check_whole_each
 from attention_core.masks.pairwise import check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, Pairs, Space
+from attention_core.tables import by_head, by_offset
 from attention_core.transfer import constant
 
 #: Rows of a table that several make together, at most.
@@ -197,50 +197,6 @@ def as_bias(bias: Bias | Tensor | None) -> Bias | None:
     raise TypeError(f"bias must be a Bias or a float tensor, got {type(bias).__name__}")
 
 
-def by_head(table: Tensor, row: Tensor, head: Tensor) -> Tensor:
-    """Return ``table[row, head]`` for a table (rows, H) and indices that broadcast to each other.
-
-    Where heads have a dimension of their own, whole rows are taken: as is their gradient, at a
-    fraction of the cost of one number at a time.
-    """
-    axis = [n for n in range(head.ndim) if head.shape[n] == head.numel()]
-    if not axis or head.numel() == 1:
-        return table[row, head]
-    place = axis[0] - head.ndim  # counted from the end, as indices broadcast
-    if row.ndim >= -place:
-        if row.shape[place] != 1:
-            return table[row, head]
-        row = row.squeeze(place)
-    else:
-        row = row[(None,) * (-place - 1 - row.ndim)]
-    table = table.index_select(1, head.flatten())
-    if transformed():  # torch.compile takes no `_Rows` that would know tangents and vmap
-        return nn.functional.embedding(row, table).movedim(-1, place)
-    rows: Tensor = _Rows.apply(table, row)
-    return rows.movedim(-1, place)
-
-
-class _Rows(torch.autograd.Function):
-    """Rows (..., H) of a table (rows, H). On a CPU the gradient is added up head by head, which is
-    ten times as fast as row by row: rows are short, and there are as many as pairs."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
-        ctx.save_for_backward(row)
-        ctx.rows = table.shape[0]  # may be a symbol of an exported program
-        return nn.functional.embedding(row, table)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (row,) = ctx.saved_tensors
-        row, by_head = row.flatten(), grad.flatten(0, -2).unbind(-1)
-        if grad.device.type != "cpu":  # where adding in any order would not be deterministic
-            zeros = grad.new_zeros(ctx.rows, grad.shape[-1])
-            return zeros.index_put((row,), grad.flatten(0, -2), accumulate=True), None
-        totals = [grad.new_zeros(ctx.rows).index_add(0, row, of_head) for of_head in by_head]
-        return torch.stack(totals, dim=-1), None
-
-
 class ALiBi(Bias):
     """A penalty proportional to distance (Press et al., ALiBi, 2022): ``-slope[head] · distance``.
 
@@ -309,7 +265,15 @@ class RelativeTable(Bias):
             nn.init.trunc_normal_(self.special_table, std=0.02)
 
     def score(self, pairs: Pairs) -> Tensor:
-        return by_head(self.table, self.bucket(pairs), pairs.head)
+        by = pairs.by_offset if self._is_known else None
+        if by is None:
+            return by_head(self.table, self.bucket(pairs), pairs.head)
+        return by_offset(self.table, self.bucket(by).flatten(), pairs)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether buckets follow from offset and distance, as those of a user's own need not."""
+        return isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
 
     def block_key(self, space: Space) -> BlockKey | None:
         if isinstance(self.bucket, _HopBucket):
@@ -344,10 +308,8 @@ class RelativeTable(Bias):
                 is_special, count + (0 if special is None else self._special_row(pairs)), row
             )
 
-        # Buckets of a user's own may depend on anything
-        known = isinstance(self.bucket, _T5Bucket | _OffsetBucket | _HopBucket)
         own = (type(self.bucket), *vars(self.bucket).values(), count, special is None)
-        return Lookup(rows, torch.cat([self.table, last]), own if known else None)
+        return Lookup(rows, torch.cat([self.table, last]), own if self._is_known else None)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, buckets={len(self.table)}"
@@ -579,7 +541,7 @@ class EdgeBias(Bias):
             raise TypeError(f"EdgeBias was built for {wanted}, edge_attr is {attr.dtype}")
         if self.types is not None:
             self._check_types(attr)
-            scores = self.table[attr]
+            scores = nn.functional.embedding(attr.long(), self.table)
         else:
             features = attr[:, None] if attr.ndim == 1 else attr.flatten(1)
             if features.shape[1] != len(self.table):
@@ -589,7 +551,8 @@ class EdgeBias(Bias):
                 )
             scores = features.to(self.table.dtype) @ self.table
         with_none = torch.cat([scores, scores.new_zeros(1, scores.shape[1])])
-        return with_none[edge, pairs.head]  # no edge is -1, the last row
+        # No edge is the last row
+        return by_head(with_none, edge.where(edge >= 0, len(scores)), pairs.head)
 
     def lookup(self) -> Lookup | None:
         if type(self) is not EdgeBias or self.types is None:

@@ -72,6 +72,11 @@ class Job:
         return self.all_pairs // max(self.batch, 1) if shared else self.all_pairs
 
     @property
+    def moving(self) -> bool:
+        """Whether what is allowed has to be asked with each forward pass."""
+        return any(space.moving for space in self.spaces)
+
+    @property
     def allows_all(self) -> bool:
         """Whether every pair may attend, as far as the structure shows."""
         segments = any(space.segments is not None for space in self.spaces)
@@ -131,13 +136,12 @@ class Job:
     @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
-        if self.mask is None or self.spaces[1].edges is None:
+        mask = self.mask
+        if mask is None or self.spaces[1].edges is None or not mask.lists_candidates:
             return False
         spaces = self.host.spaces
         edges = spaces[1].edges
-        if edges is None or not self.mask.names_edges(spaces):
-            return False
-        return edges.repeated is not None
+        return edges is not None and edges.repeated is not None and mask.names_edges(spaces)
 
     @lasting
     def pairs(self) -> Pairs:

@@ -71,13 +71,23 @@ def rotate(x: Tensor, angle: Tensor, layout: Layout = "half", amplitude: float =
         layout: which features are a pair: (i, i + d/2) for "half", (2i, 2i + 1) for "interleaved".
         amplitude: what the turned features are multiplied with.
     """
+    return turn(x, rotation(angle, amplitude), layout)
+
+
+def rotation(angle: Tensor, amplitude: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Compute cosine and sine of `angle`, times `amplitude`: what all that turns by it shares."""
+    with torch.autocast(angle.device.type, enabled=False):
+        cos, sin = angle.cos(), angle.sin()
+        return (cos, sin) if amplitude == 1 else (cos * amplitude, sin * amplitude)
+
+
+def turn(x: Tensor, by: tuple[Tensor, Tensor], layout: Layout = "half") -> Tensor:
+    """Rotate x (..., L, D) as `rotate` does, by cosine and sine (..., L, d/2) of its angles."""
+    cos, sin = by
     with torch.autocast(x.device.type, enabled=False):
-        d = 2 * angle.shape[-1]
+        d = 2 * cos.shape[-1]
         turning = x[..., :d].to(torch.promote_types(x.dtype, torch.float32))
         first, second = _split(turning, layout)
-        cos, sin = angle.cos(), angle.sin()
-        if amplitude != 1:
-            cos, sin = cos * amplitude, sin * amplitude
         turned = _join(first * cos - second * sin, second * cos + first * sin, layout).to(x.dtype)
     return turned if d == x.shape[-1] else torch.cat([turned, x[..., d:]], dim=-1)
 
@@ -171,6 +181,10 @@ class Rotary(nn.Module):
         self._check_wrap(space)
         angle = angles(space, places, frequencies)
         return angle.unsqueeze(1) if angle.ndim == 3 else angle
+
+    def rotation(self, space: Space, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Compute cosine and sine of `angles`, times `amplitude`, for `turn`."""
+        return rotation(self.angles(space, head_dim), self.amplitude)
 
     def _check_wrap(self, space: Space) -> None:
         """Raise unless axes that wrap are turned around whole times."""

@@ -146,7 +146,7 @@ class TextDecoder(LanguageModel):
             space = token_space(ids, lengths, side)
         elif ids.ndim != 2:
             raise ValueError(f"with a cache, ids must be (B, L), got {tuple(ids.shape)}")
-        elif not cache.length:
+        elif cache.empty:
             space = token_space(ids, lengths, side)
         elif lengths is not None:
             raise ValueError("lengths say what of a prompt is padding: what follows it has none")

@@ -1,20 +1,25 @@
 """All pairs on `scaled_dot_product_attention`; no tensor of pairs where none is needed.
 
-Packed samples whose pairs nothing else restricts are attended one after the other.
+Packed samples whose pairs nothing else restricts are attended one after the other; on a GPU, in
+half precision, all at once by `varlen`, which also knows windows and leaves padding out.
+
+A GPU has no kernel that adds float32 to scores of halves. So what has a bias or a sink there is
+computed in float32: rounded to 8 bits, ALiBi at distance 300 would be off by one.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import derivatives, reference
+from attention_core.backends import derivatives, measured, packed, reference, roofline, varlen
 from attention_core.backends.costs import Rate, mask_cost
+from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window, each, find
+from attention_core.biases import Bias
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.masks import Causal
@@ -35,19 +40,26 @@ class Prepared:
     """The arguments of SDPA: `is_causal`, or a bool mask, and the queries whose output is 0.
 
     Attributes:
-        samples: the lengths of packed samples, if SDPA is called for each.
+        samples: the packed samples that are attended each by itself.
+        rows: the same, where one kernel does them all.
         causal: leave the mask to SDPA's `is_causal`.
         allowed: bool broadcastable to (B, H, Lq, Lk), all True on empty rows, or None.
         empty: bool broadcastable to (B, H, Lq, 1), True where a query may attend to no key.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, samples: Samples | None = None) -> None:
+        self.job, self.samples = job, samples
+        self._pairs: Pairs | None = None
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
-        self.samples = _samples(job)
-        self.causal = _is_plain_causal(job) or (bool(self.samples) and job.mask == Causal())
-        if self.causal or self.samples:
+        self.rows: varlen.Rows | None = None
+        if samples is not None:
+            self.causal = samples.window == CAUSAL
+            if varlen.is_for(job):
+                self.rows = varlen.Rows.of(samples, job)
+            return
+        self.causal = _is_plain_causal(job)
+        if self.causal:
             return
         query, key = job.spaces
         if job.bias is not None:
@@ -73,22 +85,25 @@ class Prepared:
     def _narrows(space: Space) -> bool:
         return space.segments is not None or space.valid is not None
 
-    @cached_property
+    @property
     def pairs(self) -> Pairs:
         """Every pair of query and key."""
-        return self.job.pairs()
+        # No cached_property, whose lock torch.compile does not know
+        if self._pairs is None:
+            self._pairs = self.job.pairs()
+        return self._pairs
 
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
         new = Prepared.__new__(Prepared)
-        new.__dict__ = {**self.__dict__, "job": job}
-        new.__dict__.pop("pairs", None)
+        new.__dict__ = {**self.__dict__, "job": job, "_pairs": None}
         if job.bias is not None:
             new.pairs  # noqa: B018
         return new
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared | None:
+    return None if job.moving else Prepared(job, _samples(job))
 
 
 def _is_plain_causal(job: Job) -> bool:
@@ -98,37 +113,23 @@ def _is_plain_causal(job: Job) -> bool:
     return job.mask == Causal() and query is key and key.size is not None
 
 
-def _samples(job: Job) -> list[int] | None:
-    """The lengths of samples that lie end to end and need no mask, or that of `is_causal`."""
-    if torch.compiler.is_compiling():  # the program would be compiled for these lengths alone
+def _samples(job: Job) -> Samples | None:
+    """Samples that need no mask, or that of `is_causal`, or what `varlen` knows."""
+    if torch.compiler.is_compiling():  # which cannot look at where they begin
         return None
     if "samples" not in job.notes:
-        job.notes["samples"] = _find_samples(job)
-    lengths: list[int] | None = job.notes["samples"]
-    return lengths
+        by_kernel = varlen.is_for(job)
 
+        def takes(window: Window, padded: bool) -> bool:
+            if by_kernel and varlen.takes(window):
+                return True
+            # As what `each` does, a sample after the other
+            one_row = job.spaces[1].batch is None
+            return window in (WHOLE, CAUSAL) and not padded and one_row
 
-def _find_samples(job: Job) -> list[int] | None:
-    query, key = job.spaces
-    if query is not key or key.segments is None or key.segments.ndim != 1 or not key.length:
-        return None
-    if job.bias is not None or key.valid is not None:
-        return None
-    key = key.host
-    segments, at = key.segments, key.coordinates
-    assert segments is not None
-    steps = segments.diff()
-    if bool((steps < 0).any()):
-        return None
-    if job.mask is not None and not job.mask.allows_all(job.spaces):
-        if job.mask != Causal() or not key.ordered or key.special is not None:
-            return None
-        if at is None or at.ndim != 2 or at.shape[1] != 1:
-            return None
-        if not bool(((at.diff(dim=0)[:, 0] > 0) | (steps > 0)).all()):
-            return None
-    lengths: list[int] = segments.unique_consecutive(return_counts=True)[1].tolist()
-    return lengths
+        job.notes["samples"] = find(job, takes)
+    samples: Samples | None = job.notes["samples"]
+    return samples
 
 
 def unsupported(job: Job) -> str | None:
@@ -146,9 +147,14 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     samples = _samples(job)
-    time = RATE.of(job) * (job.sample_pairs if samples else job.all_pairs) + _CALL[job.grad]
-    if samples:
-        time *= _CAUSAL if job.mask == Causal() else 1.0
+    if job.device.type == "cuda":
+        return _cost_on_gpu(job, samples)
+    pairs = job.all_pairs if samples is None else job.sample_pairs
+    if samples is not None and samples.window not in (WHOLE, CAUSAL):
+        pairs = min(pairs, job.count_bound)
+    time = RATE.of(job) * pairs + _CALL[job.grad]
+    if samples is not None:
+        time *= _CAUSAL if samples.window == CAUSAL else 1.0
         time += _SAMPLE[job.grad] * len(samples)
     elif _is_plain_causal(job) and job.bias is None:
         time *= _CAUSAL
@@ -156,15 +162,49 @@ def cost(job: Job) -> float:
         time += _TENSOR.of(job) * job.all_pairs + mask_cost(job, job.row_pairs)
         if job.bias is not None and job.bias.learned:
             time += _LEARNED.of(job) * job.all_pairs
+    time *= measured.factor(job, "dense")
     return time + (reference.cost(job) if job.weights else 0.0)
 
 
-def describe(job: Job, prepared: Prepared) -> str:
+def kernel_of(job: Job) -> str:
+    """Return which kernel a GPU runs for a job, by its name in `roofline`."""
+    samples = _samples(job)
+    if samples is not None and varlen.is_for(job):
+        return "varlen"
+    exact = job.dtype not in roofline.HALVES or (samples is None and _needs_tensor(job))
+    return "efficient" if exact else "flash"
+
+
+def _needs_tensor(job: Job) -> bool:
+    """Whether SDPA is given a mask or biases of all pairs."""
+    if _is_plain_causal(job) and job.bias is None:
+        return False
+    return job.bias is not None or not job.allows_all or job.spaces[1].valid is not None
+
+
+def _cost_on_gpu(job: Job, samples: Samples | None) -> float:
+    kernel = kernel_of(job)
+    if samples is None:
+        pairs = job.all_pairs / (2 if _is_plain_causal(job) and job.bias is None else 1)
+        return roofline.dense(job, kernel, pairs, masked=_needs_tensor(job))
+    pairs = job.sample_pairs / (2 if samples.window == CAUSAL else 1)
+    if samples.window not in (WHOLE, CAUSAL):
+        pairs = min(pairs, roofline.around(job, roofline.TILE, roofline.TILE))
+    return roofline.dense(job, kernel, pairs, calls=1 if kernel == "varlen" else len(samples))
+
+
+def describe(job: Job, prepared: Prepared | None) -> str:
+    if prepared is None:
+        return "scaled_dot_product_attention with a bool mask, made with each forward pass."
     if job.bias is not None:
         how = (
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
         )
-    elif prepared.samples:
+    elif prepared.samples is not None and varlen.is_for(job):
+        rows = prepared.rows  # none of a GPU that is only named
+        count = len(prepared.samples) if rows is None else len(rows.starts) - 1
+        return f"varlen_attn: {count:,} samples in one kernel."
+    elif prepared.samples is not None:
         how = f"for each of {len(prepared.samples):,} samples"
         how += ", with is_causal" if prepared.causal else ", with no mask"
     elif prepared.causal:
@@ -178,33 +218,60 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     prepared: Prepared = plan.prepared
+    if prepared is None:  # it moves
+        prepared = plan.memo("now", lambda: Prepared(plan.job))
+    rows = prepared.rows
+    if rows is not None and varlen.serves(q, v, options):
+        output = varlen.attend(rows, q, k, v, options.scale)
+        _refuse_second(output)
+    else:
+        if rows is not None and (rows.tokens is not None or rows.window not in (WHOLE, CAUSAL)):
+            # The kernel was expected to compute what needs a mask otherwise
+            prepared = plan.memo("with a mask", lambda: Prepared(plan.job))
+        output = _computed(plan, prepared, q, k, v, options)
+    if not (options.weights or options.lse):
+        return Result(output)
+    with torch.autocast(q.device.type, enabled=False):
+        explicit = plan.memo("explicit", lambda: reference.Prepared(plan.job))
+        weights, lse = reference.weigh(plan, explicit, q, k, options)
+    return Result(output, weights.to(q.dtype), lse)
+
+
+def _computed(
+    plan: Plan, prepared: Prepared, q: Tensor, k: Tensor, v: Tensor, options: Options
+) -> Tensor:
+    """The output (B, H, Lq, Dv) of SDPA."""
     mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
     wrong: Tensor | None = None
-    needs_tensor = options.bias is not None or options.sink is not None
-    if causal and needs_tensor and prepared.samples is None:
-        # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
-        causal, mask = False, plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
-    scores = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
-    if scores is not None:
-        # SDPA on a CPU adds float32 to the scores of halves; elsewhere kernels want their own type
-        dtype = torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype
-        key = ("attn_mask", options.bias, dtype)
-        mask, empty, wrong = plan.memo(key, lambda: _biased(plan, scores, mask, dtype))
+    given, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    if options.bias is not None or options.sink is not None:
+        if q.device.type != "cpu":  # where kernels want mask and scores of one type
+            q, k, v = (x.to(exact) for x in (q, k, v))
+        if causal and prepared.samples is None:
+            # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
+            causal, mask = False, _triangle(plan, prepared)
+    if options.bias is not None:
+        mask, empty, wrong = _with_bias(plan, prepared, options.bias, mask, exact)
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        if sink is not None:
+            mask, k, v = _with_sink(mask, q, k, v, sink)
+        return _attended(q, k, v, mask, causal, options)
+
+    def of_sample(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
+        mask, causal = _own_mask(prepared, q, options)
+        return attention(q, k, v, sink, mask, causal)
+
     if prepared.samples is None:
-        keys, values = k, v
-        if options.sink is not None:
-            mask, keys, values = _with_sink(mask, q, k, v, options.sink)
-        output = _attended(q, keys, values, mask, causal, options)
+        output = attention(q, k, v, options.sink, mask, causal)
+    elif torch.compiler.is_compiling():
+        output = packed.attend(
+            q, k, v, options.sink, prepared.samples.starts, causal, options.dropout_p, options.scale
+        )
     else:
-        parts = (x.split(prepared.samples, dim=2) for x in (q, k, v))
-        outputs = []
-        for own_q, own_k, own_v in zip(*parts, strict=True):
-            mask, causal = _own_mask(prepared, own_q, options)
-            if options.sink is not None:
-                mask, own_k, own_v = _with_sink(mask, own_q, own_k, own_v, options.sink)
-            outputs.append(_attended(own_q, own_k, own_v, mask, causal, options))
-        # Joined as tokens of all heads, which is how layers go on
-        output = torch.cat([one.transpose(1, 2) for one in outputs], dim=1).transpose(1, 2)
+        output = each(q, k, v, options.sink, prepared.samples, of_sample)
     if q.device.type == "cpu" and torch.compiler.is_compiling():
         # What `attend` does elsewhere, and a compiled program cannot: the kernel drops short rows
         # of NaN scores
@@ -213,12 +280,30 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         output = output.masked_fill(wrong, torch.nan)
     if empty is not None:
         output = output.masked_fill(empty, 0)
-    if not (options.weights or options.lse):
-        return Result(output)
-    with torch.autocast(q.device.type, enabled=False):
-        explicit = plan.memo("explicit", lambda: reference.prepare(plan.job))
-        weights, lse = reference.weigh(plan, explicit, q, k, options)
-    return Result(output, weights.to(q.dtype), lse)
+    return output.to(given)
+
+
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared."""
+    prepared: Prepared | None = plan.prepared
+    if prepared is not None and bias is not None:
+        mask = _triangle(plan, prepared) if prepared.causal else prepared.allowed
+        exact = torch.promote_types(dtype, torch.float32)
+        _with_bias(plan, prepared, bias, mask, exact)
+
+
+def _triangle(plan: Plan, prepared: Prepared) -> Tensor | None:
+    return plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
+
+
+def _with_bias(
+    plan: Plan, prepared: Prepared, bias: Bias, mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    scores = plan.bias(bias, prepared.pairs)
+    if scores is None:
+        return mask, prepared.empty, None
+    key = ("attn_mask", bias, dtype)  # SDPA on a CPU adds float32 to the scores of halves
+    return plan.memo(key, lambda: _biased(plan, prepared, scores, mask, dtype))
 
 
 def _attended(
@@ -227,6 +312,10 @@ def _attended(
     if torch.is_autocast_enabled(q.device.type):  # which would round the bias
         with torch.autocast(q.device.type, enabled=False):
             return _attended(q, k, v, mask, causal, options)
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and not _serves_groups(q, v, mask):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        grouped = False
     # Fused kernels have first derivatives alone, and no tangents
     with sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext():
         output: Tensor = scaled_dot_product_attention(
@@ -237,11 +326,24 @@ def _attended(
             is_causal=causal,
             dropout_p=options.dropout_p,
             scale=options.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=grouped,
         )
+    _refuse_second(output)
+    return output
+
+
+def _refuse_second(output: Tensor) -> None:
     if output.requires_grad and not torch.compiler.is_compiling():
         derivatives.refuse_second("dense", output)
-    return output
+
+
+def _serves_groups(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether a fused kernel shares keys between heads. On a GPU, flash does alone, which takes no
+    mask; torch would compute the scores of all pairs, without a word."""
+    if q.device.type != "cuda":
+        return True
+    halves = q.dtype in (torch.float16, torch.bfloat16)
+    return mask is None and halves and q.shape[-1] == v.shape[-1] <= 256
 
 
 def _own_mask(prepared: Prepared, q: Tensor, options: Options) -> tuple[Tensor | None, bool]:
@@ -253,11 +355,10 @@ def _own_mask(prepared: Prepared, q: Tensor, options: Options) -> tuple[Tensor |
 
 
 def _biased(
-    plan: Plan, scores: Tensor, allowed: Tensor | None, dtype: torch.dtype
+    plan: Plan, prepared: Prepared, scores: Tensor, allowed: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The additive mask of SDPA (b, H, Lq, Lk), the rows that it leaves empty, and those where it
     has NaN or +inf, which some kernels take for empty; None where there are none of these."""
-    prepared: Prepared = plan.prepared
     length = plan.job.spaces[1].length
     scores = scores.expand(torch.broadcast_shapes(scores.shape, (1, 1, 1, length)))
     if allowed is not None:

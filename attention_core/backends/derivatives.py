@@ -63,12 +63,17 @@ def _refuse(backend: str, what: str, others: Iterable[str]) -> NoReturn:
     )
 
 
+#: What may stand between a kernel and its output: of `index_copy` the last input is what it copies.
+_BEHIND = ("Slice", "View", "Transpose", "ToCopy", "IndexCopy")
+_VARLEN = "_varlen_attn"
+
+
 def refuse_second(backend: str, output: Tensor) -> None:
     """Have the second derivative of `output` refused in words, if its kernel has none."""
     node: Any = output.grad_fn
-    while node is not None and node.name().startswith(("Slice", "View", "Transpose")):
-        node = node.next_functions[0][0]  # what stands behind a kernel that pads its heads
-    if node is None or not node.name().startswith("ScaledDotProduct"):
+    while node is not None and node.name().startswith(_BEHIND):
+        node = node.next_functions[-1][0]  # what stands behind a kernel that pads its heads
+    if node is None or not (node.name().startswith("ScaledDotProduct") or _VARLEN in node.name()):
         return
 
     def hook(gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...] | None:

@@ -7,7 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
+from attention_core.backends import measured, roofline
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
+from attention_core.biases import Bias
 from attention_core.edge_projection import as_tensor
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.score_mods import modified, split
@@ -38,7 +40,14 @@ class Prepared:
         return new
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared | None:
+    return None if job.moving else Prepared(job)
+
+
+def prepared_of(plan: Plan) -> Prepared:
+    """Return what was prepared for a plan of this backend, or is for this forward pass."""
+    prepared: Prepared | None = plan.prepared
+    return plan.memo("now", lambda: Prepared(plan.job)) if prepared is None else prepared
 
 
 def unsupported(job: Job) -> str | None:
@@ -46,10 +55,13 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
+    if job.device.type == "cuda":
+        return roofline.reference(job)
     rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
     modifying = modify_cost(job, job.all_pairs)
     asking = mask_cost(job, job.row_pairs)
-    return rate * job.all_pairs + asking + modifying + _CALL[job.grad]
+    time = rate * job.all_pairs + asking + modifying + _CALL[job.grad]
+    return time * measured.factor(job, "reference")
 
 
 def describe(job: Job, prepared: Prepared) -> str:
@@ -61,12 +73,13 @@ def describe(job: Job, prepared: Prepared) -> str:
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     with torch.autocast(q.device.type, enabled=False):
-        weights, lse = weigh(plan, plan.prepared, q, k, options)
+        prepared = prepared_of(plan)
+        weights, lse = weigh(plan, prepared, q, k, options)
         kept = torch.nn.functional.dropout(weights, options.dropout_p)
         v = v.to(weights.dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         output = kept @ v
         if options.edge_value is not None:
-            of_edges = at_pairs(as_tensor(options.edge_value, v.dtype), plan.prepared.pairs)
+            of_edges = at_pairs(as_tensor(options.edge_value, v.dtype), prepared.pairs)
             output = output + (kept[..., None, :] @ of_edges).squeeze(-2)
     return Result(output.to(q.dtype), weights.to(q.dtype), lse)
 
@@ -96,6 +109,12 @@ def weigh(
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
     return softmax(scores, options.sink)
+
+
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared: the bias."""
+    if plan.prepared is not None:
+        plan.bias(bias, plan.prepared.pairs)
 
 
 def at_pairs(features: Tensor, pairs: Pairs) -> Tensor:

@@ -28,8 +28,10 @@ from attention_core.layers.tokens import taken_in
 from attention_core.masks import Causal, Mask
 from attention_core.masks.algebra import as_mask
 from attention_core.positions import Rotary
+from attention_core.precision import product_dtype
 from attention_core.score_mods import has_score_mod
 from attention_core.spaces import Sequence, Space
+from attention_core.static_cache import plan_once
 from attention_core.transfer import moved
 
 
@@ -222,9 +224,10 @@ class Encoder(nn.Module):
         cache: KVCache | None = None,
         taken: dict[int, Tensor | None] | None = None,
         needed: Needed | None = None,
+        of_layer: Listing[Plan] = (),
     ) -> Tensor:
         """x after all blocks; `taken` is filled with the outputs of the blocks that it names. Of
-        the tokens that are `needed`, where that is given."""
+        the tokens that are `needed`, where that is given; by the plans `of_layer`, if there are."""
         if x.shape[-2] != spaces[0].length:
             raise ValueError(f"x is {tuple(x.shape)}, but its space is {spaces[0].describe()}")
         if x.ndim == 2 and spaces[0].batch is not None:
@@ -246,18 +249,24 @@ class Encoder(nn.Module):
                 sizes = spaces[0].length, spaces[1].length
             # Layers whose masks are equal and whose biases are alike share a plan
             kind = (self.masks[layer], type(bias), has_score_mod(bias), sizes)
-            if kind not in plans:
-                joined = _both(self.masks[layer], extra)
-                plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
-                if reorders and order is None and plans[kind].order is not None:
-                    # Once for all layers: what else they do, they do to each token alone
-                    order, made = plans[kind].order, plans[kind].in_order()
-                    assert order is not None
-                    x, spaces, plans = taken_in(x, order), made.job.spaces, {kind: made}
+            if of_layer:
+                plan = of_layer[layer]
+            else:
+                if kind not in plans:
+                    joined = _both(self.masks[layer], extra)
+                    plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
+                    if reorders and order is None and plans[kind].order is not None:
+                        # Once for all layers: what else they do, they do to each token alone
+                        order, made = plans[kind].order, plans[kind].in_order()
+                        assert order is not None
+                        x, spaces, plans = taken_in(x, order), made.job.spaces, {kind: made}
+                plan = plans[kind]
+            if block._compiled_call_impl is not None and not is_compiling():
+                block.attention.share(plan, bias, product_dtype(x))
             x = block(
                 x,
                 context,
-                plan=plans[kind],
+                plan=plan,
                 context_plan=context_plan,
                 bias=bias,
                 cache=None if cache is None else cache[layer],
@@ -364,6 +373,14 @@ class Decoder(Encoder):
         self._check_tokens(x)
         check_kind(Space, space=space, context_space=context_space)
         check_kind(KVCache, cache=cache)
+        if cache is not None and cache.past is not None:
+            if mask is not None or (space is not None and space is not cache.past.at(x.shape[-2])):
+                raise ValueError(
+                    "a static cache has one mask for all steps, that of the layers, and says where "
+                    "new tokens sit: leave mask and space out"
+                )
+            out = self._step(x, cache, context, context_space, backend)
+            return out if keep is None else out.index_select(-2, keep)
         if space is None:
             length = x.shape[-2]
             space = Sequence(length) if cache is None else cache.next_space(length, x.device)
@@ -412,10 +429,64 @@ class Decoder(Encoder):
         past = cache.space
         try:
             keys = cache.extend(space)
-            return self._run(x, (space, keys), mask, backend, context, context_plan, cache)
+            out = self._run(x, (space, keys), mask, backend, context, context_plan, cache)
+            if cache.static:
+                cache.begin(space)
+                self._plan_step(x, 1, cache, context_space, backend)
+            return out
         except Exception:
             cache.space = past  # a wrong call must not make the next one fail
             raise
+
+    def _step(
+        self,
+        x: Tensor,
+        cache: KVCache,
+        context: Tensor | None,
+        context_space: Space | None,
+        backend: str | None,
+    ) -> Tensor:
+        """New tokens after those of a static cache: all but numbers is as in the step before."""
+        past, count = cache.past, x.shape[-2]
+        assert past is not None
+        if not past.step(count).plans:
+            if context is not None and context_space is None:
+                context_space = Space(context.shape[-2])
+            self._plan_step(x, count, cache, context_space, backend)
+        step = cache.write(count)
+        of_layer, context_plan = step.renewed()
+        spaces = step.space, past.keys
+        out = self._run(x, spaces, None, None, context, context_plan, cache, of_layer=of_layer)
+        past.advance(count)
+        return out
+
+    def _plan_step(
+        self,
+        x: Tensor,
+        count: int,
+        cache: KVCache,
+        context_space: Space | None,
+        backend: str | None,
+    ) -> None:
+        """Plan steps of so many tokens, once."""
+        assert cache.past is not None
+        step, keys = cache.past.step(count), cache.past.keys
+        of_kind: dict[Any, int] = {}
+        for layer, index in enumerate(self._block_of_layer):
+            block = self.blocks[index]
+            bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
+            kind = self.masks[layer], type(bias), has_score_mod(bias)
+            if kind not in of_kind:
+                of_kind[kind] = len(step.plans)
+                spaces = step.space, keys
+                step.plans.append(
+                    plan_once(block.attention, x, spaces, self.masks[layer], bias, backend)
+                )
+            step.of_layer.append(of_kind[kind])
+        cross = self.blocks[0].cross_attention
+        if cross is not None and context_space is not None:
+            of_cross = step.space, context_space.to(x.device)
+            step.context = plan_once(cross, x, of_cross, None, None, backend)
 
 
 def _both(first: Mask | None, second: Mask | None) -> Mask | None:

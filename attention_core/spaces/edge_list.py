@@ -148,23 +148,38 @@ class EdgeList:
     def arrived(self, origin: EdgeList) -> None:
         """Remember what this is a copy of, where that is on the CPU."""
         self._computed = {}
-        if origin.source.device.type == "cpu":
-            self.host = origin
+        self.know_host(origin)
+
+    def know_host(self, edges: EdgeList) -> None:
+        """Keep what these edges are on the CPU, if that is where they are."""
+        if edges.source.device.type == "cpu" != self.source.device.type:
+            self._host = edges
 
     def _cached(self) -> list[str]:
         of_kind = type(self)
         return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
 
-    @computed
+    @property
     def host(self) -> EdgeList:
         """These edges on the CPU: as they were there before they were moved, or in one copy from
         the device, for which that is waited for once. Features stay where they are."""
-        return self if self.source.device.type == "cpu" else moved(self.bare, "cpu")
+        return self if self.source.device.type == "cpu" else self._host
+
+    @computed
+    def _host(self) -> EdgeList:
+        return moved(self.bare, "cpu")
 
     @property
     def has_host(self) -> bool:
         """Whether `host` is known, so that nobody waits for it."""
-        return self.source.device.type == "cpu" or "host" in vars(self)
+        return self.source.device.type == "cpu" or "_host" in vars(self)
+
+    def sort(self) -> EdgeList:
+        """Return these edges, sorted by target and by source, as layers along them and their
+        gradients need it: in a worker of a loader, or before a program of layers is compiled, which
+        sorts each time what is not sorted yet. The order follows to other devices."""
+        self.csr.transpose  # noqa: B018  kept from now on
+        return self
 
     @property
     def bare(self) -> EdgeList:
@@ -303,7 +318,7 @@ class EdgeList:
     @computed
     def num_pairs(self) -> int:
         """Number of pairs inside all graphs, Σ n²."""
-        known: EdgeList = vars(self).get("host", self)
+        known = self.host if self.has_host else self
         return int((known.sizes**2).sum())
 
     def count_pairs(self, what: str, width: int = 1) -> int:

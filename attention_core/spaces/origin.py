@@ -16,6 +16,8 @@ from attention_core.transfer import indexed, moved
 def made_elsewhere(device: torch.device | str) -> bool:
     """Return whether what is for this device is made on the host and moved: not where it is for the
     host, nor in a program that is compiled, which makes it itself."""
+    if device == "cpu":
+        return False
     return torch.device(device).type not in ("cpu", "meta") and not (
         torch.compiler.is_compiling() or torch.compiler.is_exporting()
     )
@@ -46,7 +48,8 @@ class OnHost:
             return self
         known = self._known_host()
         if known is None:
-            known = moved(self._looked_at(), "cpu")
+            own = type(self).to is not OnHost.to
+            known = self.to("cpu") if own else moved(self._looked_at(), "cpu")
             self.keep_host(known)
         return known
 

@@ -7,9 +7,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
+from attention_core.backends.derivatives import transformed
 from attention_core.lasting import Memory
 from attention_core.spaces.base import Space
+from attention_core.spaces.sequence import Sequence
+
+#: From so many pairs on it takes less time to look at offsets first.
+_MANY = 1 << 14
 
 
 def same_kind(spaces: tuple[Space, Space], what: str) -> Space:
@@ -148,6 +154,27 @@ class Pairs:
         the old ones is left behind."""
         new = copy.copy(self)
         new.spaces, new._memory = spaces, Memory(self.known)
+        return new
+
+    @property
+    def by_offset(self) -> Pairs | None:
+        """A pair for each offset, from the lowest on, (1, 1, 1, Lq + Lk - 1), where these are all
+        pairs of two whole sequences, and many; else None. It knows its offset and distance
+        alone."""
+        query, key = self.spaces
+        # How long sequences are is left open in an exported program
+        if not self.whole or is_exporting() or transformed():
+            return None
+        sequences = type(query) is type(key) is Sequence and query.size and key.size
+        if not sequences or query.length * key.length < max(_MANY, 1) or query.length < 2:
+            return None
+        first = [space.start[0] - space.num_special for space in self.spaces]
+        low = first[1] - first[0] - query.length + 1
+        ends = low, low + query.length + key.length - 1
+        offset = torch.arange(*ends, device=self.key.device)[None, None, None]
+        new = copy.copy(self)
+        new.whole = False
+        new._memory = Memory({"offset": offset[..., None], "distance": offset.abs()})
         return new
 
     def take(self, name: str, side: str) -> Tensor:

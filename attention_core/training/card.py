@@ -21,6 +21,7 @@ from attention_core.files import replace_file
 from attention_core.interpret.plots import Format
 from attention_core.training.data import DataModule
 from attention_core.training.folder import RunFolder, from_here
+from attention_core.training.matmul import KEY, PRECISIONS
 from attention_core.training.own import needed_config_dir
 from attention_core.training.trust import trusting
 
@@ -111,7 +112,7 @@ def _training(
         "schedule": markdown_code(_call(config["schedule"])) if config.get("schedule") else "none",
         "epochs": f"{trainer.current_epoch:,} ({trainer.global_step:,} optimizer steps)",
         "batch size": batch,
-        "precision": markdown(trainer.precision),
+        "precision": markdown(trainer.precision) + _products(config),
         "seed": markdown(config.get("seed", 1)),
         "time": time + (", since the run was last continued" if resumed else ""),
         "hardware": markdown(f"{world} × {where}" if world > 1 else where),
@@ -133,6 +134,12 @@ def _tuning(config: Mapping[str, Any]) -> dict[str, str]:
     if layer_decay != 1:
         rows["rates"] = f"each layer's is {markdown(layer_decay)} times that of the one above"
     return rows
+
+
+def _products(config: Mapping[str, Any]) -> str:
+    """How products of float32 were computed, where not as float32."""
+    given = config.get(KEY) or "highest"
+    return "" if given == "highest" else f"; products of float32: {given} ({PRECISIONS[given]})"
 
 
 def _processor() -> str:

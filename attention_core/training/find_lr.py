@@ -20,6 +20,7 @@ from attention_core.training.console import rich_text
 from attention_core.training.data import model_inputs
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
+from attention_core.training.matmul import matmul_precision
 from attention_core.training.overrides import shell_override
 from attention_core.training.run import assemble, check_config, figure_format
 from attention_core.training.task import Task
@@ -62,7 +63,8 @@ def find_lr(config: dict[str, Any], folder: Path) -> float:
     start_from(parts.task.model, **(config.get("init") or {}))
     curve = _Curve()
     parts.trainer.callbacks.append(curve)  # type: ignore[attr-defined]
-    parts.trainer.fit(parts.task, datamodule=parts.data)
+    with matmul_precision(config):
+        parts.trainer.fit(parts.task, datamodule=parts.data)
     rates, changes = np.array(curve.rates), np.array(curve.changes)
     suggestion = suggest(rates, changes)
     folder.mkdir(parents=True, exist_ok=True)

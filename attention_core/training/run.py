@@ -53,6 +53,7 @@ from attention_core.training.instantiate import (
 )
 from attention_core.training.loggers import build_loggers, logged
 from attention_core.training.loops import settle_checkpoints
+from attention_core.training.matmul import check_matmul_precision, matmul_precision
 from attention_core.training.metrics import CSVMetrics, read_metrics
 from attention_core.training.parallel import FSDP2
 from attention_core.training.parts import Parts, alone, data_and_task, look, of_every_trainer
@@ -85,6 +86,7 @@ KEYS = {
     "checkpoint": "arguments of attention_core.training.checkpoint.Checkpoint",
     "activation_checkpointing": "compute each block again in the backward pass, to save memory",
     "compile": "compile each block with torch.compile",
+    "float32_matmul_precision": "of products of float32: highest, high (TF32) or medium",
     "profiler": "a Lightning profiler; writes to the folder profile/ of the run",
     "callbacks": "Lightning callbacks by name",
     "logger": "Lightning loggers by name, beside metrics.csv",
@@ -123,7 +125,7 @@ def train(config: Config, path: Path) -> dict[str, float]:
         )
     folder = RunFolder(path)
     check_config(config)
-    with folder.locked():
+    with folder.locked(), matmul_precision(config):
         _write_config(config, folder)
         return _fit_and_test(config, folder)
 
@@ -183,7 +185,7 @@ def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
         _print_results(results, folder)
         return results
     check_config(config)
-    with nullcontext() if joins_another() else folder.locked():
+    with nullcontext() if joins_another() else folder.locked(), matmul_precision(config):
         return _fit_and_test(config, folder)
 
 
@@ -201,7 +203,8 @@ def evaluate(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
     config = trained_config(folder, allow, "evaluate")
     recorded = read_results(folder) if folder.results.exists() else {}
     parts = look(config, folder)
-    results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
+    with matmul_precision(config):
+        results = _test(parts, folder, load_checkpoint(folder.best)["epoch"])
     _print_results(results, folder, title="evaluated")
     _print_comparison(results, recorded)
     return results
@@ -252,6 +255,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
         if value is not None and wrong:
             raise UsageError(f"{key}: {wanted} is needed, got {value!r}.")
+    check_matmul_precision(config)
     for key in ("callbacks", "logger"):
         for name, part in (config.get(key) or {}).items():
             if part is not None and (not isinstance(part, dict) or "_target_" not in part):

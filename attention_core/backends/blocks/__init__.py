@@ -26,9 +26,17 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from attention_core.backends import dense, edges, fast as switch, reference
+from attention_core.backends import (
+    dense,
+    edges,
+    fast as switch,
+    measured,
+    reference,
+    roofline,
+)
 from attention_core.backends.blocks import fast
 from attention_core.backends.blocks.chunks import Blocks
+from attention_core.backends.blocks.flat import Flat, flat_block_attention
 from attention_core.backends.blocks.groups import (
     Group,
     Listed,
@@ -357,6 +365,9 @@ def _seen_by_tiles(job: Job, pairs: float) -> float:
 
 
 def cost(job: Job) -> float:
+    if job.device.type == "cuda":
+        return roofline.blocks(job)
+    measured_by = measured.factor(job, "blocks")
     rate = _TILE_PAIR if _by_kernels(job) else _PAIR
     least = _CALL[job.grad] + rate.of(job) * job.count_bound + modify_cost(job, job.count_bound)
     if _scattered(job) and not _by_kernels(job):
@@ -364,12 +375,12 @@ def cost(job: Job) -> float:
         each = _PAIR.of(job) + job.heads * _SCATTERED[job.grad] / _SHARING
         least = _CALL[job.grad] + each * pairs + modify_cost(job, pairs)
     if job.repeats_edges:
-        return least  # which is refused when pairs are computed all together
+        return measured_by * least  # which is refused when pairs are computed all together
     if job.mask is not None and job.spaces[1].searched:
         least += _SEARCH * job.count_bound  # a graph is searched edge by edge
     others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
-    if least > min(others, default=math.inf):
-        return least  # finding the blocks would take longer than it could ever save
+    if measured_by * least > min(others, default=math.inf):
+        return measured_by * least  # finding the blocks would take longer than it could ever save
     prepared = _found(job)
     samples = job.batch if prepared.rows == 1 else 1
     pairs = sum(group.pairs for group in prepared.groups)
@@ -379,7 +390,7 @@ def cost(job: Job) -> float:
     if _scattered(job) and not _by_kernels(job):
         runs = (keys for _, (keys, run) in prepared.runs if run == 1)
         scattered = job.heads * _SCATTERED[job.grad] * sum(keys.numel() for keys in runs)
-    return (
+    return measured_by * (
         _CALL[job.grad]
         + samples * scattered
         + (_FAST_GROUP if _by_kernels(job) else _GROUP) * len(prepared.groups)
@@ -426,15 +437,34 @@ def describe(job: Job, prepared: Prepared) -> str:
     return f"{text}{', by kernels in numba' if _by_kernels(job) else ''}."
 
 
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, for programs that are compiled."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    blocks = _inputs(plan, bias, kv_heads, dtype)
+    if not split(bias)[0]:
+        like = torch.empty(0, dtype=dtype, device=plan.job.device)
+        plan.memo(("flat", bias, kv_heads, dtype), lambda: Flat.of(blocks, like))
+
+
+def _inputs(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
+    """What the kernel takes of each group, which layers share."""
+    prepared: Prepared = plan.prepared
+    with torch.autocast(plan.job.device.type, enabled=False):
+        return plan.memo(
+            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
+        )
+
+
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     refuse_transforms("blocks", (q, k, v, *(() if options.sink is None else (options.sink,))))
     prepared: Prepared = plan.prepared
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
-        blocks = plan.memo(
-            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
-        )
+        flat: Flat | None = None
+        if torch.compiler.is_compiling():
+            flat = plan.memo(("flat", bias, kv_heads, dtype), lambda: None)
+        blocks = _inputs(plan, bias, kv_heads, dtype) if flat is None else []
         q_own, k_own, v_own = (x.to(dtype) for x in (q, k, v))
         sink = None if options.sink is None else options.sink.to(dtype)
         seed = torch.randint(2**62, ()) if options.dropout_p else torch.zeros((), dtype=torch.long)
@@ -454,6 +484,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             mods = Mods(job, terms, listed, adds=rest is not None)
             call = Call(mods, blocks, seed, *numbers)
             output, lse = modified_attention(call, q_own, k_own, v_own, sink)
+        elif flat is not None:
+            output, lse = flat_block_attention(
+                q_own, k_own, v_own, sink, *flat.tensors, flat.layout, seed, *numbers
+            )
         else:
             output, lse = block_attention(
                 q_own,
@@ -467,10 +501,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
                 seed,
                 *numbers,
             )
-        if bias is not None and not blocks:
+        if bias is not None and flat is None and not blocks:
             output = untouched(output, *bias.tensors())
         weights = None
         if options.weights:
-            explicit = plan.memo("explicit", lambda: reference.prepare(job))
+            explicit = plan.memo("explicit", lambda: reference.Prepared(job))
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output.to(q.dtype), weights, lse)

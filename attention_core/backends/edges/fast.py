@@ -23,9 +23,13 @@ _VECTOR = 64
 #: Features of a head or of an edge at most: longer vectors take long to compile, and gain little.
 _LARGEST = 256
 #: Pairs times heads from which the first call, which compiles for seconds, is soon worth it. Later
-#: calls never take longer than plain torch: 1.2 ms where that takes 1.4 to 3 (forward and backward
-#: of 125 pairs, of one head or eight).
+#: calls of small heads never take longer than plain torch: 1.2 ms where that takes 1.4 to 3
+#: (forward and backward of 125 pairs, of one head or eight).
 _PAYS = 16_384
+#: Numbers of a head from which plain torch, which gathers rows of values by products of sparse
+#: matrices, is as fast (heads of 24 to 128: 0.5 to 1.0 of its speed, with features of edges or
+#: without, one thread; of 8, 1.1 to 1.6). What "additive_v2" does, it can only do pair by pair.
+_AS_FAST = 24
 
 
 def installed() -> bool:
@@ -33,9 +37,10 @@ def installed() -> bool:
     return fast.installed()
 
 
-def pays(pairs: int, heads: int) -> bool:
-    """Return whether so much work is given to kernels, if they are there."""
-    return pairs * heads >= _PAYS or fast.setting() == "always"
+def pays(pairs: int, heads: int, head_dim: int, *, v2: bool) -> bool:
+    """Return whether such work is given to kernels, if they are there."""
+    much = pairs * heads >= _PAYS and (v2 or head_dim < _AS_FAST)
+    return much or fast.setting() == "always"
 
 
 def takes(x: Inputs, pairs: Pairs) -> bool:
@@ -44,11 +49,8 @@ def takes(x: Inputs, pairs: Pairs) -> bool:
         return False
     sizes = [t.shape[-1] for t in (x.q, x.v, x.edge_attr) if t is not None]
     given = (t for t in x if isinstance(t, Tensor))
-    return (
-        len(pairs.row) > 0
-        and max(sizes) <= _LARGEST
-        and fast.usable(*given, pays=pays(len(pairs.row), x.heads))
-    )
+    worth = pays(len(pairs.row), x.heads, x.v.shape[-1], v2=x.score == "additive_v2")
+    return len(pairs.row) > 0 and max(sizes) <= _LARGEST and fast.usable(*given, pays=worth)
 
 
 def forward(x: Inputs, pairs: Pairs) -> Outputs:

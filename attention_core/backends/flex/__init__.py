@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from attention_core.backends import reference
+from attention_core.backends import dense, edges, reference, roofline
 from attention_core.backends.derivatives import once_only, refuse_transforms
 from attention_core.backends.flex import compiled, proof
 from attention_core.backends.flex.eager import attend_blocks
@@ -33,12 +33,10 @@ from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
 from attention_core.spaces import Pairs
-from attention_core.transfer import moved
+from attention_core.transfer import is_there, moved
 
-#: On a GPU, nanoseconds of a call, and of a pair in blocks for one number of one head, forward; and
-#: forward and backward (read, not measured).
-_CALL = (20_000.0, 60_000.0)
-_PAIR = (1e-5, 3.5e-5)
+#: So many times the time of another backend, by an estimate that knows no blocks, are too many.
+_HOPELESS = 4
 #: Where FlexAttention computes in torch's own operations, for tests.
 _EAGER = {"cpu"}
 
@@ -102,7 +100,7 @@ class Prepared:
             self.order_on_host = order[0] if len(order) == 1 else order
         lanes = Lanes(job.batch, job.heads, *places)  # without what was computed of them
         everything = lists, lanes, mask, offsets, links, layout.orders, back
-        everything = moved(everything, job.device)
+        everything = moved(everything, job.device if is_there(job.device) else "cpu")
         self.lists, self.lanes, self.mask, self.offsets = everything[:4]
         self.links, self.orders, self._back = everything[4:]
         if job.bias is not None:
@@ -134,7 +132,7 @@ class Prepared:
             Unmappable: the bias cannot be a score_mod.
         """
         job = self.job
-        tracer = Tracer(job.spaces, _shape(job), self.rows, job.device, self.links)
+        tracer = Tracer(job.spaces, _shape(job), self.rows, job.spaces[0].device, self.links)
         return write_score(tracer, self.lanes, self.offsets, bias, softcap, dtype, allowed_in(job))
 
     def score(self, plan: Plan, options: Options, dtype: torch.dtype) -> Score:
@@ -229,24 +227,29 @@ def unsupported(job: Job) -> str | None:
         return None  # `prepare` says what else there is: nobody plans for it here unasked
     if job.dtype == torch.float64:
         return "FlexAttention's kernels compute in float32, not in float64"
-    try:
-        prepare(job)
-    except Unmappable as error:
-        return str(error)
-    return None
+    known = job.notes.get("flex")
+    return str(known) if isinstance(known, Unmappable) else None
 
 
 def cost(job: Job) -> float:
     if job.device.type in _EAGER or torch.compiler.is_compiling():
         return math.inf  # it is there for tests
-    return estimate(job, prepare(job))
+    likely, least = roofline.flex(job), roofline.flex(job, job.count_bound / 2)
+    others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
+    best = min(others, default=math.inf)
+    if least > best or likely > _HOPELESS * best:
+        return likely  # finding the blocks would take longer than it could ever save
+    try:
+        prepared = prepare(job)
+    except Unmappable:
+        return math.inf
+    return estimate(job, prepared)
 
 
 def estimate(job: Job, prepared: Prepared) -> float:
     """Return the nanoseconds on a GPU."""
     blocks = prepared.pairs_of_blocks[0] * (job.batch if prepared.rows == 1 else 1)
-    pairs = 0 if not blocks else blocks * prepared.size**2
-    return _CALL[job.grad] + _PAIR[job.grad] * pairs * job.heads * job.head_dim
+    return roofline.flex(job, blocks * prepared.size**2 if blocks else 0)
 
 
 def describe(job: Job, prepared: Prepared) -> str:
@@ -282,7 +285,7 @@ def _run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Resul
             proof.distrust(plan, q, k, v, options, str(error))
             return proof.by_blocks(plan, q, k, v, options)
         if options.weights:
-            explicit = plan.memo("explicit", lambda: reference.prepare(plan.job))
+            explicit = plan.memo("explicit", lambda: reference.Prepared(plan.job))
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output, weights, lse)
 
