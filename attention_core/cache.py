@@ -150,7 +150,7 @@ class KVCache:
 
     @property
     def past(self) -> Past | None:
-        """What a static cache holds, once it holds something."""
+        """Return what a static cache holds, None before it holds something."""
         return self._past
 
     def __getitem__(self, layer: int) -> LayerCache:
@@ -217,8 +217,6 @@ class KVCache:
         if self._past is not None:
             self._past.reorder(index)
         elif self.space is not None and self.space.batch is not None:
-            self.space = self.space._map(
-                lambda x, dims: x.index_select(0, index) if x.ndim > dims else x
-            )
+            self.space = self.space.rows(index)
         for layer in self._layers.values():
             layer.reorder(index)

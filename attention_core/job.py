@@ -136,13 +136,12 @@ class Job:
     @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
-        if self.mask is None or self.spaces[1].edges is None:
+        mask = self.mask
+        if mask is None or self.spaces[1].edges is None or not mask.lists_candidates:
             return False
         spaces = self.host.spaces
         edges = spaces[1].edges
-        if edges is None or not self.mask.names_edges(spaces):
-            return False
-        return edges.repeated is not None
+        return edges is not None and edges.repeated is not None and mask.names_edges(spaces)
 
     @lasting
     def pairs(self) -> Pairs:
@@ -165,8 +164,8 @@ class Job:
         return allowed if same is None else allowed & same
 
 
-def is_ours(mask: Mask | None) -> bool:
-    """Whether a mask is of this package, with all that it is composed of."""
+def is_ours(mask: Mask | Bias | None) -> bool:
+    """Whether a mask or bias is of this package, with all that it is composed of."""
     if mask is None:
         return True
     parts = [part for part in vars(mask).values() if isinstance(part, Mask)]
@@ -230,6 +229,20 @@ class Plan:
         computed once for layers that share it."""
         added = split(bias)[1]
         return None if added is None else self.memo(("bias", bias), lambda: added(pairs))
+
+    @property
+    def order(self) -> Tensor | None:
+        """The order (L,), or (B, L), in which the backend computes on the tokens of its space; None
+        where that is theirs. It brings them into it itself, in each layer, unless `in_order`."""
+        order: Tensor | None = getattr(self.prepared, "order", None)
+        return order
+
+    def in_order(self) -> Plan:
+        """Return this plan for tokens that have been brought into its `order`, with their space."""
+        prepared = self.prepared.in_order()
+        space = self.job.spaces[0].keep(self.prepared.order_on_host)
+        job = replace(self.job, spaces=(space, space), notes={})
+        return replace(self, job=job, prepared=prepared, _memory=Memory())
 
     def renewed(self) -> Plan:
         """Return this plan for another forward pass; what was found in the mask stays."""

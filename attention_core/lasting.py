@@ -42,12 +42,16 @@ class computed(cached_property[T]):
 
     if not TYPE_CHECKING:
 
+        def __init__(self, func: Callable[[Any], Any]) -> None:
+            super().__init__(func)
+            self._lasting = lasting(func)
+
         def __get__(self, instance: Any, owner: type | None = None) -> Any:
             if instance is None:
                 return self
             if torch.compiler.is_compiling():
                 return self.func(instance)
-            value = lasting(self.func)(instance)
+            value = self._lasting(instance)
             instance.__dict__[self.attrname] = value
             return value
 

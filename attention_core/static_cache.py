@@ -39,7 +39,7 @@ class MovingSequence(Sequence):
 
 @dataclass
 class Step:
-    """What steps of n tokens share.
+    """Hold what steps of n tokens share.
 
     Attributes:
         space: where the new tokens sit.

@@ -37,7 +37,7 @@ def indexed(device: torch.device | str) -> torch.device:
     """Return a device with its index, as tensors there have it: "cuda" is "cuda:0", or whichever
     is current."""
     device = torch.device(device)
-    if device.index is not None or device.type in ("cpu", "meta"):
+    if device.type == "cpu" or device.type == "meta" or device.index is not None:
         return device
     current = device.type == "cuda" and torch.cuda.is_initialized()
     return torch.device(device.type, torch.cuda.current_device() if current else 0)
@@ -64,6 +64,8 @@ def moved(tree: T, device: torch.device | str) -> T:
     a device to the host in one, too, for which it waits once.
     """
     device = indexed(device)
+    if isinstance(tree, Tensor) and (tree.device == device or torch.compiler.is_compiling()):
+        return tree.to(device)  # type: ignore[return-value]
     away = {id(x): x for x in tensors_in(tree) if x.device != device}
     if not away:
         return tree
@@ -205,17 +207,25 @@ _ORIGINAL = "_attention_core_original"
 
 
 def remember_original(there: Tensor, here: Tensor) -> None:
-    """Have `on_host` answer for a tensor on a device with what it was moved from."""
+    """Have `original` and `on_host` answer for a tensor on a device with one on the CPU."""
     setattr(there, _ORIGINAL, (here, there._version))
+
+
+def original(x: Tensor) -> Tensor | None:
+    """Return a tensor on the CPU: itself, or what is remembered of it; None: nothing is."""
+    if x.is_cpu:
+        return x
+    here, version = getattr(x, _ORIGINAL, (None, None))
+    return here if here is not None and version == x._version else None
 
 
 def on_host(x: Tensor) -> Tensor:
     """Return a tensor on the CPU: itself, what is remembered of it, or a copy, which is waited
     for. In a program that is compiled, itself."""
-    if x.device.type == "cpu" or torch.compiler.is_compiling():
+    if x.is_cpu or torch.compiler.is_compiling():
         return x
-    here, version = getattr(x, _ORIGINAL, (None, None))
-    return here if here is not None and version == x._version else x.to("cpu")
+    here = original(x)
+    return x.to("cpu") if here is None else here
 
 
 def constant(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from attention_core import Bias, Grid, Mask, MultiheadAttention, Space, Window
 from attention_core.cache import LayerCache
 from attention_core.job import Plan
+from attention_core.precision import product_dtype
 
 #: How many plans a layer keeps: sizes of images, with and without a gradient.
 _KEPT = 8
@@ -51,7 +52,8 @@ class WindowAttention(MultiheadAttention):
         if is_compiling():
             return self._planned(x, grid, mask, bias, backend)
         batch = x.shape[0] if x.ndim == 3 else 1
-        key = (grid.size, mask, bias, batch, x.device, torch.is_grad_enabled(), backend)
+        numbers = batch, x.device, product_dtype(x), torch.is_grad_enabled()
+        key = (grid.size, mask, bias, *numbers, backend)
         plans: dict[tuple[Any, ...], Plan] = self.__dict__.setdefault("_plans", {})
         if key not in plans:
             if len(plans) >= _KEPT:

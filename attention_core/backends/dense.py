@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import derivatives, measured, reference, roofline, varlen
+from attention_core.backends import derivatives, measured, packed, reference, roofline, varlen
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window, each, find
+from attention_core.biases import Bias
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.masks import Causal
@@ -243,17 +244,14 @@ def _computed(
     mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
     wrong: Tensor | None = None
     given, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
-    needs_tensor = options.bias is not None or options.sink is not None
-    if needs_tensor and q.device.type != "cpu":  # where kernels want mask and scores of one type
-        q, k, v = (x.to(exact) for x in (q, k, v))
-    if causal and needs_tensor and prepared.samples is None:
-        # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
-        causal, mask = False, plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
-    scores = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
-    if scores is not None:
-        # SDPA on a CPU adds float32 to the scores of halves
-        key = ("attn_mask", options.bias, exact)
-        mask, empty, wrong = plan.memo(key, lambda: _biased(plan, prepared, scores, mask, exact))
+    if options.bias is not None or options.sink is not None:
+        if q.device.type != "cpu":  # where kernels want mask and scores of one type
+            q, k, v = (x.to(exact) for x in (q, k, v))
+        if causal and prepared.samples is None:
+            # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
+            causal, mask = False, _triangle(plan, prepared)
+    if options.bias is not None:
+        mask, empty, wrong = _with_bias(plan, prepared, options.bias, mask, exact)
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, mask: Tensor | None, causal: bool
@@ -268,6 +266,10 @@ def _computed(
 
     if prepared.samples is None:
         output = attention(q, k, v, options.sink, mask, causal)
+    elif torch.compiler.is_compiling():
+        output = packed.attend(
+            q, k, v, options.sink, prepared.samples.starts, causal, options.dropout_p, options.scale
+        )
     else:
         output = each(q, k, v, options.sink, prepared.samples, of_sample)
     if q.device.type == "cpu" and torch.compiler.is_compiling():
@@ -279,6 +281,29 @@ def _computed(
     if empty is not None:
         output = output.masked_fill(empty, 0)
     return output.to(given)
+
+
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared."""
+    prepared: Prepared | None = plan.prepared
+    if prepared is not None and bias is not None:
+        mask = _triangle(plan, prepared) if prepared.causal else prepared.allowed
+        exact = torch.promote_types(dtype, torch.float32)
+        _with_bias(plan, prepared, bias, mask, exact)
+
+
+def _triangle(plan: Plan, prepared: Prepared) -> Tensor | None:
+    return plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
+
+
+def _with_bias(
+    plan: Plan, prepared: Prepared, bias: Bias, mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    scores = plan.bias(bias, prepared.pairs)
+    if scores is None:
+        return mask, prepared.empty, None
+    key = ("attn_mask", bias, dtype)  # SDPA on a CPU adds float32 to the scores of halves
+    return plan.memo(key, lambda: _biased(plan, prepared, scores, mask, dtype))
 
 
 def _attended(

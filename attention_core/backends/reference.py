@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_core.backends import measured, roofline
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
+from attention_core.biases import Bias
 from attention_core.edge_projection import as_tensor
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.score_mods import modified, split
@@ -108,6 +109,12 @@ def weigh(
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
     return softmax(scores, options.sink)
+
+
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared: the bias."""
+    if plan.prepared is not None:
+        plan.bias(bias, plan.prepared.pairs)
 
 
 def at_pairs(features: Tensor, pairs: Pairs) -> Tensor:

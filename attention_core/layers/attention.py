@@ -26,7 +26,7 @@ from attention_core.job import Plan
 from attention_core.layers.recorded import RecordedAttention
 from attention_core.layers.residual import Norm, make_norm, unit
 from attention_core.masks import Mask
-from attention_core.planning import plan
+from attention_core.planning import BACKENDS, plan
 from attention_core.positions import Rotary, turn
 from attention_core.precision import product_dtype
 from attention_core.scores import Score, ScoreName, make_score
@@ -372,12 +372,26 @@ class MultiheadAttention(RecordedAttention):
         return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
     def _rotate(self, x: Tensor, plan: Plan, space: Space) -> Tensor:
-        rotary = self.rotary
-        if rotary is None:
+        if self.rotary is None:
             return x
-        # Once for queries and keys, and for all layers that share the plan
-        by = plan.memo(("rotation", rotary, space), lambda: rotary.rotation(space, self.head_dim))
-        return turn(x, by, rotary.layout)
+        return turn(x, self._rotation(self.rotary, plan, space), self.rotary.layout)
+
+    def _rotation(self, rotary: Rotary, plan: Plan, space: Space) -> tuple[Tensor, Tensor]:
+        """Once for queries and keys, and for all layers that share the plan."""
+        return plan.memo(("rotation", rotary, space), lambda: rotary.rotation(space, self.head_dim))
+
+    def share(self, plan: Plan, bias: Bias | None, dtype: torch.dtype) -> None:
+        """Compute what layers share by a plan, whose queries will be of `dtype`.
+
+        Before layers that are compiled: in a program, the first one, which computes it, would be
+        another than those that find it, and how many blocks or samples there are would be part
+        of it.
+        """
+        if self.rotary is not None:
+            for space in dict.fromkeys(plan.job.spaces):
+                self._rotation(self.rotary, plan, space)
+        if self.bias is None:  # which is this layer's alone, and sharded with it
+            BACKENDS[plan.backend].share(plan, bias, self.kv_heads, dtype)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"

@@ -51,7 +51,8 @@ class Mask:
 
     def names_edges(self, spaces: Spaces) -> bool:
         """Return whether `candidates` knows pairs, and of each the edge that joins it."""
-        return False
+        found = self.candidates(spaces)
+        return found is not None and found.edge is not None
 
     @property
     def lists_candidates(self) -> bool:
@@ -249,12 +250,6 @@ class _And(Mask):
         terms = sorted((self.first, self.second), key=lambda term: term.count_bound(spaces))
         found = (term.candidates(spaces) for term in terms)
         return next((pairs for pairs in found if pairs is not None), None)
-
-    def names_edges(self, spaces: Spaces) -> bool:
-        if not any(term.names_edges(spaces) for term in (self.first, self.second)):
-            return False
-        found = self.candidates(spaces)
-        return found is not None and found.edge is not None
 
     @property
     def lists_candidates(self) -> bool:

@@ -21,7 +21,7 @@ from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole, may_look
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.linked import Linked
-from attention_core.transfer import moved
+from attention_core.transfer import constant, moved
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -342,12 +342,12 @@ class Space(Linked):
 
     def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
         """Return whether each token sits at `position`, (L,) or (B, L)."""
-        wanted = torch.as_tensor(position).reshape(-1)
+        wanted = position if isinstance(position, tuple) else (position,)
         if self.coordinates is None or len(wanted) != self.axes:
             raise ValueError(
                 f"position {position} needs {self.axes} coordinates in {self.describe()}"
             )
-        return (self.coordinates == wanted.to(self.device)).all(-1)
+        return (self.coordinates == constant(wanted, self.device)).all(-1)
 
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""

@@ -13,6 +13,7 @@ from attention_core.annotated import checked
 from attention_core.lasting import computed, lasting
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.tokens import Tokens
+from attention_core.transfer import moved
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -94,10 +95,11 @@ class Linked(Tokens):
         edges = [space.edges for space in spaces if space.edges is not None]
         if self.nodes is None or all(one is edges[0] for one in edges):
             return
-        counts = torch.tensor([one.num_nodes for one in edges], device=self.device)
-        lengths = torch.tensor([space.length for space in spaces], device=self.device)
+        counts = torch.tensor([one.num_nodes for one in edges])
+        lengths = torch.tensor([space.length for space in spaces])
         first = torch.repeat_interleave(counts.cumsum(0) - counts, lengths)
-        self.nodes = torch.where(self.nodes < 0, self.nodes, self.nodes + first)
+        shifted = self.nodes + moved(first, self.device)
+        self.nodes = torch.where(self.nodes < 0, self.nodes, shifted)
         self.edges, self.num_nodes = EdgeList.joined(edges), sum(one.num_nodes for one in edges)
 
     def _linked(self, what: str) -> EdgeList:

@@ -16,6 +16,8 @@ from attention_core.transfer import indexed, moved
 def made_elsewhere(device: torch.device | str) -> bool:
     """Return whether what is for this device is made on the host and moved: not where it is for the
     host, nor in a program that is compiled, which makes it itself."""
+    if device == "cpu":
+        return False
     return torch.device(device).type not in ("cpu", "meta") and not (
         torch.compiler.is_compiling() or torch.compiler.is_exporting()
     )

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from attention_core import Additive, AdditiveV2, Bias, Edges, Graph, Score, plan
 from attention_core.annotated import checked
@@ -28,6 +27,7 @@ from graph.layers.edges import (
     REDUCTIONS,
     check_finite,
     in_input_order,
+    keeps_sorted,
     loop_features,
     sorted_once,
 )
@@ -227,11 +227,11 @@ class GraphAttention(RecordedAttention, SeenMessages):
         self._check_features(edge_attr, index.shape[1])
         nodes = len(source), None if target is None else len(target)
         sources, targets = agreed_size(size, told, nodes)
-        edges = sorted_once(index, sources, targets if two else None, given=edge_index)
+        edges = sorted_once(index, sources, targets if two else None, given=(edge_index,))
         kept: Tensor | None = None
         if self.self_loops:
             in_place = not (return_attention_weights or self.watched)
-            in_place &= is_compiling() and backend in (None, "edges")
+            in_place &= not keeps_sorted(edge_index) and backend in (None, "edges")
             edges, kept, edge_attr = self._with_loops(edges, edge_attr, in_place)
         if edge_attr is not None and self.bias is not None:
             edges = edges.with_attr(edge_attr)

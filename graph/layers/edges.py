@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping
+import weakref
+from collections.abc import Hashable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from attention_core.spaces.edge_list import EdgeList
 REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
 
 #: What was computed for an `edge_index`, as long as that lives.
-_known: MutableMapping[Tensor, dict[tuple[object, ...], EdgeList]] = WeakIdKeyDictionary()
+_known: MutableMapping[Tensor, dict[object, tuple[EdgeList, _Stamp | None]]] = WeakIdKeyDictionary()
 
 
 def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
@@ -48,61 +49,80 @@ def check_finite(x: Tensor, name: str) -> None:
             raise ValueError(f"{name} has a feature that is not finite, first in row {wrong[0, 0]}")
 
 
+def keeps_sorted(edge_index: Tensor) -> bool:
+    """Return whether `sorted_once` knows this tensor again: not in a program that is compiled, nor
+    on a device, which would have to be waited for, if it has no version: one of inference mode."""
+    return not is_compiling() and (may_look(edge_index) or not edge_index.is_inference())
+
+
 def sorted_once(
     edge_index: Tensor,
     num_sources: int,
     num_targets: int | None = None,
     *,
-    given: Tensor | None = None,
+    given: Sequence[Tensor] = (),
+    layout: Hashable = None,
 ) -> EdgeList:
-    """Return the edges for this and all further layers and passes that are given the same tensor.
+    """Return the edges for this and all further layers and passes that are given the same tensors.
 
     A graph is sorted once: that takes about as long as a layer. The sorted edges live as long as
-    the tensor, and are dropped where its numbers have changed: on a CPU they are compared, while on
-    another device, which would have to be waited for, its version tells. (A tensor of inference
-    mode has none there, nor has one in a program that is compiled, and is sorted by each layer.)
+    the tensor, and are dropped where its numbers have changed: on a CPU they are compared, while
+    on another device its version tells, as of all but what is done to its `.data`.
 
     Args:
         edge_index: (2, E) int64.
         num_sources: number of nodes, or of sources where targets are a set of their own.
         num_targets: number of targets, if they are.
-        given: the tensor that callers hold, where that is another.
+        given: the tensors that callers hold, where those are others.
+        layout: what else `edge_index` was made of.
     """
-    if is_compiling():
+    given = given or (edge_index,)
+    if not all(map(keeps_sorted, given)):
         return EdgeList(edge_index, num_sources, num_targets=num_targets)
-    given = edge_index if given is None else given
-    version = None if may_look(edge_index) else _version(given)
-    if version is None and not may_look(edge_index):
-        return EdgeList(edge_index, num_sources, num_targets=num_targets)
-    found = _known.setdefault(given, {})
-    key = num_sources, num_targets, edge_index.device, version
-    edges = found.get(key)
-    if edges is None or (
-        version is None
-        and not all(map(torch.equal, (edges.source, edges.target), edge_index))  # as it was
-    ):
-        if version is not None:  # what was known of older ones is of no use any more
-            for old in [old for old in found if old[:3] == key[:3]]:
-                del found[old]
+    found = _known.setdefault(given[0], {})
+    key = num_sources, num_targets, edge_index.device
+    edges, stamp = found.get(key, (None, None))
+    if may_look(edge_index):
+        same = edges is not None and all(
+            map(torch.equal, (edges.source, edges.target), edge_index)  # is there, and as it was
+        )
+    else:
+        same = stamp is not None and stamp.fits(given, layout)
+    if edges is None or not same:
         # A copy of its own, so that a change in place is seen
-        edges = found[key] = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
+        edges = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
+        found[key] = edges, None if may_look(edge_index) else _Stamp(given, layout)
     return edges
 
 
-def _version(given: Tensor) -> Hashable:
-    """What differs once the numbers of a tensor have been changed in place, None if nothing does.
-    What is done to its `.data` is no change that it knows of."""
-    if given.is_inference():
-        return None
-    if given.layout == torch.strided:
-        return given._version, given.data_ptr(), given.shape
-    if given.layout == torch.sparse_coo:
-        parts = [given._indices()]
-    elif given.layout == torch.sparse_csr:
-        parts = [given.crow_indices(), given.col_indices()]
+class _Stamp:
+    """Which tensors there were, and in which version."""
+
+    def __init__(self, tensors: Sequence[Tensor], layout: Hashable) -> None:
+        # An address alone may be that of a later tensor
+        self.tensors = [weakref.ref(x) for x in tensors]
+        self.versions, self.layout = [_version(x) for x in tensors], layout
+
+    def fits(self, tensors: Sequence[Tensor], layout: Hashable) -> bool:
+        return (
+            layout == self.layout
+            and len(tensors) == len(self.tensors)
+            and all(ref() is x for ref, x in zip(self.tensors, tensors, strict=True))
+            and self.versions == [_version(x) for x in tensors]
+        )
+
+
+def _version(x: Tensor) -> tuple[object, ...]:
+    """What differs once the numbers of a tensor have been changed in place."""
+    if x.layout == torch.strided:
+        parts = [x]
+    elif x.layout == torch.sparse_coo:
+        parts = [x._indices()]
+    elif x.layout == torch.sparse_csr:
+        parts = [x.crow_indices(), x.col_indices()]
     else:
-        parts = [given.ccol_indices(), given.row_indices()]
-    return given._version, given.shape, *((part._version, part.data_ptr()) for part in parts)
+        parts = [x.ccol_indices(), x.row_indices()]
+    return x._version, *((part._version, part.data_ptr(), part.shape) for part in parts)
 
 
 def loop_features(

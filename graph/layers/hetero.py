@@ -315,8 +315,10 @@ class HeteroGraphAttention(RecordedAttention):
         for edge, (index, *_) in given.items():
             parts.append(torch.stack([index[0] + first, index[1] + starts[edge[-1]]]))
             first += sources[edge]
-        known = next(iter(edge_index_dict.values()), None)
-        return sorted_once(torch.cat(parts, 1), first, targets, given=known)
+        known, layout = tuple(edge_index_dict.values()), (*sources.values(), *starts.values())
+        kinds = tuple(edge_index_dict)
+        together = torch.cat(parts, 1)
+        return sorted_once(together, first, targets, given=known, layout=(kinds, layout))
 
     def _edge_key(
         self, given: Mapping[EdgeType, GivenEdges], edge_attr_dict: Mapping[EdgeType, Tensor]

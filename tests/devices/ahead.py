@@ -8,6 +8,7 @@ that ptxas makes, which comes with triton.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -55,6 +56,16 @@ class _Device:
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        """Triton's autotuner: the first that it tries takes 1 ms, the next 2, and so on."""
+        taken = itertools.count(1)
+
+        def measure(call: Any, quantiles: Any) -> list[float]:
+            call()
+            return [float(next(taken))] * len(quantiles)
+
+        return measure
 
 
 @contextmanager

@@ -271,11 +271,11 @@ def test_nothing_waits(name, monkeypatch):
     each = 2 if scenario.most.layers_wait else 0  # of two layers, and of two more
     for few, many in zip(shallow, deep, strict=True):
         more = [n - m for n, m in zip(many.totals[:2], few.totals[:2], strict=True)]
-        assert more == [each, each], f"layers wait or copy: {many}"
+        assert max(more) <= each, f"layers wait or copy: {many}"
     forward, backward = shallow
     assert forward.waits.total() <= scenario.most.waits + each, forward
     assert forward.copies.total() <= scenario.most.copies + each, forward
-    assert backward.totals[:2] == (each, each), backward
+    assert max(backward.totals[:2]) <= each, backward
     for few, many, most in zip(
         shallow, deep, (scenario.most.forward, scenario.most.backward), strict=True
     ):

@@ -36,6 +36,7 @@ from attention_core.backends import (
 )
 from attention_core.backends.blocks import fast
 from attention_core.backends.blocks.chunks import Blocks
+from attention_core.backends.blocks.flat import Flat, flat_block_attention
 from attention_core.backends.blocks.groups import (
     Group,
     Listed,
@@ -436,15 +437,34 @@ def describe(job: Job, prepared: Prepared) -> str:
     return f"{text}{', by kernels in numba' if _by_kernels(job) else ''}."
 
 
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, for programs that are compiled."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    blocks = _inputs(plan, bias, kv_heads, dtype)
+    if not split(bias)[0]:
+        like = torch.empty(0, dtype=dtype, device=plan.job.device)
+        plan.memo(("flat", bias, kv_heads, dtype), lambda: Flat.of(blocks, like))
+
+
+def _inputs(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
+    """What the kernel takes of each group, which layers share."""
+    prepared: Prepared = plan.prepared
+    with torch.autocast(plan.job.device.type, enabled=False):
+        return plan.memo(
+            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
+        )
+
+
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     refuse_transforms("blocks", (q, k, v, *(() if options.sink is None else (options.sink,))))
     prepared: Prepared = plan.prepared
     job, bias, kv_heads = plan.job, options.bias, k.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         dtype = torch.promote_types(q.dtype, torch.float32)
-        blocks = plan.memo(
-            ("blocks", bias, kv_heads, dtype), lambda: prepared.inputs(bias, kv_heads, dtype)
-        )
+        flat: Flat | None = None
+        if torch.compiler.is_compiling():
+            flat = plan.memo(("flat", bias, kv_heads, dtype), lambda: None)
+        blocks = _inputs(plan, bias, kv_heads, dtype) if flat is None else []
         q_own, k_own, v_own = (x.to(dtype) for x in (q, k, v))
         sink = None if options.sink is None else options.sink.to(dtype)
         seed = torch.randint(2**62, ()) if options.dropout_p else torch.zeros((), dtype=torch.long)
@@ -464,6 +484,10 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             mods = Mods(job, terms, listed, adds=rest is not None)
             call = Call(mods, blocks, seed, *numbers)
             output, lse = modified_attention(call, q_own, k_own, v_own, sink)
+        elif flat is not None:
+            output, lse = flat_block_attention(
+                q_own, k_own, v_own, sink, *flat.tensors, flat.layout, seed, *numbers
+            )
         else:
             output, lse = block_attention(
                 q_own,
@@ -477,7 +501,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
                 seed,
                 *numbers,
             )
-        if bias is not None and not blocks:
+        if bias is not None and flat is None and not blocks:
             output = untouched(output, *bias.tensors())
         weights = None
         if options.weights:

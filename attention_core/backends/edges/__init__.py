@@ -15,6 +15,7 @@ from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
 from attention_core.backends.edges.ways import in_triton, reads
 from attention_core.backends.edges.weights import end_to_end, pair_weights
+from attention_core.biases import Bias
 from attention_core.checks import may_look
 from attention_core.edge_projection import EdgeFeatures, changed
 from attention_core.job import NO_JOB, Job, Options, Plan, Result
@@ -308,10 +309,17 @@ def _in_kernels(job: Job, pairs: int) -> bool:
 def describe(job: Job, prepared: Prepared) -> str:
     pairs = len(prepared.row)
     how = ", in kernels compiled by numba" if _in_kernels(job, pairs) else ""
+    if in_triton(job.device):
+        how = ", in Triton kernels"
     return (
         f"one score for each of the {pairs:,} allowed pairs, with a softmax over those of each "
         f"query{how}."
     )
+
+
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share, beside what has been prepared: the bias."""
+    plan.bias(bias, plan.prepared.pairs)
 
 
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:

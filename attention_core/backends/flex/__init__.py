@@ -28,7 +28,7 @@ from attention_core.backends.flex.lists import make_lists
 from attention_core.backends.flex.order import choose, padded_order
 from attention_core.backends.flex.program import Program, Score, write_mask, write_score
 from attention_core.backends.flex.tables import has_table, offsets_of
-from attention_core.backends.flex.tracing import Tracer, Unmappable
+from attention_core.backends.flex.tracing import Links, Tracer, Unmappable
 from attention_core.biases import Bias
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import lasting
@@ -52,8 +52,10 @@ class Prepared:
         pairs_of_blocks: how many see each other, and how many of these need no mask; and of how
             many.
         lists: the blocks that see each other.
+        order_on_host: `order`, as planning may look at it.
         lanes: samples, heads and tokens as the kernel sees them.
         mask: the mask_mod; None where every pair may attend.
+        links: the edges between tokens, sorted.
         offsets: all offsets, numbered, where the bias has a table of them.
     """
 
@@ -63,10 +65,13 @@ class Prepared:
         self.rows = job.batch if query.batch is not None or key.batch is not None else 1
         self.compiled = job.device.type not in _EAGER
         self.pairs_of_blocks = 0, 0, 0
+        self.orders: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.order_on_host: Tensor | None = None
         if not job.all_pairs:
             return
         host = job.host
-        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device)
+        links = Links.of(host)
+        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device, links)
         # First, as what a mask cannot serve it refuses in its own words
         found = tracer.trace(allowed_in(host))
         layout = choose(host, self.rows, searches=not host.allows_all, compiled=self.compiled)
@@ -84,15 +89,20 @@ class Prepared:
         self.lengths = places[0].shape[1], places[1].shape[1]
         lanes = Lanes(job.batch, job.heads, *places)
         real = None
-        if self.lengths[1] > key.length:
+        # In every mask, as other lengths are to have the same code
+        if found is not None or self.lengths[1] > key.length:
             real = torch.arange(self.lengths[1], device=host.device) < key.length
         mask = write_mask(lanes, found, real)
         offsets = offsets_of(host.spaces, job.heads) if _has_tables(job) else None
         back = None if layout.orders[0] is None else layout.orders[0].argsort(-1)
-        self.lists, self.lanes, self.mask, self.offsets, self.orders, self._back = moved(
-            (lists, Lanes(job.batch, job.heads, *places), mask, offsets, layout.orders, back),
-            job.device if is_there(job.device) else "cpu",
-        )
+        if query is key and layout.orders[0] is not None:
+            order = layout.orders[0]
+            self.order_on_host = order[0] if len(order) == 1 else order
+        lanes = Lanes(job.batch, job.heads, *places)  # without what was computed of them
+        everything = lists, lanes, mask, offsets, links, layout.orders, back
+        everything = moved(everything, job.device if is_there(job.device) else "cpu")
+        self.lists, self.lanes, self.mask, self.offsets = everything[:4]
+        self.links, self.orders, self._back = everything[4:]
         if job.bias is not None:
             self.write(job.bias, None, torch.float32)
 
@@ -100,6 +110,18 @@ class Prepared:
         """Return what was prepared for another job of the same structure."""
         new = copy.copy(self)
         new.job = job
+        return new
+
+    @property
+    def order(self) -> Tensor | None:
+        """The order (L,), or (B, L), of the tokens, where queries and keys are the same."""
+        order = self.orders[0] if self.order_on_host is not None else None
+        return order[0] if order is not None and len(order) == 1 else order
+
+    def in_order(self) -> Prepared:
+        """Return the same for tokens that are in `order` already."""
+        new = copy.copy(self)
+        new.orders, new.order_on_host, new._back = (None, None), None, None
         return new
 
     @lasting  # operators of inference mode are others
@@ -110,7 +132,7 @@ class Prepared:
             Unmappable: the bias cannot be a score_mod.
         """
         job = self.job
-        tracer = Tracer(job.spaces, _shape(job), self.rows, job.spaces[0].device)
+        tracer = Tracer(job.spaces, _shape(job), self.rows, job.spaces[0].device, self.links)
         return write_score(tracer, self.lanes, self.offsets, bias, softcap, dtype, allowed_in(job))
 
     def score(self, plan: Plan, options: Options, dtype: torch.dtype) -> Score:
@@ -249,7 +271,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             return proof.by_blocks(plan, q, k, v, options)
         try:
             output, lse = attended(plan, q, k, v, options)
-        except compiled.TooManyShapes as error:
+        except compiled.NotCompiled as error:
             proof.distrust(plan, q, k, v, options, str(error))
             return proof.by_blocks(plan, q, k, v, options)
         if options.weights:

@@ -25,15 +25,19 @@ _TILES = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
 _TILE = 128
 
 
-class TooManyShapes(RuntimeError):
-    """A structure was compiled for as many shapes as torch.compile allows."""
+#: Of torch.compile.
+_COMPILER = "inductor"
+
+
+class NotCompiled(RuntimeError):
+    """A structure cannot be compiled, or was for as many shapes as torch.compile allows."""
 
 
 @cache
 def _compiled(structure: tuple[Any, ...]) -> Callable[..., Any]:
     scope: dict[str, Any] = {}
     exec(compile(_SOURCE, f"<flex kernel {hash(structure) & 0xFFFFFF:x}>", "exec"), scope)
-    made: Callable[..., Any] = torch.compile(scope["flex"], fullgraph=True)
+    made: Callable[..., Any] = torch.compile(scope["flex"], backend=_COMPILER, fullgraph=True)
     return made
 
 
@@ -71,9 +75,9 @@ def attend(
         mask, score: the mask_mod and score_mod, where there is one.
 
     Raises:
-        TooManyShapes: torch.compile would run it for all pairs of tokens from now on.
+        NotCompiled: it cannot be, or torch.compile would run it for all pairs from now on.
     """
-    from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
     block_mask = None
@@ -96,7 +100,14 @@ def attend(
     try:
         found = flex(flex_attention, q, k, v, score_mod, block_mask, options)
     except FailOnRecompileLimitHit as error:
-        raise TooManyShapes(str(error)) from error
+        limit = torch._dynamo.config.recompile_limit
+        raise NotCompiled(
+            f"was compiled for {limit} shapes, torch._dynamo.config.recompile_limit: raise it, or "
+            "give batches fewer lengths"
+        ) from error
+    except TorchDynamoException as error:
+        words = str(error).strip().splitlines() or [""]
+        raise NotCompiled(f"raises {type(error).__name__}: {words[0]:.200}") from error
     output, lse = (found[0], found[1].lse) if needs_lse else (found, None)
     return output[..., :value_dim], lse
 

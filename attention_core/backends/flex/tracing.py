@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attention_core.errors import BackendError
+from attention_core.job import Job
 from attention_core.spaces import Pairs, Space
-
-#: Entries of a table of all pairs inside the graphs of a batch, in which edges are looked up.
-_MOST_PAIRS = 1 << 24
 
 
 class Unmappable(BackendError):
@@ -167,28 +166,90 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
+@dataclass(frozen=True)
+class Links:
+    """The edges between tokens, and the pairs that a mask lists with their distance.
+
+    They are sorted by place, to be searched, with a last one that is nobody's.
+
+    Attributes:
+        edge_places, edges: of each edge target · nodes + source, and which it is.
+        table: the edge of each pair of nodes inside a graph, -1 where there is none; None where
+            that would be many.
+        places, distances: of each listed pair query · keys + key, and how far apart they are; all
+            others are forbidden. None where the mask lists none.
+    """
+
+    edge_places: Tensor
+    edges: Tensor
+    table: Tensor | None
+    places: Tensor | None = None
+    distances: Tensor | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> Links | None:
+        """Return those of a job on the host; None without edges, or where one is listed twice."""
+        query, key = job.spaces
+        edges = key.edges
+        if edges is None or query.edges is not edges or edges.repeated is not None:
+            return None
+        places, order = edges._sorted
+        table = None
+        many = edges.bipartite or int((edges.sizes**2).sum()) > _FEW * edges.num_nodes
+        if edges.num_nodes and not many:
+            table = edges.memo("edge_of_pair", lambda: edges.find(*edges.all_pairs()))
+        found = cls(_ended(places, torch.iinfo(places.dtype).max), _ended(order, -1), table)
+        listed = job.mask.candidates(job.spaces) if job.mask is not None and key.searched else None
+        if listed is None or listed.distance is None or listed.batch is not None:
+            return found
+        places, order = (listed.query * key.length + listed.key).sort()
+        return replace(
+            found,
+            places=_ended(places, torch.iinfo(places.dtype).max),
+            distances=_ended(listed.distance[order], torch.inf),
+        )
+
+
+#: Pairs of nodes inside graphs, for each node, of which a table is kept.
+_FEW = 64
+
+
+def _ended(x: Tensor, last: float) -> Tensor:
+    return torch.cat([x, x.new_full((1,), last)])
+
+
+def _searched(places: Tensor, values: Tensor, wanted: Tensor, missing: float) -> Tensor:
+    """The value of each place that is wanted, `missing` where there is none."""
+    at = torch.searchsorted(places, wanted)
+    return torch.where(places[at] == wanted, values[at], missing)
+
+
 class OnePair(Pairs):
-    """One pair, whose indices are `Traced`. Edges are looked up in a table of pairs, where that is
-    small, so that the code is the same for other edges."""
+    """One pair, whose indices are `Traced`. Edges and hops are searched in such a way that the code
+    is the same for other edges."""
+
+    links: Links | None = None
 
     @property
     def edge(self) -> Tensor:
-        space = self.spaces[1]
-        table = _edge_table(space)
-        if table is None or self.spaces[0].edges is not space.edges:
+        links, space = self.links, self.spaces[1]
+        if links is None or space.edges is None:
             return super().edge
-        row = self.pair
-        return torch.where(row < 0, -1, table[row.clamp(min=0)])
+        if links.table is not None:
+            row = self.pair
+            return torch.where(row < 0, -1, links.table[row.clamp(min=0)])
+        target, source = (self.take("nodes", side) for side in ("query", "key"))
+        place = target * space.edges.num_nodes + source
+        found = _searched(links.edge_places, links.edges, place, -1)
+        return torch.where((target >= 0) & (source >= 0), found, -1)
 
-
-def _edge_table(space: Space) -> Tensor | None:
-    """The edge of each pair inside a graph, -1 where there is none; None if that is too much."""
-    edges = space.edges
-    if edges is None or edges.bipartite or not edges.num_nodes or edges.repeated is not None:
-        return None
-    if int((edges.sizes**2).sum()) > _MOST_PAIRS:
-        return None
-    return edges.memo("edge_of_pair", lambda: edges.find(*edges.all_pairs()))
+    @property
+    def distance(self) -> Tensor:
+        links = self.links
+        if links is None or links.places is None or links.distances is None:
+            return super().distance
+        place = self.query * self.spaces[1].length + self.key
+        return _searched(links.places, links.distances, place, torch.inf)
 
 
 @dataclass
@@ -200,12 +261,14 @@ class Tracer:
         shape: (B, H, Lq, Lk).
         rows: rows of tokens: the batch where its samples sit in different places, else 1.
         device: where the tensors of the spaces are.
+        links: their edges.
     """
 
     spaces: tuple[Space, Space]
     shape: tuple[int, int, int, int]
     rows: int
     device: torch.device
+    links: Links | None = None
     pairs: OnePair = field(init=False)
 
     def __post_init__(self) -> None:
@@ -220,6 +283,7 @@ class Tracer:
         self.pairs = OnePair(
             self.spaces, shape=self.shape, batch=batch, head=head, query=query, key=key
         )
+        self.pairs.links = self.links
 
     def _like(self, dtype: torch.dtype) -> Tensor:
         # On a CPU that is quicker than on the meta device, whose operators are Python
@@ -239,5 +303,7 @@ class Tracer:
         Raises:
             Unmappable: it looks at values, or is of other operations than FlexAttention has.
         """
-        found = what(self.pairs)
+        # A mode that looks at each tensor, such as a counter of memory, would find no memory
+        with _disable_current_modes():
+            found = what(self.pairs)
         return found.node if isinstance(found, Traced) else found

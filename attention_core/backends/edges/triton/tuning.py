@@ -36,6 +36,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
     if 0 in grid:
         return
     degree, sizes, _ = arguments[-3:]
+    if torch.cuda.device_count() > 1:  # triton launches on the current one
+        with torch.cuda.device_of(arguments[0].v):
+            _run(kernel, grid, degree, sizes, arguments)
+    else:
+        _run(kernel, grid, degree, sizes, arguments)
+
+
+def _run(
+    kernel: Any, grid: tuple[int, ...], degree: int, sizes: Sizes, arguments: tuple[Any, ...]
+) -> None:
 
     def programs(meta: dict[str, Any]) -> tuple[int, ...]:
         return (triton.cdiv(grid[0], meta["BLOCK"]),) if len(grid) == 1 else grid
