@@ -505,6 +505,6 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             output = untouched(output, *bias.tensors())
         weights = None
         if options.weights:
-            explicit = plan.memo("explicit", lambda: reference.prepare(job))
+            explicit = plan.memo("explicit", lambda: reference.Prepared(job))
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output.to(q.dtype), weights, lse)

@@ -275,7 +275,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             proof.distrust(plan, q, k, v, options, str(error))
             return proof.by_blocks(plan, q, k, v, options)
         if options.weights:
-            explicit = plan.memo("explicit", lambda: reference.prepare(plan.job))
+            explicit = plan.memo("explicit", lambda: reference.Prepared(plan.job))
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output, weights, lse)
 
