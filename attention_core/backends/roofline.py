@@ -3,8 +3,8 @@
     time = calls of kernels · time of a call + max(products / their rate, bytes / bandwidth)
 
 for forward and backward each (Williams et al., Roofline, 2009). No layer waits for its device, and
-what planning takes is no part of it: a plan is made on the host, and kept. Where `attn check` has measured a device, its factors
-(`measured`) go on top.
+what planning takes is no part of it: a plan is made on the host, and kept. Where `attn check` has
+measured a device, its factors (`measured`) go on top.
 
 Where the numbers come from: peaks are NVIDIA's (A100 80GB SXM, H100 SXM; without sparsity); of the
 shares of them that kernels reach, those said to be of a paper are published there. All others are
