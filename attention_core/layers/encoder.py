@@ -485,8 +485,8 @@ class Decoder(Encoder):
             step.of_layer.append(of_kind[kind])
         cross = self.blocks[0].cross_attention
         if cross is not None and context_space is not None:
-            both = step.space, context_space.to(x.device)
-            step.context = plan_once(cross, x, both, None, None, backend)
+            of_cross = step.space, context_space.to(x.device)
+            step.context = plan_once(cross, x, of_cross, None, None, backend)
 
 
 def _both(first: Mask | None, second: Mask | None) -> Mask | None:
