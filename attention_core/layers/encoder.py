@@ -454,8 +454,8 @@ class Decoder(Encoder):
             step.of_layer.append(of_kind[kind])
         cross = self.blocks[0].cross_attention
         if cross is not None and context_space is not None:
-            spaces = step.space, context_space.to(x.device)
-            step.context = plan_once(cross, x, spaces, None, None, backend)
+            where = step.space, context_space.to(x.device)
+            step.context = plan_once(cross, x, where, None, None, backend)
 
 
 def _both(first: Mask | None, second: Mask | None) -> Mask | None:
