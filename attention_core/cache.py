@@ -172,7 +172,7 @@ class KVCache:
             return Sequence(length, start=space.start[0] + space.size[0], device=device)
         new = _after(space, length)
         if space._made_on_host:
-            new._keep_host(partial(_after, space.host, length))
+            new.keep_host(partial(_after, space.host, length))
         return new
 
     def begin(self, space: Space) -> None:
@@ -217,8 +217,6 @@ class KVCache:
         if self._past is not None:
             self._past.reorder(index)
         elif self.space is not None and self.space.batch is not None:
-            self.space = self.space._map(
-                lambda x, dims: x.index_select(0, index) if x.ndim > dims else x
-            )
+            self.space = self.space.rows(index)
         for layer in self._layers.values():
             layer.reorder(index)

@@ -1,10 +1,25 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, and where a user's cache is."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+
+def user_cache() -> Path:
+    """Return the folder in which a user's programs keep what they can do without.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from attention_core.biases import Bias
 from attention_core.edge_projection import EdgeFeatures
-from attention_core.lasting import Memory, lasting
+from attention_core.lasting import Memory, computed, lasting
 from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
@@ -45,12 +44,12 @@ class Job:
     #: What a backend found out to tell its cost, and will need.
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
+    @computed
     def host(self) -> Job:
         """This job with spaces and mask on the CPU, where planning may look at numbers without
         waiting for a device; the job itself, where it is there, or has a mask of the user's own,
         which may hold anything."""
-        if self.device.type == "cpu" or not _is_ours(self.mask):
+        if self.device.type in ("cpu", "meta") or not is_ours(self.mask):
             return self
         query, key = self.spaces
         spaces = moved((query.host, key.host), "cpu")
@@ -83,7 +82,7 @@ class Job:
         segments = any(space.segments is not None for space in self.spaces)
         return not segments and (self.mask is None or self.mask.allows_all(self.spaces))
 
-    @cached_property
+    @computed
     def sample_pairs(self) -> int:
         """Pairs per head inside samples: what is left of all pairs once segments are apart, or of
         padded rows without their padding."""
@@ -109,7 +108,7 @@ class Job:
             return self.all_pairs
         return int(pairs.sum()) * (1 if pairs.ndim else self.batch)
 
-    @cached_property
+    @computed
     def mask_bound(self) -> float:
         """At most how many pairs the mask allows in a row of the batch, special tokens aside: of
         points, hops and tensors it is counted, so once for all backends."""
@@ -119,7 +118,7 @@ class Job:
         holds = self.device.type != "cpu" and any(True for _ in tensors_in(self.mask))
         return self.mask.count_bound((self if holds else self.host).spaces)
 
-    @cached_property
+    @computed
     def count_bound(self) -> int:
         """At most how many pairs per head are allowed."""
         if self.mask is None or not self.sample_pairs:
@@ -137,11 +136,12 @@ class Job:
     @property
     def repeats_edges(self) -> bool:
         """Whether the mask lists the edges of a graph, and some edge twice."""
-        space = self.spaces[1]
-        if self.mask is None or space.edges is None or space.edges.repeated is None:
+        mask = self.mask
+        if mask is None or self.spaces[1].edges is None or not mask.lists_candidates:
             return False
-        listed = self.mask.candidates(self.spaces)
-        return listed is not None and listed.edge is not None
+        spaces = self.host.spaces
+        edges = spaces[1].edges
+        return edges is not None and edges.repeated is not None and mask.names_edges(spaces)
 
     @lasting
     def pairs(self) -> Pairs:
@@ -164,12 +164,12 @@ class Job:
         return allowed if same is None else allowed & same
 
 
-def _is_ours(mask: Mask | None) -> bool:
-    """Whether a mask is of this package, with all that it is composed of."""
+def is_ours(mask: Mask | Bias | None) -> bool:
+    """Whether a mask or bias is of this package, with all that it is composed of."""
     if mask is None:
         return True
     parts = [part for part in vars(mask).values() if isinstance(part, Mask)]
-    return _is_of_package(type(mask)) and all(map(_is_ours, parts))
+    return _is_of_package(type(mask)) and all(map(is_ours, parts))
 
 
 def _is_of_package(kind: type) -> bool:
@@ -216,7 +216,8 @@ class Plan:
     prepared: Any
     #: Put into words what is computed and why; asked by `str`, as few plans are ever read.
     summary: Callable[[], str] = field(default=str, repr=False)
-    _memory: Memory = field(default_factory=Memory, repr=False)
+    # No class, which is not traced as what makes a default
+    _memory: Memory = field(default_factory=lambda: Memory(), repr=False)
 
     def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return the value cached under `key`, computing it on a miss; it is kept
@@ -228,6 +229,20 @@ class Plan:
         computed once for layers that share it."""
         added = split(bias)[1]
         return None if added is None else self.memo(("bias", bias), lambda: added(pairs))
+
+    @property
+    def order(self) -> Tensor | None:
+        """The order (L,), or (B, L), in which the backend computes on the tokens of its space; None
+        where that is theirs. It brings them into it itself, in each layer, unless `in_order`."""
+        order: Tensor | None = getattr(self.prepared, "order", None)
+        return order
+
+    def in_order(self) -> Plan:
+        """Return this plan for tokens that have been brought into its `order`, with their space."""
+        prepared = self.prepared.in_order()
+        space = self.job.spaces[0].keep(self.prepared.order_on_host)
+        job = replace(self.job, spaces=(space, space), notes={})
+        return replace(self, job=job, prepared=prepared, _memory=Memory())
 
     def renewed(self) -> Plan:
         """Return this plan for another forward pass; what was found in the mask stays."""

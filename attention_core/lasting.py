@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar, overload
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -30,6 +30,30 @@ def lasting(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return run
+
+
+class computed(cached_property[T]):
+    """An attribute that is computed, as by `lasting`, when it is first asked for, and kept.
+
+    It is a `cached_property` without the lock that this has before Python 3.12, which breaks a
+    program that is compiled in two. Such a program keeps nothing: it would keep what the next run
+    overwrites, where it is replayed as a CUDA graph.
+    """
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, func: Callable[[Any], Any]) -> None:
+            super().__init__(func)
+            self._lasting = lasting(func)
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            if instance is None:
+                return self
+            if torch.compiler.is_compiling():
+                return self.func(instance)
+            value = self._lasting(instance)
+            instance.__dict__[self.attrname] = value
+            return value
 
 
 def can_last() -> bool:

@@ -73,8 +73,9 @@ class Contents:
         if _are_all_alike(job):
             self._parts += (query.length, query.batch, key.length, key.batch)
         else:
-            job = job.host  # whose numbers nobody waits for
-            query, key = job.spaces
+            if job.device.type != "cpu":
+                job = job.host  # whose numbers nobody waits for
+                query, key = job.spaces
             self._of_bias(job.bias)
             self._add(job.mask)
             self._of_space(query)
@@ -163,14 +164,18 @@ def _is_ours(kind: type) -> bool:
 
 def contents(job: Job, backend: str | None) -> Contents | None:
     """Return what a job depends on, None where that cannot be compared."""
-    if not can_last() or job.moving or not all(space.has_host for space in job.spaces):
-        return None
-    if any(x.device.type != "cpu" for x in tensors_in(job.mask)):
+    if not can_last() or job.moving or (job.device.type != "cpu" and not _known_on_host(job)):
         return None
     try:
         return Contents(job, backend)
     except _Unknown:
         return None
+
+
+def _known_on_host(job: Job) -> bool:
+    """Whether the numbers that a job on a device depends on are on the CPU, too."""
+    here = all(x.device.type == "cpu" for x in tensors_in(job.mask))
+    return here and all(space.has_host for space in job.spaces)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -11,10 +13,19 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.backends import blocks, dense, edges, reference
+from attention_core.backends import (
+    blocks,
+    dense,
+    edges,
+    flex,
+    measured,
+    reference,
+    roofline,
+)
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
+from attention_core.escape import on_one_line
 from attention_core.job import NO_JOB, Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
@@ -23,12 +34,13 @@ from attention_core.plan_cache import PLANS, contents
 from attention_core.score_mods import has_score_mod
 from attention_core.scores import Score
 from attention_core.spaces import Space
-from attention_core.transfer import indexed, moved
+from attention_core.transfer import indexed, is_there, moved
 
 BACKENDS: dict[str, ModuleType] = {
     "reference": reference,
     "dense": dense,
     "blocks": blocks,
+    "flex": flex,
     "edges": edges,
 }
 
@@ -59,7 +71,8 @@ def plan(
         heads: number of query heads; those of the bias where it has a number, else 1.
         head_dim: size of a head.
         batch: batch size; the space's own where it has one, else 1.
-        device: where the attention will run.
+        device: where the attention will run. A GPU that this machine does not have is only named:
+            the plan says what would be chosen there.
         grad: whether a gradient is needed.
         weights: whether the attention weights are asked for.
         edge_features: whether `edge_key` or `edge_value` will be given.
@@ -98,8 +111,9 @@ def plan(
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
     device = indexed(device)
-    if spaces[0].device != device or spaces[1].device != device:
-        spaces = moved(spaces, device)  # both at once, sharing what they shared before
+    here = is_there(device)
+    if here and (spaces[0].device != device or spaces[1].device != device):
+        spaces = _moved(spaces, device)
     query, key = spaces
     batches = (query.batch,) if query is key else (query.batch, key.batch)
     sizes = [size for size in batches if size is not None]  # no set: they may be symbols
@@ -125,7 +139,7 @@ def plan(
     )
     if backend is not None and (not isinstance(backend, str) or backend not in BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    depends = contents(job, backend)
+    depends = contents(job, backend) if here else None
     choice: Choice | None = None if depends is None else PLANS.find(depends)
     if choice is not None:
         prepared = choice.prepared.for_job(job)
@@ -159,16 +173,37 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
         if unsupported[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
         chosen, because = backend, "You asked for this backend."
+    elif not exporting and edges.stands(job):
+        chosen, because = "edges", "Its pairs are the edges as they stand: no value is looked at."
     elif exporting:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
     else:
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not unsupported[name]}
         chosen, because = min(costs, key=lambda name: costs[name]), ""
+        for name in (name for name, cost in costs.items() if cost == math.inf):
+            unsupported[name] = BACKENDS[name].unsupported(job)  # which has found out meanwhile
         if chosen != "edges" and job.repeats_edges:
             chosen = "edges"
             because = "An edge is listed more than once, which only this backend tells apart."
+    if not is_there(job.device) and chosen != "flex":  # whose blocks are found on the host
+        job = replace(job, device=torch.device("cpu"))  # to be told what it would compute
     return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
+
+
+def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
+    """Both on the device, at once, sharing what they shared before."""
+    query, key = spaces
+    if type(query).to is Space.to and type(key).to is Space.to:
+        return moved(spaces, device)
+    there = query.to(device)
+    other = there if key is query else key.to(device)
+    if query.edges is key.edges:
+        other.edges = there.edges
+    for here, new in zip(spaces, (there, other), strict=True):
+        if here.device.type == "cpu" and not new.has_host:  # as it was changed by a `to` of its own
+            new.keep_host(here)
+    return there, other
 
 
 def explain(
@@ -178,18 +213,29 @@ def explain(
     **options: Any,
 ) -> str:
     """Say in words which backend `plan`, of the same arguments, chooses, what it will compute,
-    why."""
+    why. With `device="cuda"` of a GPU, also where there is none."""
     return str(plan(space, mask, bias, **options))
 
 
 def _compare(job: Job, choice: Choice) -> str:
     what = "forward and backward" if job.grad else "forward"
-    estimates = sorted(choice.costs.items(), key=lambda item: item[1])
+    able = ((name, cost) for name, cost in choice.costs.items() if cost < math.inf)
+    estimates = sorted(able, key=lambda item: item[1])
     sentences = [", ".join(f"{name} {_time(cost)}" for name, cost in estimates)]
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason
     ]
-    return f"Estimated on one CPU core, {what}: {'; '.join(sentences)}."
+    return f"Estimated {_for_whom(job.device)}, {what}: {'; '.join(sentences)}."
+
+
+def _for_whom(device: torch.device) -> str:
+    """What estimates are of, and whether that was measured."""
+    found = measured.of_device(device)
+    if found is not None:
+        return f"as measured by `attn check` on {found.date} on {on_one_line(found.device)}"
+    if device.type == "cuda":
+        return f"for an {roofline.gpu_of(device).name} GPU, not measured on this machine"
+    return "on one CPU core"
 
 
 def _time(nanoseconds: float) -> str:

@@ -37,10 +37,21 @@ def indexed(device: torch.device | str) -> torch.device:
     """Return a device with its index, as tensors there have it: "cuda" is "cuda:0", or whichever
     is current."""
     device = torch.device(device)
-    if device.index is not None or device.type in ("cpu", "meta"):
+    if device.type == "cpu" or device.type == "meta" or device.index is not None:
         return device
     current = device.type == "cuda" and torch.cuda.is_initialized()
     return torch.device(device.type, torch.cuda.current_device() if current else 0)
+
+
+def is_there(device: torch.device) -> bool:
+    """Return whether this machine has a device; of others than GPUs, torch says so itself."""
+    if device.type != "cuda" or torch.cuda.is_available():
+        return True
+    try:  # a device that stands for a GPU, as in tests
+        torch.empty(0, device=device)
+        return True
+    except (RuntimeError, AssertionError):
+        return False
 
 
 @lasting
@@ -49,9 +60,12 @@ def moved(tree: T, device: torch.device | str) -> T:
 
     It goes through tuples, lists, dicts, dataclasses and objects of this package, modules aside.
     What is shared stays shared, and what holds no tensor is not copied. To a GPU all tensors go in
-    one copy from pinned memory, for which the host does not wait, and share that memory there.
+    one copy from pinned memory, for which the host does not wait, and share that memory there; from
+    a device to the host in one, too, for which it waits once.
     """
     device = indexed(device)
+    if isinstance(tree, Tensor) and (tree.device == device or torch.compiler.is_compiling()):
+        return tree.to(device)  # type: ignore[return-value]
     away = {id(x): x for x in tensors_in(tree) if x.device != device}
     if not away:
         return tree
@@ -134,6 +148,8 @@ def _replaced(value: Any, arrived: dict[int, Tensor], made: dict[int, Any]) -> A
 def _copied(away: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
     """The tensors on the device, by the id of each here."""
     packed = device.type == "cuda" and not torch.compiler.is_compiling()
+    if device.type == "cpu":
+        return _fetched(away)
     together = {
         key: x
         for key, x in away.items()
@@ -156,6 +172,25 @@ def _copied(away: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
     return found
 
 
+def _fetched(away: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The tensors on the host, by the id of each on the device."""
+    together = {
+        key: x
+        for key, x in away.items()
+        if x.layout == torch.strided and not x.requires_grad and not x.is_meta
+    }
+    found = {key: x.to("cpu") for key, x in away.items() if key not in together}
+    # The widest first, so that each starts at a multiple of its own width
+    bases = sorted(together.items(), key=lambda item: -item[1].itemsize)
+    flat = [_unexpanded(x).contiguous().view(-1).view(torch.uint8) for _, x in bases]
+    if not flat:
+        return found
+    rooms = torch.cat(flat).to("cpu").split([len(x) for x in flat])
+    for (key, x), room in zip(bases, rooms, strict=True):
+        found[key] = _shaped(room, _unexpanded(x)).expand(x.shape)
+    return found
+
+
 def _shaped(room: Tensor, like: Tensor) -> Tensor:
     return room[: like.numel() * like.itemsize].view(like.dtype).view(like.shape)
 
@@ -172,17 +207,25 @@ _ORIGINAL = "_attention_core_original"
 
 
 def remember_original(there: Tensor, here: Tensor) -> None:
-    """Have `on_host` answer for a tensor on a device with what it was moved from."""
+    """Have `original` and `on_host` answer for a tensor on a device with one on the CPU."""
     setattr(there, _ORIGINAL, (here, there._version))
+
+
+def original(x: Tensor) -> Tensor | None:
+    """Return a tensor on the CPU: itself, or what is remembered of it; None: nothing is."""
+    if x.is_cpu:
+        return x
+    here, version = getattr(x, _ORIGINAL, (None, None))
+    return here if here is not None and version == x._version else None
 
 
 def on_host(x: Tensor) -> Tensor:
     """Return a tensor on the CPU: itself, what is remembered of it, or a copy, which is waited
     for. In a program that is compiled, itself."""
-    if x.device.type == "cpu" or torch.compiler.is_compiling():
+    if x.is_cpu or torch.compiler.is_compiling():
         return x
-    here, version = getattr(x, _ORIGINAL, (None, None))
-    return here if here is not None and version == x._version else x.to("cpu")
+    here = original(x)
+    return x.to("cpu") if here is None else here
 
 
 def constant(

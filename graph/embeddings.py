@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import check_dense, check_whole, may_look
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings import (
     CentralityEmbedding,
@@ -228,7 +227,7 @@ def _check(x: Tensor, name: str, what: str, types: int | None, features: int | N
             raise ValueError(
                 f"{name} must hold a type per {what}, shape ({count},), got {tuple(x.shape)}"
             )
-        if not is_exporting() and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < types:
+        if may_look(x) and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < types:
             raise ValueError(
                 f"{name} names {what} types {int(x.min())} to {int(x.max())}, but {announced}: "
                 f"types are 0 to {types - 1}"
@@ -242,6 +241,6 @@ def _check(x: Tensor, name: str, what: str, types: int | None, features: int | N
         raise ValueError(
             f"{name} must have shape ({what[0].upper()}, {features}), got {tuple(x.shape)}"
         )
-    if not is_exporting() and not bool(x.isfinite().all()):
+    if may_look(x) and not bool(x.isfinite().all()):
         first = int((~x.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"{name} has a feature that is not finite, first at {what} {first}")

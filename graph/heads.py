@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import check_dense, check_whole, may_look
 
 _CHUNK = 1 << 24  # numbers of pairs' tokens multiplied at a time, 64 MiB
 
@@ -91,7 +91,7 @@ class LinkHead(nn.Module):
             )
         look = not is_exporting()
         if (
-            look
+            may_look(relation)
             and relation.numel()
             and not 0 <= int(relation.min()) <= int(relation.max()) < count
         ):
@@ -101,7 +101,7 @@ class LinkHead(nn.Module):
             )
         source, target = self.source(tokens), self.target(tokens)
         if (
-            look
+            may_look(pairs)  # whether a row has one source, only a look at it tells
             and pairs.ndim == 3
             and relation.shape[-1:] in ((), (1,))
             and pairs.shape[2] * 4 > len(tokens)
@@ -150,11 +150,7 @@ def check_pairs(pairs: Tensor, nodes: int) -> None:
         raise ValueError(
             f"edge_label_index must hold integers (2, ...), got {pairs.dtype} {tuple(pairs.shape)}"
         )
-    if (
-        not is_exporting()
-        and pairs.numel()
-        and not 0 <= int(pairs.min()) <= int(pairs.max()) < nodes
-    ):
+    if may_look(pairs) and pairs.numel() and not 0 <= int(pairs.min()) <= int(pairs.max()) < nodes:
         raise ValueError(
             f"edge_label_index names nodes {int(pairs.min())} to {int(pairs.max())}, but nodes are "
             f"0 to {nodes - 1}"

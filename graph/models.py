@@ -12,7 +12,7 @@ from torch.compiler import is_exporting
 
 from attention_core import Bias, EdgeBias, Edges, Graph, Mask, RelativeTable, Space
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole
+from attention_core.checks import check_dense, check_whole, may_look
 from attention_core.errors import did_you_mean
 from attention_core.layers import EncoderOptions, Pooling, make_pool
 from attention_core.layers.tokens import learned_tokens
@@ -246,7 +246,7 @@ class GraphTransformer(Model):
         """
         added = edge_index.new_empty(2, 0)
         if self.expander_degree is not None:
-            given = EdgeList(edge_index, num_nodes, edge_attr, batch)
+            given = EdgeList(edge_index, num_nodes, edge_attr, batch, num_graphs=num_graphs)
             added = expander_edges(given, self.expander_degree)
         edges: Tensor | None = None
         if self.edge_embedding is not None:
@@ -321,7 +321,7 @@ class GraphTransformer(Model):
             )
         edges = space.edges
         if edges.num_edges > edge_index.shape[1]:  # a node's place is that in the graph given
-            edges = EdgeList(edge_index, x.shape[0], graph=batch)
+            edges = EdgeList(edge_index, x.shape[0], graph=batch, num_graphs=num_graphs)
         nodes = self.embedding(
             x,
             edges,
@@ -415,9 +415,9 @@ class GraphTransformer(Model):
         if asked is None:
             return space.without_special(self.stack(tokens, space, backend=backend))[0]
         assert space.nodes is not None
-        nodes = torch.arange(len(space.nodes), device=asked.device)
-        nodes = nodes if space.special is None else nodes[~space.special]
-        keep = nodes[asked[space.nodes[nodes]]]
+        wanted = torch.cat([asked, asked.new_zeros(1)])[space.nodes]  # no node is -1
+        # How many they are is asked either way, and layers ask which
+        keep = wanted.to(space.host.device).nonzero().squeeze(-1)
         return self.stack(tokens, space, keep=keep, backend=backend)
 
     def _refuse_misspelt(
@@ -471,7 +471,8 @@ def _of_sizes(sizes: Tensor, x: Tensor) -> Tensor:
     if is_exporting():
         node, end = torch.arange(x.shape[0], device=x.device), sizes.cumsum(0)
         return (node[:, None] >= end[None]).sum(1)
-    if (len(sizes) and int(sizes.min()) < 0) or int(sizes.sum()) != len(x):
+    wrong = may_look(sizes) and len(sizes) and int(sizes.min()) < 0
+    if wrong or (may_look(sizes) and int(sizes.sum()) != len(x)):
         raise ValueError(
             f"sizes must be at least 0 and sum to the number of nodes, {len(x)}; got "
             f"{sizes.tolist()!s:.80}"

@@ -7,6 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from attention_core.checks import may_look
+from attention_core.transfer import remember_original
+
 
 class Past(Protocol):
     """The candidates, B · K texts, each sample's on end."""
@@ -69,11 +72,16 @@ class BeamSearch:
         ends = torch.isin(tokens, self.ending) | (length == self.max_tokens)
         self._add_ended(total, ends, past.new[source], tokens, length)
         self.total, going = total.masked_fill(ends, -torch.inf).topk(beams)
-        past.select(source.gather(1, going).flatten())
-        past.add(tokens.gather(1, going).flatten())
         best_hope = self.total[:, 0] / length**self.length_penalty
         self.open &= best_hope > self.worth[:, -1]
-        return length == self.max_tokens or not bool(self.open.any())
+        index, on = source.gather(1, going).flatten(), self.open.any()
+        if not may_look(index):  # both are waited for at once
+            both = torch.cat([index, on[None].to(index.dtype)]).to("cpu")
+            remember_original(index, both[:-1])
+            on = both[-1]
+        past.select(index)
+        past.add(tokens.gather(1, going).flatten())
+        return length == self.max_tokens or not bool(on)
 
     def _add_ended(
         self, total: Tensor, ends: Tensor, before: Tensor, tokens: Tensor, length: int

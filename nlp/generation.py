@@ -14,7 +14,7 @@ from attention_core import KVCache
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_number
 from attention_core.evaluation import evaluating
-from attention_core.transfer import constant, moved, on_host
+from attention_core.transfer import constant, moved, on_host, remember_original
 from nlp.batches import Side, pad, token_space, unpad
 from nlp.beam_search import BeamSearch
 from nlp.logits_processors import (
@@ -152,7 +152,7 @@ def generate(
         if beams > 1:
             search = BeamSearch(len(ids), beams, ending, max_tokens, length_penalty)
             scores = next_scores().repeat_interleave(beams, 0)
-            past.select(torch.arange(len(ids), device=ids.device).repeat_interleave(beams))
+            past.select(torch.arange(len(ids)).repeat_interleave(beams))
             while not search.step(scores, past):
                 scores = next_scores()
             finite.look()
@@ -198,11 +198,14 @@ class _Past:
 
     def select(self, index: Tensor) -> None:
         """Make text `index[b]` the new text b."""
-        self.ids, self.new = self.ids[index], self.new[index]
+        there = moved(index, self.ids.device)
+        if there is not index:
+            remember_original(there, index)
+        self.ids, self.new = self.ids[there], self.new[there]
         if self.lengths is not None:
-            self.lengths = self.lengths[index.to(self.lengths.device)]
+            self.lengths = self.lengths[on_host(index)]
         if self.cache is not None:
-            self.cache.reorder(index)
+            self.cache.reorder(there)
 
     def seen(self, vocab_size: int) -> Tensor:
         """(B, V) bool: the ids that each text holds, padding aside."""

@@ -56,6 +56,8 @@ def may_import(importer: str, module: str) -> bool:
     root = module.partition(".")[0]
     if within(importer, "attention_core.training"):
         return root not in DOMAINS
+    if within(importer, "attention_core.check"):
+        return root not in DOMAINS and not within(module, "attention_core.training")
     if within(importer, "attention_core.interpret.plots") and root == "matplotlib":
         return True
     if within(importer, "attention_core.pretrained") and root == "safetensors":
@@ -64,7 +66,7 @@ def may_import(importer: str, module: str) -> bool:
         own = "interpret" if within(importer, "attention_core.interpret") else ""
         if root == "attention_core":
             return module.split(".")[1:2] not in (
-                [name] for name in {"training", "interpret"} - {own}
+                [name] for name in {"training", "interpret", "check"} - {own}
             )
         if within(importer, "attention_core.backends") and root in ("numba", "llvmlite", "numpy"):
             return True  # its kernels, which nothing imports before they are needed
@@ -96,6 +98,10 @@ def test_imports_run_one_way(package: str) -> None:
         ("attention_core.backends.fast.vectors", "numba", True),
         ("attention_core.masks", "attention_core.training.task", False),
         ("attention_core.masks", "vision", False),
+        ("attention_core.masks", "attention_core.check.run", False),
+        ("attention_core.check.report", "rich.table", True),
+        ("attention_core.check.run", "attention_core.training.console", False),
+        ("attention_core.check.times", "graph.layers", False),
         ("attention_core.masks", "attention_core.interpret.maps", False),
         ("attention_core.interpret.maps", "attention_core.record", True),
         ("attention_core.interpret.maps", "attention_core.training.console", False),

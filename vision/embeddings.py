@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from attention_core.checks import (
     check_whole,
     is_whole,
 )
+from attention_core.transfer import moved, on_host, remember_original
 
 
 class PatchEmbedding(nn.Module):
@@ -239,7 +240,7 @@ def choose_patches(
     special, device = space.num_special, tokens.device
     shape = (*tokens.shape[:-2], space.length - special)
     if lots is None:
-        lots = torch.rand(shape, device=device)
+        lots = torch.rand(shape, device=device if tokens.ndim == 3 else space.host.device)
     elif lots.shape != shape:
         raise ValueError(
             f"noise must be {shape}, a number for each patch of image, got {tuple(lots.shape)}"
@@ -250,10 +251,21 @@ def choose_patches(
         return max(1, math.floor(round(patches * (1 - share), 6)))
 
     if tokens.ndim == 3:
+        lots = moved(lots, device)
         chosen = lots.argsort(-1)[:, : count(shape[-1])].sort(-1).values + special
         first = torch.arange(special, device=device).expand(len(chosen), -1)
         row = torch.arange(len(chosen), device=device)[:, None]
         return row, torch.cat([first, chosen], dim=-1)
+    index = _of_packed(space.host, on_host(lots), count)
+    there = moved(index, device)
+    if there is not index:
+        remember_original(there, index)
+    return (there,)
+
+
+def _of_packed(space: Grid, lots: Tensor, count: Callable[[int], int]) -> Tensor:
+    """(K,) the tokens that stay of packed images, by lots (T,), where `count` of N patches do."""
+    device = lots.device
     kept = torch.zeros(space.length, dtype=torch.bool, device=device)
     kept = kept if space.special is None else space.special.clone()
     patch = (~kept).nonzero().squeeze(-1)
@@ -264,7 +276,7 @@ def choose_patches(
     rank = torch.arange(len(order), device=device) - (total.cumsum(0) - total)[image[order]]
     counts = torch.tensor([count(patches) for patches in total.tolist()], device=device)
     kept[patch[order[rank < counts[image[order]]]]] = True
-    return (kept.nonzero().squeeze(-1),)
+    return kept.nonzero().squeeze(-1)
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:

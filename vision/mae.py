@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attention_core import Encoder, Grid, Sinusoidal, Space
 from attention_core.annotated import checked
-from attention_core.checks import check_number, check_whole
+from attention_core.checks import check_number, check_whole, may_look
 from attention_core.models import Model
 from vision.embeddings import choose_patches
 from vision.models import VisionTransformer
@@ -145,7 +145,7 @@ class MaskedAutoencoder(Model):
         tokens, space = self.vit.embed(image)
         if noise is None and not self.training:
             count = (*tokens.shape[:-2], space.length - space.num_special)
-            noise = torch.rand(count, generator=torch.Generator().manual_seed(0)).to(tokens.device)
+            noise = torch.rand(count, generator=torch.Generator().manual_seed(0))
         visible = choose_patches(tokens, space, self.mask_ratio, lots=noise)
         if visible[-1].shape[-1] == space.length:
             raise ValueError("image has one patch only, so that nothing can be hidden")
@@ -173,7 +173,10 @@ class MaskedAutoencoder(Model):
             mean, deviation = moments(target)
             target = (target - mean) / deviation
         error = (output.patches - target).square().mean(-1)
-        return error[output.hidden].mean()
+        if may_look(output.hidden):
+            return error[output.hidden].mean()
+        # How many are hidden is not known before they are
+        return error.where(output.hidden, 0).sum() / output.hidden.sum()
 
     def patches(self, image: Tensor | Sequence[Tensor]) -> Tensor:
         """Cut images into pixels of patches: (B, N, P), or (T, P) of a list; P runs over (h, w,

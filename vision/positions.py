@@ -15,6 +15,7 @@ from attention_core.annotated import checked
 from attention_core.checks import check_number
 from attention_core.positions import Layout
 from attention_core.spaces import Space
+from attention_core.transfer import moved
 from vision.embeddings import pair
 
 
@@ -56,8 +57,9 @@ class ResampledPosition(LearnedPosition):
         for size in sizes:
             starts[size], start = start, start + math.prod(size)
         device = space.device
-        first = space.of_sample(torch.tensor([starts[s] for s in space.sizes], device=device))
-        columns = space.of_sample(torch.tensor([s[1] for s in space.sizes], device=device))
+        of_sizes = [starts[s] for s in space.sizes], [s[1] for s in space.sizes]
+        both = moved(torch.tensor(of_sizes), device)
+        first, columns = space.of_sample(both[0]), space.of_sample(both[1])
         row = space.coordinates[..., 0] * columns + space.coordinates[..., 1] + first
         if space.special is not None and space.special_rank is not None:
             row = torch.where(space.special, space.special_rank.clamp(max=self.special), row)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import derivatives, packed, reference, varlen
+from attention_core.backends import derivatives, measured, packed, reference, roofline, varlen
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window, each, find
 from attention_core.biases import Bias
@@ -147,20 +147,50 @@ def unsupported(job: Job) -> str | None:
 
 def cost(job: Job) -> float:
     samples = _samples(job)
+    if job.device.type == "cuda":
+        return _cost_on_gpu(job, samples)
     pairs = job.all_pairs if samples is None else job.sample_pairs
     if samples is not None and samples.window not in (WHOLE, CAUSAL):
         pairs = min(pairs, job.count_bound)
     time = RATE.of(job) * pairs + _CALL[job.grad]
     if samples is not None:
         time *= _CAUSAL if samples.window == CAUSAL else 1.0
-        time += 0.0 if varlen.is_for(job) else _SAMPLE[job.grad] * len(samples)
+        time += _SAMPLE[job.grad] * len(samples)
     elif _is_plain_causal(job) and job.bias is None:
         time *= _CAUSAL
     elif job.bias is not None or not job.allows_all or job.spaces[1].valid is not None:
         time += _TENSOR.of(job) * job.all_pairs + mask_cost(job, job.row_pairs)
         if job.bias is not None and job.bias.learned:
             time += _LEARNED.of(job) * job.all_pairs
+    time *= measured.factor(job, "dense")
     return time + (reference.cost(job) if job.weights else 0.0)
+
+
+def kernel_of(job: Job) -> str:
+    """Return which kernel a GPU runs for a job, by its name in `roofline`."""
+    samples = _samples(job)
+    if samples is not None and varlen.is_for(job):
+        return "varlen"
+    exact = job.dtype not in roofline.HALVES or (samples is None and _needs_tensor(job))
+    return "efficient" if exact else "flash"
+
+
+def _needs_tensor(job: Job) -> bool:
+    """Whether SDPA is given a mask or biases of all pairs."""
+    if _is_plain_causal(job) and job.bias is None:
+        return False
+    return job.bias is not None or not job.allows_all or job.spaces[1].valid is not None
+
+
+def _cost_on_gpu(job: Job, samples: Samples | None) -> float:
+    kernel = kernel_of(job)
+    if samples is None:
+        pairs = job.all_pairs / (2 if _is_plain_causal(job) and job.bias is None else 1)
+        return roofline.dense(job, kernel, pairs, masked=_needs_tensor(job))
+    pairs = job.sample_pairs / (2 if samples.window == CAUSAL else 1)
+    if samples.window not in (WHOLE, CAUSAL):
+        pairs = min(pairs, roofline.around(job, roofline.TILE, roofline.TILE))
+    return roofline.dense(job, kernel, pairs, calls=1 if kernel == "varlen" else len(samples))
 
 
 def describe(job: Job, prepared: Prepared | None) -> str:
@@ -170,8 +200,10 @@ def describe(job: Job, prepared: Prepared | None) -> str:
         how = (
             f"with a tensor of {job.heads} × {job.spaces[0].length} × {job.spaces[1].length} biases"
         )
-    elif prepared.rows is not None:
-        return f"varlen_attn: {len(prepared.rows.starts) - 1:,} samples in one kernel."
+    elif prepared.samples is not None and varlen.is_for(job):
+        rows = prepared.rows  # none of a GPU that is only named
+        count = len(prepared.samples) if rows is None else len(rows.starts) - 1
+        return f"varlen_attn: {count:,} samples in one kernel."
     elif prepared.samples is not None:
         how = f"for each of {len(prepared.samples):,} samples"
         how += ", with is_causal" if prepared.causal else ", with no mask"

@@ -84,6 +84,21 @@ def refuse_second(backend: str, output: Tensor) -> None:
     node.register_hook(hook)
 
 
+def once_only(backend: str, x: Tensor) -> Tensor:
+    """Return x with a gradient that has no derivative: a second one is refused in words, and so are
+    gradients that come many at a time."""
+    if not x.requires_grad:
+        return x
+
+    def hook(gradient: Tensor) -> Tensor | None:
+        refuse_batched(backend, gradient)
+        return _Once.apply(gradient, backend) if torch.is_grad_enabled() else None
+
+    found = x.view_as(x)
+    found.register_hook(hook)
+    return found
+
+
 class _Once(torch.autograd.Function):
     """A gradient that has no derivative."""
 

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from attention_core.backends import measured, roofline
 from attention_core.backends.costs import Rate, mask_cost, modify_cost
 from attention_core.biases import Bias
 from attention_core.edge_projection import as_tensor
@@ -54,10 +55,13 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
+    if job.device.type == "cuda":
+        return roofline.reference(job)
     rate = RATE.of(job) + (_FEATURES.of(job) if job.edge_features else 0.0)
     modifying = modify_cost(job, job.all_pairs)
     asking = mask_cost(job, job.row_pairs)
-    return rate * job.all_pairs + asking + modifying + _CALL[job.grad]
+    time = rate * job.all_pairs + asking + modifying + _CALL[job.grad]
+    return time * measured.factor(job, "reference")
 
 
 def describe(job: Job, prepared: Prepared) -> str:

@@ -18,11 +18,13 @@ from attention_core.checks import (
     check_tokens,
     check_whole,
 )
-from attention_core.job import Plan
+from attention_core.job import Plan, is_ours
+from attention_core.layers.attention import MultiheadAttention
 from attention_core.layers.block import Block, BlockOptions
 from attention_core.layers.needed import Needed, check_positions
 from attention_core.layers.recorded import around, recorders
 from attention_core.layers.residual import make_norm
+from attention_core.layers.tokens import taken_in
 from attention_core.masks import Causal, Mask
 from attention_core.masks.algebra import as_mask
 from attention_core.positions import Rotary
@@ -30,6 +32,7 @@ from attention_core.precision import product_dtype
 from attention_core.score_mods import has_score_mod
 from attention_core.spaces import Sequence, Space
 from attention_core.static_cache import plan_once
+from attention_core.transfer import moved
 
 
 class EncoderOptions(BlockOptions, total=False):
@@ -163,7 +166,8 @@ class Encoder(nn.Module):
         ]
         whole = whole or any(term.depends_on_others for term in terms)
         if whole or not len(keep):
-            return self._run(x, (space, space), mask, backend).index_select(-2, keep)
+            found = self._run(x, (space, space), mask, backend)
+            return found.index_select(-2, moved(keep, x.device))
         return self._run(x, (space, space), mask, backend, needed=Needed(keep, space, masks))
 
     @checked
@@ -234,6 +238,8 @@ class Encoder(nn.Module):
         extra = as_mask(mask)
         plans: dict[tuple[Mask | None, type, bool, tuple[int, ...]], Plan] = {}
         blocks = list(self.blocks)
+        order: Tensor | None = None
+        reorders = cache is None and context is None and needed is None and self._may_reorder(extra)
         for layer, index in enumerate(self._block_of_layer):
             block = blocks[index]
             bias = self.biases[layer % len(self.biases)] if len(self.biases) else None
@@ -249,6 +255,11 @@ class Encoder(nn.Module):
                 if kind not in plans:
                     joined = _both(self.masks[layer], extra)
                     plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
+                    if reorders and order is None and plans[kind].order is not None:
+                        # Once for all layers: what else they do, they do to each token alone
+                        order, made = plans[kind].order, plans[kind].in_order()
+                        assert order is not None
+                        x, spaces, plans = taken_in(x, order), made.job.spaces, {kind: made}
                 plan = plans[kind]
             if block._compiled_call_impl is not None and not is_compiling():
                 block.attention.share(plan, bias, product_dtype(x))
@@ -261,9 +272,29 @@ class Encoder(nn.Module):
                 cache=None if cache is None else cache[layer],
             )
             if taken is not None and layer in taken:
-                taken[layer] = x
+                taken[layer] = x if order is None else taken_in(x, order.argsort(-1))
         x = spaces[0].zero_padding(self.norm(x))
+        if order is not None:
+            x = taken_in(x, order.argsort(-1))
         return x if needed is None else needed.leave(x)
+
+    def _may_reorder(self, extra: Mask | None) -> bool:
+        """Whether nobody would see that the tokens are in another order while blocks run."""
+        if is_compiling() or recorders.get() or around.get() is not None:
+            return False
+        biases = [leaf for bias in self.biases for leaf in bias.leaves()]
+        masks = [mask for mask in (*self.masks, extra) if mask is not None]
+        terms: list[Mask | Bias] = [*masks, *biases]
+        # Those of a user's own may speak of tokens by their number
+        if not all(is_ours(term) and not term.depends_on_others for term in terms):
+            return False
+        return all(
+            type(block) is Block
+            and type(block.attention) is MultiheadAttention
+            and not block._forward_hooks
+            and not block._forward_pre_hooks
+            for block in self.blocks
+        )
 
 
 class Decoder(Encoder):
@@ -365,7 +396,7 @@ class Decoder(Encoder):
             keep = check_positions(keep, space)
             options: dict[str, Any] = {"context": context, "context_space": context_space}
             out = self(x, space, mask=mask, cache=cache, backend=backend, **options)
-            return out.index_select(-2, keep)
+            return out.index_select(-2, moved(keep, out.device))
         context_plan = None
         if context is not None:
             cross = self.blocks[0].cross_attention
@@ -454,8 +485,8 @@ class Decoder(Encoder):
             step.of_layer.append(of_kind[kind])
         cross = self.blocks[0].cross_attention
         if cross is not None and context_space is not None:
-            where = step.space, context_space.to(x.device)
-            step.context = plan_once(cross, x, where, None, None, backend)
+            of_cross = step.space, context_space.to(x.device)
+            step.context = plan_once(cross, x, of_cross, None, None, backend)
 
 
 def _both(first: Mask | None, second: Mask | None) -> Mask | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_core.checks import check_kind, may_look
+from attention_core.job import is_ours
 from attention_core.masks import Mask
 from attention_core.spaces import Space
 from attention_core.transfer import moved
@@ -34,13 +35,17 @@ class Needed:
     """
 
     def __init__(self, asked: Tensor, space: Space, masks: Listing[Listing[Mask | None]]) -> None:
-        self._asked, self._space, self._length = asked, space, space.length
+        self._space, self._length = space, space.length
+        # Each look at a number would be waited for on another device
+        ours = all(is_ours(mask) for layer in masks for mask in layer)
+        self._host = host = space.host if ours else space
+        self._given, asked = asked, asked.to(host.device)
         found = torch.zeros(space.length, dtype=torch.bool, device=asked.device)
         found[asked] = True
         order, self.counts = asked, [self._known(len(asked))]
         for layer in reversed(masks):
             if self.counts[0] < self._length:
-                more = _reached(order, found, space, layer)
+                more = _reached(order, found, host, moved(list(layer), host.device))
                 if more is not None and self._known(len(order) + len(more)) < self._length:
                     order = torch.cat([order, more])
                     found[more] = True
@@ -49,7 +54,8 @@ class Needed:
             self.counts.insert(0, self._length)
         order = torch.cat([order, (~found).nonzero().squeeze(-1)])
         sorted_already = torch.equal(order, torch.arange(self._length, device=order.device))
-        self._order = None if sorted_already else order
+        self._order_on_host = None if sorted_already else order
+        self._order = moved(self._order_on_host, space.device)
         self._spaces: dict[int, Space] = {}
 
     def _known(self, count: int) -> int:
@@ -68,7 +74,9 @@ class Needed:
 
     def leave(self, x: Tensor) -> Tensor:
         """Return those asked for, of the tokens x behind the last layer."""
-        return x if self.trimmed(len(self.counts) - 2) else x.index_select(-2, self._asked)
+        if self.trimmed(len(self.counts) - 2):
+            return x
+        return x.index_select(-2, moved(self._given, x.device))
 
     def spaces(self, layer: int) -> tuple[Space, Space]:
         """Return where the layer's queries and keys sit."""
@@ -80,9 +88,9 @@ class Needed:
         if count == self._length and self._order is None:
             return self._space
         if count not in self._spaces:
-            order = self._order
-            kept = torch.arange(count, device=self._space.device) if order is None else order
-            self._spaces[count] = self._space.keep(kept[:count])
+            new = self._spaces[count] = self._space.keep(_first(self._order, count, self._space))
+            if self._host is not self._space:
+                new.keep_host(self._host.keep(_first(self._order_on_host, count, self._host)))
         return self._spaces[count]
 
     def _first(self, x: Tensor, count: int) -> Tensor:
@@ -91,22 +99,27 @@ class Needed:
         return x.index_select(-2, self._order[:count])
 
 
+def _first(order: Tensor | None, count: int, space: Space) -> Tensor:
+    """The first tokens in this order, None for that in which they stand."""
+    return torch.arange(count, device=space.device) if order is None else order[:count]
+
+
 def check_positions(keep: Tensor, space: Space) -> Tensor:
-    """Return `keep` where the space lies; raise TypeError or ValueError unless it is different
-    positions in it."""
+    """Return `keep`; raise TypeError or ValueError unless it is different positions in the
+    space."""
     check_kind(Tensor, keep=keep)
     if keep.ndim != 1 or keep.is_floating_point() or keep.dtype == torch.bool:
         raise ValueError(
             f"keep must hold integers of shape (K,), got {keep.dtype} {tuple(keep.shape)}"
         )
-    if torch.compiler.is_compiling() or not len(keep) or not may_look(keep):
-        return keep.to(space.device)
+    if not may_look(keep) or not len(keep):
+        return keep
     if int(keep.min()) < 0 or int(keep.max()) >= space.length or len(keep.unique()) < len(keep):
         raise ValueError(
             f"keep must hold different positions of 0 to {space.length - 1}, got "
             f"{keep.tolist()!s:.80}"
         )
-    return moved(keep, space.device)
+    return keep
 
 
 def _reached(

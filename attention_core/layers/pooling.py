@@ -113,7 +113,7 @@ def _nowhere(count: int, samples: int | None, device: torch.device) -> Space:
     space = Space(samples * count, segments=segments, special=special, num_segments=samples)
     if made_elsewhere(device):
         packed = None if segments is None else samples
-        space._keep_host(partial(_nowhere, count, packed, torch.device("cpu")))
+        space.keep_host(partial(_nowhere, count, packed, torch.device("cpu")))
     return space
 
 

@@ -1,9 +1,9 @@
-"""Learned tokens that a model puts beside those of its input."""
+"""Tokens: learned ones, which a model puts beside those of its input, and the order of all."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def learned_tokens(count: int, dim: int, std: float) -> nn.Parameter | nn.Buffer:
@@ -15,3 +15,10 @@ def learned_tokens(count: int, dim: int, std: float) -> nn.Parameter | nn.Buffer
     tokens = torch.empty(count, dim)
     nn.init.normal_(tokens, std=std)
     return nn.Parameter(tokens) if count else nn.Buffer(tokens)
+
+
+def taken_in(x: Tensor, order: Tensor) -> Tensor:
+    """Return tokens x, (B, L, D) or (T, D), in an order (L,), or of each sample its own, (B, L)."""
+    if order.ndim == 1:
+        return x.index_select(-2, order)
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))

@@ -49,6 +49,11 @@ class Mask:
         a batch has other pairs in each row, `batch` tells the row of each."""
         return None
 
+    def names_edges(self, spaces: Spaces) -> bool:
+        """Return whether `candidates` knows pairs, and of each the edge that joins it."""
+        found = self.candidates(spaces)
+        return found is not None and found.edge is not None
+
     @property
     def lists_candidates(self) -> bool:
         """Whether `candidates` may know the pairs, or all have to be looked at to find them."""

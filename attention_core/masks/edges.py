@@ -31,6 +31,11 @@ class Edges(Mask):
             return edges.num_edges
         return int(edges.csr.start.diff()[nodes[nodes >= 0]].sum())
 
+    def names_edges(self, spaces: Spaces) -> bool:
+        query_space, key_space = spaces
+        shared = key_space.edges is not None and query_space.edges is key_space.edges
+        return shared and all(space.token_of_node() is not None for space in spaces)
+
     def candidates(self, spaces: Spaces) -> PairList | None:
         query_space, key_space = spaces
         edges = key_space.edges

@@ -16,13 +16,12 @@ from typing import (
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole, may_look
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.linked import Linked
-from attention_core.transfer import moved
+from attention_core.transfer import constant, moved
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -225,11 +224,11 @@ class Space(Linked):
         assert special is not None
         if self.size is not None:
             index = torch.arange(self.num_special, self.length, device=self.device)
-        elif special.ndim == 1 and not is_exporting():
+        elif special.ndim == 1 and may_look(special):
             index = (~special).nonzero().squeeze(-1)
         else:
             counts = special.sum(-1)
-            if not is_exporting() and int(counts.min()) < int(counts.max()):
+            if may_look(special) and int(counts.min()) < int(counts.max()):
                 raise ValueError(
                     f"{self.describe()}: samples have {int(counts.min())} to {int(counts.max())}"
                 )
@@ -250,6 +249,8 @@ class Space(Linked):
         new = copy.copy(self)
         new.valid = ~self.special if self.valid is None else self.valid & ~self.special
         new.special = new.special_rank = None
+        if self._is_away() and self.has_host:
+            new.keep_host(self.host.special_as_padding)
         return new
 
     def zero_padding(self, x: Tensor) -> Tensor:
@@ -341,12 +342,12 @@ class Space(Linked):
 
     def sits_at(self, position: int | tuple[int, ...]) -> Tensor:
         """Return whether each token sits at `position`, (L,) or (B, L)."""
-        wanted = torch.as_tensor(position).reshape(-1)
+        wanted = position if isinstance(position, tuple) else (position,)
         if self.coordinates is None or len(wanted) != self.axes:
             raise ValueError(
                 f"position {position} needs {self.axes} coordinates in {self.describe()}"
             )
-        return (self.coordinates == wanted.to(self.device)).all(-1)
+        return (self.coordinates == constant(wanted, self.device)).all(-1)
 
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
 
-from attention_core.lasting import lasting
+from attention_core.checks import may_look
+from attention_core.lasting import computed, lasting
 
 
 class Transpose(NamedTuple):
@@ -48,7 +47,8 @@ class CSR:
         dtype = torch.int32 if largest < torch.iinfo(torch.int32).max else torch.int64
         row, column = row.to(dtype), column.to(dtype)
         self.rows, self.columns = rows, columns
-        if bool((row[1:] < row[:-1]).any()):
+        # Elsewhere it takes less to sort once more than to wait for the answer
+        if not may_look(row) or bool((row[1:] < row[:-1]).any()):
             self.row, item = row.sort(stable=True)
             self.column, self.item = column[item], item.to(dtype)
         else:
@@ -64,8 +64,7 @@ class CSR:
         """The tensors of the operators: start, row, column."""
         return [self.start, self.row, self.column]
 
-    @cached_property
-    @lasting
+    @computed
     def transpose(self) -> Transpose:
         """These pairs sorted by key, computed once, when the first gradient asks for it."""
         column, pair = self.column.sort(stable=True)
@@ -74,6 +73,10 @@ class CSR:
 
 
 def _starts(index: Tensor, count: int) -> Tensor:
+    """Where each of 0 to `count` - 1 begins in what is sorted, and where the last one ends."""
+    if not may_look(index):  # where bincount would wait for the largest
+        ends = torch.arange(count + 1, dtype=index.dtype, device=index.device)
+        return torch.searchsorted(index, ends, out_int32=index.dtype == torch.int32)
     starts = index.new_zeros(count + 1)
     starts[1:] = torch.bincount(index, minlength=count).cumsum(0)
     return starts
@@ -81,7 +84,7 @@ def _starts(index: Tensor, count: int) -> Tensor:
 
 def count_each(index: Tensor, count: int) -> Tensor:
     """Count how often each of 0 to `count` - 1 is in `index`, (count,) int64."""
-    if is_exporting():  # where bincount's size would depend on values
+    if not may_look(index):  # where bincount's size would depend on values
         return index.new_zeros(count, dtype=torch.int64).index_add(
             0, index, torch.ones_like(index, dtype=torch.int64)
         )

@@ -9,15 +9,14 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling, is_exporting
 
-from attention_core.checks import check_dense
-from attention_core.lasting import kept, lasting
+from attention_core.checks import check_dense, may_look
+from attention_core.lasting import computed, kept, lasting
 from attention_core.spaces.csr import CSR, count_each
 from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
 from attention_core.transfer import moved
 
-_COMPUTED = ("csr", "looped", "_sorted", "repeated", "sizes", "local", "hop_table")
 _MOST_HOPS = 8  # to which walks are counted; more of them reach nearly everywhere
 _MOST_PAIRS = 1 << 30  # entries of a table of pairs; 4 GiB of float32
 
@@ -34,7 +33,14 @@ class EdgeList:
             `pair` gives; "hops" are taken instead of searching them.
         num_targets: number of targets, where they are a set of their own.
         num_graphs: number of graphs in `graph`, where the last ones may have no nodes.
+
+    Values are checked on a CPU alone: another device would have to be waited for. What cannot be
+    found there without waiting again and again, as how many hops lie between nodes, is found by
+    `host`. Sorting is done where the edges are, and waits for nothing.
     """
+
+    #: (E,) bool, those that are listed and are no edges: of `looped`, where a program is compiled.
+    dropped: Tensor | None = None
 
     @lasting
     def __init__(
@@ -52,7 +58,8 @@ class EdgeList:
             raise ValueError(f"edge_index must have shape (2, E), got {tuple(edge_index.shape)}")
         if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
             raise TypeError(f"edge_index must hold integers, got {edge_index.dtype}")
-        if is_exporting():  # an exported program cannot look at values
+        look = may_look(edge_index)
+        if not look:
             pass
         elif num_targets is None:
             _check_range(edge_index, num_nodes, "node", "num_nodes")
@@ -70,7 +77,6 @@ class EdgeList:
                     f"segments must hold an integer per node, shape ({num_nodes},); got "
                     f"{graph.dtype} {tuple(graph.shape)}"
                 )
-            look = not is_exporting()
             if look and bool((graph[1:] < graph[:-1]).any()):
                 raise ValueError("segments must not decrease: keep the nodes of a graph together")
             if look and bool((graph[edge_index[0]] != graph[edge_index[1]]).any()):
@@ -81,16 +87,15 @@ class EdgeList:
         self.num_targets = num_nodes if num_targets is None else num_targets
         self.attr, self.graph = kept(attr), kept(graph)
         self.num_graphs = num_graphs
+        if graph is not None and num_graphs is None and not (look or is_compiling()):
+            self.num_graphs = int(graph[-1]) + 1 if len(graph) else 0  # the one thing to wait for
         self.pair_attr = {name: kept(table) for name, table in (pair_attr or {}).items()}
         self._computed: dict[Hashable, Tensor] = {}
-        for name, table in self.pair_attr.items():
-            if is_exporting():
-                continue
-            count = int((self.sizes**2).sum())
-            if len(table) != count:
+        for name, table in self.pair_attr.items() if look else ():
+            if len(table) != self.num_pairs:
                 raise ValueError(
-                    f"pair_attr[{name!r}] has {len(table)} rows, but there are {count} pairs of "
-                    "nodes inside the graphs: n² of each"
+                    f"pair_attr[{name!r}] has {len(table)} rows, but there are {self.num_pairs} "
+                    "pairs of nodes inside the graphs: n² of each"
                 )
 
     @classmethod
@@ -132,30 +137,71 @@ class EdgeList:
         return self.source.shape[0]
 
     def to(self, device: torch.device | str) -> EdgeList:
-        """Return the edges with their tensors on `device`, in one copy."""
+        """Return the edges with their tensors on `device`, in one copy; sorted, if they are."""
         return moved(self, device)
 
     def left_behind(self) -> set[str]:
-        """Return names of what does not follow to another device: what was computed."""
-        return {"_computed", *_COMPUTED}
+        """Return names of what does not follow to another device: what was computed, aside from
+        the order, which would have to be found again there."""
+        return {"_computed", *self._cached()} - {"csr"}
 
     def arrived(self, origin: EdgeList) -> None:
-        self._forget()
+        """Remember what this is a copy of, where that is on the CPU."""
+        self._computed = {}
+        self.know_host(origin)
+
+    def know_host(self, edges: EdgeList) -> None:
+        """Keep what these edges are on the CPU, if that is where they are."""
+        if edges.source.device.type == "cpu" != self.source.device.type:
+            self._host = edges
+
+    def _cached(self) -> list[str]:
+        of_kind = type(self)
+        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
+
+    @property
+    def host(self) -> EdgeList:
+        """These edges on the CPU: as they were there before they were moved, or in one copy from
+        the device, for which that is waited for once. Features stay where they are."""
+        return self if self.source.device.type == "cpu" else self._host
+
+    @computed
+    def _host(self) -> EdgeList:
+        return moved(self.bare, "cpu")
+
+    @property
+    def has_host(self) -> bool:
+        """Whether `host` is known, so that nobody waits for it."""
+        return self.source.device.type == "cpu" or "_host" in vars(self)
+
+    def sort(self) -> EdgeList:
+        """Return these edges, sorted by target and by source, as layers along them and their
+        gradients need it: in a worker of a loader, or before a program of layers is compiled, which
+        sorts each time what is not sorted yet. The order follows to other devices."""
+        self.csr.transpose  # noqa: B018  kept from now on
+        return self
+
+    @property
+    def bare(self) -> EdgeList:
+        """These edges without features and tables of pairs, hops aside: what plans look at."""
+        new = copy.copy(self)
+        new._forget()
+        hops = self.pair_attr.get("hops")
+        new.attr, new.pair_attr = None, {} if hops is None else {"hops": hops}
+        return new
 
     def _forget(self) -> None:
         """Drop what was computed for other edges, or on another device."""
         self._computed = {}
-        for name in _COMPUTED:
-            self.__dict__.pop(name, None)
+        for name in self._cached():
+            del self.__dict__[name]
 
-    @cached_property
-    @lasting
+    @computed
     def csr(self) -> CSR:
         """The edges sorted by target: once per graph, for all layers, plans and forward passes."""
         return CSR(self.target, self.source, self.num_targets, self.num_nodes)
 
-    @cached_property
-    @lasting
+    @computed
     def looped(self) -> tuple[EdgeList, Tensor]:
         """These edges with exactly one self-loop at each node, in the order of nodes, behind the
         others; and which of these edges the others are. Features are left out.
@@ -163,14 +209,24 @@ class EdgeList:
         Where targets are a set of their own, they are taken for the first of the sources, as the
         batches of neighbour samplers have it.
         """
-        kept = (self.source != self.target).nonzero().squeeze(-1)
-        node = torch.arange(min(self.num_nodes, self.num_targets), device=self.source.device)
+        kept = (self.source != self.target).nonzero().squeeze(-1)  # how many, a device is asked
+        return self._with_loops(self.source[kept], self.target[kept]), kept
+
+    def looped_in_place(self) -> EdgeList:
+        """Return what `looped` does in as many entries as edges and nodes, for programs whose sizes
+        cannot depend on values: loops that were listed stay, `dropped`."""
+        new = self._with_loops(self.source, self.target)
+        loops = self.source == self.target
+        new.dropped = torch.cat([loops, loops.new_zeros(new.num_edges - len(loops))])
+        return new
+
+    def _with_loops(self, source: Tensor, target: Tensor) -> EdgeList:
+        node = torch.arange(min(self.num_nodes, self.num_targets), device=source.device)
         new = copy.copy(self)
         new._forget()
-        new.source = torch.cat([self.source[kept], node])
-        new.target = torch.cat([self.target[kept], node])
+        new.source, new.target = torch.cat([source, node]), torch.cat([target, node])
         new.attr = None
-        return new, kept
+        return new
 
     def with_attr(self, attr: Tensor | None) -> EdgeList:
         """Return these edges, as they are sorted, with other features, (E,) or (E, F)."""
@@ -190,19 +246,19 @@ class EdgeList:
 
     # -- which edge ---------------------------------------------------------------------------
 
-    @cached_property
-    @lasting
+    @computed
     def _sorted(self) -> tuple[Tensor, Tensor]:
         keys, order = (self.target * self.num_nodes + self.source).sort()
         return keys, order
 
-    @cached_property
-    @lasting
+    @computed
     def repeated(self) -> int | None:
         """An edge that is listed more than once, if there is one."""
+        if not may_look(self.source) and self.has_host and not is_compiling():
+            return self.host.repeated
         keys, order = self._sorted
-        twice = (keys[1:] == keys[:-1]).nonzero()
-        return int(order[twice[0]]) if len(twice) else None
+        twice = keys[1:] == keys[:-1]
+        return int(order[twice.nonzero()[0]]) if bool(twice.any()) else None
 
     def find(self, target: Tensor, source: Tensor) -> Tensor:
         """Return the index of the edge source → target of each pair of nodes, or -1.
@@ -235,8 +291,7 @@ class EdgeList:
 
     # -- pairs inside graphs ------------------------------------------------------------------
 
-    @cached_property
-    @lasting
+    @computed
     def sizes(self) -> Tensor:
         """(G,) nodes of each graph."""
         if self.bipartite:
@@ -250,8 +305,7 @@ class EdgeList:
             return count_each(self.graph, self.num_graphs)
         return torch.bincount(self.graph)
 
-    @cached_property
-    @lasting
+    @computed
     def local(self) -> tuple[Tensor, Tensor]:
         """(N,) the graph of each node, and (N,) the node's rank in it."""
         device = self.source.device
@@ -261,6 +315,12 @@ class EdgeList:
         starts = self.sizes.cumsum(0) - self.sizes
         return graph, torch.arange(self.num_nodes, device=device) - starts[graph]
 
+    @computed
+    def num_pairs(self) -> int:
+        """Number of pairs inside all graphs, Σ n²."""
+        known = self.host if self.has_host else self
+        return int((known.sizes**2).sum())
+
     def count_pairs(self, what: str, width: int = 1) -> int:
         """Count the pairs inside all graphs, Σ n².
 
@@ -269,7 +329,7 @@ class EdgeList:
         """
         if is_exporting():
             return 0
-        count = int((self.sizes**2).sum())
+        count = self.num_pairs
         if count * width > _MOST_PAIRS:
             raise ValueError(f"{what} would take {count * width:,} entries, n² of each graph")
         return count
@@ -297,7 +357,7 @@ class EdgeList:
     def all_pairs(self) -> tuple[Tensor, Tensor]:
         """Return target and source, (Σ n²,) each, of the rows that `pair` numbers."""
         areas = self.sizes**2
-        graph = torch.repeat_interleave(areas)
+        graph = torch.repeat_interleave(areas, output_size=self.num_pairs)
         rank = torch.arange(len(graph), device=areas.device) - (areas.cumsum(0) - areas)[graph]
         n, first = self.sizes[graph], (self.sizes.cumsum(0) - self.sizes)[graph]
         return first + rank // n, first + rank % n
@@ -311,8 +371,7 @@ class EdgeList:
 
     # -- how many hops ------------------------------------------------------------------------
 
-    @cached_property
-    @lasting
+    @computed
     def hop_table(self) -> Tensor:
         """(Σ n²,) hops of all pairs inside each graph, infinite where there is no path."""
         given = self.pair_attr.get("hops")
@@ -323,6 +382,8 @@ class EdgeList:
                     f"got {given.dtype} {tuple(given.shape)}"
                 )
             return given
+        if not (may_look(self.source) or is_compiling()):  # each hop would be waited for
+            return moved(self.host.hop_table, self.source.device)
         self.count_pairs(
             "hops between all pairs of nodes (Neighborhood(k) with backend='edges' needs only the "
             "pairs within k)"
@@ -352,8 +413,10 @@ class EdgeList:
             return nodes
         if radius < 2:
             return nodes + self.num_edges
-        if self.bipartite or torch.compiler.is_compiling():
+        if self.bipartite or is_compiling():
             return math.inf
+        if not may_look(self.target):
+            return self.host.within_bound(radius)
         most = float(nodes)
         walks = torch.ones(nodes, dtype=torch.double, device=self.target.device)
         total = walks
@@ -367,6 +430,9 @@ class EdgeList:
     def within(self, radius: float, targets: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Find the pairs at most `radius` hops apart as (target, source, hops), without a table; of
         some `targets`, different nodes, or of all."""
+        if not (may_look(self.target) or is_compiling()):
+            found = self.host.within(radius, None if targets is None else targets.cpu())
+            return moved(found, self.target.device)
         return near_pairs(self.target, self.source, self.num_nodes, radius, targets)
 
 

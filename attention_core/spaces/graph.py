@@ -11,12 +11,13 @@ from typing import (
     Self,
 )
 
+import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
-from attention_core.lasting import lasting
+from attention_core.checks import check_whole, may_look
+from attention_core.lasting import computed, lasting
 from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.packing import (
@@ -68,7 +69,7 @@ class Graph(Space):
     ) -> None:
         check_whole(0, num_nodes=num_nodes, special=special)
         check_whole(0, num_graphs=num_graphs, or_none=True)
-        if num_graphs is not None and segments is not None and not is_exporting():
+        if num_graphs is not None and segments is not None and may_look(segments):
             named = int(segments.max()) + 1 if segments.numel() else 0
             if num_graphs < named:
                 raise ValueError(f"num_graphs={num_graphs}, but segments name {named} graphs")
@@ -77,11 +78,13 @@ class Graph(Space):
         self.edges = EdgeList(
             edge_index, num_nodes, edge_attr, segments, pair_attr, num_graphs=num_graphs
         )
+        num_graphs = self.edges.num_graphs
         token_segments, source, is_special = insert_special(
-            segments, num_nodes, special, num_graphs
+            segments, num_nodes, special, num_graphs, edge_index.device
         )
         self.num_nodes = num_nodes
         self.nodes = source.to(edge_index.device)
+        self.whole, self._num_special = special == 0, source.shape[0] - num_nodes
         super().__init__(
             source.shape[0],  # a symbol in an exported program, as len() would not be
             coordinates=None if coordinates is None else rows(coordinates, self.nodes, 2, 0.0),
@@ -118,11 +121,18 @@ class Graph(Space):
     def over(cls, edges: EdgeList) -> tuple[Self, Self]:
         """Make the space of the targets and that of the sources of these edges, which keep what
         they have computed; one and the same space where targets are no set of their own."""
-        none = edges.source.new_empty(2, 0)
-        source = cls(none, edges.num_nodes)
-        target = cls(none, edges.num_targets) if edges.bipartite else source
-        target.edges = source.edges = edges
+        source = cls._all_nodes(edges, edges.num_nodes)
+        target = cls._all_nodes(edges, edges.num_targets) if edges.bipartite else source
         return target, source
+
+    @classmethod
+    def _all_nodes(cls, edges: EdgeList, count: int) -> Self:
+        new = cls.__new__(cls)
+        Space.__init__(new, count)
+        new.edges, new.num_nodes, new.whole = edges, count, True
+        device = edges.source.device
+        new.nodes = edges.memo(("nodes", count), lambda: torch.arange(count, device=device))
+        return new
 
     @classmethod
     @checked
@@ -163,8 +173,18 @@ class Graph(Space):
 
     @property
     def num_special(self) -> int:
-        # To count them would be to look at values
-        return self.length - self.num_nodes if is_exporting() else super().num_special
+        if is_exporting():  # to count them would be to look at values
+            return self.length - self.num_nodes
+        return 0 if self.special is None else self._num_special
+
+    @computed
+    def _num_special(self) -> int:
+        return super().num_special
+
+    def arrived(self, origin: Self) -> None:
+        if "_num_special" in vars(origin):
+            self._num_special = origin._num_special
+        super().arrived(origin)
 
     def distance(self, pairs: Pairs) -> Tensor:
         return self.edges.hops(*self._ends(pairs))

@@ -72,7 +72,7 @@ class Grid(Space):
         self.ordered = not any(self.wrap)
         if made_elsewhere(device) and type(self) is Grid:
             wraps = self.wrap
-            self._keep_host(lambda: Grid(*size, wrap=wraps, special=special))
+            self.keep_host(lambda: Grid(*size, wrap=wraps, special=special))
 
     @classmethod
     @lasting

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.lasting import lasting
+from attention_core.lasting import computed, lasting
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.tokens import Tokens
+from attention_core.transfer import moved
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -40,6 +41,7 @@ class Linked(Tokens):
             raise ValueError(
                 f"edge_index is on {edge_index.device}, what is known of tokens on {held[0]}"
             )
+        every = self.special is None
         ordinary = torch.ones(self.length, dtype=torch.bool, device=self.device)
         if self.special is not None:
             ordinary = ~self.special
@@ -52,10 +54,12 @@ class Linked(Tokens):
                 )
             ordinary = ordinary.expand(self.batch, -1)
             segments = torch.arange(self.batch, device=self.device)[:, None].expand(ordinary.shape)
-        if segments is not None:
-            segments = segments[ordinary]
+        if segments is not None:  # to choose some of them would be to ask how many
+            segments = segments.flatten() if every else segments[ordinary]
         nodes = (ordinary.flatten().cumsum(0) - 1).view(ordinary.shape)
-        self.nodes, self.num_nodes = nodes.masked_fill(~ordinary, -1), int(ordinary.sum())
+        self.nodes = nodes.masked_fill(~ordinary, -1)
+        self.num_nodes = ordinary.numel() if every else int(ordinary.sum())
+        self.whole = every and self.batch is None and self.valid is None
         self.edges = EdgeList(edge_index, self.num_nodes, edge_attr, segments, pair_attr)
 
     @lasting
@@ -91,10 +95,11 @@ class Linked(Tokens):
         edges = [space.edges for space in spaces if space.edges is not None]
         if self.nodes is None or all(one is edges[0] for one in edges):
             return
-        counts = torch.tensor([one.num_nodes for one in edges], device=self.device)
-        lengths = torch.tensor([space.length for space in spaces], device=self.device)
+        counts = torch.tensor([one.num_nodes for one in edges])
+        lengths = torch.tensor([space.length for space in spaces])
         first = torch.repeat_interleave(counts.cumsum(0) - counts, lengths)
-        self.nodes = torch.where(self.nodes < 0, self.nodes, self.nodes + first)
+        shifted = self.nodes + moved(first, self.device)
+        self.nodes = torch.where(self.nodes < 0, self.nodes, shifted)
         self.edges, self.num_nodes = EdgeList.joined(edges), sum(one.num_nodes for one in edges)
 
     def _linked(self, what: str) -> EdgeList:
@@ -125,7 +130,29 @@ class Linked(Tokens):
         between two samples."""
         return self._linked("tables of pairs").pair(*self._ends(pairs))
 
+    def arrived(self, origin: Self) -> None:
+        if "whole" in vars(origin):
+            self.whole = origin.whole
+        super().arrived(origin)
+
     @property
+    def _made_on_host(self) -> bool:
+        # There edges may be without their features, which what is made of them has, too
+        return self.edges is None and super()._made_on_host
+
+    def _looked_at(self) -> Self:
+        if self.edges is None:
+            return self
+        new = copy.copy(self)
+        new.edges = self.edges.host if self.edges.has_host else self.edges.bare
+        return new
+
+    def keep_host(self, space: Self | Callable[[], Self]) -> None:
+        super().keep_host(space)
+        if self.edges is not None and isinstance(space, Linked) and space.edges is not None:
+            self.edges.know_host(space.edges)
+
+    @computed
     def whole(self) -> bool:
         """Whether its tokens are all nodes of its edges, in order, and nothing else."""
         return (
@@ -143,6 +170,8 @@ class Linked(Tokens):
         row, because samples kept different nodes, or a node was kept more than once."""
         if self.nodes is None or self.batch is not None:
             return None
+        if self.whole:
+            return self.nodes
         at = (self.nodes >= 0).nonzero().squeeze(-1)
         token = self.nodes.new_full((self.num_nodes,), -1)
         token[self.nodes[at]] = at

@@ -16,6 +16,8 @@ from attention_core.transfer import indexed, moved
 def made_elsewhere(device: torch.device | str) -> bool:
     """Return whether what is for this device is made on the host and moved: not where it is for the
     host, nor in a program that is compiled, which makes it itself."""
+    if device == "cpu":
+        return False
     return torch.device(device).type not in ("cpu", "meta") and not (
         torch.compiler.is_compiling() or torch.compiler.is_exporting()
     )
@@ -46,9 +48,14 @@ class OnHost:
             return self
         known = self._known_host()
         if known is None:
-            known = moved(self, "cpu")
-            self._keep_host(known)
+            own = type(self).to is not OnHost.to
+            known = self.to("cpu") if own else moved(self._looked_at(), "cpu")
+            self.keep_host(known)
         return known
+
+    def _looked_at(self) -> Self:
+        """This space with no more than plans look at."""
+        return self
 
     @property
     def _made_on_host(self) -> bool:
@@ -73,10 +80,10 @@ class OnHost:
         if not callable(origin.space):
             return origin.space
         made: Self = origin.space()
-        self._keep_host(made)
+        self.keep_host(made)
         return made
 
-    def _keep_host(self, space: Self | Callable[[], Self]) -> None:
+    def keep_host(self, space: Self | Callable[[], Self]) -> None:
         """Keep the original of this space, or what makes it."""
         self._origin = _Origin(space, self._state())
 
@@ -116,7 +123,7 @@ class OnHost:
     def arrived(self, origin: Self) -> None:
         """Remember what this is a copy of."""
         if self._is_away() and not origin._is_away():
-            self._keep_host(origin)
+            self.keep_host(origin)
 
     def __copy__(self) -> Self:
         new = type(self).__new__(type(self))

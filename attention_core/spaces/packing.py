@@ -82,10 +82,15 @@ def unravel(rank: Tensor, extent: Tensor) -> Tensor:
 
 
 def insert_special(
-    segments: Tensor | None, count: int, special: int, samples: int | None = None
+    segments: Tensor | None,
+    count: int,
+    special: int,
+    samples: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Segments, source row (-1 at special tokens) and special flag of `count` tokens once
-    `special` more stand in front of each of `samples` segments, the last of which may be empty."""
+    `special` more stand in front of each of `samples` segments, the last of which may be empty; on
+    the device of the segments, or on `device` where there are none."""
     look = segments is not None and may_look(segments)
     if (
         segments is not None
@@ -96,10 +101,10 @@ def insert_special(
             raise ValueError(f"segments must be at least 0, got {int(segments.min())}")
         raise ValueError("segments must not decrease: keep the tokens of a sample together")
     if segments is None:
-        source = torch.arange(-special, count).clamp(min=-1)
+        source = torch.arange(-special, count, device=device).clamp(min=-1)
         return None, source, source < 0 if special else None
     if special == 0:
-        return segments, torch.arange(count), None
+        return segments, torch.arange(count, device=segments.device), None
     if samples is None:
         token_segments, within = packed(torch.bincount(segments), special)
     else:

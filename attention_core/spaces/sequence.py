@@ -65,7 +65,7 @@ class Sequence(Space):
         if isinstance(start, int):
             self.size, self.start = (length,), (start,)
             if made_elsewhere(device) and type(self) is Sequence:
-                self._keep_host(partial(Sequence, length, start=start, special=special))
+                self.keep_host(partial(Sequence, length, start=start, special=special))
 
     @classmethod
     @lasting

@@ -16,6 +16,7 @@ from attention_core.checks import check_dense
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.origin import OnHost
+from attention_core.transfer import original
 
 #: What tokens have where a space does not say, once they are joined with some where it does.
 _DEFAULTS = {"segments": 0, "valid": True, "special": False, "special_rank": -1}
@@ -183,8 +184,10 @@ class Tokens(OnHost):
             index: (K,) positions or (L,) bool, the same for every sample; or (B, K) positions,
                 each sample its own.
         """
-        if self._made_on_host and index.device.type == "cpu":
-            return self.host.keep(index).to(self.device)
+        if self._made_on_host:
+            known = original(index)
+            if known is not None:
+                return self.host.keep(known).to(self.device)
         if index.dtype == torch.bool:
             if index.shape != (self.length,):
                 raise ValueError(
@@ -232,7 +235,7 @@ class Tokens(OnHost):
         """
         new = self._appended(other)
         if self._made_on_host and other._made_on_host:
-            new._keep_host(partial(self.host.append, other.host))
+            new.keep_host(partial(self.host.append, other.host))
         return new
 
     def _appended(self, other: Self) -> Self:
@@ -247,7 +250,17 @@ class Tokens(OnHost):
         new = self._map(lambda x, dims: x.narrow(x.ndim - dims, first, self.length - first))
         new.length, new.size = self.length - first, None
         if self._made_on_host:
-            new._keep_host(partial(self.host.last, count))
+            new.keep_host(partial(self.host.last, count))
+        return new
+
+    @lasting
+    def rows(self, index: Tensor) -> Self:
+        """Make sample `index[b]` of a batch the new sample b. index: (B,) integers."""
+        new = self._map(lambda x, dims: x.index_select(0, index) if x.ndim > dims else x)
+        if self._made_on_host:
+            known = original(index)
+            if known is not None:
+                new.keep_host(partial(self.host.rows, known))
         return new
 
     @classmethod

@@ -254,7 +254,8 @@ def _check_moved(space: Space) -> None:
     if behind is not None:
         raise AssertionError(
             f"to(device) leaves {behind} behind: it moves tensors that are attributes of the space "
-            "or in tokenwise; what holds them elsewhere overrides `to`"
+            "or in tokenwise, also in tuples, lists and dicts; what holds them elsewhere overrides "
+            "`to`"
         )
 
 

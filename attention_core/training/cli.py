@@ -30,6 +30,7 @@ usage: attn COMMAND [...]
   attn list                          the experiments, in a line each
   attn list NAME                     what one needs and gives, and how to train it
   attn new-domain NAME [--task TASK] write the files that a domain of your own begins with
+  attn check [--device cuda]         whether attention is right on this machine, and how fast
 
 examples:
   attn train experiment=graph/mutag trainer.max_epochs=20
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         "export": _export,
         "list": _list,
         "new-domain": _new_domain,
+        "check": _check,
     }
     name, *rest = arguments
     sys.excepthook = _print_traceback
@@ -213,6 +215,28 @@ def _new_domain(arguments: list[str]) -> None:
     from attention_core.training.new_domain import new_domain
 
     new_domain(given.name, given.into or Path(given.name), given.task)
+
+
+def _check(arguments: list[str]) -> None:
+    parser = _Parser(
+        "attn check",
+        description="Compare every backend with the reference on a device, time them beside what "
+        "else there is, and keep the costs that follow, for plans on this machine.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU where there is one"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, metavar="M", help="for all of it; default: 5"
+    )
+    given = parser.parse_args(arguments)
+    if not 0 < given.minutes <= 1440:
+        raise UsageError(f"--minutes must be above 0 and at most 1440, got {given.minutes:g}")
+    from attention_core.check.run import check, device_of
+
+    if check(device_of(given.device), given.minutes, Path("outputs")):
+        sys.exit(1)
 
 
 def _of_experiment(command: str, description: str, arguments: list[str]) -> argparse.Namespace:

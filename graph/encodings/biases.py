@@ -9,7 +9,7 @@ from torch.compiler import is_exporting
 from attention_core import Bias
 from attention_core.annotated import checked
 from attention_core.biases import by_head
-from attention_core.checks import check_whole
+from attention_core.checks import check_whole, may_look
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
 from graph.encodings.random_walks import walk_table
@@ -177,7 +177,7 @@ def edge_rows(attr: Tensor, types: int | None) -> Tensor:
         return attr[:, None] if attr.ndim == 1 else attr.flatten(1)
     if attr.ndim != 1:
         raise ValueError(f"edge_attr must hold a type per edge, (E,), got {tuple(attr.shape)}")
-    if not is_exporting() and attr.numel() and not 0 <= int(attr.min()) <= int(attr.max()) < types:
+    if may_look(attr) and attr.numel() and not 0 <= int(attr.min()) <= int(attr.max()) < types:
         raise ValueError(
             f"edge_attr names types {int(attr.min())} to {int(attr.max())}, but types={types}: "
             f"they are 0 to {types - 1}"

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
-from attention_core.checks import check_whole
+from attention_core.checks import check_whole, may_look
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.transfer import moved
 
 
 def check_degree(degree: int, seed: int) -> None:
@@ -44,6 +45,8 @@ def expander_edges(edges: EdgeList, degree: int, *, seed: int = 0) -> Tensor:
             "an exported program cannot draw the edges of a random graph (expander_degree=): "
             "train with them stored, by AddExpander(degree) as data.pre_transform"
         )
+    if not may_look(edges.source):  # each step would be waited for
+        return moved(expander_edges(edges.host, degree, seed=seed), edges.source.device)
     n, device = edges.num_nodes, edges.source.device
     graph, local = edges.local
     listed = edges.target * n + edges.source

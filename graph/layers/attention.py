@@ -21,11 +21,13 @@ from attention_core.checks import (
 from attention_core.edge_projection import EdgeFeatures, as_tensor, project
 from attention_core.layers import RecordedAttention
 from attention_core.precision import product_dtype
+from attention_core.spaces.edge_list import EdgeList
 from graph.layers.adjacency import agreed_size, as_adjacency, read_edges
 from graph.layers.edges import (
     REDUCTIONS,
     check_finite,
     in_input_order,
+    keeps_sorted,
     loop_features,
     sorted_once,
 )
@@ -225,16 +227,13 @@ class GraphAttention(RecordedAttention, SeenMessages):
         self._check_features(edge_attr, index.shape[1])
         nodes = len(source), None if target is None else len(target)
         sources, targets = agreed_size(size, told, nodes)
-        edges = sorted_once(index, sources, targets if two else None, given=edge_index)
+        edges = sorted_once(index, sources, targets if two else None, given=(edge_index,))
         kept: Tensor | None = None
         if self.self_loops:
-            edges, kept = edges.looped
-            if edge_attr is not None:
-                edge_attr = edge_attr[kept]
-                loops, ends = edges.num_edges - len(kept), edges.target[: len(kept)]
-                of_loops = loop_features(edge_attr, ends, loops, self.fill_value)
-                edge_attr = torch.cat([edge_attr, of_loops])
-        if edge_attr is not None:
+            in_place = not (return_attention_weights or self.watched)
+            in_place &= not keeps_sorted(edge_index) and backend in (None, "edges")
+            edges, kept, edge_attr = self._with_loops(edges, edge_attr, in_place)
+        if edge_attr is not None and self.bias is not None:
             edges = edges.with_attr(edge_attr)
         k = self.key(source)
         if target is None:
@@ -290,6 +289,25 @@ class GraphAttention(RecordedAttention, SeenMessages):
         if edge_index.layout != torch.strided:
             return out, as_adjacency(alpha, index, edge_index)
         return out, (edge_index if kept is None else index, alpha)
+
+    def _with_loops(
+        self, edges: EdgeList, attr: Tensor | None, in_place: bool
+    ) -> tuple[EdgeList, Tensor | None, Tensor | None]:
+        """The edges with one self-loop at each node, their features, and which of those given they
+        are, before the loops; None where all stay `in_place`."""
+        if in_place:
+            given, edges = edges, edges.looped_in_place()
+            if attr is not None:
+                loops = edges.num_edges - given.num_edges
+                ends = given.target.where(given.target != given.source, loops)
+                attr = torch.cat([attr, loop_features(attr, ends, loops, self.fill_value)])
+            return edges, None, attr
+        edges, kept = edges.looped
+        if attr is not None:
+            attr = attr[kept]
+            loops, ends = edges.num_edges - len(kept), edges.target[: len(kept)]
+            attr = torch.cat([attr, loop_features(attr, ends, loops, self.fill_value)])
+        return edges, kept, attr
 
     def _with_node(self, out: Tensor, target: Tensor | None) -> Tensor:
         """The output with what a node itself adds to it."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import weakref
+from collections.abc import Hashable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attention_core.checks import check_dense
+from attention_core.checks import check_dense, may_look
 from attention_core.spaces.edge_list import EdgeList
 
 #: PyG's name of each way to make the features of a self-loop, and torch's.
 REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
 
 #: What was computed for an `edge_index`, as long as that lives.
-_known: MutableMapping[Tensor, dict[object, EdgeList]] = WeakIdKeyDictionary()
+_known: MutableMapping[Tensor, dict[object, tuple[EdgeList, _Stamp | None]]] = WeakIdKeyDictionary()
 
 
 def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
@@ -41,10 +43,16 @@ def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
 def check_finite(x: Tensor, name: str) -> None:
     """Raise ValueError where x (rows, ...) holds NaN or an infinity."""
     # One sum tells nearly always, without a tensor of bools
-    if x.is_floating_point() and not bool(x.detach().sum().isfinite()):
+    if may_look(x) and x.is_floating_point() and not bool(x.detach().sum().isfinite()):
         wrong = (~x.detach().isfinite()).flatten(1).any(1).nonzero()
         if len(wrong):
             raise ValueError(f"{name} has a feature that is not finite, first in row {wrong[0, 0]}")
+
+
+def keeps_sorted(edge_index: Tensor) -> bool:
+    """Return whether `sorted_once` knows this tensor again: not in a program that is compiled, nor
+    on a device, which would have to be waited for, if it has no version: one of inference mode."""
+    return not is_compiling() and (may_look(edge_index) or not edge_index.is_inference())
 
 
 def sorted_once(
@@ -52,29 +60,69 @@ def sorted_once(
     num_sources: int,
     num_targets: int | None = None,
     *,
-    given: Tensor | None = None,
+    given: Sequence[Tensor] = (),
+    layout: Hashable = None,
 ) -> EdgeList:
-    """Return the edges for this and all further layers and passes that are given the same tensor.
+    """Return the edges for this and all further layers and passes that are given the same tensors.
 
     A graph is sorted once: that takes about as long as a layer. The sorted edges live as long as
-    the tensor, and are dropped where its numbers have changed.
+    the tensor, and are dropped where its numbers have changed: on a CPU they are compared, while
+    on another device its version tells, as of all but what is done to its `.data`.
 
     Args:
         edge_index: (2, E) int64.
         num_sources: number of nodes, or of sources where targets are a set of their own.
         num_targets: number of targets, if they are.
-        given: the tensor that callers hold, where that is another.
+        given: the tensors that callers hold, where those are others.
+        layout: what else `edge_index` was made of.
     """
-    given = edge_index if given is None else given
-    found = _known.setdefault(given, {})
+    given = given or (edge_index,)
+    if not all(map(keeps_sorted, given)):
+        return EdgeList(edge_index, num_sources, num_targets=num_targets)
+    found = _known.setdefault(given[0], {})
     key = num_sources, num_targets, edge_index.device
-    edges = found.get(key)
-    if edges is None or not all(
-        map(torch.equal, (edges.source, edges.target), edge_index)  # is there, and as it was
-    ):
+    edges, stamp = found.get(key, (None, None))
+    if may_look(edge_index):
+        same = edges is not None and all(
+            map(torch.equal, (edges.source, edges.target), edge_index)  # is there, and as it was
+        )
+    else:
+        same = stamp is not None and stamp.fits(given, layout)
+    if edges is None or not same:
         # A copy of its own, so that a change in place is seen
-        edges = found[key] = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
+        edges = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
+        found[key] = edges, None if may_look(edge_index) else _Stamp(given, layout)
     return edges
+
+
+class _Stamp:
+    """Which tensors there were, and in which version."""
+
+    def __init__(self, tensors: Sequence[Tensor], layout: Hashable) -> None:
+        # An address alone may be that of a later tensor
+        self.tensors = [weakref.ref(x) for x in tensors]
+        self.versions, self.layout = [_version(x) for x in tensors], layout
+
+    def fits(self, tensors: Sequence[Tensor], layout: Hashable) -> bool:
+        return (
+            layout == self.layout
+            and len(tensors) == len(self.tensors)
+            and all(ref() is x for ref, x in zip(self.tensors, tensors, strict=True))
+            and self.versions == [_version(x) for x in tensors]
+        )
+
+
+def _version(x: Tensor) -> tuple[object, ...]:
+    """What differs once the numbers of a tensor have been changed in place."""
+    if x.layout == torch.strided:
+        parts = [x]
+    elif x.layout == torch.sparse_coo:
+        parts = [x._indices()]
+    elif x.layout == torch.sparse_csr:
+        parts = [x.crow_indices(), x.col_indices()]
+    else:
+        parts = [x.ccol_indices(), x.row_indices()]
+    return x._version, *((part._version, part.data_ptr(), part.shape) for part in parts)
 
 
 def loop_features(
@@ -102,10 +150,11 @@ def loop_features(
     if not isinstance(fill_value, str):
         return attr.new_full(shape, fill_value)
     reduction = REDUCTIONS[fill_value]
+    # One row more takes what leads to other nodes: to choose the rest would be to ask how many
+    shape = (count + 1, *attr.shape[1:])
     start = attr.new_ones(shape) if reduction == "prod" else attr.new_zeros(shape)
-    into = target < count
-    index = target[into].view(-1, *[1] * (attr.ndim - 1)).expand(-1, *attr.shape[1:])
-    return start.scatter_reduce(0, index, attr[into], reduction, include_self=False)
+    index = target.clamp(max=count).view(-1, *[1] * (attr.ndim - 1)).expand_as(attr)
+    return start.scatter_reduce(0, index, attr, reduction, include_self=False)[:count]
 
 
 def in_input_order(edge_index: Tensor, kept: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from attention_core.checks import (
     check_flag,
     check_kind,
     check_whole,
+    may_look,
 )
 from attention_core.edge_projection import EdgeFeatures, joined, project
 from attention_core.layers import RecordedAttention
@@ -291,7 +292,7 @@ class HeteroGraphAttention(RecordedAttention):
                 None, given[edge].size, (len(x_dict[edge[0]]), len(to[edge[-1]])), name
             )
             for end, size, what in zip(index, sizes, (edge[0], edge[-1]), strict=True):
-                if not 0 <= int(end.min()) <= int(end.max()) < size:
+                if may_look(end) and not 0 <= int(end.min()) <= int(end.max()) < size:
                     raise ValueError(
                         f"{name} names nodes {int(end.min())} to {int(end.max())} of {what!r}, but "
                         f"there are {size}"
@@ -312,10 +313,12 @@ class HeteroGraphAttention(RecordedAttention):
             targets += len(to[t])
         parts, first = [], 0
         for edge, (index, *_) in given.items():
-            parts.append(index + index.new_tensor([[first], [starts[edge[-1]]]]))
+            parts.append(torch.stack([index[0] + first, index[1] + starts[edge[-1]]]))
             first += sources[edge]
-        known = next(iter(edge_index_dict.values()), None)
-        return sorted_once(torch.cat(parts, 1), first, targets, given=known)
+        known, layout = tuple(edge_index_dict.values()), (*sources.values(), *starts.values())
+        kinds = tuple(edge_index_dict)
+        together = torch.cat(parts, 1)
+        return sorted_once(together, first, targets, given=known, layout=(kinds, layout))
 
     def _edge_key(
         self, given: Mapping[EdgeType, GivenEdges], edge_attr_dict: Mapping[EdgeType, Tensor]

@@ -39,7 +39,9 @@ def check_size(name: str, size: Any) -> None:
 
 def size_in(linear: nn.Linear) -> int:
     """Return how many numbers it takes; -1 while no input has told."""
-    return -1 if is_lazy(linear.weight) else linear.weight.shape[1]
+    # Not `is_lazy`, which a program that is compiled takes for an operation
+    lazy = isinstance(linear.weight, nn.UninitializedParameter)
+    return -1 if lazy else linear.weight.shape[1]
 
 
 def start(linear: nn.Linear) -> None:

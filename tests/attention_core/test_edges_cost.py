@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -26,9 +24,9 @@ from attention_core import (
 )
 from attention_core.backends.edges import (
     features as edges_features,
-    operator as edges_operator,
     pair_scores as edges_pair_scores,
     pairs as edges_pairs,
+    plain,
 )
 from attention_core.backends.fast import SWITCH
 from attention_core.edge_projection import tensors_of
@@ -90,7 +88,6 @@ def test_no_features_of_pairs_are_made_or_kept(
 
         return call
 
-    plain = edges_operator.plain
     for name in ("forward", "backward"):
         monkeypatch.setattr(plain, name, watched(getattr(plain, name)))
     q, k, v = (torch.randn(1, H, N, D, requires_grad=True) for _ in range(3))
@@ -168,63 +165,6 @@ def test_a_compiled_model_is_one_graph(score: Score | None, edge_dim: int | None
         results.append([out, *(p.grad for p in layer.parameters())])
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
-
-
-# -- Triton ----------------------------------------------------------------------------------------
-
-INTERPRETED = """
-import torch
-from attention_core.backends.edges import kernels, plain
-from attention_core.backends.edges.plain import Inputs
-from attention_core.backends.edges.pairs import Pairs
-from attention_core.spaces.csr import CSR
-
-torch.manual_seed(0)
-H, N, M, D, DV = 4, 9, 7, 5, 3
-row = torch.cat([torch.randint(1, N, (60,)), torch.full((80,), 3)])  # 0 is alone, 3 a hub
-column = torch.randint(1, M, (len(row),))
-csr = CSR(row, column, N, M)
-pairs, E = Pairs(*csr.tensors, csr.item, M, *csr.transpose), len(csr)
-for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-    normal = lambda *shape: torch.randn(*shape, dtype=dtype)
-    for kv_heads, options in (
-        (4, {}),
-        (2, {"bias": normal(H, E), "softcap": 0.7}),
-        (1, {"sink": normal(H), "keep": torch.rand(H, E) > 0.3, "grow": 1 / 0.7}),
-        (2, {"allowed": torch.rand(H, E) > 0.3, "bias": normal(H, E)}),
-        (2, {"allowed": torch.zeros(H, E, dtype=torch.bool), "sink": normal(H)}),
-    ):
-        empty = dict.fromkeys(Inputs._fields) | {"score": "dot", "heads": H, "scale": 0.4}
-        empty |= {"edge_sums": False, "edge_attr_grad": False}
-        v = normal(M, kv_heads, DV).transpose(0, 1)  # strided, as projections leave it
-        tensors = {"q": normal(H, N, D), "k": normal(kv_heads, M, D), "v": v}
-        x = Inputs(**empty | {"slope": 0.0, "grow": 1.0} | tensors | options)
-        found, expected = kernels.forward(x, pairs), plain.forward(x, pairs)
-        of_out, of_lse = torch.randn_like(expected[0]), torch.randn_like(expected[1])
-        rest = of_out, of_lse, None, x.bias is not None
-        found += kernels.backward(x, pairs, found, *rest)
-        expected += plain.backward(x, pairs, expected, *rest)
-        for got, wanted in zip(found, expected, strict=True):
-            if wanted is not None:
-                torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
-            else:
-                assert got is None
-print("equal")
-"""
-
-
-@pytest.mark.slow
-def test_triton_kernels_equal_the_plain_path() -> None:
-    """Values and gradients, in Triton's interpreter, which a process of its own has to ask for."""
-    pytest.importorskip("triton")
-    found = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        env={**__import__("os").environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert found.stdout.strip() == "equal", found.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

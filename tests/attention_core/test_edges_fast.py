@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attention_core import Edges, Graph, attend, plan
-from attention_core.backends.edges import fast, operator, plain
+from attention_core.backends.edges import fast, operator, plain, ways
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Inputs
 from attention_core.backends.fast import SWITCH
@@ -121,9 +121,9 @@ def test_kernels_equal_the_plain_path(case: str) -> None:
 def test_without_pairs_and_with_features_for_each_pair_it_is_plain_torch() -> None:
     x, listed = CASES["wide"](), pairs()
     none = listed._replace(row=listed.row[:0])
-    assert operator._way(x, listed) is fast and operator._way(x, none) is plain
-    assert operator._way(x._replace(edge_value=normal(E, HKV, 40)), listed) is plain
-    assert operator._way(x._replace(v=normal(HKV, M, 300)), listed) is plain
+    assert ways.way(x, listed) is fast and ways.way(x, none) is plain
+    assert ways.way(x._replace(edge_value=normal(E, HKV, 40)), listed) is plain
+    assert ways.way(x._replace(v=normal(HKV, M, 300)), listed) is plain
 
 
 # -- One kernel, called in many ways ---------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_the_operator_is_as_it_says() -> None:
     arguments: list[Any] = [
         [*csr.tensors, csr.item], list(csr.transpose), csr.columns, "dot",
         *(x.detach()[0] for x in (q, k)), v.detach()[0].contiguous(),
-        *[None] * 10, False, False, H, 0.5, None, 0.0, 1.0,
+        *[None] * 11, False, False, H, 0.5, None, 0.0, 1.0,
     ]  # fmt: skip
     for at in (4, 5, 6):
         arguments[at].requires_grad_()
@@ -219,8 +219,8 @@ def test_an_explanation_tells_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_they_are_off_where_they_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     x, listed = CASES["wide"](), pairs()
     monkeypatch.setenv(SWITCH, "0")
-    assert operator._way(x, listed) is plain
+    assert ways.way(x, listed) is plain
     monkeypatch.setenv(SWITCH, "1")
-    assert operator._way(x, listed) is plain  # little work
+    assert ways.way(x, listed) is plain  # little work
     monkeypatch.setattr(fast, "_PAYS", E)
-    assert operator._way(x, listed) is fast
+    assert ways.way(x, listed) is fast

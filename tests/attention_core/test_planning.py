@@ -145,7 +145,7 @@ def test_explanations_show_what_each_backend_would_take() -> None:
 
 def test_errors() -> None:
     q = torch.randn(2, 4, 6, 8)
-    with pytest.raises(ValueError, match="backend must be one of reference, dense, blocks, edges"):
+    with pytest.raises(ValueError, match="must be one of reference, dense, blocks, flex, edges"):
         attend(q, q, q, backend="flash")
     with pytest.raises(BackendError, match="backend='dense' cannot do this.*softcap=5.0"):
         attend(q, q, q, softcap=5.0, backend="dense")

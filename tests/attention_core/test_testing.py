@@ -4,6 +4,7 @@ biases pass."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ class Misspelt(Tree):
 class Hidden(Tree):
     def __init__(self) -> None:
         super().__init__(entities(), table())
-        self.table = {"hops": self.table}  # type: ignore[assignment]
+        self.table = SimpleNamespace(hops=self.table)  # type: ignore[assignment]
 
 
 class Shaped(Tree):

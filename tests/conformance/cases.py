@@ -40,13 +40,17 @@ from attention_core import (
 from tests.conformance import oracle
 from tests.conformance.oracle import Claim, Modify, Row, Scored, Token, World
 
-BACKENDS = ["reference", "dense", "blocks", "edges"]
+BACKENDS = ["reference", "dense", "blocks", "flex", "edges"]
 
 #: (backend, feature): what a backend refuses by name. `test_refusals.py` holds it to each line.
 REFUSALS = {
     ("dense", "softcap"), ("dense", "score"), ("dense", "edge features"), ("dense", "score mod"),
     ("blocks", "score"), ("blocks", "edge features"),
+    ("flex", "score"), ("flex", "edge features"), ("flex", "network"),
 }  # fmt: skip
+
+#: Those with second derivatives.
+TWICE = [name for name in BACKENDS if name not in ("dense", "flex")]
 
 HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 4, 3
 
@@ -54,6 +58,15 @@ HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 4, 3
 def can(feature: str) -> list[str]:
     """The backends that do not refuse `feature`."""
     return [name for name in BACKENDS if (name, feature) not in REFUSALS]
+
+
+def serving(space: Space | tuple[Space, Space], bias: Bias | None) -> list[str]:
+    """The backends that do not refuse a bias in a space: a network of offsets that are no whole
+    numbers would have to run on each pair."""
+    one = space[0] if isinstance(space, tuple) else space
+    leaves = () if bias is None else bias.leaves()
+    network = isinstance(one, Points) and any(isinstance(x, ContinuousBias) for x in leaves)
+    return can("network") if network else BACKENDS
 
 
 # -- spaces --------------------------------------------------------------------------------------

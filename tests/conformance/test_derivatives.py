@@ -24,10 +24,10 @@ from attention_core import (
     attend,
 )
 from tests.conformance.cases import (
-    BACKENDS,
     DIM,
     HEADS,
     PLACES,
+    TWICE,
     biases_of,
     can,
     edge_features,
@@ -35,7 +35,6 @@ from tests.conformance.cases import (
     tensors,
 )
 
-TWICE = [backend for backend in BACKENDS if backend != "dense"]
 COMPOSITE = ["reference", "dense"]
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}
 

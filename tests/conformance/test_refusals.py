@@ -49,6 +49,7 @@ FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "dropout": lambda: {"dropout_p": 0.5},
     "score mod": lambda: {"bias": ALiBi(2) + ScalableSoftmax(2, 8)},
     "edge features": lambda: {"space": LINE, "edge_key": torch.randn(2, 2, 4)},
+    "network": lambda: {"space": Points(torch.randn(3, 2)), "bias": ContinuousBias(2, (1.0, 1.0))},
 }
 #: How a plan is told of it, where not in the same words.
 PLANNED: dict[str, dict[str, Any]] = {"edge features": {"space": LINE, "edge_features": True}}

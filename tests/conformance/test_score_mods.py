@@ -39,6 +39,7 @@ from tests.conformance.cases import (
     DIM,
     HEADS,
     PLACES,
+    TWICE,
     assert_same,
     attend_with_gradients,
     can,
@@ -86,7 +87,7 @@ def test_second_derivatives(place: str) -> None:
     for number, name in enumerate(("softcap, near, bias", "gate", "bias, softcap")):
         mask, modded = masks[2 * number + 1], mods[name]
         q, k, v = tensors(where)
-        for backend in OTHERS:
+        for backend in TWICE[1:]:
             assert_equal_derivatives(
                 backend,
                 [q, k, v, *modded.parameters],
@@ -308,11 +309,12 @@ def test_activation_checkpointing(backend: str) -> None:
         return attend(*inputs, mask=Causal(), bias=cap + ALiBi(HEADS), backend=backend)
 
     (wanted,) = torch.autograd.grad(call(*inputs).sin().sum(), cap.caps, create_graph=True)
-    twice = torch.autograd.grad(wanted.sin().sum(), inputs[0])
     out = checkpoint(call, *inputs, use_reentrant=False)
     (found,) = torch.autograd.grad(out.sin().sum(), cap.caps, create_graph=True)
     torch.testing.assert_close(found, wanted, **EXACT)
-    torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), inputs[0]), twice, **EXACT)
+    if backend in TWICE:
+        of_both = (torch.autograd.grad(x.sin().sum(), inputs[0]) for x in (found, wanted))
+        torch.testing.assert_close(*of_both, **EXACT)
     checkpoint(call, *inputs, use_reentrant=True).sin().sum().backward()
     torch.testing.assert_close(cap.caps.grad, wanted.detach(), **EXACT)
 
@@ -357,7 +359,8 @@ def test_a_tensor_of_others_gets_its_gradient(backend: str) -> None:
         gate = q.mean((0, 1, 3)).sigmoid()
         out = attend(q, k, v, bias=Gated(gate), backend=name)
         found.append(torch.autograd.grad(out.sin().sum(), [q, k, v], create_graph=True))
-        found[-1] += torch.autograd.grad(found[-1][0].sin().sum(), [q, k, v])
+        if backend in TWICE:
+            found[-1] += torch.autograd.grad(found[-1][0].sin().sum(), [q, k, v])
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, **EXACT)
 

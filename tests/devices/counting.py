@@ -66,6 +66,10 @@ _WAITS = {
 _INDEXED = frozenset(["index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"])
 
 
+#: Where no line of our code runs.
+_OUTSIDE = "outside"
+
+
 class Counts:
     """What happened, by what it was and where: waits, copies and kernels."""
 
@@ -303,7 +307,12 @@ class CountingDevice(TorchFunctionMode):
                 self._copy("of an index to the device", waits=True)
 
     def _check_devices(self, name: str, args: Any, kwargs: Any) -> None:
-        """Raise for what a GPU refuses: tensors of two devices, numbers without axes aside."""
+        """Raise for what a GPU refuses: tensors of two devices, numbers without axes aside.
+
+        What torch's own derivatives make in C++ is on the CPU here, as the tensors are for it.
+        """
+        if torch._C._current_graph_task_id() != -1 and _where() == _OUTSIDE:
+            return
         if name in _INDEXED:
             args = (args[0], *args[2:])
         for x in tree_leaves((args, kwargs)):
@@ -480,4 +489,4 @@ def _where() -> str:
         if name.startswith(_OURS):
             return f"{name.removeprefix(f'{_ROOT}/')}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
-    return "outside"
+    return _OUTSIDE

@@ -2,11 +2,12 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from attention_core import Graph, Grid, Neighborhood, Points, Sequence, Space, plan
+from attention_core import Graph, Grid, Neighborhood, Points, Sequence, Space, attend, plan
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.transfer import constant, indexed, moved
 from tests.devices.counting import CUDA, CountingDevice
@@ -85,6 +86,35 @@ def test_a_job_has_one_on_the_host():
         assert there.host.host is there.host and there.host.notes is not there.notes
         same = plan(query, device=CUDA, backend="reference").job
         assert same.host.spaces[0] is same.host.spaces[1]
+
+
+class Hiding(Space):
+    """A space of a user's own, which holds a tensor where nobody looks for one."""
+
+    def __init__(self, table):
+        at = torch.arange(len(table), device=table.device)
+        super().__init__(len(table), tokenwise={"at": at})
+        self.held = SimpleNamespace(table=table)
+
+    def to(self, device):
+        new = super().to(device)
+        new.held = SimpleNamespace(table=self.held.table.to(device))
+        return new
+
+    def distance(self, pairs):
+        return self.held.table[pairs.take("at", "query"), pairs.take("at", "key")]
+
+
+@pytest.mark.parametrize("backend", ["reference", "dense", "blocks"])
+def test_spaces_with_a_way_of_their_own_to_move_are_planned_right(backend):
+    table = torch.rand(40, 40)
+    space, q = Hiding(table), torch.randn(1, 2, 40, 8)
+    wanted = attend(q, q, q, space=space, mask=Neighborhood(0.5), backend="reference")
+    with CountingDevice() as device:
+        x = device.moved(q)
+        for given in (space, Hiding(device.moved(table)), space.to("cuda")):
+            out = attend(x, x, x, space=given, mask=Neighborhood(0.5), backend=backend)
+            torch.testing.assert_close(out.cpu(), wanted)
 
 
 def test_edges_that_are_shared_stay_shared():

@@ -26,7 +26,14 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from attention_core.backends import dense, edges, fast as switch, reference
+from attention_core.backends import (
+    dense,
+    edges,
+    fast as switch,
+    measured,
+    reference,
+    roofline,
+)
 from attention_core.backends.blocks import fast
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.blocks.flat import Flat, flat_block_attention
@@ -358,6 +365,9 @@ def _seen_by_tiles(job: Job, pairs: float) -> float:
 
 
 def cost(job: Job) -> float:
+    if job.device.type == "cuda":
+        return roofline.blocks(job)
+    measured_by = measured.factor(job, "blocks")
     rate = _TILE_PAIR if _by_kernels(job) else _PAIR
     least = _CALL[job.grad] + rate.of(job) * job.count_bound + modify_cost(job, job.count_bound)
     if _scattered(job) and not _by_kernels(job):
@@ -365,12 +375,12 @@ def cost(job: Job) -> float:
         each = _PAIR.of(job) + job.heads * _SCATTERED[job.grad] / _SHARING
         least = _CALL[job.grad] + each * pairs + modify_cost(job, pairs)
     if job.repeats_edges:
-        return least  # which is refused when pairs are computed all together
+        return measured_by * least  # which is refused when pairs are computed all together
     if job.mask is not None and job.spaces[1].searched:
         least += _SEARCH * job.count_bound  # a graph is searched edge by edge
     others = (other.cost(job) for other in (dense, edges) if not other.unsupported(job))
-    if least > min(others, default=math.inf):
-        return least  # finding the blocks would take longer than it could ever save
+    if measured_by * least > min(others, default=math.inf):
+        return measured_by * least  # finding the blocks would take longer than it could ever save
     prepared = _found(job)
     samples = job.batch if prepared.rows == 1 else 1
     pairs = sum(group.pairs for group in prepared.groups)
@@ -380,7 +390,7 @@ def cost(job: Job) -> float:
     if _scattered(job) and not _by_kernels(job):
         runs = (keys for _, (keys, run) in prepared.runs if run == 1)
         scattered = job.heads * _SCATTERED[job.grad] * sum(keys.numel() for keys in runs)
-    return (
+    return measured_by * (
         _CALL[job.grad]
         + samples * scattered
         + (_FAST_GROUP if _by_kernels(job) else _GROUP) * len(prepared.groups)

@@ -62,7 +62,7 @@ def tile(space: Space, rows: int, mask: Mask | None, size: int, *, local: bool) 
         columns = [column[order] for column in columns]
     if local and space.axes > 1:
         assert space.coordinates is not None
-        along_curve = _morton(per_token(space.coordinates, rows)[order])
+        along_curve = morton(per_token(space.coordinates, rows)[order])
         order, columns = _sorted(order, [*columns, along_curve])
         columns = columns[:-1]
     else:
@@ -122,8 +122,10 @@ def _sorted(order: Tensor, columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]
     return order[at], [column[at] for column in columns]
 
 
-def _morton(coordinates: Tensor) -> Tensor:
-    """The rank of each place (T, A) along a curve that keeps neighbors together (Morton, 1966).
+def morton(coordinates: Tensor) -> Tensor:
+    """Return the rank of each place (T, A) along a curve that keeps neighbors together.
+
+    It is that of Morton (1966).
 
     64 consecutive places of a grid are 8 × 8 of it, or 4 × 4 × 4.
     """

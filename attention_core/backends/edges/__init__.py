@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from attention_core.backends import measured, roofline
 from attention_core.backends.costs import Rate, modify_cost
 from attention_core.backends.derivatives import refuse_transforms
 from attention_core.backends.edges import fast as compiled
 from attention_core.backends.edges.operator import edge_attention
+from attention_core.backends.edges.ways import in_triton, reads
 from attention_core.backends.edges.weights import end_to_end, pair_weights
 from attention_core.biases import Bias
+from attention_core.checks import may_look
 from attention_core.edge_projection import EdgeFeatures, changed
-from attention_core.job import Job, Options, Plan, Result
-from attention_core.lasting import lasting
+from attention_core.job import NO_JOB, Job, Options, Plan, Result
+from attention_core.lasting import computed
 from attention_core.masks import Edges
 from attention_core.score_mods import modified, split
 from attention_core.scores import AdditiveV2
 from attention_core.spaces import PairList, Pairs
 from attention_core.spaces.csr import CSR
 from attention_core.spaces.edge_list import EdgeList
+from attention_core.transfer import moved
 
 #: Pairs looked at at once where the structure of a mask does not list its candidates.
 _CHUNK = 1 << 22
@@ -61,6 +65,9 @@ class Prepared:
         edges = _whole_graph(job)
         if edges is not None:
             self.csr = edges.csr
+            if edges.dropped is not None:
+                kept = ~edges.dropped.index_select(0, self.csr.item)
+                self.allowed = kept.expand(job.heads, -1)
             return
         alone = _edges_alone(job)
         if alone is not None:
@@ -90,8 +97,7 @@ class Prepared:
             self.unlinked = bool((edge < 0).any())
             self.edge = torch.where(edge < 0, key_space.edges.num_edges, edge).to(order.dtype)
 
-    @cached_property
-    @lasting
+    @computed
     def pairs(self) -> Pairs:
         """Batch, query and key (E,), head (H, 1): for biases. Where pairs are listed, they are."""
         csr, space = self.csr, self.job.spaces[1]
@@ -125,6 +131,13 @@ class Prepared:
         return changed(key, value, of_edges, lambda weight: weight.to(dtype))
 
 
+def stands(job: Job) -> bool:
+    """Return whether the pairs are known, as all edges of a graph between all its nodes, where the
+    other backends would have to look at values that are not at hand."""
+    edges = _whole_graph(job)
+    return edges is not None and not may_look(edges.source)
+
+
 def _whole_graph(job: Job) -> EdgeList | None:
     """The edges, where they are the allowed pairs as they stand; then their order is shared."""
     query, key = job.spaces
@@ -153,7 +166,11 @@ def _edges_alone(job: Job) -> CSR | None:
     return csr
 
 
-prepare = Prepared
+def prepare(job: Job) -> Prepared:
+    """List the pairs; where it takes a look at numbers, on the host, to move them at once."""
+    if _whole_graph(job) is not None or job.host is job:
+        return Prepared(job)
+    return moved(Prepared(job.host).for_job(NO_JOB), job.device).for_job(job)
 
 
 def _pairs(job: Job, **indices: Tensor) -> Pairs:
@@ -250,7 +267,9 @@ def unsupported(job: Job) -> str | None:
 
 
 def cost(job: Job) -> float:
-    """Estimate the nanoseconds on one core, for all heads."""
+    """Estimate the nanoseconds, for all heads."""
+    if job.device.type == "cuda":
+        return roofline.edges(job) + (0.0 if _lists(job) else _LOOK * job.all_pairs)
     v2, compiled = isinstance(job.score, AdditiveV2), _in_kernels(job, job.count_bound)
     if compiled:
         pair, features, left = _FAST_PAIR, _FAST_FEATURES, _FAST_CACHED
@@ -267,11 +286,16 @@ def cost(job: Job) -> float:
     if job.edge_features:
         per_pair += features.of(job)
     # Listing the pairs of a mask of unknown structure looks at all of them once
-    mask = job.mask
-    listed = mask is not None and mask.lists_candidates and job.mask_bound < job.all_pairs
-    looking = 0.0 if listed else _LOOK * job.all_pairs
+    looking = 0.0 if _lists(job) else _LOOK * job.all_pairs
     modifying = modify_cost(job, job.count_bound)
-    return (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL[job.grad]
+    time = (per_pair + _LIST) * job.count_bound + looking + modifying + _CALL[job.grad]
+    return time * measured.factor(job, "edges")
+
+
+def _lists(job: Job) -> bool:
+    """Whether the mask names the pairs that it allows, so that not all have to be looked at."""
+    mask = job.mask
+    return mask is not None and mask.lists_candidates and job.mask_bound < job.all_pairs
 
 
 def _in_kernels(job: Job, pairs: int) -> bool:
@@ -285,6 +309,8 @@ def _in_kernels(job: Job, pairs: int) -> bool:
 def describe(job: Job, prepared: Prepared) -> str:
     pairs = len(prepared.row)
     how = ", in kernels compiled by numba" if _in_kernels(job, pairs) else ""
+    if in_triton(job.device):
+        how = ", in Triton kernels"
     return (
         f"one score for each of the {pairs:,} allowed pairs, with a softmax over those of each "
         f"query{how}."
@@ -303,17 +329,21 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
         csr, batch, heads, dtype = prepared.csr, len(q), q.shape[1], q.dtype
         length = q.shape[2]
         # Tokens of the batch end to end, (H, B·L, D), so that a pair is a row and a column
+        mods, modify = split(options.bias)[0], None
         exact = torch.promote_types(dtype, torch.float32)
+        if reads(q, options.score, bool(mods)):
+            exact = dtype
         given = q, k
         q, k, v = (end_to_end(x, exact) for x in (q, k, v))
         edge_key, edge_value = prepared.features(options.edge_key, options.edge_value, exact)
         bias = None if options.bias is None else plan.bias(options.bias, prepared.pairs)
-        mods, modify = split(options.bias)[0], None
         if mods:
             hidden = None if prepared.allowed is None else ~prepared.allowed
             modify = partial(modified, mods, pairs=prepared.pairs, hidden=hidden)
-        keep = None
-        if options.dropout_p:
+        keep = seed = None
+        if options.dropout_p and in_triton(q.device):
+            seed = torch.randint(2**62, (1,), device=q.device)
+        elif options.dropout_p:
             keep = torch.empty(heads, len(csr), dtype=torch.bool, device=q.device)
             keep.bernoulli_(1 - options.dropout_p)
         output, lse = edge_attention(
@@ -329,6 +359,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             edge=prepared.edge,
             allowed=prepared.allowed,
             keep=keep,
+            seed=seed,
             sink=options.sink,
             scale=options.scale,
             softcap=options.softcap,

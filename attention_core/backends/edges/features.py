@@ -94,5 +94,6 @@ def add_outer(total: Tensor, pairs: Pairs, weight: Tensor, x: Tensor) -> None:
     head = torch.arange(heads, dtype=pairs.row.dtype, device=x.device)
     for chunk in pairs.chunks(heads + x.shape[-1]):
         at = pairs.row[chunk, None] * heads + head
-        some = embedding_bag(at, table, mode="sum", per_sample_weights=weight[:, chunk].T)
+        start = torch.arange(0, at.numel() + 1, heads, dtype=at.dtype, device=at.device)
+        some = bag(at.flatten(), table, start, weight[:, chunk].T.flatten())
         add_rows(total, pairs.item[chunk], some)

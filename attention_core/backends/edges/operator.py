@@ -9,30 +9,29 @@ those of the same attention in torch's own operations, `composite`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_core.backends.derivatives import of_backward, refuse_batched, refuse_transforms
-from attention_core.backends.edges import composite, fast, plain
+from attention_core.backends.edges import composite
 from attention_core.backends.edges.pair_scores import pair_scores
 from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Gradients, Inputs, Outputs
 from attention_core.backends.edges.products import edge_scores
 from attention_core.backends.edges.terms import NOTHING, cheapest, terms_of
+from attention_core.backends.edges.ways import drawn, taken
 from attention_core.edge_projection import EdgeFeatures, apart
 from attention_core.scores import Score
 from attention_core.spaces.csr import CSR
 
 _INPUTS = (
     "Tensor[] pairs, Tensor[] by_key, int columns, str score, Tensor? q, Tensor? k, Tensor v, "
-    "Tensor? weight, Tensor? bias, Tensor? allowed, Tensor? keep, Tensor? sink, "
-    "Tensor? edge_key, Tensor? edge_value, Tensor? edge_attr, Tensor? edge_query, "
-    "Tensor? edge_weight, bool edge_sums, bool edge_attr_grad, int heads, float scale, "
-    "float? softcap, float slope, float grow"
+    "Tensor? weight, Tensor? bias, Tensor? allowed, Tensor? keep, Tensor? seed, "
+    "Tensor? sink, Tensor? edge_key, Tensor? edge_value, Tensor? edge_attr, "
+    "Tensor? edge_query, Tensor? edge_weight, bool edge_sums, bool edge_attr_grad, int heads, "
+    "float scale, float? softcap, float slope, float grow"
 )
 
 
@@ -50,6 +49,7 @@ def edge_attention(
     edge: Tensor | None = None,
     allowed: Tensor | None = None,
     keep: Tensor | None = None,
+    seed: Tensor | None = None,
     sink: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
@@ -58,7 +58,7 @@ def edge_attention(
     """Attend over the pairs of `csr`, in float32 or float64, in time and memory that follow them.
 
     Args:
-        q: (H, Lq, D).
+        q: (H, Lq, D), in float32 or float64, as k and v; or in what `reads` allows.
         k: (Hkv, Lk, D), with H a multiple of Hkv.
         v: (Hkv, Lk, Dv).
         csr: the E pairs.
@@ -71,12 +71,14 @@ def edge_attention(
         edge: (E,) the row in them of each sorted pair; `csr.item` by default.
         allowed: (H, E) bool where heads allow different pairs, in the order of the sorted pairs.
         keep: (H, E) bool, the weights that dropout keeps.
+        seed: (1,) int64, from which they are drawn where they are asked for, in place of `keep`.
         sink: (H,) logits of a key without value.
         scale, softcap: as in `attend`.
-        dropout_p: the chance with which `keep` was drawn; by what it leaves, weights grow.
+        dropout_p: the chance with which weights are dropped; by what it leaves, weights grow.
 
     Returns: the output (H, Lq, Dv) and the log-sum-exp (H, Lq), sink aside.
     """
+    exact = torch.promote_types(v.dtype, torch.float32)
     heads, lists = len(q), [*csr.tensors, csr.item if edge is None else edge]
     edge_key, edge_value = cheapest(edge_key, edge_value, score)
     parts = apart(edge_key, edge_value)
@@ -99,7 +101,7 @@ def edge_attention(
         bias = scores if bias is None else scores + bias
         terms, scale, softcap = None, 1.0, None  # and their score is 0
     if bias is not None:
-        bias = bias.to(v.dtype).expand(heads, len(csr))
+        bias = bias.to(exact).expand(heads, len(csr))
     name, slope, tensors = NOTHING if terms is None else terms
     left, right, weight, of_edges, attr, edge_query, edge_weight = tensors
     if parts.of_values is not None:
@@ -119,7 +121,8 @@ def edge_attention(
         bias,
         allowed,
         keep,
-        None if sink is None else sink.to(v.dtype),
+        seed,
+        None if sink is None else sink.to(exact),
         of_edges,
         parts.edge_value,
         attr,
@@ -137,7 +140,7 @@ def edge_attention(
     if parts.of_values is not None:
         # The sum of p · (W e) is W times the sum of p · e
         sums = edge_sum.transpose(0, 1).unflatten(0, (len(v), -1))
-        out = out + (sums @ parts.of_values[:, None].mT).flatten(0, 1)
+        out = out + (sums @ parts.of_values[:, None].to(sums.dtype).mT).flatten(0, 1)
     return out, lse
 
 
@@ -147,19 +150,6 @@ def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
     return Pairs(start, row, column, item, columns, key_start, key_row, pair), Inputs(*inputs)
 
 
-def _way(x: Inputs, pairs: Pairs) -> ModuleType:
-    """The module that does this: kernels where they can, in Triton or for a CPU; or plain torch."""
-    if fast.takes(x, pairs):
-        return fast
-    given = (x.edge_key, x.edge_value, x.edge_attr)
-    features = any(one is not None for one in given)
-    if not x.v.is_cuda or x.score != "dot" or features or find_spec("triton") is None:
-        return plain
-    from attention_core.backends.edges import kernels
-
-    return kernels
-
-
 @torch.library.custom_op(
     "attention_core::edges",
     mutates_args=(),
@@ -167,17 +157,20 @@ def _way(x: Inputs, pairs: Pairs) -> ModuleType:
 )
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pairs, x = _unpack(args)
+    way, given = taken(x, pairs)
     with torch.autocast(x.v.device.type, enabled=False):
-        out, lse, norm, edge_sum = _way(x, pairs).forward(x, pairs)
-    return out, lse, norm, x.v.new_empty(0) if edge_sum is None else edge_sum
+        out, lse, norm, edge_sum = way.forward(given, pairs)
+    return out.to(x.v.dtype), lse, norm, lse.new_empty(0) if edge_sum is None else edge_sum
 
 
 @_forward.register_fake
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pairs, x = _unpack(args)
-    lse, edge_sum = x.v.new_empty(x.heads, pairs.rows), x.v.new_empty(0)
+    exact = torch.promote_types(x.v.dtype, torch.float32)
+    lse = x.v.new_empty(x.heads, pairs.rows, dtype=exact)
+    edge_sum = lse.new_empty(0)
     if x.edge_sums and x.edge_attr is not None:
-        edge_sum = x.v.new_empty(pairs.rows, x.heads, x.edge_attr.shape[1])
+        edge_sum = lse.new_empty(pairs.rows, x.heads, x.edge_attr.shape[1])
     out = x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1])
     return out, lse, torch.empty_like(lse), edge_sum
 
@@ -196,19 +189,21 @@ def _backward(*args: Any) -> list[Tensor]:
             torch.zeros_like(tensor) for tensor in _with_gradient(x, of_bias) if tensor is not None
         ]
     found = Outputs(out, lse, norm, edge_sum if x.edge_sums else None)
+    way, given = taken(x, pairs)
+    if given.v.dtype != x.v.dtype:
+        found, of_out = found._replace(out=out.to(lse.dtype)), of_out.to(lse.dtype)
     with torch.autocast(x.v.device.type, enabled=False):
-        gradients = _way(x, pairs).backward(x, pairs, found, of_out, of_lse, of_edge_sum, of_bias)
-    given = _with_gradient(x, of_bias)
+        gradients = way.backward(given, pairs, found, of_out, of_lse, of_edge_sum, of_bias)
     return [
         _laid_out(gradient, like)
-        for gradient, like in zip(gradients, given, strict=True)
+        for gradient, like in zip(gradients, _with_gradient(x, of_bias), strict=True)
         if gradient is not None and like is not None
     ]
 
 
 def _laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """Return x with the strides of `empty_like`, which programs that are compiled rely on."""
-    strides = torch.empty_like(like, device="meta").stride()
+    """Return x with dtype and strides of `empty_like`, which programs that are compiled rely on."""
+    strides, x = torch.empty_like(like, device="meta").stride(), x.to(like.dtype)
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
@@ -293,7 +288,8 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> Any:
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         replaced: dict[str, Any] = dict(zip(variables, inputs, strict=True))
-        outputs = composite.forward(x._replace(**replaced), pairs)
+        out, *rest = composite.forward(drawn(x._replace(**replaced), pairs), pairs)
+        outputs = out.to(x.v.dtype), *rest
         return tuple(y for at in given if (y := outputs[at]) is not None)
 
     of_outputs = [of for of in every if of is not None]

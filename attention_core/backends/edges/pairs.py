@@ -21,6 +21,8 @@ from torch.nn.functional import embedding_bag
 #: Numbers of a chunk (4 MiB of float32). Smaller ones stay in cache but start more parallel
 #: regions, and with another process on the machine each of those waits for the slowest thread.
 _CHUNK = 1 << 20
+#: On a GPU, which has caches of its own and takes a while to start anything (128 MiB).
+_GPU_CHUNK = 1 << 25
 
 
 class Pairs(NamedTuple):
@@ -128,10 +130,9 @@ class Pairs(NamedTuple):
         """Return (H, E) from x (H, rows), the number of each pair's query."""
         return x.index_select(1, self.row)
 
-    @staticmethod
-    def chunk_length(width: int) -> int:
+    def chunk_length(self, width: int) -> int:
         """Return how many pairs of `width` numbers are a chunk."""
-        return max(_CHUNK // max(width, 1), 1)
+        return max((_GPU_CHUNK if self.row.is_cuda else _CHUNK) // max(width, 1), 1)
 
     def chunks(self, width: int) -> Iterator[slice]:
         """Yield the pairs, a chunk at a time."""

@@ -29,6 +29,7 @@ class Inputs(NamedTuple):
     Attributes:
         score: "none", "dot", "additive" or "additive_v2".
         keep: (H, E) bool, the weights that dropout keeps, or None.
+        seed: (1,) int64, from which kernels on a GPU draw them instead; see `dropout`.
         edge_key, edge_value: (M, Hkv, D), added to the key and to the value of each pair, one row
             (`pairs.item`) of them; for "additive" (M, H, 1), inside the LeakyReLU.
         edge_attr: (M, F) features that are not projected to heads, one row for each pair. What is
@@ -49,6 +50,7 @@ class Inputs(NamedTuple):
     bias: Tensor | None
     allowed: Tensor | None
     keep: Tensor | None
+    seed: Tensor | None
     sink: Tensor | None
     edge_key: Tensor | None
     edge_value: Tensor | None

@@ -180,7 +180,7 @@ class AdditiveV2Scores:
         pairs, q, k, edge, share = self.pairs, self.q, self.k, self.edge, self.share
         # Sums of slope times gradient. As LeakyReLU(x) is its slope times x, they give both the
         # gradients of the summands, times the weight, and that of the weight, times the summands
-        of_q, of_k = torch.zeros_like(q), torch.zeros(len(k), *q.shape[1:]).to(q)
+        of_q, of_k = torch.zeros_like(q), q.new_zeros(len(k), *q.shape[1:])
         of_weight = torch.zeros_like(self.weight)
         of_edge = None if edge is None else edge.new_zeros(edge.shape)
         edge_weight, by_feature = self._by_head(), None
@@ -192,7 +192,10 @@ class AdditiveV2Scores:
             slopes = hidden.gt_(0).mul_(1 - self.slope).add_(self.slope)
             slopes *= of_scores[:, chunk].T[..., None]
             flat = slopes.flatten(1)
-            _add_sums(of_q.flatten(1), pairs, chunk, flat)
+            if q.is_cuda:  # to ask which rows they are would be to wait for it
+                add_rows(of_q, pairs.row[chunk], flat)
+            else:
+                _add_sums(of_q.flatten(1), pairs, chunk, flat)
             add_rows(of_k, pairs.column[chunk], flat)
             if by_feature is not None and edge_weight is not None and attr is not None:
                 by_feature.flatten(0, 1).addmm_(flat.T, attr)

@@ -53,27 +53,29 @@ def terms_of(q: Tensor, k: Tensor, score: Score | None, edges: Apart) -> Terms |
     edge_key, attr, of_keys = edges.edge_key, edges.attr, edges.of_keys
     if attr is None or of_keys is None:
         attr = of_keys = None
-    groups = len(k)
+    groups, exact = len(k), torch.promote_types(q.dtype, torch.float32)
     if score is None:
         edge_query = None
         if of_keys is not None:  # q · (W e) = (Wᵀ q) · e
             edge_query = (q.unflatten(0, (groups, -1)) @ of_keys[:, None]).flatten(0, 1)
         return Terms("dot", 0.0, (q, k, None, edge_key, attr, edge_query, None))
     if isinstance(score, AdditiveV2):
-        weight = score.weight.to(q.dtype)
+        weight = score.weight.to(exact)
         tensors = (q, k, weight, edge_key, attr, None, of_keys)
         return Terms("additive_v2", score.negative_slope, tensors)
     if not isinstance(score, Additive):
         return None
     # The score is a sum, so each token, and each edge, has one number per head in it
-    by_group = score.key.to(k.dtype).unflatten(0, (groups, -1))
-    left = (q * score.query[:, None].to(q.dtype)).sum(-1, keepdim=True)
-    right = (k @ by_group.mT).mT.flatten(0, 1)[..., None]
+    by_group = score.key.to(exact).unflatten(0, (groups, -1))
+    left = (q.to(exact) * score.query[:, None].to(exact)).sum(-1, keepdim=True)
+    right = (k.to(exact) @ by_group.mT).mT.flatten(0, 1)[..., None]
     if edge_key is not None or attr is not None:
-        by_group = score.edge_weight.to(k.dtype).unflatten(0, (groups, -1))
+        by_group = score.edge_weight.to(exact).unflatten(0, (groups, -1))
     if attr is not None and of_keys is not None:
-        edge_key = linear(attr, (by_group @ of_keys).flatten(0, 1))[..., None]
+        weight = (by_group @ of_keys.to(exact)).flatten(0, 1)
+        edge_key = linear(attr.to(exact), weight)[..., None]
     elif edge_key is not None:
         # One product for all heads makes no copy of the features, nor of their gradient
-        edge_key = linear(edge_key.flatten(1), torch.block_diag(*by_group))[..., None]
+        weight = torch.block_diag(*by_group.to(edge_key.dtype))
+        edge_key = linear(edge_key.flatten(1), weight)[..., None]
     return Terms("additive", score.negative_slope, (left, right, None, edge_key, *[None] * 3))

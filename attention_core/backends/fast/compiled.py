@@ -27,6 +27,7 @@ import llvmlite
 import numba
 
 from attention_core.backends.fast import llvm, tiles, vectors
+from attention_core.files import user_cache
 
 _CONSTANT = re.compile(r"^([A-Z_]+) = .*  # constant$", re.MULTILINE)
 
@@ -135,12 +136,7 @@ def cache_folder(fingerprint: str) -> Path | None:
 def _base() -> Path:
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    return user_cache()
 
 
 def _own(folder: Path) -> bool:

@@ -1,0 +1,150 @@
+"""What `attn check` has measured on this machine: factors on the estimates, kept for the user.
+
+One file for each device and minor version of torch, in the user's cache. What a file says is data:
+it is checked, and a file that is not what was written is ignored, with one warning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from attention_core.escape import on_one_line
+from attention_core.files import replace_file, user_cache
+from attention_core.job import Job
+
+#: The environment variable that names another folder than the user's cache, or 0 for no factors.
+FOLDER = "ATTENTION_CORE_COSTS"
+#: Of the estimates that factors belong to: raise it where one of their constants changes.
+EDITION = 1
+#: Factors beyond these are a mistake.
+LEAST, MOST = 1e-3, 1e3
+_DTYPES = {torch.float16: "bfloat16", torch.bfloat16: "bfloat16"}
+
+
+class Measured(NamedTuple):
+    """Hold factors (forward; forward and backward) by kernel and dtype, what they are of, and the
+    day of measuring, such as "2026-11-30"."""
+
+    device: str
+    date: str
+    factors: dict[str, dict[str, tuple[float, float]]]
+
+
+def factor(job: Job, kernel: str) -> float:
+    """Return measured ÷ estimated time of a kernel on the device of `job`; 1 if none is known."""
+    found = of_device(job.device)
+    if found is None:
+        return 1.0
+    known = found.factors.get(kernel, {}).get(_DTYPES.get(job.dtype, "float32"))
+    return 1.0 if known is None else known[job.grad]
+
+
+def of_device(device: torch.device) -> Measured | None:
+    """Return what was measured on a device of this machine, None where nothing was."""
+    given = os.environ.get(FOLDER, "")
+    if given == "0" or (name := device_name(device)) is None:
+        return None
+    return _read(given, name)
+
+
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Have costs be estimated as they are shipped, whatever was measured."""
+    before = os.environ.get(FOLDER)
+    os.environ[FOLDER] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FOLDER]
+        else:
+            os.environ[FOLDER] = before
+
+
+@cache
+def device_name(device: torch.device) -> str | None:
+    """Return what the maker calls a device; None where it is not there, or of another kind."""
+    if device.type == "cpu":
+        return _processor()
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
+        return None
+    return torch.cuda.get_device_name(device)
+
+
+def _processor() -> str:
+    try:
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        known = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", known, re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
+    return name.strip() or "a CPU"
+
+
+def path_of(name: str) -> Path:
+    """Return the file of a device by its name, with this minor version of torch."""
+    given = os.environ.get(FOLDER, "")
+    folder = Path(given) if given else user_cache() / "attention_core" / "costs"
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[:80]
+    return folder / f"{plain}-torch{'.'.join(torch.__version__.split('.')[:2])}.json"
+
+
+def keep(found: Measured) -> Path:
+    """Write factors to the file of their device, whole or not at all; return its path."""
+    path = path_of(found.device)
+    with replace_file(path, "w") as file:
+        json.dump({"edition": EDITION, **found._asdict()}, file, indent=2)
+        file.write("\n")
+    _read.cache_clear()
+    return path
+
+
+@cache
+def _read(folder: str, name: str) -> Measured | None:
+    try:
+        path = path_of(name)
+        text = path.read_text(encoding="utf-8")
+    except (OSError, RuntimeError, UnicodeDecodeError):  # none, no home, not to be read
+        return None
+    try:
+        return _checked(json.loads(text), name)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        warnings.warn(
+            f"{str(path)!r} is not what `attn check` writes, so costs are estimated: "
+            f"{type(error).__name__}: "
+            f"{on_one_line(error)}. `attn check` writes it anew",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def _checked(given: Any, name: str) -> Measured | None:
+    if given["edition"] != EDITION:
+        return None  # of another version of the package
+    if given["device"] != name:
+        raise ValueError(f"it is of {given['device']!r:.80}")
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", given["date"]):
+        raise ValueError(f"date is {given['date']!r:.80}")
+    factors: dict[str, dict[str, tuple[float, float]]] = {}
+    for kernel, of_kernel in given["factors"].items():
+        factors[kernel] = {}
+        for dtype, both in of_kernel.items():
+            if len(both) != 2 or not all(type(one) in (int, float) for one in both):
+                raise ValueError(f"factors of {kernel!r:.40} are {both!r:.80}")
+            if not all(math.isfinite(one) and LEAST <= one <= MOST for one in both):
+                raise ValueError(f"factors of {kernel!r:.40} are {both!r:.80}")
+            factors[kernel][dtype] = (float(both[0]), float(both[1]))
+    return Measured(name, given["date"], factors)

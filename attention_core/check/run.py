@@ -1,0 +1,226 @@
+"""The sections of a check, in turn: none runs longer than its share of the time that is left, and
+one that raises costs no other."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from attention_core.backends import measured
+from attention_core.check.cases import CASES
+from attention_core.check.conformance import Outcome, compare, right_answer
+from attention_core.check.report import Report
+from attention_core.check.times import Time, factors, times
+from attention_core.check.waits import scenarios
+from attention_core.check.works import works
+from attention_core.errors import UsageError
+from attention_core.packages import is_installed
+from attention_core.planning import BACKENDS
+
+DTYPES = (torch.float32, torch.bfloat16)
+#: Of the time that is left when a section begins, its share; what it leaves goes to the next ones.
+SHARES = {"versions": 0.1, "conformance": 0.3, "structures": 0.35, "waits": 0.15, "times": 0.95}
+#: What it means that a section has no results.
+NOTHING = {
+    "structures": "flex compiles for a GPU alone",
+    "waits": "a CPU is not waited for",
+    "constants": "too few works were timed; those that there were stay",
+}
+_PACKAGES = ("torch", "triton", "numba", "torch_geometric", "torchvision", "lightning")
+
+#: What a section yields: results, one by one, each a dict. It stops by itself at its deadline.
+Section = Callable[[torch.device, float], Iterator[dict[str, Any]]]
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return the device to check: that of the name, or a GPU where there is one, or the CPU.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine has none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            has = f"{count} of them, cuda:0 to cuda:{count - 1}" if count else "none"
+            if not count and torch.version.cuda is None and torch.version.hip is None:
+                has += f": torch {torch.__version__} is built without CUDA"
+            raise UsageError(f"--device {name}: torch sees no such GPU here, it sees {has}")
+    return device
+
+
+def check(device: torch.device, minutes: float, folder: Path) -> int:
+    """Run all sections on a device, write what they find, and show it.
+
+    Args:
+        minutes: for all of them.
+        folder: where the JSON file goes.
+
+    Returns: how many cases and sections failed.
+    """
+    now = datetime.now()
+    name = measured.device_name(device) or str(device)
+    about = {"device": f"{name} ({device})", "date": now.isoformat(" ", "seconds")}
+    report = Report(folder / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-check.json", about)
+    console = Console()
+    end = time.monotonic() + 60 * minutes
+    with measured.ignored():  # what is estimated is what is shipped
+        for section, run in SECTIONS.items():
+            _run(section, run, device, end, report, console)
+    _run("constants", _constants(report), device, end, report, console)
+    report.show(console)
+    return len(report.failed())
+
+
+def _run(
+    name: str, section: Section, device: torch.device, end: float, report: Report, console: Console
+) -> None:
+    began = time.monotonic()
+    until = began + SHARES.get(name, 1.0) * (end - began)
+    results: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"status": "done", "results": results, "error": ""}
+    try:
+        # A loop of its own: what was found before an exception stays
+        for one in section(device, until):
+            results.append(one)
+        if time.monotonic() >= until and name not in ("versions", "constants"):
+            found["status"] = "cut short"
+        elif not results:
+            found["status"] = "skipped"
+    except Exception as error:
+        found |= {"status": "failed", "error": "".join(traceback.format_exception(error))}
+    found["seconds"] = time.monotonic() - began
+    raised = found["error"].strip()
+    found["said"] = raised.splitlines()[-1] if raised else _said(name, results)
+    report.sections[name] = found
+    report.write()
+    console.print(f"{name}: {found['status']}. {found['said']}", markup=False, highlight=False)
+
+
+def _said(name: str, results: list[dict[str, Any]]) -> str:
+    """The results of a section in a sentence."""
+    if not results:
+        return NOTHING.get(name, "no time was left")
+    if name == "versions":
+        return ", ".join(f"{key} {value}" for key, value in results[0].items() if value)
+    if name in ("conformance", "structures"):
+        count = {kind: sum(one["status"] == kind for one in results) for kind in
+                 ("passed", "failed", "refused")}  # fmt: skip
+        return ", ".join(f"{number} {kind}" for kind, number in count.items())
+    if name == "waits":
+        return "; ".join(
+            f"{one['scenario']} {one['forward']} + {one['backward']}" for one in results
+        )
+    if name == "times":
+        return f"{len(results)} measured"
+    return f"kept in {results[0]['path']}"
+
+
+# -- The sections ----------------------------------------------------------------------------------
+
+
+def _versions(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, Any] = {"python": platform.python_version(), "system": sys.platform}
+    for package in _PACKAGES:
+        if is_installed(package):
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                found[package] = "?"
+    found["threads"] = torch.get_num_threads()
+    if device.type == "cuda":
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        found["cuda"], found["hip"] = torch.version.cuda, torch.version.hip
+        found["cudnn"] = torch.backends.cudnn.version()
+    else:
+        found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    yield found
+
+
+def _conformance(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    # On a GPU every structure of flex is compiled, which has a section of its own
+    names = [name for name in BACKENDS if not (name == "flex" and device.type == "cuda")]
+    yield from _compared(names, device, until)
+
+
+def _structures(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    if device.type == "cuda" and "flex" in BACKENDS:
+        yield from _compared(["flex"], device, until)
+
+
+def _compared(names: list[str], device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    for dtype in DTYPES:
+        for case in CASES:
+            right: dict[str, Any] | None = None
+            for name in names:
+                if time.monotonic() >= until:
+                    return
+                right = right_answer(case, dtype) if right is None else right
+                outcome: Outcome = compare(case, name, dtype, device, right)
+                yield outcome._asdict()
+
+
+def _waits(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    if device.type != "cuda":
+        return
+    for found in scenarios(device):
+        yield found._asdict()
+        if time.monotonic() >= until:
+            return
+
+
+def _times(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+    wrong = []
+    for make in works(device):
+        for dtype in DTYPES:
+            if time.monotonic() >= until:
+                break
+            try:  # one work costs no other
+                for found in times(make(), dtype, device, until):
+                    yield found._asdict()
+            except Exception as error:
+                wrong.append(f"{make().name} in {dtype}: {type(error).__name__}: {error}")
+    if wrong:
+        raise RuntimeError("; ".join(wrong))
+
+
+def _constants(report: Report) -> Section:
+    """Keep the factors that times give, for `plan`."""
+
+    def section(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+        timed = [Time(**one) for one in report.sections["times"]["results"]]
+        name = measured.device_name(device)
+        found = factors(timed)
+        if found and name is not None and os.environ.get(measured.FOLDER) != "0":
+            path = measured.keep(measured.Measured(name, report.about["date"][:10], found))
+            yield {"path": str(path), "factors": found}
+
+    return section
+
+
+SECTIONS: dict[str, Section] = {
+    "versions": _versions,
+    "conformance": _conformance,
+    "structures": _structures,
+    "waits": _waits,
+    "times": _times,
+}

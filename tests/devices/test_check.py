@@ -1,0 +1,238 @@
+"""`attn check`: every section within its time, none lost by another, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attention_core import attend, explain, plan
+from attention_core.backends import dense, measured
+from attention_core.check import cases, conformance, run, times as timing
+from attention_core.check.cases import CASES
+from attention_core.check.times import Time, factors
+from attention_core.check.works import Work
+from attention_core.errors import UsageError
+from attention_core.job import Result
+from attention_core.plan_cache import PLANS
+from attention_core.planning import BACKENDS
+from attention_core.spaces import Sequence
+from attention_core.training import cli
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a place for measured costs of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(measured.FOLDER, str(tmp_path / "costs"))
+    PLANS.clear()
+    yield tmp_path
+    PLANS.clear()
+    measured._read.cache_clear()
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cases and works of a few tokens."""
+    monkeypatch.setattr(run, "CASES", [one for one in CASES if "packed" in one.name][:2])
+    made = [lambda n=n: Work(f"{n} tokens", Sequence(n), heads=2, dim=8) for n in (8, 9, 10)]
+    monkeypatch.setattr(run, "works", lambda device: iter(made))
+    monkeypatch.setattr(timing, "_ROUNDS", 1)
+
+
+def written(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("outputs/*/*-check.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_the_command_measures_and_what_it_keeps_decides(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch)
+    cli.main(["check", "--device", "cpu"])
+    found = written(folder)
+    sections = found["sections"]
+    assert [section["status"] for section in sections.values()] == [
+        "done", "done", "skipped", "skipped", "done", "done",
+    ]  # fmt: skip
+    assert sections["versions"]["results"][0]["torch"] == torch.__version__.split("+")[0]
+    compared = sections["conformance"]["results"]
+    assert {(one["backend"], one["dtype"]) for one in compared} == {
+        (name, dtype) for name in BACKENDS for dtype in ("float32", "bfloat16")
+    }
+    by = {one["contestant"] for one in sections["times"]["results"]}
+    assert by >= {"dense", "edges", "SDPA, all pairs"}
+    (kept,) = (folder / "costs").iterdir()
+    factors = json.loads(kept.read_text())["factors"]
+    assert factors["dense"]["float32"][0] > 0 and factors["blocks"].keys() == {
+        "float32",
+        "bfloat16",
+    }
+    assert "as measured by `attn check` on " in explain(Sequence(4))
+    assert measured.factor(plan(Sequence(4)).job, "dense") == factors["dense"]["float32"][0]
+    printed = capsys.readouterr().out
+    assert "conformance" in printed and str(kept.name) in printed.replace("\n", "")
+    assert "-check.json" in printed.replace("\n", "")
+
+
+def test_a_wrong_number_is_found_and_exits_with_1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch)
+    right = dense.run
+
+    def wrong(*args: Any) -> Result:
+        found = right(*args)
+        return found._replace(output=found.output * 1.001)
+
+    monkeypatch.setattr(dense, "run", wrong)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["check", "--device", "cpu", "--minutes", "1"])
+    assert left.value.code == 1
+    failed = {
+        (one["backend"], one["dtype"])
+        for one in written(folder)["sections"]["conformance"]["results"]
+        if one["status"] == "failed"
+    }
+    assert failed == {("dense", "float32")}  # a thousandth is rounding in bfloat16
+    assert "by dense in float32: gradient of v is off by" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+
+
+def test_a_section_that_raises_costs_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch)
+
+    def broken(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+        yield run._versions(device, until).__next__()
+        raise RuntimeError("a driver is missing")
+
+    monkeypatch.setitem(run.SECTIONS, "versions", broken)
+    assert run.check(CPU, 1, folder / "outputs") == 1
+    sections = written(folder)["sections"]
+    assert sections["versions"]["status"] == "failed" and len(sections["versions"]["results"]) == 1
+    assert sections["versions"]["said"] == "RuntimeError: a driver is missing"
+    assert sections["conformance"]["status"] == sections["times"]["status"] == "done"
+    assert "versions: RuntimeError: a driver is missing" in capsys.readouterr().out
+
+
+def test_results_are_written_after_each_section_and_deadlines_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[str]] = {}
+
+    def slow(name: str) -> Callable[[torch.device, float], Iterator[dict[str, Any]]]:
+        def section(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
+            paths = list(folder.glob("outputs/*/*.json"))
+            seen[name] = list(written(folder)["sections"]) if paths else []
+            while time.monotonic() < until:
+                time.sleep(0.02)
+                yield {"status": "passed", "work": "", "scenario": "", "forward": 0, "backward": 0}
+
+        return section
+
+    names = list(run.SECTIONS)
+    for name in names[1:-1]:
+        monkeypatch.setitem(run.SECTIONS, name, slow(name))
+    monkeypatch.setitem(run.SECTIONS, "times", lambda device, until: iter(()))
+    since = time.monotonic()
+    assert run.check(CPU, 2 / 60, folder / "outputs") == 0
+    assert time.monotonic() - since < 3
+    assert seen["structures"] == ["versions", "conformance"]
+    found = written(folder)["sections"]
+    assert found["conformance"]["status"] == "cut short" and found["times"]["status"] == "skipped"
+    assert not (folder / "costs").exists()  # of nothing there are no factors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "cuda"], "--device cuda: torch sees no such GPU here, it sees none"),
+        (["--device", "cuda:7"], "--device cuda:7: torch sees no such GPU here"),
+        (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
+        (["--device", "meta"], "--device must be cpu, cuda or cuda:N, got 'meta'"),
+        (["--minutes", "0"], "--minutes must be above 0 and at most 1440, got 0"),
+        (["--minutes", "nan"], "--minutes must be above 0 and at most 1440, got nan"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["check", *arguments])
+    assert left.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert run.device_of(None) == torch.device("cuda")
+    assert run.device_of("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UsageError, match="it sees 2 of them, cuda:0 to cuda:1"):
+        run.device_of("cuda:2")
+
+
+def test_every_case_is_made_alike_each_time_and_takes_part_in_plans() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 25
+    for case in CASES:
+        first, second = case.make(), case.make()
+        for one, other in ((first.bias, second.bias), (first.score, second.score)):
+            pairs = zip(*((() if x is None else x.parameters()) for x in (one, other)), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+    kinds = {type(case.make().mask) for case in CASES}
+    assert len(kinds) >= 10
+
+
+@pytest.mark.parametrize("name", ["causal window, softcap, sink", "graph, GAT", "packed, T5"])
+def test_a_case_fails_by_the_part_that_differs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = (one for one in CASES if one.name == name)
+    right = conformance.right_answer(case, torch.float32)
+    ours = conformance.compare(case, "edges", torch.float32, CPU, right)
+    assert ours.status == "passed" and ours.difference < 1e-5
+    for part in right:
+        if right[part].abs().max() < 1e-2:
+            continue
+        off = {**right, part: right[part] * 1.01}
+        found = conformance.compare(case, "edges", torch.float32, CPU, off)
+        assert found.status == "failed" and found.worst == part
+    refused = conformance.compare(case, "dense", torch.float32, CPU, right).status
+    assert refused == ("passed" if name == "packed, T5" else "refused")
+
+
+def test_factors_are_medians_and_those_of_others_where_none_was_timed() -> None:
+    def timed(work: str, kernel: str, ratio: float) -> Time:
+        return Time(work, "float32", kernel, ratio, 6 * ratio, kernel, 1.0, 2.0)
+
+    found = factors(
+        [timed(work, kernel, ratio * times)
+         for work, ratio in (("a", 2.0), ("b", 100.0), ("c", 3.0))
+         for kernel, times in (("dense", 1.0), ("edges", 2.0))]
+    )  # fmt: skip
+    assert found["dense"]["float32"] == (3, 9) and found["edges"]["float32"] == (6, 18)
+    assert found["blocks"]["float32"] == (5, 15)
+    assert factors([timed("a", "dense", 2.0), timed("b", "dense", 2.0)]) == {}
+
+
+def test_attend_is_what_cases_are_computed_by() -> None:
+    """The right answer is that of attention written out, for the plainest case."""
+    case = CASES[1]
+    right = conformance.right_answer(case, torch.float32)
+    given = case.make()
+    assert case.name == "heads of their own" and given.kv_heads == cases.HEADS
+    generator = torch.Generator().manual_seed(5)
+    shape = 2, cases.HEADS, 150, cases.DIM
+    q, k, v = (torch.randn(shape, generator=generator).double() for _ in range(3))
+    wanted = torch.softmax(q @ k.mT / cases.DIM**0.5, -1) @ v
+    torch.testing.assert_close(right["output"], wanted)
+    torch.testing.assert_close(attend(q, k, v, backend="dense"), wanted)
