@@ -283,7 +283,10 @@ class CountingDevice(TorchFunctionMode):
             self._check_index(args[1])
         if name not in _VIEWS and name not in _ALLOCATIONS and name != "_local_scalar_dense":
             self._kernel(name)
-        found = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
+        if func is torch.ops.aten.bmm.dtype:  # which a CPU has not
+            found = _bare(args[0]).to(args[2]) @ _bare(args[1]).to(args[2])
+        else:
+            found = func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
         if name in _ALLOCATIONS:
             found.zero_()
         if "out" in kwargs:
