@@ -14,10 +14,13 @@ from attention_core.backends.edges.pairs import Pairs
 from attention_core.backends.edges.plain import Inputs
 from attention_core.scores import Additive, AdditiveV2, Score
 
+#: Whether triton is there; it is not imported. Looked up once, as programs that are compiled ask.
+_INSTALLED = find_spec("triton") is not None
+
 
 def in_triton(device: torch.device) -> bool:
     """Return whether kernels in Triton do the work on this device."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and _INSTALLED
 
 
 def reads(x: Tensor, score: Score | None, modified: bool) -> bool:

@@ -15,7 +15,7 @@ from triton import language as tl
 
 
 class Sizes(NamedTuple):
-    """What kernels are compiled for.
+    """Hold what kernels are compiled for.
 
     Attributes:
         score: "none", "dot", or "leaky", of Additive (with D = 1 and no weight) and AdditiveV2.
@@ -51,7 +51,7 @@ class Sizes(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The inputs; None for what there is not.
+    """Hold the inputs; None for what there is not.
 
     Attributes:
         q, k, v: tokens, (N, H · D), and how far they are apart.
@@ -94,7 +94,7 @@ class Given(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What backward passes are given.
+    """Hold what backward passes are given.
 
     Attributes:
         of_out, of_sum: gradients of the output (Lq, H, Dv), and of sums of features (Lq, H, F).
@@ -109,7 +109,7 @@ class Known(NamedTuple):
 
 @triton.jit
 def number(high, rest, sizes: tl.constexpr):
-    """A number of the host, exact in float64 too, where arguments would be rounded to float32."""
+    """Return a number of the host, exact in float64 too: arguments are rounded to float32."""
     return tl.cast(high, sizes.dtype) + tl.cast(rest, sizes.dtype)
 
 
@@ -124,27 +124,27 @@ def rows(pointer, step, row, live, head, DIM: tl.constexpr, PAD: tl.constexpr, s
 
 @triton.jit
 def in_group(head, share: tl.constexpr):
-    """The key or value of each head (S,); -1 stays."""
+    """Return the key or value of each head (S,); -1 stays."""
     return tl.where(head < 0, -1, head // share)
 
 
 @triton.jit
 def heads_of(block, sizes: tl.constexpr):
-    """The heads (S,) of a program, -1 in places that are none."""
+    """Return the heads (S,) of a program, -1 in places that are none."""
     head = block * sizes.slots + tl.arange(0, sizes.slots)
     return tl.where(head < sizes.heads, head, -1)
 
 
 @triton.jit
 def features_of(x, item, live, sizes: tl.constexpr):
-    """Features of edges, (B, 1, F)."""
+    """Load features of edges, (B, 1, F)."""
     none = tl.zeros([1], tl.int32)
     return rows(x.attr, sizes.features, item, live, none, sizes.features, sizes.features_pad, sizes)
 
 
 @triton.jit
 def queries_of(x, row, live, head, sizes: tl.constexpr):
-    """Queries, and those of features: (B, S, D) and (B, S, F)."""
+    """Load queries, and those of features: (B, S, D) and (B, S, F)."""
     query = tl.zeros([1, 1, 1], sizes.dtype)
     of_features = query
     if sizes.score != "none":
@@ -159,7 +159,7 @@ def queries_of(x, row, live, head, sizes: tl.constexpr):
 
 @triton.jit
 def weights_of(x, head, sizes: tl.constexpr):
-    """The weight of a score, (1, S, D)."""
+    """Load the weight of a score, (1, S, D)."""
     weight = tl.full([1, 1, 1], 1.0, sizes.dtype)
     if x.weight is not None:
         first = tl.zeros([1], tl.int32)
@@ -169,7 +169,7 @@ def weights_of(x, head, sizes: tl.constexpr):
 
 @triton.jit
 def keys_of(x, column, live, head, sizes: tl.constexpr):
-    """Keys (B, S, D), without what edges add."""
+    """Load keys (B, S, D), without what edges add."""
     key = tl.zeros([1, 1, 1], sizes.dtype)
     if sizes.score != "none":
         group = in_group(head, sizes.key_share)
@@ -179,13 +179,14 @@ def keys_of(x, column, live, head, sizes: tl.constexpr):
 
 @triton.jit
 def values_of(x, column, live, head, sizes: tl.constexpr):
+    """Load values (B, S, Dv), without what edges add."""
     group = in_group(head, sizes.value_share)
     return rows(x.v, x.v_step, column, live, group, sizes.value_dim, sizes.value_pad, sizes)
 
 
 @triton.jit
 def key_with_edge(x, key, item, live, head, sizes: tl.constexpr):
-    """Keys (B, S, D) with what the edges of pairs add to them."""
+    """Add to keys (B, S, D) what the edges of pairs add to them."""
     D: tl.constexpr = sizes.dim
     KEYS: tl.constexpr = sizes.heads // sizes.key_share
     if x.edge_key is not None:
@@ -207,6 +208,7 @@ def key_with_edge(x, key, item, live, head, sizes: tl.constexpr):
 
 @triton.jit
 def value_with_edge(x, value, item, live, head, sizes: tl.constexpr):
+    """Add to values (B, S, Dv) what the edges of pairs add to them."""
     if x.edge_value is not None:
         group = in_group(head, sizes.value_share)
         V: tl.constexpr = sizes.value_dim
@@ -220,8 +222,8 @@ def scores_of(
     x, query, key, of_features, feature, weight, pair, live, head, strides,
     BLOCK: tl.constexpr, sizes: tl.constexpr,
 ):  # fmt: skip
-    """Scores (B, S), -inf where a pair is not allowed; d score / d (score before softcap); and
-    what is inside the LeakyReLU, (B, S, D).
+    """Compute scores (B, S), -inf where a pair is not allowed; d score / d (score before softcap);
+    and what is inside the LeakyReLU, (B, S, D).
 
     `strides` are those of heads and pairs in bias and allowed.
     """
@@ -254,7 +256,7 @@ def scores_of(
 
 @triton.jit
 def kept_by_dropout(x, pair, head, sizes: tl.constexpr):
-    """What dropout multiplies weights (B, S) with; drawn from seed, pair and head alone."""
+    """Draw what dropout multiplies weights (B, S) with, from seed, pair and head alone."""
     place = pair.to(tl.int64)[:, None] + tl.zeros_like(head).to(tl.int64)[None, :]
     head = tl.zeros_like(place) + head[None, :]
     low, high = (place & 0xFFFFFFFF).to(tl.uint32), (place >> 32).to(tl.uint32)
@@ -265,7 +267,7 @@ def kept_by_dropout(x, pair, head, sizes: tl.constexpr):
 
 @triton.jit
 def changes_of(x, s, gradient, value, of_sum, feature, norm, mean, pair, head, sizes: tl.constexpr):
-    """The gradient of each score (B, S), and the weight that its value has."""
+    """Compute the gradient of each score (B, S), and the weight that its value has."""
     weight = tl.exp(s - norm)
     of_weight = tl.sum(gradient * value, axis=2)
     if sizes.sums:
@@ -288,7 +290,7 @@ def numbers_of(pointer, row, live, head, sizes: tl.constexpr):
 
 @triton.jit
 def gradients_of(x, known, row, live, head, sizes: tl.constexpr):
-    """Of queries: gradients of outputs (B, S, Dv) and sums (B, S, F), norm and mean (B, S)."""
+    """Load gradients of outputs (B, S, Dv) and sums (B, S, F), norm and mean (B, S) of queries."""
     V: tl.constexpr = sizes.value_dim
     gradient = rows(known.of_out, sizes.heads * V, row, live, head, V, sizes.value_pad, sizes)
     of_sum = tl.zeros([1, 1, 1], sizes.dtype)
@@ -302,8 +304,8 @@ def gradients_of(x, known, row, live, head, sizes: tl.constexpr):
 
 @triton.jit
 def part_of_hub(start, owner, order, pairs, chunk, slot, SEGMENT: tl.constexpr):
-    """The pairs of a segment that belong to a hub: to the token of its first pair (slot 0), or to
-    that of its last, where it is another (slot 1); none where that token is no hub.
+    """Return the pairs of a segment that belong to a hub: to the token of its first pair (slot 0),
+    or to that of its last, where it is another (slot 1); none where that token is no hub.
 
     A token with more pairs than a segment has no more than these two places in one. `owner` has
     the token of each pair, or of the pairs that `order` names.
@@ -322,7 +324,7 @@ def part_of_hub(start, owner, order, pairs, chunk, slot, SEGMENT: tl.constexpr):
 
 @triton.jit
 def parts_of(first, last, begin, BLOCK: tl.constexpr, SEGMENT: tl.constexpr):
-    """Where the parts of a hub, with the pairs from first to last, lie: some, from a segment on."""
+    """Return where the parts of a hub, of the pairs from first to last, lie: from a segment on."""
     chunk = begin + tl.arange(0, BLOCK)
     return chunk * 2 + tl.where(chunk * SEGMENT < first, 1, 0), chunk * SEGMENT < last
 
