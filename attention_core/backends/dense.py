@@ -9,16 +9,13 @@ computed in float32: rounded to 8 bits, ALiBi at distance 300 would be off by on
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
-from attention_core.backends import derivatives, measured, packed, reference, roofline, varlen
+from attention_core.backends import measured, packed, reference, roofline, varlen
 from attention_core.backends.costs import Rate, mask_cost
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window, each, find
+from attention_core.backends.sdpa import attended, refuse_second, with_sink
 from attention_core.biases import Bias
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
@@ -223,7 +220,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     rows = prepared.rows
     if rows is not None and varlen.serves(q, v, options):
         output = varlen.attend(rows, q, k, v, options.scale)
-        _refuse_second(output)
+        refuse_second(output)
     else:
         if rows is not None and (rows.tokens is not None or rows.window not in (WHOLE, CAUSAL)):
             # The kernel was expected to compute what needs a mask otherwise
@@ -257,8 +254,8 @@ def _computed(
         q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, mask: Tensor | None, causal: bool
     ) -> Tensor:
         if sink is not None:
-            mask, k, v = _with_sink(mask, q, k, v, sink)
-        return _attended(q, k, v, mask, causal, options)
+            mask, k, v = with_sink(mask, q, k, v, sink)
+        return attended(q, k, v, mask, causal, options.dropout_p, options.scale)
 
     def of_sample(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
         mask, causal = _own_mask(prepared, q, options)
@@ -306,46 +303,6 @@ def _with_bias(
     return plan.memo(key, lambda: _biased(plan, prepared, scores, mask, dtype))
 
 
-def _attended(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, options: Options
-) -> Tensor:
-    if torch.is_autocast_enabled(q.device.type):  # which would round the bias
-        with torch.autocast(q.device.type, enabled=False):
-            return _attended(q, k, v, mask, causal, options)
-    grouped = q.shape[1] != k.shape[1]
-    if grouped and not _serves_groups(q, v, mask):
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        grouped = False
-    # Fused kernels have first derivatives alone, and no tangents
-    with sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext():
-        output: Tensor = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=options.dropout_p,
-            scale=options.scale,
-            enable_gqa=grouped,
-        )
-    _refuse_second(output)
-    return output
-
-
-def _refuse_second(output: Tensor) -> None:
-    if output.requires_grad and not torch.compiler.is_compiling():
-        derivatives.refuse_second("dense", output)
-
-
-def _serves_groups(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    """Whether a fused kernel shares keys between heads. On a GPU, flash does alone, which takes no
-    mask; torch would compute the scores of all pairs, without a word."""
-    if q.device.type != "cuda":
-        return True
-    halves = q.dtype in (torch.float16, torch.bfloat16)
-    return mask is None and halves and q.shape[-1] == v.shape[-1] <= 256
-
-
 def _own_mask(prepared: Prepared, q: Tensor, options: Options) -> tuple[Tensor | None, bool]:
     """The mask of one packed sample, and whether it is left to `is_causal`."""
     if not prepared.causal or options.sink is None:
@@ -372,18 +329,3 @@ def _biased(
         empty if prepared.empty is None else empty | prepared.empty,
         wrong if can_look(wrong) and bool(wrong.any()) else None,
     )
-
-
-def _with_sink(
-    mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sink: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One more key with value 0 whose score is the sink's logit, whatever the query."""
-    if mask is None:
-        mask = q.new_zeros(1, 1, 1, 1)
-    elif mask.dtype == torch.bool:
-        mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
-    shape = torch.broadcast_shapes(mask.shape, (1, q.shape[1], q.shape[2], k.shape[2]))
-    column = sink.to(mask.dtype)[:, None, None].expand(*shape[:-1], 1)
-    mask = torch.cat([mask.expand(shape), column], dim=-1)
-    nothing = k.new_zeros(*k.shape[:2], 1, k.shape[-1]), v.new_zeros(*v.shape[:2], 1, v.shape[-1])
-    return mask, torch.cat([k, nothing[0]], dim=-2), torch.cat([v, nothing[1]], dim=-2)

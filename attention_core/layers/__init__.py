@@ -5,7 +5,8 @@ All take tokens as a batch (B, L, D), or packed (T, D) with a packed space, and 
 
 from attention_core.layers.attention import AttentionOptions, MultiheadAttention
 from attention_core.layers.block import Block, BlockOptions
-from attention_core.layers.encoder import Decoder, Encoder, EncoderOptions
+from attention_core.layers.decoder import Decoder
+from attention_core.layers.encoder import Encoder, EncoderOptions
 from attention_core.layers.feed_forward import FeedForward
 from attention_core.layers.pooling import AttentionPool, Pool, Pooling, make_pool, pool
 from attention_core.layers.recorded import RecordedAttention

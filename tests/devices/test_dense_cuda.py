@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from attention_core import (
@@ -26,7 +27,7 @@ from attention_core import (
     attend,
     plan,
 )
-from attention_core.backends import dense, derivatives, varlen
+from attention_core.backends import derivatives, sdpa, varlen
 from attention_core.errors import BackendError
 from attention_core.plan_cache import PLANS
 from tests.devices.counting import CountingDevice
@@ -249,11 +250,11 @@ def test_grouped_heads_are_repeated_where_no_fused_kernel_shares_them(
 ) -> None:
     asked: list[tuple[bool, int]] = []
 
-    def sdpa(q, k, v, *, enable_gqa, **options):
+    def fused(q, k, v, *, enable_gqa, **options):
         asked.append((enable_gqa, k.shape[1]))
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=enable_gqa, **options)
 
-    monkeypatch.setattr(dense, "scaled_dot_product_attention", sdpa)
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", fused)
     tensors = [x.to(dtype) for x in qkv(2, 9, 2)]
     for found, wanted in both(device, tensors, Sequence(9), mask=mask):
         torch.testing.assert_close(found, wanted, atol=3e-2, rtol=2e-2)
@@ -269,6 +270,32 @@ def test_biases_are_not_rounded_to_halves(device: CountingDevice) -> None:
     assert found.dtype == torch.bfloat16
     exact = attend(*(x.double() for x in (q, k, v)), bias=ALiBi(H), backend="reference")
     assert (found.double() - exact).abs().max() < 2e-2
+
+
+@pytest.mark.slow
+def test_a_program_serves_samples_of_any_number_and_lengths() -> None:
+    """torch's kernel is an operator, which is told the longest sample by a number of the host."""
+
+    @torch.library.custom_op("attention_core_tests::varlen", mutates_args=())
+    def operator(q: Tensor, starts: Tensor, longest: int) -> Tensor:
+        assert int(starts.diff().max()) == longest
+        return 2 * q
+
+    operator.register_fake(lambda q, starts, longest: torch.empty_like(q))
+
+    def function(q, k, v, starts, _, longest, __, scale=None, window_size=(-1, -1)):
+        return operator(q, starts, longest)
+
+    names = frozenset({"scale", "window_size"})
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(varlen.attend, fullgraph=True, backend="eager")
+    for lengths in ([3, 8], [9, 1, 4], [2] * 6, [11, 5]):
+        starts = torch.tensor([0, *lengths]).cumsum(0).int()
+        rows = varlen.Rows(starts, max(lengths), (-1, 0), None, function, names)
+        q = torch.randn(1, H, sum(lengths), D)
+        torch.testing.assert_close(compiled(rows, q, q, q, 0.5), 2 * q)
+    assert counters["stats"]["unique_graphs"] <= 2
 
 
 def test_second_derivatives_are_refused() -> None:

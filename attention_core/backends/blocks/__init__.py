@@ -446,6 +446,12 @@ def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> N
         plan.memo(("flat", bias, kv_heads, dtype), lambda: Flat.of(blocks, like))
 
 
+def _in_halves(q: Tensor) -> bool:
+    """Whether halves are multiplied as they are, and summed in float32, as tensor cores do. A CPU
+    without those takes longer so."""
+    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16)
+
+
 def _inputs(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
     """What the kernel takes of each group, which layers share."""
     prepared: Prepared = plan.prepared
@@ -476,6 +482,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             options.lse,
             prepared.covers_all_queries,
             prepared.keys_disjoint,
+            q.dtype if _in_halves(q) else dtype,
         )
         terms, rest = split(bias)
         if terms:

@@ -52,7 +52,8 @@ class Blocks:
 class Settings:
     """Sizes that all groups share: there are `rows` of queries of all heads, `samples` share the
     blocks, a head has `lengths` queries and keys, and a token of a head `width` numbers. Where
-    scores are `modified`, a chunk has all heads of its blocks, and nothing is added to them."""
+    scores are `modified`, a chunk has all heads of its blocks, and nothing is added to them.
+    Numbers are multiplied as `products`, and summed as what they are."""
 
     rows: int
     samples: int
@@ -61,6 +62,7 @@ class Settings:
     softcap: float | None
     dropout_p: float
     modified: bool
+    products: torch.dtype
 
 
 class Chunk(NamedTuple):
@@ -106,6 +108,8 @@ class Work:
         self.size = blocks.queries.shape[1] * blocks.query_run
         self.reach = blocks.keys.shape[1] * blocks.key_run
         self.rows = settings.rows // blocks.query_run
+        #: Whether products are of halves; the scale then comes after them, as it may round one.
+        self.halves = settings.products.itemsize < 4
 
     def __iter__(self) -> Iterator[Chunk]:
         blocks, settings, groups = self.blocks, self.settings, self.groups
@@ -150,7 +154,16 @@ class Work:
         heads."""
         queries = self.of_queries("query", q, chunk)
         keys, values = (self.of_keys(name, x, chunk) for name, x in (("key", k), ("value", v)))
-        return queries.mul_(scale), keys, values
+        return queries if self.halves else queries.mul_(scale), keys, values
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        """Compute a @ b, in `out` unless products are of halves, which are summed in float32."""
+        if not self.halves:
+            return torch.bmm(a, b, out=out)
+        a, b = a.to(self.settings.products), b.to(self.settings.products)
+        if a.device.type == "cuda":  # on tensor cores
+            return torch.bmm(a, b, out_dtype=out.dtype)
+        return torch.bmm(a.to(out.dtype), b.to(out.dtype))
 
     def of_queries(self, name: str, rows: Tensor, chunk: Chunk) -> Tensor:
         """Gather rows (..., D) of all heads at the queries of a chunk, (C, G·Q, D)."""
@@ -168,14 +181,22 @@ class Work:
             rows.view(-1, width), 0, at, out=self.memory(name, len(at), width)
         )
 
-    def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute scores (C, G·Q, M) of scaled queries; and the slope of the cap, if there is
+    def scores(
+        self, chunk: Chunk, q: Tensor, k: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute scores (C, G·Q, M) of what `inputs` gives; and the slope of the cap, if there is
         one."""
         added, softcap = self.blocks.added, self.settings.softcap
         if self.settings.modified:
             added = None
         scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
+        if self.halves:
+            scores = self.product(q, k.mT, scores).mul_(scale)
         by_head = scores.view(len(q), self.groups, self.size, self.reach)
+        if softcap is None and self.halves:
+            if added is not None:
+                by_head.add_(self.of_pattern(chunk, added))
+            return scores, None
         if softcap is None:
             if added is None:
                 return torch.bmm(q, k.mT, out=scores), None
@@ -186,7 +207,8 @@ class Work:
                 at = chunk.pattern * self.kv_heads + chunk.head
                 torch.index_select(rows, 0, at, out=scores.view(len(q), -1))
             return scores.baddbmm_(q, k.mT), None
-        bent = torch.bmm(q, k.mT, out=scores).div_(softcap).tanh_()
+        bent = scores if self.halves else torch.bmm(q, k.mT, out=scores)
+        bent = bent.div_(softcap).tanh_()
         slope = 1 - bent * bent
         bent.mul_(softcap)
         if added is not None:

@@ -118,12 +118,13 @@ def flat_block_attention(
     lse: bool,
     covers_all_queries: bool,
     keys_disjoint: bool,
+    products: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Compute what `block_attention` does, of groups as `Flat` lays them out."""
     groups = _unpacked(layout, added, empty_rows, pattern, index, queries, keys)
     out, all_lse = block_attention(
         q, k, v, sink, *groups, seed, samples, scale, softcap, dropout_p, lse, covers_all_queries,
-        keys_disjoint,
+        keys_disjoint, products,
     )  # fmt: skip
     return out.contiguous(), all_lse.contiguous()
 
@@ -156,6 +157,7 @@ def flat_block_attention_backward(
     dropout_p: float,
     covers_all_queries: bool,
     keys_disjoint: bool,
+    products: torch.dtype,
     learned: bool,
 ) -> list[Tensor]:
     """Compute the gradients of q, k, v, the sink and `added`; empty where there is none."""
@@ -164,7 +166,7 @@ def flat_block_attention_backward(
     *first, grad_sink, of_added = _split(
         block_attention_backward(
             grad, grad_lse, all_lse, q, k, v, sink, *groups, seed, samples, scale, softcap,
-            dropout_p, covers_all_queries, keys_disjoint, learn,
+            dropout_p, covers_all_queries, keys_disjoint, products, learn,
         )
     )  # fmt: skip
     parts = [x.flatten() for x, learns in zip(of_added, learn, strict=True) if learns]
@@ -185,9 +187,9 @@ def _(grad: Tensor, grad_lse: Any, all_lse: Any, q: Tensor, k: Tensor, v: Tensor
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, samples, scale, softcap, dropout_p, _, covers, disjoint = inputs
+    *tensors, samples, scale, softcap, dropout_p, _, covers, disjoint, products = inputs
     ctx.save_for_backward(output[1], *tensors)
-    ctx.numbers = samples, scale, softcap, dropout_p, covers, disjoint
+    ctx.numbers = samples, scale, softcap, dropout_p, covers, disjoint, products
     ctx.set_materialize_grads(False)
 
 
@@ -200,7 +202,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tu
         grad, grad_lse, lse, q, k, v, sink, added, *rest, *ctx.numbers, learned
     )
     gradients = of_q, of_k, of_v, None if sink is None else of_sink
-    return *gradients, of_added if learned else None, *(None,) * 14
+    return *gradients, of_added if learned else None, *(None,) * 15
 
 
 flat_block_attention.register_autograd(_differentiate, setup_context=_remember)

@@ -32,13 +32,16 @@ class Call:
     lse: bool
     covers_all_queries: bool
     keys_disjoint: bool
+    products: torch.dtype
 
     def prepare(
         self, q: Tensor, k: Tensor, added: Sequence[Tensor | None]
     ) -> tuple[list[Work], Memory, int]:
         """Return the work on each group, as `passes.prepare` does."""
         blocks = [replace(one, added=own) for one, own in zip(self.blocks, added, strict=True)]
-        return passes.prepare(q, k, blocks, self.samples, self.softcap, self.dropout_p, self.mods)
+        return passes.prepare(
+            q, k, blocks, self.samples, self.softcap, self.dropout_p, self.products, self.mods
+        )
 
 
 def modified_attention(

@@ -42,6 +42,7 @@ def block_attention(
     lse: bool,
     covers_all_queries: bool,
     keys_disjoint: bool,
+    products: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Compute attention of groups of blocks; lists hold one entry per group, as in `Blocks`.
 
@@ -56,6 +57,7 @@ def block_attention(
         lse: whether the log-sum-exp is asked for.
         covers_all_queries: every query is in a block, so that all rows of the output are written.
         keys_disjoint: every key is in exactly one block, so that there is nothing to add up.
+        products: what numbers are multiplied as.
 
     Returns: the output (B, H, Lq, Dv), and the log-sum-exp (B, H, Lq), all -inf if not asked for.
     """
@@ -64,7 +66,7 @@ def block_attention(
         call = fast.Call(q, k, v, sink, groups, seed, samples, scale, softcap, dropout_p)
         return fast.forward(call, q, v, covers_all_queries)
     groups = [_expanded(one) for one in groups]
-    works, memory, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p)
+    works, memory, spare = passes.prepare(q, k, groups, samples, softcap, dropout_p, products)
     return passes.forward(
         works, memory, spare, q, k, v, sink, seed, scale, dropout_p, lse, covers_all_queries
     )
@@ -98,6 +100,7 @@ def block_attention_backward(
     dropout_p: float,
     covers_all_queries: bool,
     keys_disjoint: bool,
+    products: torch.dtype,
     learned: list[bool],
 ) -> list[Tensor]:
     """Compute the gradients of q, k, v, the sink and each of `added`; empty where there is none."""
@@ -108,7 +111,7 @@ def block_attention_backward(
             call, grad_out, grad_lse, all_lse, q, k, v, sink, groups, learned, covers_all_queries
         )
     expanded = [_expanded(one) for one in groups]
-    works, memory, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p)
+    works, memory, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p, products)
     grad_q, grad_k, grad_v, grad_sink, *grads = passes.backward(
         works, memory, spare, grad_out, grad_lse, all_lse, q, k, v, sink,
         [own if one.added is None else one.added for one, own in zip(expanded, added, strict=True)],
@@ -146,21 +149,21 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     added, empty_rows, patterns, index, queries, keys = (
         rest[n * count : (n + 1) * count] for n in range(6)
     )
-    samples, scale, softcap, dropout_p, _, covers_all_queries, keys_disjoint = ctx.numbers
+    samples, scale, softcap, dropout_p, _, *rest_of_numbers = ctx.numbers
     refuse_batched("blocks", grad_out, grad_lse)
     if grad_out is None:
         grad_out = q.new_zeros(*q.shape[:3], v.shape[-1])
     learned = [one.requires_grad for one in added]
     grad_q, grad_k, grad_v, grad_sink, *grads_added = block_attention_backward(
         grad_out, grad_lse, lse, q, k, v, sink, added, empty_rows, patterns, index,
-        queries, keys, ctx.runs, seed, samples, scale, softcap, dropout_p, covers_all_queries,
-        keys_disjoint, learned,
+        queries, keys, ctx.runs, seed, samples, scale, softcap, dropout_p, *rest_of_numbers,
+        learned,
     )  # fmt: skip
     nothing = [None] * count
     return (
         grad_q, grad_k, grad_v, None if sink is None else grad_sink,
         [grad if learns else None for grad, learns in zip(grads_added, learned, strict=True)],
-        *[nothing] * 5, None if count else [], *[None] * 8,
+        *[nothing] * 5, None if count else [], *[None] * 9,
     )  # fmt: skip
 
 
@@ -185,7 +188,7 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[A
     samples, scale, softcap, dropout_p, *_ = ctx.numbers
     groups = _groups(queries, keys, ctx.runs, patterns, added, empty_rows, index)
     expanded = [_expanded(one) for one in groups]
-    works, _, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p)
+    works, _, spare = passes.prepare(q, k, expanded, samples, softcap, dropout_p, q.dtype)
     hashed = fast.serves(q, k, v, groups, samples)
     of_outputs = [grad_out] if grad_lse is None else [grad_out, grad_lse]
     of_q, of_k, of_v, of_sink, *of_added = of_gradients
@@ -215,7 +218,7 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> tuple[A
     numbers: list[Any] | None = None if count else []
     return (
         of_given[0], None if grad_lse is None else of_given[1], None, grad_q, grad_k, grad_v,
-        grad_sink, grads_added, *[nothing] * 5, numbers, *[None] * 7, numbers,
+        grad_sink, grads_added, *[nothing] * 5, numbers, *[None] * 8, numbers,
     )  # fmt: skip
 
 

@@ -29,14 +29,16 @@ def prepare(
     samples: int,
     softcap: float | None,
     dropout_p: float,
+    products: torch.dtype,
     mods: Mods | None = None,
 ) -> tuple[list[Work], Memory, int]:
     """Return the work on each group, the memory they share, and how many spare rows they write
-    to."""
+    to; products are of numbers as `products`."""
     heads, lengths = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
     settings = Settings(
-        q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p, mods is not None
-    )
+        q.shape[:3].numel(), samples, q.shape[-1], lengths, softcap, dropout_p, mods is not None,
+        products,
+    )  # fmt: skip
     memory = Memory(q)
     spare = max((blocks.query_run for blocks in groups), default=1)
     return [Work(blocks, heads, settings, memory) for blocks in groups], memory, spare
@@ -71,7 +73,7 @@ def forward(
         blocks = work.blocks
         for chunk in work:
             own_queries, own_keys, values = work.inputs(chunk, q_rows, k_rows, v_rows, scale)
-            scores, _ = work.scores(chunk, own_queries, own_keys)
+            scores, _ = work.scores(chunk, own_queries, own_keys, scale)
             empty = None
             if mods is not None:
                 scores, empty = mods(work, chunk, scores, blocks.added)
@@ -79,7 +81,7 @@ def forward(
             if dropout_p:
                 weights.mul_(work.kept(weights, generator))
             shape = (len(own_queries), work.groups * work.size, v.shape[-1])
-            result = torch.bmm(weights, values, out=memory("result", *shape))
+            result = work.product(weights, values, memory("result", *shape))
             if lse or sink is not None:
                 top = work.silence(chunk, torch.logsumexp(scores, -1), -torch.inf, empty)
                 put_rows(all_lse, chunk.written, top[..., None], blocks.query_run)
@@ -129,7 +131,7 @@ def backward(
         total = q.new_zeros(own.shape if learns else 0)
         for chunk in work:
             own_queries, own_keys, values = work.inputs(chunk, q_rows, k_rows, v_rows, scale)
-            scores, slope = work.scores(chunk, own_queries, own_keys)
+            scores, slope = work.scores(chunk, own_queries, own_keys, scale)
             room, empty, taped = scores, None, None
             if mods is not None:
                 taped = mods.recorded(work, chunk, scores)
@@ -137,7 +139,7 @@ def backward(
                 room = memory("slopes", *scores.shape)
             grad = work.silence(chunk, work.of_queries("grad", g_rows, chunk), empty=empty)
             weights = work.softmax(scores)
-            slopes = torch.bmm(grad, values.mT, out=room)  # by the weights
+            slopes = work.product(grad, values.mT, room)  # by the weights
             used = weights
             if dropout_p:
                 kept = work.kept(weights, generator)
@@ -147,7 +149,7 @@ def backward(
                 top = all_lse.reshape(-1)[tokens(chunk.queries, blocks.query_run)]
                 left = work.left_by(sink, chunk, top.view(len(own_queries), -1))
                 used = used * left[..., None]
-            to_values = torch.bmm(used.mT, grad, out=memory("result", *values.shape))
+            to_values = work.product(used.mT, grad, memory("result", *values.shape))
             collect(grad_v, chunk.keys, to_values, blocks.key_run)
             if left is None:
                 slopes = torch._softmax_backward_data(slopes, weights, -1, slopes.dtype)
@@ -168,9 +170,11 @@ def backward(
                     sums.add_(one)
             if slope is not None:
                 slopes.mul_(slope)
-            to_queries = torch.bmm(slopes, own_keys, out=memory("result", *own_queries.shape))
+            to_queries = work.product(slopes, own_keys, memory("result", *own_queries.shape))
             put_rows(grad_q, chunk.written, to_queries.mul_(scale), blocks.query_run)
-            to_keys = torch.bmm(slopes.mT, own_queries, out=memory("result", *own_keys.shape))
+            to_keys = work.product(slopes.mT, own_queries, memory("result", *own_keys.shape))
+            if work.halves:
+                to_keys.mul_(scale)
             collect(grad_k, chunk.keys, to_keys, blocks.key_run)
         grads_added.append(total)
     grad_q = grad_q[: len(grad_q) - spare].view(q.shape)
