@@ -474,6 +474,20 @@ def test_torchs_own_backward_pass_takes_the_code(name: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_device_is_asked_for_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off the CPU shapes are found on the meta device, which has none: the code is the same."""
+    arguments, (q, _, _) = _inputs(name)
+    bias, softcap = arguments["bias"], arguments.get("softcap")
+    made = plan(
+        arguments["space"], arguments["mask"], bias, heads=H, batch=len(q), softcap=softcap,
+        backend="flex",
+    )  # fmt: skip
+    expected = made.prepared.write(bias, softcap, torch.float32).lines
+    monkeypatch.setattr(flex.tracing, "_COMPUTES", set())
+    assert made.prepared.write(bias, softcap, torch.float32).lines == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(STRUCTURES)[:12])  # each takes about nine seconds of a core
 def test_compiled(name: str, compiles: pytest.MonkeyPatch) -> None:

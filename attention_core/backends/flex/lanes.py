@@ -28,6 +28,10 @@ class Lanes:
         self._tokens = {"q": query, "k": key}
         self._inputs: dict[str, dict[str, Tensor]] = {}
 
+    @property
+    def device(self) -> torch.device:
+        return self._tokens["q"].device
+
     @staticmethod
     def key(node: Node) -> str | None:
         """Return which of `KEYS` decides a node; None where more does."""
@@ -38,7 +42,7 @@ class Lanes:
         """Return the inputs (N,) of all combinations that `key` stands for; a 0 for what it does
         not name."""
         if key not in self._inputs:
-            device = self._tokens["q"].device
+            device = self.device
             sizes = [self.sizes[name] for name in key]
             found = {name: torch.zeros(1, dtype=torch.long, device=device) for name in "bhqk"}
             for axis, name in enumerate(key):

@@ -96,6 +96,9 @@ class Traced(Tensor):
         return f"<a value of one pair, {self.dtype} {tuple(self.shape)}>"
 
 
+#: Where shapes are found by computing on one pair, which on a CPU is quicker than on the meta
+#: device, whose operators are Python.
+_COMPUTES = {"cpu"}
 #: What makes a constant in the shape of another tensor.
 _MADE_ALIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 
@@ -129,8 +132,9 @@ def _noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(x, Traced):
             return x.node.like
         if isinstance(x, Tensor):
-            return x if device.type == "cpu" else x.detach().to("meta")
-        return torch.device("meta") if isinstance(x, torch.device) and device.type != "cpu" else x
+            return x if device.type in _COMPUTES else x.detach().to("meta")
+        there = isinstance(x, torch.device) and device.type not in _COMPUTES
+        return torch.device("meta") if there else x
 
     try:
         with torch.no_grad():
@@ -286,8 +290,8 @@ class Tracer:
         self.pairs.links = self.links
 
     def _like(self, dtype: torch.dtype) -> Tensor:
-        # On a CPU that is quicker than on the meta device, whose operators are Python
-        return torch.zeros(1, dtype=dtype, device="cpu" if self.device.type == "cpu" else "meta")
+        known = self.device.type in _COMPUTES
+        return torch.zeros(1, dtype=dtype, device=self.device if known else "meta")
 
     def _input(self, name: str, depends: set[str], like: Tensor) -> Traced:
         return Traced(Node(None, (), {}, frozenset(depends), like, name), self.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attention_core.backends.flex.lanes import Lanes
 from attention_core.backends.flex.tracing import Node, Unmappable, name_of
+from attention_core.transfer import constant
 
 #: Numbers of one pair that are written out.
 _MOST = 32
@@ -63,7 +64,7 @@ class Writer:
     """
 
     def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
+        self.lanes, self.device = lanes, lanes.device
         self.lines: list[str] = []
         self.buffers: list[Tensor] = []
         self._known: dict[Node, Any] = {}
@@ -81,6 +82,8 @@ class Writer:
 
     def captured(self, tensor: Tensor, index: str) -> str:
         """Return the code of ``tensor[index]``, of a tensor that the function captures."""
+        if tensor.device != self.device:  # a number of Python's, to which tensors were compared
+            tensor = constant(tuple(tensor.tolist()), self.device, tensor.dtype)
         self.buffers.append(tensor.contiguous())
         return self.line(f"c{len(self.buffers) - 1}[{index}]")
 
@@ -260,7 +263,7 @@ class Writer:
             return code
         if code.isdigit():
             return f"b * 0 + {code}"
-        end = self.captured(torch.tensor([size], device=self.lanes.inputs("")["b"].device), "b * 0")
+        end = self.captured(constant((size,), self.device), "b * 0")
         return self.line(f"torch.where({code} < 0, {code} + {end}, {code})")
 
     def _searched(self, node: Node) -> Coded:
@@ -295,7 +298,7 @@ class Writer:
             if x is None or isinstance(x, bool | int | float | str | list | tuple | torch.dtype):
                 return [_literal(x)] * math.prod(shape)
             one = self.coded(x) if literal or isinstance(x, Node) else None
-            if one is None or (not literal and _is_literal(one)):
+            if one is None or (not literal and _is_literal(one)) or (not infix and _counts(one)):
                 value = x if isinstance(x, Tensor) else self.value(x, "")
                 one = self._constant(value, literal=False)
             return one.moved(one.numbers.expand(shape)).codes
@@ -351,6 +354,12 @@ _PRODUCTS = {"addmm", "mm", "bmm", "mv", "linear", "dot"}
 _POINTWISE = {"_to_copy", "where", "masked_fill"}
 #: Of keyword arguments, what says how a result is stored.
 _NOT_NEEDED = {"memory_format", "layout", "pin_memory", "device", "non_blocking"}
+
+
+def _counts(coded: Coded) -> bool:
+    """Whether a number is large enough to be a count of edges or tokens, which differs from batch
+    to batch; what is chosen where there is nothing is one behind the last."""
+    return any(code.isdigit() and int(code) >= _MOST for code in coded.codes)
 
 
 def _literal(value: Any) -> str:
