@@ -85,7 +85,7 @@ def attend(
         return_weights: also return the weights before dropout: (B, Hq, Lq, Lk), or for "pairs"
             those of the allowed pairs alone, as `PairWeights`.
         return_lse: also return the log-sum-exp (B, Hq, Lq) of the allowed scores, sink aside.
-        backend: "reference", "dense", "blocks" or "edges" instead of the plan's choice.
+        backend: "reference", "dense", "blocks", "flex" or "edges" instead of the plan's choice.
         plan: a plan made before, which then replaces space, mask and backend.
 
     Returns: (B, Hq, Lq, Dv), or a tuple of it with the weights and the log-sum-exp asked for.

@@ -165,7 +165,7 @@ class Job:
 
 
 def is_ours(mask: Mask | Bias | None) -> bool:
-    """Whether a mask or bias is of this package, with all that it is composed of."""
+    """Return whether a mask or bias is of this package, with all that it is composed of."""
     if mask is None:
         return True
     parts = [part for part in vars(mask).values() if isinstance(part, Mask)]

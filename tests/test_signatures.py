@@ -137,7 +137,8 @@ def documented(module: ModuleType) -> Iterator[tuple[str, str, bool]]:
             calls = isinstance(part, ast.FunctionDef)
             decorators = [ast.unparse(one) for one in part.decorator_list]
             if said is not None:
-                yield f"{place}.{part.name}", said, calls and "property" not in "".join(decorators)
+                attribute = any(word in "".join(decorators) for word in ("property", "computed"))
+                yield f"{place}.{part.name}", said, calls and not attribute
             if isinstance(part, ast.ClassDef):
                 yield from inside(part, f"{place}.{part.name}")
 

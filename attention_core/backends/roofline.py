@@ -2,9 +2,9 @@
 
     time = calls of kernels · time of a call + max(products / their rate, bytes / bandwidth)
 
-for forward and backward each (Williams et al., Roofline, 2009). What planning takes is no part of
-it: a plan is made on the host, and kept. Where `attn check` has measured a device, its factors
-(`measured`) go on top.
+for forward and backward each (Williams et al., Roofline, 2009). No layer waits for its device, and
+what planning takes is no part of it: a plan is made on the host, and kept. Where `attn check` has
+measured a device, its factors (`measured`) go on top.
 
 Where the numbers come from: peaks are NVIDIA's (A100 80GB SXM, H100 SXM; without sparsity); of the
 shares of them that kernels reach, those said to be of a paper are published there. All others are
@@ -29,7 +29,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Share(NamedTuple):
-    """What a kernel reaches of the peak rate of products, in a forward and a backward pass: in
+    """Hold what a kernel reaches of the peak rate of products, in a forward and a backward pass: in
     halves, and in float32 or float64; and of the bandwidth."""
 
     halves: tuple[float, float]
@@ -38,12 +38,11 @@ class Share(NamedTuple):
 
 
 class GPU(NamedTuple):
-    """A class of devices: nanoseconds of a call and of a wait for the device, bytes and products
-    (FLOP) in a nanosecond at the peak, what kernels reach of these."""
+    """Hold a class of devices: nanoseconds of a call, bytes and products (FLOP) in a nanosecond at
+    the peak, what kernels reach of these."""
 
     name: str
     call: float
-    wait: float
     bandwidth: float
     halves: float
     single: float
@@ -59,8 +58,8 @@ class GPU(NamedTuple):
         return peak * share.single[backward]
 
 
-#: 4 µs for the host to call a kernel, and 20 µs to wait for one: usual numbers, not measured yet.
-_CALL, _WAIT = 4_000.0, 20_000.0
+#: 4 µs for the host to call a kernel: a usual number, not measured yet.
+_CALL = 4_000.0
 #: Guesses alike for both classes: products of plain torch on materialised scores, small ones in
 #: `blocks`, which gathers besides; and of `edges`, whose threads multiply without tensor cores and
 #: whose rows lie apart in memory.
@@ -75,7 +74,7 @@ _PLAIN = {
 #: is an H100 with 4.8 TB/s, which `attn check` tells.
 GPUS = {
     (8, 0): GPU(
-        "sm_80", _CALL, _WAIT, 2_039.0, 312_000.0, 19_500.0, 19_500.0,
+        "sm_80", _CALL, 2_039.0, 312_000.0, 19_500.0, 19_500.0,
         {
             # Forward 73 % and backward 63 % at most (Dao, FlashAttention-2, 2023): a bit less
             "flash": Share((0.65, 0.55), (0.5, 0.5), 0.8),
@@ -87,7 +86,7 @@ GPUS = {
         },
     ),
     (9, 0): GPU(
-        "sm_90", _CALL, _WAIT, 3_350.0, 989_000.0, 67_000.0, 67_000.0,
+        "sm_90", _CALL, 3_350.0, 989_000.0, 67_000.0, 67_000.0,
         {
             # FlashAttention-2 reaches 35 % of an H100 (Shah et al., FlashAttention-3, 2024)
             "flash": Share((0.35, 0.3), (0.5, 0.5), 0.8),
@@ -136,12 +135,11 @@ _SEARCH = 2_000.0
 
 
 class Pass(NamedTuple):
-    """What a forward or a backward pass asks of a device."""
+    """Hold what a forward or a backward pass asks of a device."""
 
     calls: float
     flops: float = 0.0
     bytes: float = 0.0
-    waits: float = 0.0
 
 
 @cache
@@ -165,7 +163,7 @@ def _time(job: Job, kernel: str, forward: Pass, backward: Pass) -> float:
     for is_backward, one in enumerate((forward, backward)[: 1 + job.grad]):
         products = one.flops / gpu.rate(kernel, job.dtype, bool(is_backward))
         moving = one.bytes / (gpu.bandwidth * gpu.shares[kernel].bandwidth)
-        total += gpu.call * one.calls + gpu.wait * one.waits + max(products, moving)
+        total += gpu.call * one.calls + max(products, moving)
     return total
 
 

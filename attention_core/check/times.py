@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
@@ -25,10 +26,10 @@ from attention_core.spaces import Pairs
 #: Layers that share a plan on a CPU, whose constants are of one of so many.
 _LAYERS = 4
 #: What takes more is left out: times the quickest as estimated, and bytes of scores of all pairs.
-_LONGEST = 20
-_MOST_BYTES = {"cuda": 8e9, "cpu": 5e8}
+_LONGEST = 10
+_MOST_BYTES = {"cuda": 8e9, "cpu": 1.5e8}
 #: So often, or for so many seconds.
-_ROUNDS, _SECONDS = 10, 0.5
+_ROUNDS, _SECONDS = 10, 0.3
 #: From fewer works no factor is told.
 FEWEST = 3
 
@@ -184,7 +185,9 @@ def _varlen(
 def _layers(
     work: Work, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    from torch_geometric.nn import TransformerConv
+    with warnings.catch_warnings():  # what its own imports warn of is no news here
+        warnings.simplefilter("ignore")
+        from torch_geometric.nn import TransformerConv
 
     assert work.space.edges is not None
     size = work.heads * work.dim
@@ -232,10 +235,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def factors(found: Iterable[Time]) -> dict[str, dict[str, tuple[float, float]]]:
+def factors(
+    found: Iterable[Time], kernels: Iterable[str]
+) -> dict[str, dict[str, tuple[float, float]]]:
     """Return measured ÷ estimated by kernel and dtype, forward and with backward: the median of all
     works. A kernel of which none was timed has that of all kernels, so that it is compared with
     the others as before. A dtype with too few works has none.
+
+    Args:
+        kernels: all that the cost model knows on that device.
     """
     ours = [one for one in found if one.kernel and one.estimated_forward > 0]
     result: dict[str, dict[str, tuple[float, float]]] = {}
@@ -244,7 +252,7 @@ def factors(found: Iterable[Time]) -> dict[str, dict[str, tuple[float, float]]]:
         if len({one.work for one in alike}) < FEWEST:
             continue
         middle = _ratios(alike)
-        for kernel in (*roofline.CALLS, *(one.kernel for one in alike)):
+        for kernel in kernels:
             own = [one for one in alike if one.kernel == kernel]
             result.setdefault(kernel, {})[dtype] = _ratios(own) if own else middle
     return result

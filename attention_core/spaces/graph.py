@@ -127,8 +127,11 @@ class Graph(Space):
 
     @classmethod
     def _all_nodes(cls, edges: EdgeList, count: int) -> Self:
-        new = cls.__new__(cls)
-        Space.__init__(new, count)
+        if cls.__init__ is Graph.__init__:
+            new = cls.__new__(cls)
+            Space.__init__(new, count)
+        else:  # which may hold more
+            new = cls(edges.source.new_empty(2, 0), count)
         new.edges, new.num_nodes, new.whole = edges, count, True
         device = edges.source.device
         new.nodes = edges.memo(("nodes", count), lambda: torch.arange(count, device=device))

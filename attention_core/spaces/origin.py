@@ -31,7 +31,7 @@ class _Origin(NamedTuple):
 
 
 class OnHost:
-    """What is on a device and was made on the host, of which it keeps the original.
+    """Tokens on a device that were made on the host, and keep the original.
 
     Plans look at numbers: how many samples there are, which tiles reach which. On a GPU each look
     would be waited for, so they look at the original.

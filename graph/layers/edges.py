@@ -17,7 +17,9 @@ from attention_core.spaces.edge_list import EdgeList
 REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
 
 #: What was computed for an `edge_index`, as long as that lives.
-_known: MutableMapping[Tensor, dict[object, tuple[EdgeList, _Stamp | None]]] = WeakIdKeyDictionary()
+_known: MutableMapping[Tensor, dict[object, EdgeList]] = WeakIdKeyDictionary()
+#: What that was computed from, where it is on a device and cannot be compared.
+_stamps: MutableMapping[EdgeList, _Stamp] = weakref.WeakKeyDictionary()
 
 
 def check_edge_index(edge_index: Tensor, name: str = "edge_index") -> Tensor:
@@ -81,17 +83,17 @@ def sorted_once(
         return EdgeList(edge_index, num_sources, num_targets=num_targets)
     found = _known.setdefault(given[0], {})
     key = num_sources, num_targets, edge_index.device
-    edges, stamp = found.get(key, (None, None))
-    if may_look(edge_index):
-        same = edges is not None and all(
-            map(torch.equal, (edges.source, edges.target), edge_index)  # is there, and as it was
-        )
+    edges = found.get(key)
+    if edges is not None and may_look(edge_index):
+        same = all(map(torch.equal, (edges.source, edges.target), edge_index))
     else:
-        same = stamp is not None and stamp.fits(given, layout)
+        same = edges is not None and _stamps[edges].fits(given, layout)
     if edges is None or not same:
         # A copy of its own, so that a change in place is seen
         edges = EdgeList(edge_index.clone(), num_sources, num_targets=num_targets)
-        found[key] = edges, None if may_look(edge_index) else _Stamp(given, layout)
+        if not may_look(edge_index):
+            _stamps[edges] = _Stamp(given, layout)
+        found[key] = edges
     return edges
 
 

@@ -222,7 +222,9 @@ def of(tolerance: float, *sizes: Any, **given: Any) -> Callable[[], Iterator[str
     """A case: score, heads, groups, dim and value_dim, and options of `inputs` and `differing`."""
 
     def case() -> Iterator[str]:
-        changed = {name: given.pop(name) for name in ("SEGMENT", "_WIDEST") if name in given}
+        changed = {
+            name: given.pop(name) for name in ("SEGMENT", "_WIDEST", "BLOCK") if name in given
+        }
         pairs = listed(given.pop("index", torch.int32))
         return differing(inputs(*sizes, pairs, **given), pairs, tolerance, **changed)
 
@@ -234,6 +236,9 @@ FEW = {
     "GAT, all options": of(1e-10, "additive", 6, 2, 1, 3, features=F, per_pair=True),
     "GATv2, all options": of(1e-10, "additive_v2", 4, 2, 3, 5, features=F, per_pair=True),
     "GATv2 in bfloat16": of(2e-2, "additive_v2", 4, 4, 8, 8, dtype=torch.bfloat16),
+    "hubs of many parts": of(
+        1e-10, "dot", 2, 1, 2, 2, features=F, per_pair=True, SEGMENT=3, BLOCK=2
+    ),
     "no pairs of hubs": of(1e-10, "dot", 1, 1, 1, 1, SEGMENT=100),
     "the operator": of_operator,
 }

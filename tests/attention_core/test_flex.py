@@ -475,7 +475,7 @@ def test_torchs_own_backward_pass_takes_the_code(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", list(STRUCTURES)[:12])  # each takes about nine seconds of a core
 def test_compiled(name: str, compiles: pytest.MonkeyPatch) -> None:
     """By Inductor, forward: on a CPU it has no more."""
     arguments, inputs = _inputs(name)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -78,28 +79,37 @@ def compiling(capability: int, cache: Path) -> Iterator[list[Compiled]]:
     Yields: what was compiled, as it is.
     """
     found: list[Compiled] = []
-    launch, before = triton.JITFunction.run, driver._active
+    launch = triton.JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         log = io.StringIO()
         with redirect_stdout(log):
             kernel = launch(self, *args, grid=grid, warmup=True, **options)
         if log.getvalue():  # not compiled before
-            numbers = [
-                sum(map(int, re.findall(pattern, log.getvalue())))
-                for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
-            ]
-            metadata = kernel.metadata
-            found.append(Compiled(metadata.name, metadata.num_warps, *numbers, metadata.shared))
+            said, of = numbers(log.getvalue()), kernel.metadata
+            found.append(Compiled(of.name, of.num_warps, *said, of.shared))
         return kernel
 
+    with standing_in(capability, cache), mock.patch.object(triton.JITFunction, "run", compile_only):
+        yield found
+
+
+@contextmanager
+def standing_in(capability: int, cache: Path) -> Iterator[None]:
+    """Have triton compile for a GPU that is not there, into a folder, and print ptxas' log."""
+    before = driver._active
     with triton.knobs.cache.scope(), triton.knobs.nvidia.scope():
         triton.knobs.cache.dir = str(cache)
         triton.knobs.nvidia.dump_ptxas_log = True
         driver.set_active(_Device(capability))
-        triton.JITFunction.run = compile_only
         try:
-            yield found
+            yield
         finally:
-            triton.JITFunction.run = launch
             driver.set_active(before)
+
+
+def numbers(log: str) -> tuple[int, int]:
+    """Return the registers, and the bytes that are spilled, of the kernels in ptxas' log."""
+    patterns = r"Used (\d+) registers", r"(\d+) bytes spill stores"
+    registers, spilled = (sum(map(int, re.findall(pattern, log))) for pattern in patterns)
+    return registers, spilled

@@ -7,7 +7,8 @@ It counts what makes a GPU slow, and where in our code it comes from:
   from memory that is not pinned;
 - copies between host and device;
 - kernels: operations that are neither views nor allocations, and launches in Triton, which here
-  compute nothing and leave zeros.
+  compute nothing and leave zeros. FlexAttention, which cannot be compiled for such tensors, is one
+  kernel that computes in plain torch.
 
 Operations that mix devices raise, as they do on a GPU. Our own operators run their real code on
 these tensors, so they take the branches that a GPU takes. ::
@@ -40,6 +41,9 @@ from torch import Tensor, nn
 from torch._library.custom_ops import OPDEFS
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from attention_core.backends.flex import compiled
+from attention_core.backends.flex.eager import attend_blocks
 
 T = TypeVar("T")
 
@@ -118,6 +122,8 @@ class CountedTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind is not cls for kind in types):  # such as what traces masks: its own affair
+            return NotImplemented
         if _device is None:
             raise RuntimeError("a CountedTensor is used after its CountingDevice was left")
         return _device._compute(func, args, kwargs or {})
@@ -264,6 +270,8 @@ class CountingDevice(TorchFunctionMode):
                     return own._init_fn(*args, **kwargs)
         elif _is_composite(func):  # as they come where no gradient is taken
             return func.decompose(*args, **kwargs)
+        if kwargs.get("device") == torch.device("meta"):
+            return func(*tree_map(_bare, args), **kwargs)
         if name == "copy_" and isinstance(args[1], Tensor):
             return self._copy_into(*args, **kwargs)
         self._check_devices(name, args, kwargs)
@@ -381,6 +389,8 @@ class CountingDevice(TorchFunctionMode):
         x = x if dtype is None and not kwargs.get("copy") else func(x, dtype or x.dtype, **kwargs)
         if device is None or _is_cuda(device) == isinstance(x, CountedTensor):
             return x
+        if torch.device(device).type == "meta":
+            return _bare(x).to(device)  # type: ignore[no-any-return]
         free = kwargs.get("non_blocking", False)
         if _is_cuda(device):
             self._copy("to the device", waits=not (free and _is_pinned(x)))
@@ -423,6 +433,20 @@ class CountingDevice(TorchFunctionMode):
         kwargs.pop("device", None)
         return func(*tree_map(_bare, args), **tree_map(_bare, kwargs))
 
+    def _flex(
+        self, q: Any, k: Any, v: Any, lists: Any, size: int, mask: Any, score: Any, scale: float,
+        needs_lse: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Compute what a kernel of FlexAttention does; its backward pass is not one kernel here."""
+        self._kernel("flex_attention")
+        counts, self._counts = self._counts, None
+        try:
+            mods = (None if one is None else one.mod for one in (mask, score))
+            out, lse = attend_blocks(q, k, v, lists, size, *mods, scale)
+            return out, lse if needs_lse else None
+        finally:
+            self._counts = counts
+
     # What is no function of tensors
 
     def _patch(self) -> None:
@@ -431,6 +455,7 @@ class CountingDevice(TorchFunctionMode):
             patch.object(torch.cuda, "current_device", lambda: 0),
             patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
         ]
+        replaced.append(patch.object(compiled, "attend", self._flex))
         if find_spec("triton") is not None:
             from triton.runtime import autotuner, jit
 

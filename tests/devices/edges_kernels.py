@@ -69,7 +69,6 @@ FEW = [
     Case(80, "additive", "float64", (8, 2, 64, 16), True),
     Case(90, "additive_v2", "bfloat16", (8, 2, 64, 16), True),
     Case(80, "dot", "float16", (8, 2, 64, 16), True),
-    Case(80, "additive_v2", "float32", (8, 8, 8, 0), False),
     Case(90, "dot", "bfloat16", (8, 8, 8, 0), False),
 ]
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from attention_core import attend, explain, plan
-from attention_core.backends import dense, measured
-from attention_core.check import cases, conformance, run, times as timing
+from attention_core import (
+    Edges,
+    Graph,
+    Neighborhood,
+    RelativeTable,
+    Sequence,
+    attend,
+    explain,
+    plan,
+)
+from attention_core.backends import dense, flex, measured
+from attention_core.check import cases, conformance, run, times as timing, waits
 from attention_core.check.cases import CASES
 from attention_core.check.times import Time, factors
 from attention_core.check.works import Work
@@ -21,8 +32,8 @@ from attention_core.errors import UsageError
 from attention_core.job import Result
 from attention_core.plan_cache import PLANS
 from attention_core.planning import BACKENDS
-from attention_core.spaces import Sequence
 from attention_core.training import cli
+from tests.devices.counting import CUDA, CountingDevice
 
 CPU = torch.device("cpu")
 
@@ -217,11 +228,12 @@ def test_factors_are_medians_and_those_of_others_where_none_was_timed() -> None:
     found = factors(
         [timed(work, kernel, ratio * times)
          for work, ratio in (("a", 2.0), ("b", 100.0), ("c", 3.0))
-         for kernel, times in (("dense", 1.0), ("edges", 2.0))]
+         for kernel, times in (("dense", 1.0), ("edges", 2.0))],
+        ["dense", "edges", "blocks"],
     )  # fmt: skip
     assert found["dense"]["float32"] == (3, 9) and found["edges"]["float32"] == (6, 18)
     assert found["blocks"]["float32"] == (5, 15)
-    assert factors([timed("a", "dense", 2.0), timed("b", "dense", 2.0)]) == {}
+    assert factors([timed("a", "dense", 2.0), timed("b", "dense", 2.0)], ["dense"]) == {}
 
 
 def test_attend_is_what_cases_are_computed_by() -> None:
@@ -236,3 +248,56 @@ def test_attend_is_what_cases_are_computed_by() -> None:
     wanted = torch.softmax(q @ k.mT / cases.DIM**0.5, -1) @ v
     torch.testing.assert_close(right["output"], wanted)
     torch.testing.assert_close(attend(q, k, v, backend="dense"), wanted)
+
+
+def test_a_gpu_is_compared_counted_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that stands for one: no kernel in Triton or CUDA, but every other line runs."""
+
+    def to(module: nn.Module, *given: Any) -> nn.Module:
+        dtypes = [one for one in given if isinstance(one, torch.dtype)]
+        real(module, *dtypes)
+        return device.moved(module) if CUDA in given else module
+
+    real = nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr(flex, "_EAGER", {"cpu", "cuda"})  # which would be compiled
+    monkeypatch.setattr(timing, "_ROUNDS", 1)
+    modes = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    works = [
+        Work("window", Sequence(40), Neighborhood(4), heads=2, dim=8),
+        Work("table", Sequence(40), None, RelativeTable.t5(2), heads=2, dim=8),
+        Work("edges", Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]), 4), Edges(), heads=2, dim=8),
+    ]
+    with CountingDevice() as device:
+        for case in CASES[::5]:
+            right = conformance.right_answer(case, torch.float32)
+            for name in ("reference", "dense", "blocks"):
+                found = conformance.compare(case, name, torch.float32, CUDA, right)
+                assert found.status in ("passed", "refused"), found
+        counted = list(waits.scenarios(CUDA))
+        timed = [
+            one
+            for work in works
+            for one in timing.times(work, torch.float32, CUDA, time.monotonic() + 60)
+        ]
+    assert len(counted) == 7 and {one.forward + one.backward for one in counted} == {0}
+    assert modes[:2] == ["warn", 0]
+    assert {one.kernel for one in timed} >= {"", "efficient", "edges", "reference"}
+    by = {one.contestant for one in timed}
+    assert by >= {"SDPA, all pairs", "SDPA, mask", "PyG TransformerConv", "MultiheadAttention"}
+
+
+def test_waits_are_what_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("synchronize", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+
+    def step() -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    assert waits._counted("a step", step) == waits.Waits("a step", 2, 0)

@@ -185,15 +185,20 @@ def _taken(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(2, at)
 
 
-@torch.compiler.disable
-@lasting
-@torch.no_grad()
 def prepare(job: Job) -> Prepared:
     """Return the blocks of a job.
 
     Raises:
         Unmappable: its mask or bias cannot be generated; the message says what and why.
     """
+    if torch.compiler.is_compiling():  # not as a decorator, which takes a second to import
+        return torch.compiler.disable(_prepare)(job)
+    return _prepare(job)
+
+
+@lasting
+@torch.no_grad()
+def _prepare(job: Job) -> Prepared:
     known: Prepared | Unmappable | None = job.notes.get("flex")
     if known is None:
         try:
@@ -259,8 +264,13 @@ def describe(job: Job, prepared: Prepared) -> str:
     )
 
 
-@torch.compiler.disable
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_run)(plan, q, k, v, options)
+    return _run(plan, q, k, v, options)
+
+
+def _run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     prepared: Prepared = plan.prepared
     refuse_transforms("flex", (q, k, v, *(() if options.sink is None else (options.sink,))))
     weights = None

@@ -102,7 +102,7 @@ def write_mask(lanes: Lanes, allowed: Node | Tensor | None, real: Tensor | None)
 
 
 class Score(NamedTuple):
-    """What becomes of a score: lines of code, the name of their result, and what they capture."""
+    """Hold what becomes of a score: lines of code, the name of the result, what they capture."""
 
     lines: list[str]
     result: str

@@ -23,7 +23,7 @@ from attention_core.spaces import Pairs, Space
 
 
 class Unmappable(BackendError):
-    """What cannot be a score_mod or mask_mod; the message says what and why."""
+    """Say what cannot be a score_mod or mask_mod, and why."""
 
 
 @dataclass(eq=False)
