@@ -106,7 +106,7 @@ class KVCache:
             no further back: ``KVCache(window=n)`` for ``Causal() & Neighborhood(n)``.
             `Decoder.new_cache` chooses it, and a `Decoder` refuses one that is too small.
         static: attend to all `max_length` columns, of which those that are not written yet are
-            hidden. It takes longer, but no step differs from the next one in anything but numbers,
+            hidden. No step differs from the next one in anything but numbers,
             so that ``torch.compile(decoder, fullgraph=True)`` and CUDA graphs serve all steps. Of
             a Sequence, whole or padded. A step that is compiled does not see that it is full.
 

@@ -25,26 +25,20 @@ class Samples:
     """N samples, one after the other in the rows of tokens.
 
     Attributes:
+        lengths: the tokens of each.
         starts: (N + 1,) int32 on the CPU, where each sample begins, and where the last one ends,
             among the tokens that are no padding.
-        longest: tokens of the longest sample.
         window: what each token sees of its sample.
         tokens: (T,) which of the B · L tokens are no padding; None: all.
     """
 
+    lengths: list[int]
     starts: Tensor
-    longest: int
     window: Window
     tokens: Tensor | None
 
-    @property
-    def lengths(self) -> list[int]:
-        """The tokens of each sample."""
-        lengths: list[int] = self.starts.diff().tolist()
-        return lengths
-
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.lengths)
 
 
 def window_of(mask: Mask | None, space: Space) -> Window | None:
@@ -85,26 +79,33 @@ def find(job: Job, takes: Callable[[Window, bool], bool]) -> Samples | None:
         not key.ordered or key.special is not None or key.axes != 1 or any(key.wrap)
     ):
         return None
-    key = moved(key.host, "cpu")
+    key = key.host
+    if key.device.type != "cpu":
+        key = moved(key, "cpu")
     segments, valid, rows = key.segments, key.valid, key.batch or 1
     shape = rows, key.length
-    sample = torch.zeros(shape, dtype=torch.long) if segments is None else segments.expand(shape)
-    sample = (sample + torch.arange(rows)[:, None] * key.num_segments).flatten()
+    if rows == 1 and segments is not None:
+        sample = segments.flatten()
+    else:
+        sample = torch.arange(rows)[:, None] * key.num_segments
+        sample = (sample if segments is None else sample + segments).expand(shape).flatten()
     tokens = None if valid is None else valid.expand(shape).flatten().nonzero()[:, 0]
     sample = sample if tokens is None else sample[tokens]
     steps = sample.diff()
-    if not len(sample) or bool((steps < 0).any()):
+    if not len(sample) or (len(steps) and int(steps.min()) < 0):
         return None
     if window != WHOLE:
         assert key.coordinates is not None
-        at = key.coordinates[..., 0].expand(shape).flatten()
-        apart = (at if tokens is None else at[tokens]).diff()[steps == 0]
+        at = key.coordinates.select(-1, 0)
+        at = at if rows == 1 and at.ndim == 1 else at.expand(shape).flatten()
+        apart = (at if tokens is None else at[tokens]).diff()
         # To see what is near, places have to follow each other; to see what is before, to rise
-        if bool((apart < 1).any() if window == CAUSAL else (apart != 1).any()):
+        wrong = apart < 1 if window == CAUSAL else apart != 1
+        if bool((wrong & (steps == 0)).any()):
             return None
     lengths = sample.unique_consecutive(return_counts=True)[1]
-    starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
-    return Samples(starts, int(lengths.max()), window, tokens)
+    starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return Samples(lengths.tolist(), starts, window, tokens)
 
 
 def each(

@@ -107,7 +107,7 @@ class Rows:
         function = kernel()
         assert function is not None
         known = _parameters(function)
-        return cls(starts, samples.longest, samples.window, tokens, function, known)
+        return cls(starts, max(samples.lengths), samples.window, tokens, function, known)
 
 
 def attend(rows: Rows, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from attention_core import Causal, Encoder, Neighborhood, RelativeTable, Rotary, Sequence
 from attention_core.backends import packed
+from attention_core.planning import BACKENDS
 from attention_core.training.parallel import compile_blocks
 
 HEADS = 4
@@ -59,6 +60,21 @@ def test_steps_with_other_lengths_compile_nothing_new(
 
 
 _compile = torch.nn.Module.compile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_compiled_blocks_run_by_every_backend(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"mask": Neighborhood(4), "bias": RelativeTable.t5(HEADS), "rotary": Rotary()}
+    plain, compiled = encoder(**options), encoder(**options)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: _compile(self, backend="eager"))
+    torch._dynamo.reset()
+    compile_blocks(compiled)
+    found, wanted = (step(model, [9, 5], backend) for model in (compiled, plain))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("causal", [False, True])

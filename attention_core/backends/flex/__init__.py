@@ -264,6 +264,11 @@ def describe(job: Job, prepared: Prepared) -> str:
     )
 
 
+def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> None:
+    """Compute what calls by a plan share in programs that are compiled: nothing, as it is no part
+    of them."""
+
+
 def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     if torch.compiler.is_compiling():
         return torch.compiler.disable(_run)(plan, q, k, v, options)
