@@ -33,6 +33,7 @@ from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_map
+from torch.utils._triton import has_triton
 
 from tests.devices.ahead import Compiled, numbers, standing_in
 
@@ -185,6 +186,9 @@ def _gpu(capability: int) -> Iterator[None]:
         "_exchange_device": 0, "_maybe_exchange_device": 0,
     }  # fmt: skip
     with ExitStack() as patches:
+        # What is asked once: it may have been before, and will be after, without this GPU
+        has_triton.cache_clear()
+        patches.callback(has_triton.cache_clear)
         patches.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
         for function, answer in known.items():
             said = mock.Mock(return_value=answer)
