@@ -21,9 +21,13 @@ class Lanes:
     Args:
         batch, heads: B and H.
         query, key: (rows, L) the token of each place, padding included.
+        compiled: for a compiler, which unrolls what is searched: time doubles with each step.
     """
 
-    def __init__(self, batch: int, heads: int, query: Tensor, key: Tensor) -> None:
+    def __init__(
+        self, batch: int, heads: int, query: Tensor, key: Tensor, compiled: bool = False
+    ) -> None:
+        self.compiled = compiled
         self.sizes = {"b": batch, "h": heads, "q": query.shape[-1], "k": key.shape[-1]}
         self._tokens = {"q": query, "k": key}
         self._inputs: dict[str, dict[str, Tensor]] = {}

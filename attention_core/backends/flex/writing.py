@@ -269,6 +269,8 @@ class Writer:
     def _searched(self, node: Node) -> Coded:
         """A binary search, step by step: how many numbers of a table come before one."""
         table, wanted = node.args
+        if self.lanes.compiled:
+            raise Unmappable("it searches a list of pairs, which a compiler would unroll")
         if isinstance(table, Node) or not isinstance(wanted, Node) or table.ndim != 1:
             raise Unmappable("it searches in what differs from pair to pair")
         right = node.kwargs.get("right") or node.kwargs.get("side") == "right"
