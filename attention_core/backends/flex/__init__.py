@@ -87,7 +87,7 @@ class Prepared:
             for space, order in zip(host.spaces, layout.orders, strict=True)
         ]
         self.lengths = places[0].shape[1], places[1].shape[1]
-        lanes = Lanes(job.batch, job.heads, *places, self.compiled)
+        lanes = Lanes(job.batch, job.heads, places[0], places[1], self.compiled)
         real = None
         # In every mask, as other lengths are to have the same code
         if found is not None or self.lengths[1] > key.length:
@@ -98,9 +98,8 @@ class Prepared:
         if query is key and layout.orders[0] is not None:
             order = layout.orders[0]
             self.order_on_host = order[0] if len(order) == 1 else order
-        lanes = Lanes(
-            job.batch, job.heads, *places, self.compiled
-        )  # without what was computed of them
+        # Without what was computed of them
+        lanes = Lanes(job.batch, job.heads, places[0], places[1], self.compiled)
         everything = lists, lanes, mask, offsets, links, layout.orders, back
         everything = moved(everything, job.device if is_there(job.device) else "cpu")
         self.lists, self.lanes, self.mask, self.offsets = everything[:4]
