@@ -21,7 +21,7 @@ class Lanes:
     Args:
         batch, heads: B and H.
         query, key: (rows, L) the token of each place, padding included.
-        compiled: for a compiler, which unrolls what is searched: time doubles with each step.
+        compiled: for a compiler, which was not done with a search after many minutes.
     """
 
     def __init__(
