@@ -205,6 +205,10 @@ class Writer:
                 f"it computes what FlexAttention cannot ({name} of {node.args[0].like.dtype})"
             )
         rest = list(node.args[1:])
+        # Halves are added up in float32, as torch's operators do
+        half = node.args[0].like.dtype in (torch.bfloat16, torch.float16)
+        if half:
+            one = Coded([self.line(f"{code}.to(torch.float32)") for code in one.codes], one.shape)
         if name == "linalg_vector_norm":
             if rest and rest.pop(0) != 2:
                 raise Unmappable("of norms it can have the Euclidean one alone")
@@ -218,7 +222,8 @@ class Writer:
             total = one.codes[group[0]]
             for n in group[1:]:
                 total = self.line(_JOINS[name].format(total, one.codes[n]))
-            codes.append(self.line(f"torch.sqrt({total})") if "norm" in name else total)
+            total = self.line(f"torch.sqrt({total})") if "norm" in name else total
+            codes.append(self.line(f"{total}.to({node.like.dtype})") if half else total)
         return Coded(codes, tuple(node.like.shape))
 
     def _indexed(self, node: Node, name: str) -> Coded:
