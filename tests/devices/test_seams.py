@@ -1,4 +1,4 @@
-"""Faults that were found where good parts meet: each test failed before its mend."""
+"""Faults that were found where good parts meet, on the backends that had them and on others."""
 
 from __future__ import annotations
 
