@@ -7,7 +7,6 @@ it is checked, and a file that is not what was written is ignored, with one warn
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -144,7 +143,7 @@ def _checked(given: Any, name: str) -> Measured | None:
         for dtype, both in of_kernel.items():
             if len(both) != 2 or not all(type(one) in (int, float) for one in both):
                 raise ValueError(f"factors of {kernel!r:.40} are {both!r:.80}")
-            if not all(math.isfinite(one) and LEAST <= one <= MOST for one in both):
+            if not all(LEAST <= one <= MOST for one in both):  # nor is NaN
                 raise ValueError(f"factors of {kernel!r:.40} are {both!r:.80}")
             factors[kernel][dtype] = (float(both[0]), float(both[1]))
     return Measured(name, given["date"], factors)

@@ -149,14 +149,14 @@ def softmax(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     if scores.shape[-1] == 0:
         return scores, scores.sum(-1) - torch.inf
     top = scores.detach().amax(-1, keepdim=True)
-    logit = None if sink is None else sink.to(scores.dtype)[:, None, None]
-    if logit is not None:
-        top = torch.maximum(top, logit.detach())
     top = top.masked_fill(top == -torch.inf, 0)
     exp = torch.exp(scores - top)
     total = exp.sum(-1, keepdim=True)
     empty = total == 0
-    lse = (total.masked_fill(empty, 1).log() + top).masked_fill(empty, -torch.inf).squeeze(-1)
-    if logit is not None:
-        total = total + torch.exp(logit - top)
-    return exp / total.masked_fill(empty, 1), lse
+    total = total.masked_fill(empty, 1)
+    norm = total.log() + top
+    lse = norm.masked_fill(empty, -torch.inf).squeeze(-1)
+    if sink is not None:
+        # Beside it, not in `top`: next to a large sink the scores would all be 0
+        return exp * ((norm - sink.to(scores.dtype)[:, None, None]).sigmoid() / total), lse
+    return exp / total, lse

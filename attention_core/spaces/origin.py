@@ -24,10 +24,18 @@ def made_elsewhere(device: torch.device | str) -> bool:
 
 
 class _Origin(NamedTuple):
-    """The space on the host, or what makes it; and what the one on the device held by then."""
+    """The space on the host, or what makes it; what the one on the device held by then; and what
+    that on the host did, as it may be the user's own, who writes to it."""
 
     space: Any
     state: tuple[Any, ...]
+    state_here: tuple[Any, ...] | None
+
+    def holds(self, state: tuple[Any, ...]) -> bool:
+        """Return whether neither space was changed since, of which that on the device is `state`
+        now."""
+        here = None if self.state_here is None else self.space._state()
+        return _equal(self.state, state) and _equal(self.state_here, here)
 
 
 class OnHost:
@@ -66,7 +74,7 @@ class OnHost:
     def has_host(self) -> bool:
         """Whether `host` is known, so that nobody waits for it."""
         origin = self._origin
-        known = origin is not None and _equal(origin.state, self._state())
+        known = origin is not None and origin.holds(self._state())
         return known or not self._is_away()
 
     def _is_away(self) -> bool:
@@ -75,7 +83,7 @@ class OnHost:
 
     def _known_host(self) -> Self | None:
         origin = self._origin
-        if origin is None or not _equal(origin.state, self._state()):
+        if origin is None or not origin.holds(self._state()):
             return None
         if not callable(origin.space):
             return origin.space
@@ -85,7 +93,8 @@ class OnHost:
 
     def keep_host(self, space: Self | Callable[[], Self]) -> None:
         """Keep the original of this space, or what makes it."""
-        self._origin = _Origin(space, self._state())
+        here = None if callable(space) else space._state()
+        self._origin = _Origin(space, self._state(), here)
 
     def _state(self) -> tuple[Any, ...]:
         """What this space holds: objects, and the version of each tensor. It is another space once

@@ -70,8 +70,9 @@ class Prepared:
         if not job.all_pairs:
             return
         host = job.host
+        here = host.spaces[0].device  # not that of a job on a GPU that is only named
         links = Links.of(host)
-        tracer = Tracer(host.spaces, _shape(job), self.rows, host.device, links)
+        tracer = Tracer(host.spaces, _shape(job), self.rows, here, links)
         # First, as what a mask cannot serve it refuses in its own words
         found = tracer.trace(allowed_in(host))
         layout = choose(host, self.rows, searches=not host.allows_all, compiled=self.compiled)
@@ -91,7 +92,7 @@ class Prepared:
         real = None
         # In every mask, as other lengths are to have the same code
         if found is not None or self.lengths[1] > key.length:
-            real = torch.arange(self.lengths[1], device=host.device) < key.length
+            real = torch.arange(self.lengths[1], device=here) < key.length
         mask = write_mask(lanes, found, real)
         offsets = offsets_of(host.spaces, job.heads) if _has_tables(job) else None
         back = None if layout.orders[0] is None else layout.orders[0].argsort(-1)

@@ -327,6 +327,11 @@ class Writer:
             condition, first, second = given if name == "where" else (given[1], given[2], given[0])
             if condition in ("True", "False"):
                 return first if condition == "True" else second
+            if {first, second} <= {"True", "False"}:  # no sum, which would be no bool
+                one, other = (
+                    f"({c} & {x})" for c, x in ((condition, first), (f"~{condition}", second))
+                )
+                return f"({one} | {other})"
             if not _is_name(first) and not _is_name(second):
                 first = f"({condition} * 0 + {first})"
                 return f"torch.where({condition}, {first}, {second})"
