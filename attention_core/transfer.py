@@ -221,8 +221,8 @@ def original(x: Tensor) -> Tensor | None:
 
 def on_host(x: Tensor) -> Tensor:
     """Return a tensor on the CPU: itself, what is remembered of it, or a copy, which is waited
-    for. In a program that is compiled, itself."""
-    if x.is_cpu or torch.compiler.is_compiling():
+    for. In a program that is compiled, and of one without numbers (meta), itself."""
+    if x.is_cpu or x.is_meta or torch.compiler.is_compiling():
         return x
     here = original(x)
     return x.to("cpu") if here is None else here

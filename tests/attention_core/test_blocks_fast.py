@@ -308,6 +308,7 @@ def test_compiled_whole_and_checked_by_torch() -> None:
             [one.queries for one in blocks], [one.keys for one in blocks],
             [run for one in blocks for run in (one.query_run, one.key_run)],
             torch.zeros((), dtype=torch.long), 1, 0.3, None, 0.0, True, True, False,
+            torch.float32,
         ),
         test_utils=["test_schema", "test_autograd_registration", "test_faketensor"],
     )  # fmt: skip

@@ -13,7 +13,7 @@ from attention_core.backends.edges import dropout
 
 @pytest.mark.parametrize(
     "cases",
-    [pytest.param("short", marks=pytest.mark.quick), pytest.param("long", marks=pytest.mark.slow)],
+    [pytest.param("few", marks=pytest.mark.quick), pytest.param("all", marks=pytest.mark.slow)],
 )
 def test_kernels_equal_the_plain_path(cases: str) -> None:
     """Values and gradients, in Triton's interpreter, which a process of its own has to ask for."""

@@ -304,7 +304,8 @@ def test_a_bias_per_head_is_that_of_the_query_head(kv_heads: int, backend: str) 
 def test_a_masked_key_changes_nothing(place: str, dtype: torch.dtype, backend: str) -> None:
     """Bit for bit: outputs, and all gradients; those of the masked key itself are zero."""
     where = PLACES[place]
-    biased = list(biases_of(place).values())[-2]
+    every = biases_of(place).values()
+    biased = [one for one in every if backend in serving(where.space, one.bias)][-2]
     for mask in list(masks_of(place).values())[::3]:
         seen = oracle.truth(where.world, mask.claim, HEADS)
         seen = seen.unflatten(1, (-1, HEADS // 2)).any(2).any(-2)  # (B, Hkv, Lk)
