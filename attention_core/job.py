@@ -18,7 +18,7 @@ from attention_core.masks import Mask
 from attention_core.score_mods import has_score_mod, split
 from attention_core.scores import Score
 from attention_core.spaces import Pairs, Space
-from attention_core.transfer import moved, tensors_in
+from attention_core.transfer import is_of_package, moved, tensors_in
 
 T = TypeVar("T")
 
@@ -169,11 +169,7 @@ def is_ours(mask: Mask | Bias | None) -> bool:
     if mask is None:
         return True
     parts = [part for part in vars(mask).values() if isinstance(part, Mask)]
-    return _is_of_package(type(mask)) and all(map(is_ours, parts))
-
-
-def _is_of_package(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return is_of_package(type(mask)) and all(map(is_ours, parts))
 
 
 #: The job of what is kept between forward passes, which must not hold a caller's spaces and biases.

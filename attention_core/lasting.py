@@ -67,6 +67,18 @@ def can_last() -> bool:
     )
 
 
+def computed_names(value: object) -> list[str]:
+    """Return the names of what was computed of an object and is kept in it."""
+    kind = type(value)
+    return [name for name in vars(value) if isinstance(getattr(kind, name, None), cached_property)]
+
+
+def version(x: Tensor) -> int:
+    """Return a number that is another once the tensor was written to; -1 in inference mode, whose
+    tensors have none."""
+    return -1 if x.is_inference() else x._version
+
+
 @overload
 def kept(tensor: Tensor) -> Tensor: ...
 @overload

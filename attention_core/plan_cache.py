@@ -33,7 +33,7 @@ from attention_core.lasting import can_last, lasting
 from attention_core.masks import Mask
 from attention_core.spaces import Space
 from attention_core.spaces.edge_list import EdgeList
-from attention_core.transfer import tensors_in
+from attention_core.transfer import is_of_package, tensors_in
 
 #: The most plans that are kept, those whose structure is equal and whose numbers differ, and the
 #: bytes of all.
@@ -97,7 +97,7 @@ class Contents:
             self._parts += (kind, len(value))  # type: ignore[arg-type]
             for one in value:  # type: ignore[attr-defined]
                 self._add(one)
-        elif isinstance(value, Mask) and _is_ours(kind):
+        elif isinstance(value, Mask) and is_of_package(kind):
             self._of_object(value, set())
         else:
             raise _Unknown(kind)
@@ -118,7 +118,7 @@ class Contents:
             self._add(held)
 
     def _of_space(self, space: Space) -> None:
-        if not _is_ours(type(space)):
+        if not is_of_package(type(space)):
             raise _Unknown(type(space))
         self._parts.append(space.batch)
         self._of_object(space, _NOT_ASKED)
@@ -131,7 +131,7 @@ class Contents:
     def _of_bias(self, bias: Bias | None) -> None:
         for leaf in () if bias is None else bias.leaves():
             kind, key = type(leaf), getattr(leaf.block_key, "__func__", None)
-            if key is not Bias.block_key and not (key is kind.block_key and _is_ours(kind)):
+            if key is not Bias.block_key and not (key is kind.block_key and is_of_package(kind)):
                 raise _Unknown(kind)
             self._parts += (kind, leaf.heads, leaf.learned)
             # What a block key follows from: numbers, and of which kind all else is
@@ -145,7 +145,7 @@ class Contents:
 def _are_all_alike(job: Job) -> bool:
     """Whether no pair differs from another, so that places, which may be many, do not matter."""
     return (
-        (job.mask is None or (_is_ours(type(job.mask)) and job.mask.allows_all(job.spaces)))
+        (job.mask is None or (is_of_package(type(job.mask)) and job.mask.allows_all(job.spaces)))
         and job.bias is None
         and not job.edge_features
         and all(space.segments is None and space.valid is None for space in job.spaces)
@@ -153,13 +153,6 @@ def _are_all_alike(job: Job) -> bool:
 
 
 _OF_MODULES = set(vars(nn.Module()))
-
-
-_PACKAGE = __name__.partition(".")[0] + "."
-
-
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.startswith(_PACKAGE)
 
 
 def contents(job: Job, backend: str | None) -> Contents | None:

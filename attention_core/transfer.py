@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attention_core.lasting import can_last, lasting
+from attention_core.lasting import can_last, lasting, version
 
 T = TypeVar("T")
 
@@ -102,16 +102,16 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
 def _is_ours(value: Any) -> bool:
     if isinstance(value, type | nn.Module) or not hasattr(value, "__dict__"):
         return False
-    return is_dataclass(value) or _is_movable(value) or _of_package(type(value).__module__)
+    return is_dataclass(value) or _is_movable(value) or is_of_package(type(value))
 
 
 def _is_movable(value: Any) -> bool:
     return hasattr(type(value), "left_behind")
 
 
-@lru_cache(maxsize=256)
-def _of_package(module: str) -> bool:
-    return module.partition(".")[0] == __name__.partition(".")[0]
+def is_of_package(kind: type) -> bool:
+    """Return whether a class is of this package, and not of a user's own."""
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _replaced(value: Any, arrived: dict[int, Tensor], made: dict[int, Any]) -> Any:
@@ -208,15 +208,15 @@ _ORIGINAL = "_attention_core_original"
 
 def remember_original(there: Tensor, here: Tensor) -> None:
     """Have `original` and `on_host` answer for a tensor on a device with one on the CPU."""
-    setattr(there, _ORIGINAL, (here, there._version))
+    setattr(there, _ORIGINAL, (here, version(there)))
 
 
 def original(x: Tensor) -> Tensor | None:
     """Return a tensor on the CPU: itself, or what is remembered of it; None: nothing is."""
     if x.is_cpu:
         return x
-    here, version = getattr(x, _ORIGINAL, (None, None))
-    return here if here is not None and version == x._version else None
+    here, then = getattr(x, _ORIGINAL, (None, None))
+    return here if here is not None and then == version(x) else None
 
 
 def on_host(x: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling, is_exporting
 
 from attention_core.checks import check_dense, may_look
-from attention_core.lasting import computed, kept, lasting
+from attention_core.lasting import computed, computed_names, kept, lasting
 from attention_core.spaces.csr import CSR, count_each
 from attention_core.spaces.hops import all_hops, dense_hops, near_pairs
 from attention_core.transfer import moved
@@ -143,7 +142,7 @@ class EdgeList:
     def left_behind(self) -> set[str]:
         """Return names of what does not follow to another device: what was computed, aside from
         the order, which would have to be found again there."""
-        return {"_computed", *self._cached()} - {"csr"}
+        return {"_computed", *computed_names(self)} - {"csr"}
 
     def arrived(self, origin: EdgeList) -> None:
         """Remember what this is a copy of, where that is on the CPU."""
@@ -154,10 +153,6 @@ class EdgeList:
         """Keep what these edges are on the CPU, if that is where they are."""
         if edges.source.device.type == "cpu" != self.source.device.type:
             self._host = edges
-
-    def _cached(self) -> list[str]:
-        of_kind = type(self)
-        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
 
     @property
     def host(self) -> EdgeList:
@@ -193,7 +188,7 @@ class EdgeList:
     def _forget(self) -> None:
         """Drop what was computed for other edges, or on another device."""
         self._computed = {}
-        for name in self._cached():
+        for name in computed_names(self):
             del self.__dict__[name]
 
     @computed

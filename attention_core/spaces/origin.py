@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from attention_core.lasting import lasting
+from attention_core.lasting import computed_names, lasting, version
 from attention_core.transfer import indexed, moved
 
 
@@ -102,7 +101,7 @@ class OnHost:
         left_out = {*self.left_behind(), "zeroed", "tokenwise"}
         held = [x for name, x in vars(self).items() if name not in left_out and x is not None]
         held += self.tokenwise.values()  # type: ignore[attr-defined]
-        return tuple((x, x._version) if _is_versioned(x) else x for x in held)
+        return tuple((x, version(x)) if isinstance(x, Tensor) else x for x in held)
 
     @lasting
     def to(self, device: torch.device | str) -> Self:
@@ -120,14 +119,9 @@ class OnHost:
                 return known
         return moved(self, device)
 
-    def _cached(self) -> list[str]:
-        """What was computed of these tokens, by name."""
-        of_kind = type(self)
-        return [n for n in vars(self) if isinstance(getattr(of_kind, n, None), cached_property)]
-
     def left_behind(self) -> set[str]:
         """Return names of what does not follow to another device."""
-        return {*self._cached(), "_origin"}
+        return {*computed_names(self), "_origin"}
 
     def arrived(self, origin: Self) -> None:
         """Remember what this is a copy of."""
@@ -142,10 +136,6 @@ class OnHost:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: x for name, x in vars(self).items() if name != "_origin"}
-
-
-def _is_versioned(x: object) -> bool:
-    return isinstance(x, Tensor) and not x.is_inference()
 
 
 def _equal(one: Any, two: Any) -> bool:

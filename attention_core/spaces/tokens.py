@@ -13,7 +13,7 @@ from torch.compiler import is_compiling, is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense
-from attention_core.lasting import kept, lasting
+from attention_core.lasting import computed_names, kept, lasting
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.spaces.origin import OnHost
 from attention_core.transfer import original
@@ -162,7 +162,7 @@ class Tokens(OnHost):
     def _copy(self) -> Self:
         """A copy that is about to hold other tokens: it forgets what was computed of these."""
         new = copy.copy(self)
-        for name in self._cached():
+        for name in computed_names(self):
             del new.__dict__[name]
         new.tokenwise = {}
         return new
@@ -343,7 +343,7 @@ class Tokens(OnHost):
             TypeError: naming the first that differs.
         """
         shared = vars(self).keys() & vars(other).keys() - self._DIFFERS
-        shared -= set(self._cached())  # which is of these tokens
+        shared -= set(computed_names(self))  # which is of these tokens
         for name in [*sorted(shared), *(["edges"] if edges else [])]:
             if not _equal(getattr(self, name, None), getattr(other, name, None)):
                 raise TypeError(

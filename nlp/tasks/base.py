@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_core import LearnedPosition
+from attention_core.lasting import version
 from attention_core.training import Task, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class TextTask(Task):
     def _read(self, batch: dict[str, Any]) -> list[ReadText]:
         """What `shown` chooses: once for the figures and the page of a batch, read by the same
         weights."""
-        weights = [0 if w.is_inference() else w._version for w in self.parameters()]
+        weights = [version(w) for w in self.parameters()]
         known = self._last_read
         if known is None or known[0] is not batch or known[1] != weights:
             known = self._last_read = batch, weights, self.shown(batch)

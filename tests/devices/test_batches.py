@@ -53,3 +53,12 @@ def test_lengths_on_the_device_are_waited_for_once():
             space = Sequence.packed(lengths, device="cuda")
         assert counts.totals[:2] == (1, 2), counts
         assert space.num_segments == 2 and space.length == 8
+
+
+def test_originals_are_remembered_in_inference_mode_as_when_a_model_is_evaluated():
+    lengths = torch.tensor([3, 5])
+    with torch.inference_mode():
+        there = torch.empty(2, dtype=torch.long, device="meta")
+        remember_original(there, lengths)
+        assert original(there) is lengths
+    assert original(there) is lengths

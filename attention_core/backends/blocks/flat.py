@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attention_core.backends.blocks.chunks import Blocks
 from attention_core.backends.blocks.operator import block_attention, block_attention_backward
+from attention_core.lasting import version
 
 #: What groups hold, in the order of the arguments of `block_attention`.
 _NAMES = ("added", "empty_rows", "pattern", "index", "queries", "keys")
@@ -72,7 +73,7 @@ def _unpacked(layout: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
     """The lists of `block_attention`: six of tensors, and the runs. They are the same objects each
     time, as long as the layout is, since what kernels lay out is kept for objects."""
     found = _groups.get(id(layout))
-    versions = (0 if x.is_inference() else x._version for x in tensors)
+    versions = map(version, tensors)
     pointers = tuple(zip((x.data_ptr() for x in tensors), versions, strict=True))
     if found is not None and found[0]() is layout and found[1][0] == pointers:
         return found[1][1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_core.backends.blocks.chunks import Blocks
+from attention_core.lasting import version
 
 #: Queries of a tile.
 LANES = 16
@@ -53,7 +54,7 @@ class Layout:
     disjoint: bool
 
 
-_layouts: dict[tuple[Any, ...], tuple[list[Any], list[int | None], Layout]] = {}
+_layouts: dict[tuple[Any, ...], tuple[list[Any], list[int], Layout]] = {}
 _KEPT = 16
 
 
@@ -75,7 +76,7 @@ def layout_of(
         if x is not None
     ]
     key = (*(id(x) for x in tensors), entries, samples, heads, lengths, rows_of_keys, dtype)
-    versions = [None if x.is_inference() else x._version for x in tensors]
+    versions = [version(x) for x in tensors]
     found = _layouts.get(key)
     if found is not None:
         known, then, layout = found
