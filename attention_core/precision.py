@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Types of half the bits: what is summed of their products is float32.
+HALVES = (torch.bfloat16, torch.float16)
+
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of queries made of x by a linear layer, or of x as they are: that of x, or

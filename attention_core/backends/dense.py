@@ -19,7 +19,9 @@ from attention_core.backends.sdpa import attended, refuse_second, with_sink
 from attention_core.biases import Bias
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
+from attention_core.lasting import computed
 from attention_core.masks import Causal
+from attention_core.precision import HALVES
 from attention_core.score_mods import split
 from attention_core.spaces import Pairs, Space
 
@@ -46,7 +48,6 @@ class Prepared:
 
     def __init__(self, job: Job, samples: Samples | None = None) -> None:
         self.job, self.samples = job, samples
-        self._pairs: Pairs | None = None
         self.allowed: Tensor | None = None
         self.empty: Tensor | None = None
         self.rows: varlen.Rows | None = None
@@ -82,18 +83,16 @@ class Prepared:
     def _narrows(space: Space) -> bool:
         return space.segments is not None or space.valid is not None
 
-    @property
+    @computed
     def pairs(self) -> Pairs:
         """Every pair of query and key."""
-        # No cached_property, whose lock torch.compile does not know
-        if self._pairs is None:
-            self._pairs = self.job.pairs()
-        return self._pairs
+        return self.job.pairs()
 
     def for_job(self, job: Job) -> Prepared:
         """Return what was prepared for another job of the same structure."""
         new = Prepared.__new__(Prepared)
-        new.__dict__ = {**self.__dict__, "job": job, "_pairs": None}
+        new.__dict__ = {**self.__dict__, "job": job}
+        new.__dict__.pop("pairs", None)
         if job.bias is not None:
             new.pairs  # noqa: B018
         return new
@@ -155,7 +154,7 @@ def cost(job: Job) -> float:
         time += _SAMPLE[job.grad] * len(samples)
     elif _is_plain_causal(job) and job.bias is None:
         time *= _CAUSAL
-    elif job.bias is not None or not job.allows_all or job.spaces[1].valid is not None:
+    elif _needs_tensor(job):
         time += _TENSOR.of(job) * job.all_pairs + mask_cost(job, job.row_pairs)
         if job.bias is not None and job.bias.learned:
             time += _LEARNED.of(job) * job.all_pairs
@@ -168,7 +167,7 @@ def kernel_of(job: Job) -> str:
     samples = _samples(job)
     if samples is not None and varlen.is_for(job):
         return "varlen"
-    exact = job.dtype not in roofline.HALVES or (samples is None and _needs_tensor(job))
+    exact = job.dtype not in HALVES or (samples is None and _needs_tensor(job))
     return "efficient" if exact else "flash"
 
 
@@ -229,8 +228,7 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
     if not (options.weights or options.lse):
         return Result(output)
     with torch.autocast(q.device.type, enabled=False):
-        explicit = plan.memo("explicit", lambda: reference.Prepared(plan.job))
-        weights, lse = reference.weigh(plan, explicit, q, k, options)
+        weights, lse = reference.weigh(plan, reference.explicit(plan), q, k, options)
     return Result(output, weights.to(q.dtype), lse)
 
 

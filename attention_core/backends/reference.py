@@ -50,6 +50,11 @@ def prepared_of(plan: Plan) -> Prepared:
     return plan.memo("now", lambda: Prepared(plan.job)) if prepared is None else prepared
 
 
+def explicit(plan: Plan) -> Prepared:
+    """Return what `weigh` needs for a plan of another backend, once for layers that share it."""
+    return plan.memo("explicit", lambda: Prepared(plan.job))
+
+
 def unsupported(job: Job) -> str | None:
     return None
 

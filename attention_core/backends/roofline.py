@@ -22,10 +22,9 @@ import torch
 from attention_core.backends import measured
 from attention_core.job import Job
 from attention_core.masks import Edges
+from attention_core.precision import HALVES
 from attention_core.score_mods import split
 from attention_core.scores import Additive, AdditiveV2
-
-HALVES = (torch.bfloat16, torch.float16)
 
 
 class Share(NamedTuple):

@@ -13,7 +13,6 @@ from attention_core.job import Job
 from attention_core.masks import Causal, Mask, Neighborhood
 from attention_core.masks.algebra import _And
 from attention_core.spaces import Space
-from attention_core.transfer import moved
 
 #: How far a token sees back and ahead among those of its sample; -1 for all the way.
 Window = tuple[int, int]
@@ -80,8 +79,6 @@ def find(job: Job, takes: Callable[[Window, bool], bool]) -> Samples | None:
     ):
         return None
     key = key.host
-    if key.device.type != "cpu":
-        key = moved(key, "cpu")
     segments, valid, rows = key.segments, key.valid, key.batch or 1
     shape = rows, key.length
     if rows == 1 and segments is not None:

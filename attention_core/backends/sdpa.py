@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_core.backends import derivatives
+from attention_core.precision import HALVES
 
 
 def attended(
@@ -61,8 +62,7 @@ def _serves_groups(q: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     mask; torch would compute the scores of all pairs, without a word."""
     if q.device.type != "cuda":
         return True
-    halves = q.dtype in (torch.float16, torch.bfloat16)
-    return mask is None and halves and q.shape[-1] == v.shape[-1] <= 256
+    return mask is None and q.dtype in HALVES and q.shape[-1] == v.shape[-1] <= 256
 
 
 def with_sink(

@@ -20,9 +20,9 @@ from torch.nn.functional import pad
 from attention_core.backends.derivatives import transformed
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window
 from attention_core.job import Job, Options
+from attention_core.precision import HALVES
 from attention_core.transfer import moved
 
-_DTYPES = (torch.float16, torch.bfloat16)
 #: The largest head that the kernels know, and what its size has to be a multiple of.
 _MOST, _MULTIPLE = 256, 8
 
@@ -59,13 +59,13 @@ def on_device(device: torch.device) -> bool:
 
 def is_for(job: Job) -> bool:
     """Return whether the kernel may compute a job, as far as that depends on dtype and device."""
-    return job.dtype in _DTYPES and job.head_dim <= _MOST and on_device(job.device)
+    return job.dtype in HALVES and job.head_dim <= _MOST and on_device(job.device)
 
 
 def serves(q: Tensor, v: Tensor, options: Options) -> bool:
     """Return whether the kernel computes a call: it has no dropout and no sink."""
     return (
-        q.dtype in _DTYPES
+        q.dtype in HALVES
         and max(q.shape[-1], v.shape[-1]) <= _MOST
         and options.scale > 0
         and not options.dropout_p

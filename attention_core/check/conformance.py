@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attention_core.attention import attend
 from attention_core.check.cases import DIM, HEADS, Case, Given
 from attention_core.errors import BackendError
+from attention_core.precision import HALVES
 from attention_core.spaces import Space
 
 #: Largest difference that is rounding, in parts of 1 + the largest number of the right answer.
@@ -98,7 +99,7 @@ def _results(
         assert spaces[1].edges is not None
         for name in ("edge_key", "edge_value"):
             options[name] = draw(spaces[1].edges.num_edges, given.kv_heads, DIM)
-    if score is not None and computed_in in (torch.bfloat16, torch.float16):
+    if score is not None and computed_in in HALVES:
         score = score.to(computed_in)
     output, lse = attend(
         *inputs.values(), space=space, mask=given.mask, bias=bias, score=score,

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_core.attention import attend
-from attention_core.backends import dense, measured, roofline
+from attention_core.backends import dense, measured
 from attention_core.check.works import Work
 from attention_core.job import Plan
 from attention_core.layers import MultiheadAttention
 from attention_core.masks import Edges
 from attention_core.plan_cache import PLANS
 from attention_core.planning import BACKENDS, plan
+from attention_core.precision import HALVES
 from attention_core.spaces import Pairs
 
 #: Layers that share a plan on a CPU, whose constants are of one of so many.
@@ -149,7 +150,7 @@ def _others(
             with torch.no_grad():
                 mask = _mask(job, bias, dtype)
             yield "SDPA, mask", lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if work.lengths and device.type == "cuda" and dtype in roofline.HALVES:
+    if work.lengths and device.type == "cuda" and dtype in HALVES:
         yield "varlen_attn", _varlen(work, device, q, k, v)
     if work.mask == Edges() and isinstance(work.mask, Edges):
         yield from _layers(work, dtype, device)

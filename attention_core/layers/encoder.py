@@ -236,7 +236,7 @@ class Encoder(nn.Module):
         extra = as_mask(mask)
         plans: dict[tuple[Mask | None, type, bool, tuple[int, ...]], Plan] = {}
         blocks = list(self.blocks)
-        order: Tensor | None = None
+        back: Tensor | None = None  # from the order that a plan computes in
         reorders = cache is None and context is None and needed is None and self._may_reorder(extra)
         for layer, index in enumerate(self._block_of_layer):
             block = blocks[index]
@@ -253,11 +253,12 @@ class Encoder(nn.Module):
                 if kind not in plans:
                     joined = _both(self.masks[layer], extra)
                     plans[kind] = block.attention.plan(x, spaces, joined, bias, backend)
-                    if reorders and order is None and plans[kind].order is not None:
+                    if reorders and back is None and plans[kind].order is not None:
                         # Once for all layers: what else they do, they do to each token alone
                         order, made = plans[kind].order, plans[kind].in_order()
                         assert order is not None
                         x, spaces, plans = taken_in(x, order), made.job.spaces, {kind: made}
+                        back = order.argsort(-1)
                 plan = plans[kind]
             if block._compiled_call_impl is not None and not is_compiling():
                 block.attention.share(plan, bias, product_dtype(x))
@@ -270,10 +271,10 @@ class Encoder(nn.Module):
                 cache=None if cache is None else cache[layer],
             )
             if taken is not None and layer in taken:
-                taken[layer] = x if order is None else taken_in(x, order.argsort(-1))
+                taken[layer] = x if back is None else taken_in(x, back)
         x = spaces[0].zero_padding(self.norm(x))
-        if order is not None:
-            x = taken_in(x, order.argsort(-1))
+        if back is not None:
+            x = taken_in(x, back)
         return x if needed is None else needed.leave(x)
 
     def _may_reorder(self, extra: Mask | None) -> bool:

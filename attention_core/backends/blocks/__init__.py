@@ -57,6 +57,7 @@ from attention_core.biases import Bias, Lookup
 from attention_core.finite import can_look
 from attention_core.job import NO_JOB, Job, Options, Plan, Result
 from attention_core.lasting import Memory, lasting
+from attention_core.precision import HALVES
 from attention_core.score_mods import split
 from attention_core.spaces import BlockKey, Pairs
 from attention_core.transfer import moved
@@ -449,7 +450,7 @@ def share(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> N
 def _in_halves(q: Tensor) -> bool:
     """Whether halves are multiplied as they are, and summed in float32, as tensor cores do. A CPU
     without those takes longer so."""
-    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16)
+    return q.device.type == "cuda" and q.dtype in HALVES
 
 
 def _inputs(plan: Plan, bias: Bias | None, kv_heads: int, dtype: torch.dtype) -> list[Blocks]:
@@ -512,6 +513,6 @@ def run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result
             output = untouched(output, *bias.tensors())
         weights = None
         if options.weights:
-            explicit = plan.memo("explicit", lambda: reference.Prepared(job))
+            explicit = reference.explicit(plan)
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output.to(q.dtype), weights, lse)

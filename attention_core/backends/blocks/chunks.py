@@ -190,28 +190,24 @@ class Work:
         if self.settings.modified:
             added = None
         scores = self.memory("scores", len(q), self.groups * self.size, self.reach)
-        if self.halves:
-            scores = self.product(q, k.mT, scores).mul_(scale)
-        by_head = scores.view(len(q), self.groups, self.size, self.reach)
-        if softcap is None and self.halves:
-            if added is not None:
-                by_head.add_(self.of_pattern(chunk, added))
-            return scores, None
-        if softcap is None:
-            if added is None:
-                return torch.bmm(q, k.mT, out=scores), None
+        if added is not None and softcap is None and not self.halves:  # added as they are written
             if added.shape[1] == 1:
+                by_head = scores.view(len(q), self.groups, self.size, self.reach)
                 by_head.copy_(self.of_pattern(chunk, added))
             else:  # as rows, which are copied once
                 rows = added.view(-1, scores[0].numel())
                 at = chunk.pattern * self.kv_heads + chunk.head
                 torch.index_select(rows, 0, at, out=scores.view(len(q), -1))
             return scores.baddbmm_(q, k.mT), None
-        bent = scores if self.halves else torch.bmm(q, k.mT, out=scores)
-        bent = bent.div_(softcap).tanh_()
-        slope = 1 - bent * bent
-        bent.mul_(softcap)
+        scores, slope = self.product(q, k.mT, scores), None
+        if self.halves:
+            scores.mul_(scale)
+        if softcap is not None:
+            bent = scores.div_(softcap).tanh_()
+            slope = 1 - bent * bent
+            bent.mul_(softcap)
         if added is not None:
+            by_head = scores.view(len(q), self.groups, self.size, self.reach)
             by_head.add_(self.of_pattern(chunk, added))
         return scores, slope
 

@@ -292,7 +292,7 @@ def _run(plan: Plan, q: Tensor, k: Tensor, v: Tensor, options: Options) -> Resul
             proof.distrust(plan, q, k, v, options, str(error))
             return proof.by_blocks(plan, q, k, v, options)
         if options.weights:
-            explicit = plan.memo("explicit", lambda: reference.Prepared(plan.job))
+            explicit = reference.explicit(plan)
             weights = reference.weigh(plan, explicit, q, k, options)[0].to(q.dtype)
     return Result(output, weights, lse)
 

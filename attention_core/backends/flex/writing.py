@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attention_core.backends.flex.lanes import Lanes
 from attention_core.backends.flex.tracing import Node, Unmappable, name_of
+from attention_core.precision import HALVES
 from attention_core.transfer import constant
 
 #: Numbers of one pair that are written out.
@@ -206,7 +207,7 @@ class Writer:
             )
         rest = list(node.args[1:])
         # Halves are added up in float32, as torch's operators do
-        half = node.args[0].like.dtype in (torch.bfloat16, torch.float16)
+        half = node.args[0].like.dtype in HALVES
         if half:
             one = Coded([self.line(f"{code}.to(torch.float32)") for code in one.codes], one.shape)
         if name == "linalg_vector_norm":

@@ -11,7 +11,7 @@ from triton import language as tl
 
 from attention_core.backends.edges.triton.scores import (
     changes_of,
-    features_of,
+    edges_of,
     gradients_of,
     heads_of,
     key_with_edge,
@@ -56,17 +56,11 @@ def _sums(
     sums = tl.zeros([BLOCK, sizes.slots, sizes.pad], sizes.dtype)
     sums_of_features = tl.zeros([BLOCK, sizes.slots, sizes.features_pad], sizes.dtype)
     of_weight = tl.zeros([BLOCK, sizes.slots, sizes.pad], sizes.dtype)
-    none = tl.zeros([1, 1, 1], sizes.dtype)
     for begin in range(first, last, BLOCK):
         pair = begin + tl.arange(0, BLOCK)
         live = pair < last
         key_at = tl.load(column + pair, mask=live, other=0)
-        edge = key_at
-        if item is not None:
-            edge = tl.load(item + pair, mask=live, other=0)
-        feature = none
-        if sizes.sums or x.edge_query is not None:
-            feature = features_of(x, edge, live, sizes)
+        edge, feature = edges_of(x, item, pair, live, sizes)
         key = keys_of(x, key_at, live, head, sizes)
         key = key_with_edge(x, key, edge, live, head, sizes)
         value = values_of(x, key_at, live, head, sizes)

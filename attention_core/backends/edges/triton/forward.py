@@ -10,7 +10,7 @@ import triton
 from triton import language as tl
 
 from attention_core.backends.edges.triton.scores import (
-    features_of,
+    edges_of,
     heads_of,
     kept_by_dropout,
     key_with_edge,
@@ -54,17 +54,11 @@ def _softmax(
     total = tl.zeros([BLOCK, sizes.slots], sizes.dtype)
     sums = tl.zeros([BLOCK, sizes.slots, sizes.value_pad], sizes.dtype)
     sums_of_features = tl.zeros([BLOCK, sizes.slots, sizes.features_pad], sizes.dtype)
-    feature = tl.zeros([1, 1, 1], sizes.dtype)
     for begin in range(first, last, BLOCK):
         pair = begin + tl.arange(0, BLOCK)
         live = pair < last
         key_at = tl.load(column + pair, mask=live, other=0)
-        edge = key_at
-        if item is not None:
-            edge = tl.load(item + pair, mask=live, other=0)
-        known = feature
-        if sizes.sums or x.edge_query is not None:
-            known = features_of(x, edge, live, sizes)
+        edge, known = edges_of(x, item, pair, live, sizes)
         key = keys_of(x, key_at, live, head, sizes)
         key = key_with_edge(x, key, edge, live, head, sizes)
         s, _, _ = scores_of(

@@ -11,6 +11,7 @@ from triton import language as tl
 
 from attention_core.backends.edges.triton.scores import (
     changes_of,
+    edges_of,
     features_of,
     gradients_of,
     heads_of,
@@ -105,18 +106,12 @@ def _sums(
     weight = weights_of(x, head, sizes)
     of_key = tl.zeros([BLOCK, sizes.slots, sizes.pad], sizes.dtype)
     of_value = tl.zeros([BLOCK, sizes.slots, sizes.value_pad], sizes.dtype)
-    none = tl.zeros([1, 1, 1], sizes.dtype)
     for begin in range(first, last, BLOCK):
         at = begin + tl.arange(0, BLOCK)
         live = at < last
         pair = tl.load(key_pair + at, mask=live, other=0)
         row = tl.load(key_row + at, mask=live, other=0)
-        edge = pair
-        if item is not None:
-            edge = tl.load(item + pair, mask=live, other=0)
-        feature = none
-        if sizes.sums or x.edge_query is not None:
-            feature = features_of(x, edge, live, sizes)
+        edge, feature = edges_of(x, item, pair, live, sizes)
         query, of_features = queries_of(x, row, live, head, sizes)
         gradient, of_sum, norm, mean = gradients_of(x, known, row, live, head, sizes)
         key = key_with_edge(x, key_alone, edge, live, head, sizes)

@@ -143,6 +143,18 @@ def features_of(x, item, live, sizes: tl.constexpr):
 
 
 @triton.jit
+def edges_of(x, item, pair, live, sizes: tl.constexpr):
+    """Load the edges (B,) of pairs, and their features (B, 1, F) where scores or sums have some."""
+    edge = pair
+    if item is not None:
+        edge = tl.load(item + pair, mask=live, other=0)
+    feature = tl.zeros([1, 1, 1], sizes.dtype)
+    if sizes.sums or x.edge_query is not None:
+        feature = features_of(x, edge, live, sizes)
+    return edge, feature
+
+
+@triton.jit
 def queries_of(x, row, live, head, sizes: tl.constexpr):
     """Load queries, and those of features: (B, S, D) and (B, S, F)."""
     query = tl.zeros([1, 1, 1], sizes.dtype)
