@@ -36,8 +36,8 @@ class computed(cached_property[T]):
     """An attribute that is computed, as by `lasting`, when it is first asked for, and kept.
 
     It is a `cached_property` without the lock that this has before Python 3.12, which breaks a
-    program that is compiled in two. Such a program keeps nothing: it would keep what the next run
-    overwrites, where it is replayed as a CUDA graph.
+    program that is compiled in two. Such a program keeps nothing, nor does what is captured as a
+    CUDA graph: it would keep what the next run overwrites.
     """
 
     if not TYPE_CHECKING:
@@ -49,7 +49,7 @@ class computed(cached_property[T]):
         def __get__(self, instance: Any, owner: type | None = None) -> Any:
             if instance is None:
                 return self
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or capturing():
                 return self.func(instance)
             value = self._lasting(instance)
             instance.__dict__[self.attrname] = value
@@ -58,13 +58,20 @@ class computed(cached_property[T]):
 
 def can_last() -> bool:
     """Return whether what is computed now may serve any later call: not in a program that is
-    compiled, traced or transformed, nor where a mode of torch takes part in each operation."""
+    compiled, traced, captured or transformed, nor where a mode of torch takes part in each
+    operation."""
     return not (
         torch.compiler.is_compiling()
+        or capturing()
         or torch.jit.is_tracing()
         or transformed()
         or torch._C._len_torch_dispatch_stack()
     )
+
+
+def capturing() -> bool:
+    """Return whether a CUDA graph records what runs now, which it will repeat with no host."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def computed_names(value: object) -> list[str]:

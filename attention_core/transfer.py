@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attention_core.lasting import can_last, lasting, version
+from attention_core.lasting import can_last, capturing, lasting, version
 
 T = TypeVar("T")
 
@@ -62,6 +62,10 @@ def moved(tree: T, device: torch.device | str) -> T:
     What is shared stays shared, and what holds no tensor is not copied. To a GPU all tensors go in
     one copy from pinned memory, for which the host does not wait, and share that memory there; from
     a device to the host in one, too, for which it waits once.
+
+    Raises:
+        RuntimeError: while a CUDA graph is captured, which would repeat the copy of memory that is
+            another's by then.
     """
     device = indexed(device)
     if isinstance(tree, Tensor) and (tree.device == device or torch.compiler.is_compiling()):
@@ -69,6 +73,11 @@ def moved(tree: T, device: torch.device | str) -> T:
     away = {id(x): x for x in tensors_in(tree) if x.device != device}
     if not away:
         return tree
+    if capturing():
+        raise RuntimeError(
+            "what plans and spaces are made of cannot be copied while a CUDA graph is captured: "
+            "make them before, and hand the plan over (plan=)"
+        )
     arrived: T = _replaced(tree, _copied(away, device), {})
     return arrived
 
@@ -237,7 +246,7 @@ def constant(
     host = torch.tensor(values, dtype=dtype)
     if device.type == "cpu":
         return host
-    if not can_last():
+    if not (can_last() or capturing()):  # a graph is captured after a call that made it
         return host.to(device)
     return _constant(values, device, host.dtype)  # 1, 1.0 and True are one key, dtypes are not
 

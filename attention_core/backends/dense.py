@@ -9,6 +9,8 @@ computed in float32: rounded to 8 bits, ALiBi at distance 300 would be off by on
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -237,7 +239,7 @@ def _computed(
 ) -> Tensor:
     """The output (B, H, Lq, Dv) of SDPA."""
     mask, empty, causal = prepared.allowed, prepared.empty, prepared.causal
-    wrong: Tensor | None = None
+    wrong, far = None, False
     given, exact = q.dtype, torch.promote_types(q.dtype, torch.float32)
     if options.bias is not None or options.sink is not None:
         if q.device.type != "cpu":  # where kernels want mask and scores of one type
@@ -246,14 +248,14 @@ def _computed(
             # SDPA takes is_causal or a tensor, and a bias or sink needs the tensor
             causal, mask = False, _triangle(plan, prepared)
     if options.bias is not None:
-        mask, empty, wrong = _with_bias(plan, prepared, options.bias, mask, exact)
+        mask, empty, wrong, far = _with_bias(plan, prepared, options.bias, mask, exact)
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, mask: Tensor | None, causal: bool
     ) -> Tensor:
         if sink is not None:
             mask, k, v = with_sink(mask, q, k, v, sink)
-        return attended(q, k, v, mask, causal, options.dropout_p, options.scale)
+        return attended(q, k, v, mask, causal, options.dropout_p, options.scale, unfused=far)
 
     def of_sample(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
         mask, causal = _own_mask(prepared, q, options)
@@ -291,12 +293,33 @@ def _triangle(plan: Plan, prepared: Prepared) -> Tensor | None:
     return plan.memo("causal mask", lambda: plan.job.allowed(prepared.pairs))
 
 
+class _Biased(NamedTuple):
+    """What a bias makes of a mask.
+
+    Attributes:
+        mask: what SDPA adds to scores (b, H, Lq, Lk).
+        empty: the rows that it leaves empty.
+        wrong: those where it has NaN or +inf, which some kernels take for empty; None: none has.
+        far: whether it lies so far from 0 in a row that a fused kernel's backward pass, which
+            knows a row's log-sum-exp alone, loses the sum of exponentials in it.
+    """
+
+    mask: Tensor | None
+    empty: Tensor | None
+    wrong: Tensor | None
+    far: bool
+
+
+#: From here on float32 rounds a log-sum-exp so that weights are off by 1e-4.
+_FAR = 1024.0
+
+
 def _with_bias(
     plan: Plan, prepared: Prepared, bias: Bias, mask: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> _Biased:
     scores = plan.bias(bias, prepared.pairs)
     if scores is None:
-        return mask, prepared.empty, None
+        return _Biased(mask, prepared.empty, None, far=False)
     key = ("attn_mask", bias, dtype)  # SDPA on a CPU adds float32 to the scores of halves
     return plan.memo(key, lambda: _biased(plan, prepared, scores, mask, dtype))
 
@@ -311,9 +334,7 @@ def _own_mask(prepared: Prepared, q: Tensor, options: Options) -> tuple[Tensor |
 
 def _biased(
     plan: Plan, prepared: Prepared, scores: Tensor, allowed: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The additive mask of SDPA (b, H, Lq, Lk), the rows that it leaves empty, and those where it
-    has NaN or +inf, which some kernels take for empty; None where there are none of these."""
+) -> _Biased:
     length = plan.job.spaces[1].length
     scores = scores.expand(torch.broadcast_shapes(scores.shape, (1, 1, 1, length)))
     if allowed is not None:
@@ -322,8 +343,10 @@ def _biased(
     top = scores.detach().amax(-1, keepdim=True) if length else scores.new_full((), -torch.inf)
     empty, wrong = top == -torch.inf, ~(top < torch.inf)
     scores = scores.masked_fill(empty, 0).to(dtype)
-    return (
+    looks = can_look(top)
+    return _Biased(
         scores,
         empty if prepared.empty is None else empty | prepared.empty,
-        wrong if can_look(wrong) and bool(wrong.any()) else None,
+        wrong if looks and bool(wrong.any()) else None,
+        far=looks and bool((top.abs() > _FAR)[~empty].any()),
     )

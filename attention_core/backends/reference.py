@@ -159,9 +159,10 @@ def softmax(scores: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     total = exp.sum(-1, keepdim=True)
     empty = total == 0
     total = total.masked_fill(empty, 1)
-    norm = total.log() + top
-    lse = norm.masked_fill(empty, -torch.inf).squeeze(-1)
+    lse = (total.log() + top).masked_fill(empty, -torch.inf).squeeze(-1)
     if sink is not None:
-        # Beside it, not in `top`: next to a large sink the scores would all be 0
-        return exp * ((norm - sink.to(scores.dtype)[:, None, None]).sigmoid() / total), lse
+        # Beside it, not in `top`: next to a large sink the scores would all be 0. And the sum apart
+        # from `top`, beside which it may be lost
+        above = total.log() + (top - sink.to(scores.dtype)[:, None, None])
+        return exp * (above.sigmoid() / total), lse
     return exp / total, lse

@@ -21,22 +21,26 @@ def attended(
     causal: bool,
     dropout_p: float,
     scale: float,
+    *,
+    unfused: bool = False,
 ) -> Tensor:
     """Compute attention of q, k, v (B, H, L, D) by a fused kernel where there is one.
 
     Args:
         mask: bool, or what is added to scores, broadcastable to (B, H, Lq, Lk).
         causal: whether the kernel has a mask of its own.
+        unfused: not by a fused kernel.
     """
     if torch.is_autocast_enabled(q.device.type):  # which would round the bias
         with torch.autocast(q.device.type, enabled=False):
-            return attended(q, k, v, mask, causal, dropout_p, scale)
+            return attended(q, k, v, mask, causal, dropout_p, scale, unfused=unfused)
     grouped = q.shape[1] != k.shape[1]
     if grouped and not _serves_groups(q, v, mask):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False
     # Fused kernels have first derivatives alone, and no tangents
-    with sdpa_kernel(SDPBackend.MATH) if derivatives.transformed() else nullcontext():
+    unfused = unfused or derivatives.transformed()
+    with sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext():
         output: Tensor = scaled_dot_product_attention(
             q,
             k,
@@ -74,7 +78,9 @@ def with_sink(
     elif mask.dtype == torch.bool:
         mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
     shape = torch.broadcast_shapes(mask.shape, (1, q.shape[1], q.shape[2], k.shape[2]))
-    column = sink.to(mask.dtype)[:, None, None].expand(*shape[:-1], 1)
+    # An infinite one takes all weight; the kernel would find NaN
+    sink = sink.to(mask.dtype).masked_fill(sink == torch.inf, torch.finfo(mask.dtype).max)
+    column = sink[:, None, None].expand(*shape[:-1], 1)
     mask = torch.cat([mask.expand(shape), column], dim=-1)
     nothing = k.new_zeros(*k.shape[:2], 1, k.shape[-1]), v.new_zeros(*v.shape[:2], 1, v.shape[-1])
     return mask, torch.cat([k, nothing[0]], dim=-2), torch.cat([v, nothing[1]], dim=-2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu
 
 from attention_core.backends.edges.pairs import Pairs
-from attention_core.backends.edges.plain import Inputs
+from attention_core.backends.edges.plain import Inputs, beside_sink
 
 
 def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -25,16 +25,16 @@ def forward(x: Inputs, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor | None]:
         s = s.masked_fill(~x.allowed, -torch.inf)
     top = s.new_full((x.heads, pairs.rows), -torch.inf)
     top = top.scatter_reduce(1, row.expand_as(s), s.detach(), "amax")
-    if x.sink is not None:
-        top = torch.maximum(top, x.sink.detach()[:, None])
     top = top.clamp(min=torch.finfo(s.dtype).min)
     exp = torch.exp(s - top.index_select(1, row))
     total = torch.zeros_like(top).index_add(1, row, exp)
     empty = total == 0
-    lse = (total.masked_fill(empty, 1).log() + top).masked_fill(empty, -torch.inf)
+    total = total.masked_fill(empty, 1)
+    lse = (total.log() + top).masked_fill(empty, -torch.inf)
+    share = 1 / total
     if x.sink is not None:
-        total = total + torch.exp(x.sink[:, None] - top)
-    weights = exp / total.masked_fill(total == 0, 1).index_select(1, row)
+        share = share * beside_sink(x.sink, top, total)
+    weights = exp * share.index_select(1, row)
     if x.keep is not None:
         weights = weights * x.keep * x.grow
     values = _keys(x.v, x.edge_value, pairs, x.heads)

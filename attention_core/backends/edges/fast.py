@@ -58,15 +58,15 @@ def forward(x: Inputs, pairs: Pairs) -> Outputs:
     given = _Given(x, pairs)
     rows, v = pairs.rows, x.v
     out = v.new_empty(rows, x.heads, v.shape[-1])
-    lse, norm = v.new_empty(x.heads, rows), v.new_empty(x.heads, rows)
+    lse, top, total = (v.new_empty(x.heads, rows) for _ in range(3))
     edge_sum = None
     if x.edge_sums and x.edge_attr is not None:
         edge_sum = v.new_empty(rows, x.heads, x.edge_attr.shape[1])
     given.run(
         given.bounds, given.module.forward, *given.arguments, _flat(x.sink, v),
-        *given.numbers, _flat(out, v), _flat(lse, v), _flat(norm, v), _flat(edge_sum, v),
+        *given.numbers, *(_flat(x, v) for x in (out, lse, top, total, edge_sum)),
     )  # fmt: skip
-    return Outputs(out, lse, norm, edge_sum)
+    return Outputs(out, lse, top, total, edge_sum)
 
 
 def backward(
@@ -81,9 +81,9 @@ def backward(
     """Compute what `plain.backward` does."""
     assert pairs.key_start is not None and pairs.key_row is not None and pairs.pair is not None
     given, v, heads = _Given(x, pairs), x.v, x.heads
-    mean = sink = None
+    share, mean, sink = 1 / found.total, None, None
     if x.sink is not None or of_lse is not None:
-        mean, sink = per_query(x, found, of_out, of_lse, of_edge_sum)
+        share, mean, sink = per_query(x, found, of_out, of_lse, of_edge_sum)
     sums = None
     if found.edge_sum is not None:
         sums = torch.zeros_like(found.edge_sum) if of_edge_sum is None else of_edge_sum
@@ -106,8 +106,9 @@ def backward(
     by_feature = v.new_zeros(len(bounds) - 1, features, width if x.edge_weight is not None else 0)
     given.run(
         bounds, given.module.backward_queries, *given.arguments, *given.numbers,
-        _flat(found.out, v), _flat(found.norm, v), _flat(found.edge_sum, v), _flat(mean, v),
-        _flat(of_out, v), _flat(sums, v), _flat(weighted, v), _flat(of_pairs, v), signs.numpy(),
+        _flat(found.out, v), _flat(found.top, v), _flat(share, v), _flat(found.edge_sum, v),
+        _flat(mean, v), _flat(of_out, v), _flat(sums, v), _flat(weighted, v), _flat(of_pairs, v),
+        signs.numpy(),
         _flat(of_q, v), _flat(of_query, v), *_strided(bias, v), _flat(of_features, v),
         _flat(by_piece, v), _flat(by_feature, v),
     )  # fmt: skip
@@ -123,13 +124,13 @@ def backward(
     if v2 and x.weight is not None:
         weight = (by_piece.sum(0) + by_key_piece.sum(0)).view_as(x.weight)
         if x.edge_weight is not None:
-            share = heads // len(x.edge_weight)
+            by_key_head = len(x.edge_weight), -1
             # (F, H · D) as (H, D, F)
             sums_of_features = by_feature.sum(0).T.reshape(heads, dim, features)
-            by_head = x.edge_weight.repeat_interleave(share, 0)
+            by_head = x.edge_weight.repeat_interleave(heads // len(x.edge_weight), 0)
             weight += (sums_of_features * by_head).sum(-1)
             sums_of_features *= x.weight[..., None]
-            edge_weight = sums_of_features.unflatten(0, (-1, share)).sum(1)
+            edge_weight = sums_of_features.unflatten(0, by_key_head).sum(1)
     if x.edge_key is not None:
         edge_key = torch.zeros_like(x.edge_key)
         add_rows(edge_key, pairs.item, of_pairs[:, 1])

@@ -158,9 +158,9 @@ def forward(
     slope,
     features, edge_query, edge_weight, edge_number, bias, bias_head, bias_pair, allowed,
     allowed_head, allowed_pair, keep, keep_head, keep_pair, sink, scale, softcap, grow,
-    key_share, value_share, out, lse, norm, edge_sum,
+    key_share, value_share, out, lse, highest, totals, edge_sum,
 ):  # fmt: skip
-    """Write output (Lq, H, Dv), log-sum-exps (H, Lq) and `edge_sum` (Lq, H, F) of some queries."""
+    """Write `Outputs` of some queries; `highest` is its `top`."""
     rows = start.shape[0] - 1
     room = 256
     scores = np.empty(room * HEADS, v.dtype)
@@ -181,8 +181,6 @@ def forward(
         if DOT_TERM:
             u = load(edge_query, (i * heads + head) * FEATURES, S)
         top = full(LOWEST, HEADS)
-        if sink.shape[0] > 0:
-            top = vmax(top, load(sink, head, HEADS))
         for t in range(count):
             pair = begin + t
             c = np.int64(column[pair])
@@ -220,17 +218,16 @@ def forward(
             if SUMS:
                 at = np.int64(item[pair]) * FEATURES
                 of_features = of_features + repeat(p, 1, FEATURES) * _features(features, at)
-        every = total
-        if sink.shape[0] > 0:
-            every = total + vexp(load(sink, head, HEADS) - top)
-        factor = full(ONE, HEADS)
         for h in range(HEADS):
             at = (head + h) * rows + i
-            alone, both = get(total, h), get(every, h)
-            # An empty row: its log-sum-exp is -inf, and what its norm is no pair will ask
-            norm[at] = ZERO if both == 0 else math.log(both) + get(top, h)
-            lse[at] = math.log(alone) + get(top, h) if alone != both or both == 0 else norm[at]
-            scores[h] = ONE if both == 0 else grow / both
+            alone, most = get(total, h), get(top, h)
+            lse[at] = math.log(alone) + most  # of an empty row -inf
+            if alone == 0:
+                alone = ONE
+            highest[at], totals[at] = most, alone
+            if sink.shape[0] > 0:
+                alone = alone + math.exp(sink[head + h] - most)
+            scores[h] = grow / alone
         factor = load(scores, 0, HEADS)
         store(out, i * heads * VALUE_DIM + block * V, sums * repeat(factor, 1, VALUE_DIM))
         if SUMS:
@@ -244,14 +241,16 @@ def backward_queries(
     slope,
     features, edge_query, edge_weight, edge_number, bias, bias_head, bias_pair, allowed,
     allowed_head, allowed_pair, keep, keep_head, keep_pair, scale, softcap, grow, key_share,
-    value_share, out, norm, edge_sum, mean, of_out, of_edge_sum, weighted, pairs, signs, of_q,
+    value_share, out, highest, share, edge_sum, mean, of_out, of_edge_sum, weighted, pairs, signs,
+    of_q,
     of_edge_query, of_bias, of_bias_head, of_bias_pair, of_features, of_weight, of_edge_weight,
 ):  # fmt: skip
     """Write the gradients of some queries, and what the pass over keys asks of their pairs.
 
     Args:
-        mean: (H, Lq) what a query's scores share in their gradients; of no numbers where that is
-            the product of `out` and its gradient.
+        highest: (H, Lq), `top` of `Outputs`.
+        share, mean: (H, Lq), of `per_query`; `mean` of no numbers where it is `share` times the
+            product of `out` and its gradient.
         weighted: (H · D, F) `edge_weight` times `weight`, where `of_features` is asked for.
         pairs: (E, 2, H), for each pair its weight, as its value has it, and its score's gradient.
         signs: (E, H · D) bits, where a LeakyReLU is on its positive side.
@@ -283,13 +282,15 @@ def backward_queries(
         gradient = load(of_out, at_out, V)
         if SUMS:
             of_sums = load(of_edge_sum, at_sums, S)
+        factor = broadcast(share, head * rows + i, rows, HEADS, 1)
         if mean.shape[0] > 0:
             shared = broadcast(mean, head * rows + i, rows, HEADS, 1)
         else:
             shared = fold(load(out, at_out, V) * gradient, 1, VALUE_DIM)
             if SUMS:
                 shared = shared + fold(load(edge_sum, at_sums, S) * of_sums, 1, FEATURES)
-        logarithm = broadcast(norm, head * rows + i, rows, HEADS, 1)
+            shared = shared * factor
+        top = broadcast(highest, head * rows + i, rows, HEADS, 1)
         total = full(ZERO, Q)
         for t in range(count):
             pair = begin + t
@@ -312,15 +313,15 @@ def backward_queries(
             s = _masked(
                 s, block, pair, bias, bias_head, bias_pair, allowed, allowed_head, allowed_pair
             )
-            p = vexp(s - logarithm)
+            p = vexp(s - top)
             of_p = fold(gradient * _value(v, c * v_step + v_head), 1, VALUE_DIM)
             if SUMS:
                 known = _features(features, np.int64(item[pair]) * FEATURES)
                 of_p = of_p + fold(of_sums * known, 1, FEATURES)
-            kept = p
+            of_p, kept = of_p * factor, p * factor
             if DROPS:
                 at = head * keep_head + pair * keep_pair
-                kept = where_bytes(keep, at, keep_head, p * grow, zero)
+                kept = where_bytes(keep, at, keep_head, kept * grow, zero)
                 of_p = where_bytes(keep, at, keep_head, of_p * grow, zero)
             of_s = p * (of_p - shared)
             if BIASED and of_bias.shape[0] > 0:

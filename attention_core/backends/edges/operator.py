@@ -1,9 +1,10 @@
 """Attention over a list of pairs as one differentiable operator; `edge_attention` is its face.
 
 Forward and backward are operators of `torch.library`, so that `torch.compile` sees each as one
-node of its graph. What is kept between them is q, k, v, the output, two log-sum-exps and what was
-given per pair (bias, dropout's bool); no scores and no features of pairs. Second derivatives are
-those of the same attention in torch's own operations, `composite`.
+node of its graph. What is kept between them is q, k, v, the output, three numbers of a query and
+head (log-sum-exp, the largest score, the sum of their exp) and what was given per pair (bias,
+dropout's bool); no scores and no features of pairs. Second derivatives are those of the same
+attention in torch's own operations, `composite`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def edge_attention(
     learned = (v, bias, sink, parts.edge_value, parts.attr, *tensors)
     refuse_transforms("edges", (x for x in learned if x is not None))
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learned)
-    out, lse, _, edge_sum = _forward(
+    out, lse, _, _, edge_sum = _forward(
         lists,
         list(csr.transpose) if grad else [],
         csr.columns,
@@ -153,18 +154,19 @@ def _unpack(args: tuple[Any, ...]) -> tuple[Pairs, Inputs]:
 @torch.library.custom_op(
     "attention_core::edges",
     mutates_args=(),
-    schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(*args: Any) -> tuple[Tensor, ...]:
     pairs, x = _unpack(args)
     way, given = taken(x, pairs)
     with torch.autocast(x.v.device.type, enabled=False):
-        out, lse, norm, edge_sum = way.forward(given, pairs)
-    return out.to(x.v.dtype), lse, norm, lse.new_empty(0) if edge_sum is None else edge_sum
+        out, lse, top, total, edge_sum = way.forward(given, pairs)
+    edge_sum = lse.new_empty(0) if edge_sum is None else edge_sum
+    return out.to(x.v.dtype), lse, top, total, edge_sum
 
 
 @_forward.register_fake
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, ...]:
     pairs, x = _unpack(args)
     exact = torch.promote_types(x.v.dtype, torch.float32)
     lse = x.v.new_empty(x.heads, pairs.rows, dtype=exact)
@@ -172,23 +174,23 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if x.edge_sums and x.edge_attr is not None:
         edge_sum = lse.new_empty(pairs.rows, x.heads, x.edge_attr.shape[1])
     out = x.v.new_empty(pairs.rows, x.heads, x.v.shape[-1])
-    return out, lse, torch.empty_like(lse), edge_sum
+    return out, lse, torch.empty_like(lse), torch.empty_like(lse), edge_sum
 
 
 @torch.library.custom_op(
     "attention_core::edges_backward",
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor out, Tensor lse, Tensor norm, Tensor edge_sum, Tensor of_out, "
-    "Tensor? of_lse, Tensor? of_edge_sum, bool of_bias) -> Tensor[]",
+    schema=f"({_INPUTS}, Tensor out, Tensor lse, Tensor top, Tensor total, Tensor edge_sum, "
+    "Tensor of_out, Tensor? of_lse, Tensor? of_edge_sum, bool of_bias) -> Tensor[]",
 )
 def _backward(*args: Any) -> list[Tensor]:
-    *inputs, out, lse, norm, edge_sum, of_out, of_lse, of_edge_sum, of_bias = args
+    *inputs, out, lse, top, total, edge_sum, of_out, of_lse, of_edge_sum, of_bias = args
     pairs, x = _unpack(tuple(inputs))
     if not len(pairs.row):
         return [
             torch.zeros_like(tensor) for tensor in _with_gradient(x, of_bias) if tensor is not None
         ]
-    found = Outputs(out, lse, norm, edge_sum if x.edge_sums else None)
+    found = Outputs(out, lse, top, total, edge_sum if x.edge_sums else None)
     way, given = taken(x, pairs)
     if given.v.dtype != x.v.dtype:
         found, of_out = found._replace(out=out.to(lse.dtype)), of_out.to(lse.dtype)
@@ -209,7 +211,7 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
 
 @_backward.register_fake
 def _(*args: Any) -> list[Tensor]:
-    x = _unpack(args[:-8])[1]
+    x = _unpack(args[:-9])[1]
     return [
         torch.empty_like(tensor) for tensor in _with_gradient(x, args[-1]) if tensor is not None
     ]
@@ -234,21 +236,22 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(
-    ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, _: None, of_edge_sum: Tensor | None
+    ctx: Any, of_out: Tensor | None, of_lse: Tensor | None, *others: Tensor | None
 ) -> Any:
+    of_edge_sum = others[-1]
     saved = iter(ctx.saved_tensors)
     pairs, by_key = ([next(saved) for _ in range(n)] for n in (4, ctx.by_key))
     rest = [next(saved) if known is None else known[0] for known in ctx.plain]
-    out, *others = saved
+    out, *found = saved
     refuse_batched("edges", of_out, of_lse, of_edge_sum)
     of_out = torch.zeros_like(out) if of_out is None else of_out
     of_bias = ctx.needs_input_grad[3 + Inputs._fields.index("bias")]
     x = Inputs(*rest[1:])
-    found = iter(
-        _backward(pairs, by_key, *rest, out, *others, of_out, of_lse, of_edge_sum, of_bias)
+    of_inputs = iter(
+        _backward(pairs, by_key, *rest, out, *found, of_out, of_lse, of_edge_sum, of_bias)
     )
     gradients = {
-        name: next(found)
+        name: next(of_inputs)
         for name, tensor in _with_gradient(x, of_bias)._asdict().items()
         if tensor is not None
     }
@@ -277,7 +280,7 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> Any:
     *rest, of_out, of_lse, of_edge_sum, of_bias = (
         next(saved) if known is None else known[0] for known in ctx.plain
     )
-    pairs, x = _unpack((lists, by_key, *rest[:-4]))  # outputs are computed anew
+    pairs, x = _unpack((lists, by_key, *rest[:-5]))  # outputs are computed anew
     variables = {
         name: tensor
         for name, tensor in _with_gradient(x, of_bias)._asdict().items()
@@ -301,7 +304,7 @@ def _differentiate_twice(ctx: Any, of_gradients: list[Tensor | None]) -> Any:
         [None] * len(by_key),
         None,
         *(gradients.get(name) for name in Inputs._fields),
-        *[None] * 4,
+        *[None] * 5,
         *(by_output.get(at) for at in range(3)),
         None,
     )

@@ -104,15 +104,18 @@ class Outputs(NamedTuple):
 
     Attributes:
         out: (Lq, H, Dv).
-        lse: (H, Lq) log-sum-exp of the scores.
-        norm: (H, Lq) that of scores and sink together.
+        lse: (H, Lq) log-sum-exp of the scores, sink aside.
+        top, total: (H, Lq) the largest score, and the sum of exp(score - top); 1 where there is
+            none. Apart, as their log-sum-exp loses the sum where scores are large: a bias of -1e9
+            leaves multiples of 64 in float32.
         edge_sum: (Lq, H, F) sums of `edge_attr` by the weights, after dropout; None where
             `edge_sums` does not ask for them.
     """
 
     out: Tensor
     lse: Tensor
-    norm: Tensor
+    top: Tensor
+    total: Tensor
     edge_sum: Tensor | None
 
 
@@ -126,11 +129,9 @@ def forward(x: Inputs, pairs: Pairs) -> Outputs:
             for rows in (x.v, attr)
         )
         assert out is not None
-        return Outputs(out, lse, torch.zeros_like(lse), edge_sum)
+        return Outputs(out, lse, torch.zeros_like(lse), torch.ones_like(lse), edge_sum)
     s, _ = _adjusted(x, scores_of(x, pairs))
     top = pairs.top(s)
-    if x.sink is not None:
-        top = torch.maximum(top, x.sink[:, None])
     # A row of -inf alone: exp(-inf - finite) is 0, where exp(-inf + inf) would be NaN
     top.clamp_(min=torch.finfo(s.dtype).min)
     s -= pairs.of_rows(top)
@@ -140,15 +141,19 @@ def forward(x: Inputs, pairs: Pairs) -> Outputs:
     out = pairs.sums(s, x.v.contiguous(), x.edge_value)
     edge_sum = None if attr is None else features.sums(pairs, s, attr)
     lse = total.log() + top
+    total.masked_fill_(total == 0, 1)
+    share = x.grow / total
     if x.sink is not None:
-        total += torch.exp(x.sink[:, None] - top)
-    empty = total == 0  # its log-sum-exp is -inf, and what its norm is no pair will ask
-    total.masked_fill_(empty, 1)
-    norm = (total.log() + top).masked_fill_(empty, 0)
+        share *= beside_sink(x.sink, top, total)
     for sums in (out, edge_sum):
         if sums is not None:
-            sums *= (x.grow / total).T[..., None]
-    return Outputs(out, lse, norm, edge_sum)
+            sums *= share.T[..., None]
+    return Outputs(out, lse, top, total, edge_sum)
+
+
+def beside_sink(sink: Tensor, top: Tensor, total: Tensor) -> Tensor:
+    """Compute what a sink (H,) leaves of the weights of each query, (H, Lq)."""
+    return torch.sigmoid(total.log() + (top - sink[:, None]))
 
 
 class Gradients(NamedTuple):
@@ -169,21 +174,26 @@ class Gradients(NamedTuple):
 
 def per_query(
     x: Inputs, found: Outputs, of_out: Tensor, of_lse: Tensor | None, of_edge_sum: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Compute what a query's scores share in their gradients, (H, Lq), and the sink's gradient.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute what the gradients of a query's pairs share, (H, Lq) each, and the sink's gradient.
 
-    A softmax passes on what exceeds the mean, which is the product of output and its gradient.
+    A softmax passes on what exceeds the mean, which is the product of output and its gradient. So
+    the gradient of a score is exp(score - top) · (share · of_weight - mean).
+
+    Returns: share, mean, and the gradient of the sink (H,).
     """
     means = torch.linalg.vecdot(of_out, found.out).T.contiguous()
     if of_edge_sum is not None and found.edge_sum is not None:
         means += torch.linalg.vecdot(of_edge_sum, found.edge_sum).T
-    sink = None
+    share, sink = 1 / found.total, None
     if x.sink is not None:
-        sink = -(torch.exp(x.sink[:, None] - found.norm) * means).sum(-1)
-    if of_lse is not None:
-        # The log-sum-exp leaves the sink aside: its softmax is larger than the weights
-        means -= of_lse * torch.exp(found.norm - found.lse).nan_to_num_(0, 0, 0)
-    return means, sink
+        left = beside_sink(x.sink, found.top, found.total)
+        sink = ((left - 1) * means).sum(-1)
+        share *= left
+        means *= left
+    if of_lse is not None:  # it leaves the sink aside
+        means -= of_lse
+    return share, means.div_(found.total), sink
 
 
 def backward(
@@ -200,10 +210,13 @@ def backward(
     The bias has one where `of_bias` says so.
     """
     scores, v = scores_of(x, pairs), x.v.contiguous()
-    means, sink = per_query(x, found, of_out, of_lse, of_edge_sum)
-    of_out = of_out.transpose(0, 1).contiguous()
+    share, means, sink = per_query(x, found, of_out, of_lse, of_edge_sum)
+    # By query, where it costs less than a factor on all pairs
+    of_out = (of_out.transpose(0, 1) * share[..., None]).contiguous()
+    if of_edge_sum is not None:
+        of_edge_sum = of_edge_sum * share.T[..., None]
     weights, slope = _adjusted(x, scores)
-    weights -= pairs.of_rows(found.norm)
+    weights -= pairs.of_rows(found.top)
     weights.exp_()
     gradient = pairs.products(of_out, v, x.edge_value)
     if of_edge_sum is not None and x.edge_attr is not None:

@@ -51,7 +51,7 @@ def _sums(
     """What `OfQueries` has, in BLOCK lanes; the gradient of the bias is stored."""
     one = tl.zeros([1], tl.int64) + row
     query, of_features = queries_of(x, one, one >= 0, head, sizes)
-    gradient, of_sum, norm, mean = gradients_of(x, known, one, one >= 0, head, sizes)
+    of_query = gradients_of(x, known, one, one >= 0, head, sizes)
     weight = weights_of(x, head, sizes)
     sums = tl.zeros([BLOCK, sizes.slots, sizes.pad], sizes.dtype)
     sums_of_features = tl.zeros([BLOCK, sizes.slots, sizes.features_pad], sizes.dtype)
@@ -68,7 +68,7 @@ def _sums(
         s, slope, inside = scores_of(
             x, query, key, of_features, feature, weight, pair, live, head, strides, BLOCK, sizes
         )
-        of_s, _ = changes_of(x, s, gradient, value, of_sum, feature, norm, mean, pair, head, sizes)
+        of_s, _ = changes_of(x, s, value, feature, of_query, pair, head, sizes)
         if of_bias is not None:
             at = head.to(tl.int64)[None, :] * strides[4] + pair[:, None] * strides[5]
             there = live[:, None] & (head >= 0)[None, :]

@@ -126,10 +126,10 @@ def forward_hubs(
 )  # fmt: skip
 def forward_rows(
     x, start, row_of, column, item, bias_head, bias_pair, allowed_head, allowed_pair, parts, sink,
-    out, lse, norm, edge_sum, count, pairs, degree,
+    out, lse, highest, totals, edge_sum, count, pairs, degree,
     sizes: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write output (Lq, H, Dv), log-sum-exps (H, Lq) and sums of features (Lq, H, F) of a query."""
+    """Write `Outputs` of a query; `highest` is its `top`."""
     row, head = tl.program_id(0).to(tl.int64), heads_of(tl.program_id(1), sizes)
     V: tl.constexpr = sizes.value_dim
     F: tl.constexpr = sizes.features
@@ -162,24 +162,15 @@ def forward_rows(
                 )  # fmt: skip
                 of_features = of_features * shrink[:, :, None] + some * grow[:, :, None]
     top, total, sums, of_features = _joined(top, total, sums, of_features, sizes)
-    # An empty row: its log-sum-exp is -inf, and what its norm is no pair will ask
-    found = tl.where(total == 0, float("-inf"), tl.log(tl.where(total == 0, 1.0, total)) + top)
-    tl.store(lse + head * count.to(tl.int64) + row, found, mask=there)
-    share = tl.full([sizes.slots], 1.0, sizes.dtype)
-    if sink is not None:
-        logit = tl.load(sink + head, mask=there, other=0.0).to(sizes.dtype)
-        higher = tl.maximum(top, logit)
-        share = tl.exp(top - higher)
-        total = total * share + tl.exp(logit - higher)
-        top = higher
     empty = total == 0
     total = tl.where(empty, 1.0, total)
-    tl.store(
-        norm + head * count.to(tl.int64) + row,
-        tl.where(empty, 0.0, tl.log(total) + top),
-        mask=there,
-    )
-    factor = share / total
+    at = head * count.to(tl.int64) + row
+    tl.store(lse + at, tl.where(empty, float("-inf"), tl.log(total) + top), mask=there)
+    tl.store(highest + at, top, mask=there)
+    tl.store(totals + at, total, mask=there)
+    if sink is not None:
+        total += tl.exp(tl.load(sink + head, mask=there, other=0.0).to(sizes.dtype) - top)
+    factor = 1 / total
     stored(out, row, head, sums * factor[:, None], V, sizes.value_pad, sizes.heads)
     if sizes.sums:
         stored(

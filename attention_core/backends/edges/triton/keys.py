@@ -113,16 +113,14 @@ def _sums(
         row = tl.load(key_row + at, mask=live, other=0)
         edge, feature = edges_of(x, item, pair, live, sizes)
         query, of_features = queries_of(x, row, live, head, sizes)
-        gradient, of_sum, norm, mean = gradients_of(x, known, row, live, head, sizes)
+        of_query = gradients_of(x, known, row, live, head, sizes)
         key = key_with_edge(x, key_alone, edge, live, head, sizes)
         value = value_with_edge(x, value_alone, edge, live, head, sizes)
         s, slope, inside = scores_of(
             x, query, key, of_features, feature, weight, pair, live, head, strides, BLOCK, sizes
         )
-        of_s, kept = changes_of(
-            x, s, gradient, value, of_sum, feature, norm, mean, pair, head, sizes
-        )
-        of_values = kept[:, :, None] * gradient
+        of_s, kept = changes_of(x, s, value, feature, of_query, pair, head, sizes)
+        of_values = kept[:, :, None] * of_query[0]
         of_value += of_values
         if of_edges.value is not None:
             V: tl.constexpr = sizes.value_dim
@@ -238,7 +236,7 @@ def feature_pairs(
         head = heads_of(block, sizes)
         weight = weights_of(x, head, sizes)
         query, of_features = queries_of(x, row, live, head, sizes)
-        gradient, of_sum, norm, mean = gradients_of(x, known, row, live, head, sizes)
+        of_query = gradients_of(x, known, row, live, head, sizes)
         key = keys_of(x, key_at, live, head, sizes)
         key = key_with_edge(x, key, edge, live, head, sizes)
         value = values_of(x, key_at, live, head, sizes)
@@ -247,12 +245,10 @@ def feature_pairs(
         s, slope, inside = scores_of(
             x, query, key, of_features, feature, weight, pair, live, head, strides, BLOCK, sizes
         )
-        of_s, kept = changes_of(
-            x, s, gradient, value, of_sum, feature, norm, mean, pair, head, sizes
-        )
+        of_s, kept = changes_of(x, s, value, feature, of_query, pair, head, sizes)
         of_s = of_s * slope * number(x.scale, x.scale_rest, sizes)
         if sizes.sums:
-            total += tl.sum(kept[:, :, None] * of_sum, axis=1)[:, None, :]
+            total += tl.sum(kept[:, :, None] * of_query[1], axis=1)[:, None, :]
         if x.edge_query is not None:
             total += tl.sum(of_s[:, :, None] * of_features, axis=1)[:, None, :]
         if of_inside is not None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,20 +47,19 @@ def forward(x: Inputs, pairs: Pairs) -> Outputs:
     work, v = _Work(x, pairs, x.edge_sums), x.v
     rows, heads, features = pairs.rows, x.heads, work.sizes.features
     out = v.new_empty(rows, heads, v.shape[-1])
-    lse, norm = work.room(heads, rows), work.room(heads, rows)
+    lse, top, total = (work.room(heads, rows) for _ in range(3))
     edge_sum = work.room(rows, heads, features) if x.edge_sums else None
     parts = None
     if work.parts:
-        sums = work.room(work.parts, heads, v.shape[-1])
-        of_features = None if edge_sum is None else work.room(work.parts, heads, features)
-        top, total = work.room(work.parts, heads), work.room(work.parts, heads)
-        parts = Parts(top, total, sums, of_features)
+        room = partial(work.room, work.parts, heads)
+        of_features = None if edge_sum is None else room(features)
+        parts = Parts(room(), room(), room(v.shape[-1]), of_features)
         work.over_hubs(forward_hubs, *work.lists, *work.strides, parts)
     sink = None if x.sink is None else x.sink.contiguous()
     work.over_rows(
-        forward_rows, *work.lists, *work.strides, parts, sink, out, lse, norm, edge_sum, rows
+        forward_rows, *work.lists, *work.strides, parts, sink, out, lse, top, total, edge_sum, rows
     )
-    return Outputs(out, lse, norm, edge_sum)
+    return Outputs(out, lse, top, total, edge_sum)
 
 
 def backward(
@@ -73,14 +73,14 @@ def backward(
 ) -> Gradients:
     """Compute what `plain.backward` does, each gradient in the dtype of its input."""
     wide = exact(x.v.dtype)
-    mean, sink = per_query(
+    *per_row, sink = per_query(
         x, found._replace(out=found.out.to(wide)), of_out.to(wide), of_lse, of_edge_sum
     )
     work = _Work(x, pairs, of_edge_sum is not None)
     # By query, so that a pair costs one row of them
     of_sum = None if of_edge_sum is None else of_edge_sum.contiguous()
-    norm, mean = found.norm.T.contiguous(), mean.T.contiguous()
-    known = Known(of_out.contiguous(), of_sum, norm, mean)
+    by_query = (x.T.contiguous() for x in (found.top, *per_row))
+    known = Known(of_out.contiguous(), of_sum, *by_query)
     of_queries, bias = _of_queries(work, known, of_bias)
     of_keys, of_edges = _of_keys(work, known)
     attr, edge_weight = _of_features(work, known)

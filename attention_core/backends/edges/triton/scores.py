@@ -98,12 +98,13 @@ class Known(NamedTuple):
 
     Attributes:
         of_out, of_sum: gradients of the output (Lq, H, Dv), and of sums of features (Lq, H, F).
-        norm, mean: (Lq, H) log-sum-exp, and what the scores of a query share in their gradients.
+        top, share, mean: (Lq, H), as in `plain`.
     """
 
     of_out: Any
     of_sum: Any
-    norm: Any
+    top: Any
+    share: Any
     mean: Any
 
 
@@ -278,18 +279,17 @@ def kept_by_dropout(x, pair, head, sizes: tl.constexpr):
 
 
 @triton.jit
-def changes_of(x, s, gradient, value, of_sum, feature, norm, mean, pair, head, sizes: tl.constexpr):
-    """Compute the gradient of each score (B, S), and the weight that its value has."""
-    weight = tl.exp(s - norm)
+def changes_of(x, s, value, feature, query, pair, head, sizes: tl.constexpr):
+    """Compute the gradient of each score (B, S), and the weight that its value has; `query` is what
+    `gradients_of` loads."""
+    gradient, of_sum, top, share, mean = query
+    exp = tl.exp(s - top)
     of_weight = tl.sum(gradient * value, axis=2)
     if sizes.sums:
         of_weight += tl.sum(of_sum * feature, axis=2)
-    kept = weight
     if x.seed is not None:
-        factor = kept_by_dropout(x, pair, head, sizes)
-        of_weight *= factor
-        kept = weight * factor
-    return weight * (of_weight - mean), kept
+        share *= kept_by_dropout(x, pair, head, sizes)
+    return exp * (share * of_weight - mean), exp * share
 
 
 @triton.jit
@@ -302,16 +302,17 @@ def numbers_of(pointer, row, live, head, sizes: tl.constexpr):
 
 @triton.jit
 def gradients_of(x, known, row, live, head, sizes: tl.constexpr):
-    """Load gradients of outputs (B, S, Dv) and sums (B, S, F), norm and mean (B, S) of queries."""
+    """Load gradients of outputs (B, S, Dv) and sums (B, S, F), and top, share, mean (B, S)."""
     V: tl.constexpr = sizes.value_dim
     gradient = rows(known.of_out, sizes.heads * V, row, live, head, V, sizes.value_pad, sizes)
     of_sum = tl.zeros([1, 1, 1], sizes.dtype)
     if sizes.sums:
         F: tl.constexpr = sizes.features
         of_sum = rows(known.of_sum, sizes.heads * F, row, live, head, F, sizes.features_pad, sizes)
-    norm = numbers_of(known.norm, row, live, head, sizes)
+    top = numbers_of(known.top, row, live, head, sizes)
+    share = numbers_of(known.share, row, live, head, sizes)
     mean = numbers_of(known.mean, row, live, head, sizes)
-    return gradient, of_sum, norm, mean
+    return gradient, of_sum, top, share, mean
 
 
 @triton.jit
