@@ -1,4 +1,4 @@
-"""The package as a whole: which way imports run, what an import costs, what a wheel holds."""
+"""The package as a whole: which way imports run, what one costs, what wheel and pages hold."""
 
 import ast
 import graphlib
@@ -477,3 +477,14 @@ def test_committed_files_name_no_machine_and_no_registry() -> None:
 )
 def test_the_patterns_of_a_machine(text: str, found: bool) -> None:
     assert bool(MACHINE_PATH.search(text) or REGISTRY.search(text)) is found
+
+
+# ---------------------------------------------------------------------------------- pages are whole
+
+
+def test_no_page_holds_what_a_merge_left() -> None:
+    pages = [
+        page for folder in (".", "docs", "benchmarks") for page in (ROOT / folder).glob("*.md")
+    ]
+    left = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert len(pages) > 10 and not [page.name for page in pages if left.search(page.read_text())]

@@ -1,8 +1,12 @@
 """Batches of loaders: what models need to know on the host stays known there."""
 
-import torch
+from typing import Any
 
-from attention_core import Sequence
+import torch
+from lightning.pytorch.utilities import move_data_to_device
+from torch.utils.data import DataLoader
+
+from attention_core import Neighborhood, Sequence, attend
 from attention_core.transfer import on_host, original, remember_original
 from nlp import TextEncoder
 from nlp.data import TextData
@@ -30,6 +34,25 @@ def test_lengths_that_lightning_moves_are_remembered():
         assert torch.equal(out, wanted)
     here = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
     assert here["lengths"] is batch["lengths"]
+
+
+def collate(lengths: list[int]) -> dict[str, Any]:
+    space = Sequence.packed(lengths)
+    return {"space": space, "x": torch.randn(1, 2, len(space), 8)}
+
+
+def test_a_space_made_in_a_worker_keeps_its_original():
+    loader = DataLoader([40, 24], batch_size=2, collate_fn=collate, num_workers=1)  # type: ignore[arg-type]
+    (batch,) = loader
+    wanted = attend(*[batch["x"]] * 3, space=batch["space"], mask=Neighborhood(3))
+    with CountingDevice() as device:
+        x = device.moved(batch["x"])
+        with device.counting() as counts:
+            space = move_data_to_device(batch["space"], CUDA)
+            out = attend(x, x, x, space=space, mask=Neighborhood(3), backend="blocks")
+        assert not counts.waits and counts.copies.total() == 2, counts  # the space, its plan
+        assert space.device == CUDA and space.host is batch["space"]
+        torch.testing.assert_close(out.cpu(), wanted)
 
 
 def test_what_is_written_to_is_remembered_no_longer():
