@@ -128,8 +128,7 @@ def _peak(make: Callable[..., Forward], arguments: tuple[Any, ...], fast: bool) 
 
 
 def host_peak(call: Callable[[], object]) -> float:
-    """MiB of the machine's memory that `call()` takes beyond what this process uses. Linux with glibc
-    only."""
+    """MiB of memory that `call()` takes beyond what this process uses. Linux with glibc only."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is there, but not in use
     before = _resident("VmRSS")
