@@ -63,15 +63,18 @@ def measured(comparison: Comparison) -> dict[str, Any]:
         for who, one in zip(("kernels", "plain", "peer"), times, strict=True)
     }
     if torch.get_num_threads() == 1 and comparison.backward:
-        row["peak MiB"] = {
-            who: peak(make, fast=on)
-            for who, make, on in (
-                ("kernels", comparison.ours, True),
-                ("plain", comparison.ours, False),
-                ("peer", comparison.peer, False),
-            )
-        }
+        row["peak MiB"] = peaks(comparison)
     return row
+
+
+def peaks(comparison: Comparison) -> dict[str, float]:
+    """Measure the MiB of a step of each contestant."""
+    contestants = {
+        "kernels": (comparison.ours, True),
+        "plain": (comparison.ours, False),
+        "peer": (comparison.peer, False),
+    }
+    return {who: peak(make, fast=on) for who, (make, on) in contestants.items()}
 
 
 def measure_here(names: list[str]) -> dict[str, Any]:
