@@ -85,6 +85,13 @@ def test_every_name_on_a_list_is_there(kind: str) -> None:
         assert f"{found.__module__}.{found.__qualname__}" == name
 
 
+@pytest.mark.parametrize("home", ["", "biases.", "biases.relative_table."])
+def test_a_constructor_of_a_bias_can_be_named(home: str) -> None:
+    """By the module that defines it, and by those that give it."""
+    target = f"attention_core.{home}RelativeTable.hops"
+    assert build({"_target_": target, "heads": 2, "max_hops": 3}, "model").heads == 2
+
+
 def test_a_part_is_of_its_kind() -> None:
     """Also where a class of the user's is, which is trusted inside of its own classes."""
     wrong = {"_target_": f"{__name__}.sized", "count": 1}
