@@ -71,7 +71,7 @@ def cost(job: Job) -> float:
 
 
 def by_kernels(job: Job) -> bool:
-    """Whether kernels will compute it, as far as the plan can tell."""
+    """Return whether kernels will compute it, as far as the plan can tell."""
     return job.device.type == "cpu" and not job.modifies and switch.installed()
 
 
