@@ -21,6 +21,7 @@ from attention_core import (
     ALiBi,
     Encoder,
     KVCache,
+    Nearest,
     Neighborhood,
     Points,
     RelativeTable,
@@ -85,9 +86,9 @@ def images(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
     return model(device.moved(torch.randn(2, 3, 32, 32)))
 
 
-def points(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
+def points(model: nn.Module, device: CountingDevice, nth: int, backend: str = "blocks") -> Tensor:
     space = Points(torch.rand(60 + nth, 3)).to("cuda")
-    return model(device.moved(torch.randn(len(space), DIM)), space, backend="blocks")
+    return model(device.moved(torch.randn(len(space), DIM)), space, backend=backend)
 
 
 class Decoding(nn.Module):
@@ -201,6 +202,11 @@ SCENARIOS = {
         lambda depth: Encoder(DIM, depth, HEADS, mask=Neighborhood(0.3)),
         points,
         Most(0, 2, (4, 46), (2, 71)),
+    ),
+    "nearest points in dense": Scenario(
+        lambda depth: Encoder(DIM, depth, HEADS, mask=Nearest(5)),
+        partial(points, backend="dense"),
+        Most(0, 2, (9, 14), (3, 23)),
     ),
     "packed windows in dense": Scenario(
         lambda depth: Encoder(DIM, depth, HEADS, mask=Neighborhood(4), bias=ALiBi(HEADS)),
