@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attention_core import (
     ALiBi,
+    ContinuousBias,
     Encoder,
     KVCache,
     Nearest,
@@ -182,6 +183,11 @@ SCENARIOS = {
     "packed texts, pooled by attention": Scenario(
         text(pooling="attention"), packed, Most(0, 1, (51, 29), (22, 49))
     ),
+    "packed texts, bias of a network": Scenario(
+        lambda depth: text(bias=ContinuousBias(HEADS, (64,)))(depth),
+        packed,
+        Most(0, 2, (50, 28), (19, 59)),
+    ),
     "padded texts, rotary": Scenario(text(), padded, Most(0, 1, (34, 36), (10, 47))),
     "padded texts, learned": Scenario(
         text(positions="learned"), padded, Most(0, 1, (32, 22), (13, 31))
@@ -206,7 +212,7 @@ SCENARIOS = {
     "nearest points in dense": Scenario(
         lambda depth: Encoder(DIM, depth, HEADS, mask=Nearest(5)),
         partial(points, backend="dense"),
-        Most(0, 2, (9, 14), (3, 23)),
+        Most(0, 2, (10, 14), (2, 25)),
     ),
     "packed windows in dense": Scenario(
         lambda depth: Encoder(DIM, depth, HEADS, mask=Neighborhood(4), bias=ALiBi(HEADS)),
