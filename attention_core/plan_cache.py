@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_core.backends import fast
+from attention_core.backends import fast, measured
 from attention_core.biases import Bias
 from attention_core.job import NO_JOB, Job
 from attention_core.lasting import can_last, lasting
@@ -65,7 +65,7 @@ class Contents:
         self._parts: list[Any] = [
             backend, job.heads, job.head_dim, job.batch, job.device, job.grad, job.weights,
             job.softcap, job.edge_features, job.dtype, type(job.score), torch.get_default_dtype(),
-            fast.setting(),  # what backends cost
+            fast.setting(), measured.setting(),  # what backends cost
         ]  # fmt: skip
         self.tensors: list[Tensor] = []
         query, key = job.spaces

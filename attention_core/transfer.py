@@ -240,8 +240,8 @@ def on_host(x: Tensor) -> Tensor:
 def constant(
     values: float | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return `torch.tensor(values)`, which on other devices than the CPU is made once: to make one
-    there is to wait for a copy. It must not be written to."""
+    """Return `torch.tensor(values)`, which on other devices than the CPU is made once, by a copy
+    that nobody waits for. It must not be written to."""
     values = tuple(values) if isinstance(values, list) else values
     host = torch.tensor(values, dtype=dtype)
     if device.type == "cpu":
@@ -254,4 +254,4 @@ def constant(
 @lru_cache(maxsize=1024)
 @lasting
 def _constant(values: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+    return moved(torch.tensor(values, dtype=dtype), device)

@@ -22,6 +22,7 @@ from attention_core.spaces.edge_list import EdgeList
 from graph.embeddings import EdgeEmbedding, NodeEmbedding
 from graph.encoder import GraphEncoder
 from graph.encodings import expander_edges
+from graph.encodings.expander import check_degree
 from graph.heads import EdgeHead, LinkHead, check_pairs
 from graph.pretrained import GRAPH_TRANSFORMERS
 
@@ -156,6 +157,8 @@ class GraphTransformer(Model):
             expander_degree=expander_degree,
             or_none=True,
         )
+        if expander_degree is not None:
+            check_degree(expander_degree, name="expander_degree")
         _check_outputs(level, relations, pooling, virtual_nodes)
         self.level, self.pooling, self.expander_degree = level, pooling, expander_degree
         self.relations, self.edge_dim = relations, edge_dim

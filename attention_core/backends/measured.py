@@ -29,6 +29,8 @@ FOLDER = "ATTENTION_CORE_COSTS"
 EDITION = 1
 #: Factors beyond these are a mistake.
 LEAST, MOST = 1e-3, 1e3
+#: How often this process has kept factors.
+_times_kept = 0
 _DTYPES = {torch.float16: "bfloat16", torch.bfloat16: "bfloat16"}
 
 
@@ -56,6 +58,11 @@ def of_device(device: torch.device) -> Measured | None:
     if given == "0" or (name := device_name(device)) is None:
         return None
     return _read(given, name)
+
+
+def setting() -> tuple[str, int]:
+    """Return what is another one where other factors may be found: plans are kept by it."""
+    return os.environ.get(FOLDER, ""), _times_kept
 
 
 @contextmanager
@@ -102,11 +109,13 @@ def path_of(name: str) -> Path:
 
 def keep(found: Measured) -> Path:
     """Write factors to the file of their device, whole or not at all; return its path."""
+    global _times_kept
     path = path_of(found.device)
     with replace_file(path, "w") as file:
         json.dump({"edition": EDITION, **found._asdict()}, file, indent=2)
         file.write("\n")
     _read.cache_clear()
+    _times_kept += 1
     return path
 
 

@@ -69,20 +69,27 @@ class ContinuousBias(Bias):
 
 def _distinct(offset: Tensor) -> tuple[Tensor, Tensor]:
     """Offsets (M, A) that hold each of `offset` (N, A) once, and the row of each in them."""
-    low = offset.amin(0)
-    sizes = (offset.amax(0) - low + 1).tolist()
+    ends = offset.amin(0), offset.amax(0)
+    low, sizes = ends[0].tolist(), (ends[1] - ends[0] + 1).tolist()
     if math.prod(sizes) > len(offset):
         distinct, row = offset.unique(dim=0, return_inverse=True)
         return distinct, row
     return _of_box(offset, low, sizes)
 
 
-def _of_box(offset: Tensor, low: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """All offsets of a box, which needs no sorting, and the row of each of `offset` in them."""
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    row = ((offset - low) * constant(strides, offset.device)).sum(-1)
-    steps = [torch.arange(size, device=offset.device) for size in sizes]
-    return torch.cartesian_prod(*steps).reshape(-1, len(sizes)) + low, row
+def _of_box(offset: Tensor, low: list[int], sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """All offsets of a box, which needs no sorting, and the row of each of `offset` in them.
+
+    It differs from batch to batch, so its numbers are not tensors, which a device would be sent.
+    """
+    row = offset[..., 0] - low[0]
+    for axis in range(1, len(sizes)):
+        row = row * sizes[axis] + (offset[..., axis] - low[axis])
+    steps = [
+        torch.arange(first, first + size, device=offset.device)
+        for first, size in zip(low, sizes, strict=True)
+    ]
+    return torch.cartesian_prod(*steps).reshape(-1, len(sizes)), row
 
 
 def _in_box(offset: Tensor, spaces: tuple[Space, Space]) -> tuple[Tensor, Tensor]:
@@ -98,4 +105,4 @@ def _in_box(offset: Tensor, spaces: tuple[Space, Space]) -> tuple[Tensor, Tensor
     sizes = (high - low + 1).tolist()
     if math.prod(sizes) > len(offset):
         return offset, torch.arange(len(offset), device=offset.device)
-    return _of_box(offset, constant(low.tolist(), offset.device), sizes)
+    return _of_box(offset, low.tolist(), sizes)

@@ -34,7 +34,7 @@ SHARES = {"versions": 0.1, "conformance": 0.3, "structures": 0.35, "waits": 0.15
 NOTHING = {
     "structures": "flex compiles for a GPU alone",
     "waits": "a CPU is not waited for",
-    "constants": "too few works were timed; those that there were stay",
+    "constants": "too few works were timed, or ATTENTION_CORE_COSTS=0; what there was stays",
 }
 _PACKAGES = ("torch", "triton", "numba", "torch_geometric", "torchvision", "lightning")
 
@@ -74,11 +74,18 @@ def check(device: torch.device, minutes: float, folder: Path) -> int:
         folder: where the JSON file goes.
 
     Returns: how many cases and sections failed.
+
+    Raises:
+        UsageError: nothing can be written there.
     """
     now = datetime.now()
     name = measured.device_name(device) or str(device)
     about = {"device": f"{name} ({device})", "date": now.isoformat(" ", "seconds")}
     report = Report(folder / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-check.json", about)
+    try:
+        report.write()
+    except OSError as error:
+        raise UsageError(f"attn check writes to {str(folder)!r}, and cannot: {error}") from error
     console = Console()
     end = time.monotonic() + 60 * minutes
     with measured.ignored():  # what is estimated is what is shipped
@@ -108,16 +115,20 @@ def _run(
         found |= {"status": "failed", "error": "".join(traceback.format_exception(error))}
     found["seconds"] = time.monotonic() - began
     raised = found["error"].strip()
-    found["said"] = raised.splitlines()[-1] if raised else _said(name, results)
+    found["said"] = raised.splitlines()[-1] if raised else _said(name, found["status"], results)
     report.sections[name] = found
-    report.write()
+    try:
+        report.write()
+    except OSError as error:  # a disk that is full: the tables are still shown
+        console.print(f"not written: {error}", markup=False, highlight=False)
     console.print(f"{name}: {found['status']}. {found['said']}", markup=False, highlight=False)
 
 
-def _said(name: str, results: list[dict[str, Any]]) -> str:
+def _said(name: str, status: str, results: list[dict[str, Any]]) -> str:
     """The results of a section in a sentence."""
     if not results:
-        return NOTHING.get(name, "no time was left")
+        nothing = "no time was left"
+        return NOTHING.get(name, nothing) if status == "skipped" else nothing
     if name == "versions":
         return ", ".join(f"{key} {value}" for key, value in results[0].items() if value)
     if name in ("conformance", "structures"):

@@ -13,6 +13,7 @@ from attention_core.checks import check_flag, check_whole
 from attention_core.lasting import lasting
 from attention_core.masks.algebra import Mask, Spaces
 from attention_core.spaces import PairList, Pairs, Space
+from attention_core.transfer import moved
 
 #: Pairs whose distances are looked at together, where a space does not find what is near.
 _CHUNK = 1 << 22
@@ -91,10 +92,15 @@ class Nearest(Mask):
         other = None if query is key else query  # or the space would hold itself
         known: _Chosen | None = key._nearest.get(self)
         if known is None or known.queries is not other:
-            found = self._find(spaces)
-            places = found.query * key.length + found.key
-            if found.batch is not None:
-                places = places + found.batch * (query.length * key.length)
+            if query._made_on_host and key._made_on_host:  # where nobody waits for it
+                of_keys = key.host
+                there = self._chosen((of_keys if query is key else query.host, of_keys))
+                found, places = moved((there.pairs, there.places), key.device)
+            else:
+                found = self._find(spaces)
+                places = found.query * key.length + found.key
+                if found.batch is not None:
+                    places = places + found.batch * (query.length * key.length)
             known = key._nearest[self] = _Chosen(found, places, other)
         return known
 

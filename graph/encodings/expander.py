@@ -12,12 +12,16 @@ from attention_core.spaces.edge_list import EdgeList
 from attention_core.transfer import moved
 
 
-def check_degree(degree: int, seed: int) -> None:
-    """Raise TypeError or ValueError where no graph of this degree can be drawn."""
+def check_degree(degree: int, seed: int = 0, *, name: str = "degree") -> None:
+    """Raise TypeError or ValueError where no graph of this degree can be drawn.
+
+    Args:
+        name: of the argument that has the degree.
+    """
     check_whole(degree=degree)
     check_whole(None, seed=seed)
     if degree < 2 or degree % 2:
-        raise ValueError(f"degree must be even and at least 2, got {degree}")
+        raise ValueError(f"{name} must be even and at least 2, got {degree}")
 
 
 @checked

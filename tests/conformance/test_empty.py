@@ -24,6 +24,7 @@ from attention_core import (
     MultiheadAttention,
     Neighborhood,
     Points,
+    PrefixLM,
     RelativeTable,
     Rotary,
     Sequence,
@@ -264,6 +265,21 @@ def test_a_batch_of_no_samples(bias: Bias | None, backend: str) -> None:
     learned = [] if bias is None else list(bias.parameters())
     of = torch.autograd.grad(out.sum(), [q, k, v, *learned], allow_unused=True)
     assert all(g is None or (g == 0).all() for g in of)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        DenseMask(torch.ones(0, H, 5, 5, dtype=torch.bool)),
+        PrefixLM(torch.zeros(0, dtype=torch.long)),
+    ],
+    ids=["tensor", "per-sample"],
+)
+def test_a_mask_of_no_samples(mask: Mask, backend: str) -> None:
+    x = torch.randn(0, H, 5, 4)
+    out, lse = attend(x, x, x, mask=mask, backend=backend, return_lse=True)
+    assert out.shape == x.shape and lse.shape == x.shape[:3]
 
 
 def test_no_heads_are_named() -> None:

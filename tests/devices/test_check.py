@@ -164,6 +164,42 @@ def test_results_are_written_after_each_section_and_deadlines_are_kept(
     assert not (folder / "costs").exists()  # of nothing there are no factors
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(folder: Path) -> None:
+    (folder / "outputs").write_text("a file")
+    with pytest.raises(UsageError, match=r"writes to 'outputs', and cannot: .*Not a directory"):
+        cli._check(["--device", "cpu"])
+
+
+def test_what_is_not_reached_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that it is for another device."""
+    small(monkeypatch)
+    monkeypatch.setattr(run, "SHARES", dict.fromkeys(run.SHARES, 0.0))
+    cli.main(["check", "--device", "cpu"])
+    sections = written(folder)["sections"]
+    assert {sections[name]["said"] for name in ("structures", "waits", "times")} == {
+        "no time was left"
+    }
+
+
+def test_plans_follow_the_factors_that_are_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an equal one was planned before."""
+    name = measured.device_name(CPU)
+    assert name is not None
+
+    def chosen() -> str:
+        return plan(Sequence.packed([40, 50]), Neighborhood(3)).backend
+
+    before = chosen()
+    slow = {kernel: {"float32": (100.0, 100.0)} for kernel in (before,)}
+    measured.keep(measured.Measured(name, "2026-11-30", slow))
+    assert chosen() != before
+    with measured.ignored():
+        assert chosen() == before
+    assert chosen() != before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -161,3 +161,14 @@ def test_constants_are_made_once_and_keep_their_dtype():
 def test_devices_have_their_index():
     assert indexed("cuda") == CUDA and indexed("cpu") == torch.device("cpu")
     assert indexed("cuda:1") == torch.device("cuda:1") and indexed("meta").index is None
+
+
+def test_a_number_of_python_goes_over_once_and_nobody_waits():
+    values = (3.75, 41), ((True, False),), (0.5,)
+    with CountingDevice() as device:
+        with device.counting() as first:
+            made = [constant(x, CUDA) for x in values]
+        with device.counting() as again:
+            assert all(constant(x, CUDA) is y for x, y in zip(values, made, strict=True))
+    assert first.totals == (0, len(values), 0) and again.totals == (0, 0, 0), (first, again)
+    assert all(torch.equal(y.inner, torch.tensor(x)) for x, y in zip(values, made, strict=True))

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from attention_core import (
     ALiBi,
+    ContinuousBias,
     Encoder,
     KVCache,
+    Nearest,
     Neighborhood,
     Points,
     RelativeTable,
@@ -85,9 +87,9 @@ def images(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
     return model(device.moved(torch.randn(2, 3, 32, 32)))
 
 
-def points(model: nn.Module, device: CountingDevice, nth: int) -> Tensor:
+def points(model: nn.Module, device: CountingDevice, nth: int, backend: str = "blocks") -> Tensor:
     space = Points(torch.rand(60 + nth, 3)).to("cuda")
-    return model(device.moved(torch.randn(len(space), DIM)), space, backend="blocks")
+    return model(device.moved(torch.randn(len(space), DIM)), space, backend=backend)
 
 
 class Decoding(nn.Module):
@@ -181,6 +183,11 @@ SCENARIOS = {
     "packed texts, pooled by attention": Scenario(
         text(pooling="attention"), packed, Most(0, 1, (51, 29), (22, 49))
     ),
+    "packed texts, bias of a network": Scenario(
+        lambda depth: text(bias=ContinuousBias(HEADS, (64,)))(depth),
+        packed,
+        Most(0, 2, (50, 28), (19, 59)),
+    ),
     "padded texts, rotary": Scenario(text(), padded, Most(0, 1, (34, 36), (10, 47))),
     "padded texts, learned": Scenario(
         text(positions="learned"), padded, Most(0, 1, (32, 22), (13, 31))
@@ -201,6 +208,11 @@ SCENARIOS = {
         lambda depth: Encoder(DIM, depth, HEADS, mask=Neighborhood(0.3)),
         points,
         Most(0, 2, (4, 46), (2, 71)),
+    ),
+    "nearest points in dense": Scenario(
+        lambda depth: Encoder(DIM, depth, HEADS, mask=Nearest(5)),
+        partial(points, backend="dense"),
+        Most(0, 2, (10, 14), (2, 25)),
     ),
     "packed windows in dense": Scenario(
         lambda depth: Encoder(DIM, depth, HEADS, mask=Neighborhood(4), bias=ALiBi(HEADS)),

@@ -136,7 +136,7 @@ def test_links_of_a_model() -> None:
         ({"score": "cosine"}, "score must be .* got 'cosine'"),
         ({"walk_steps": 0}, "walk_steps must be at least 1"),
         ({"eigenvectors": 0}, "eigenvectors must be at least 1"),
-        ({"expander_degree": 3}, "degree must be even"),
+        ({"expander_degree": 3}, "^expander_degree must be even"),
     ],
 )
 def test_arguments_that_contradict_each_other(options: dict[str, Any], words: str) -> None:

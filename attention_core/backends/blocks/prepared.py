@@ -42,7 +42,7 @@ class Prepared:
         self.rows = job.batch if query.batch is not None or key.batch is not None else 1
         mask, reach = job.mask, None
         if mask is not None:
-            if len(query) and len(key):
+            if job.all_pairs:
                 _probe(job)
             if mask.allows_all(job.spaces):
                 mask = None
@@ -53,7 +53,7 @@ class Prepared:
         queries = tile(query, self.rows, mask, sizes.query, local=local)
         keys = tile(key, self.rows, mask, sizes.key, local=local)
         self.groups: list[Group] = []
-        if len(queries) and len(keys):
+        if job.all_pairs and len(queries) and len(keys):
             self.groups = group(queries, keys, reached(job, queries, keys))
         placed = sum(int((group.queries >= 0).sum()) for group in self.groups)
         self.covers_all_queries = placed == self.rows * query.length

@@ -319,7 +319,7 @@ class Writer:
 
 _PRODUCTS = {"addmm", "mm", "bmm", "mv", "linear", "dot"}
 #: Pointwise operators that are not marked so in every version of torch.
-_POINTWISE = {"_to_copy", "where", "masked_fill"}
+_POINTWISE = {"_to_copy", "where", "masked_fill", "floor_divide"}
 #: Of keyword arguments, what says how a result is stored.
 _NOT_NEEDED = {"memory_format", "layout", "pin_memory", "device", "non_blocking"}
 
