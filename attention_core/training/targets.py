@@ -112,8 +112,8 @@ KINDS = {
                 "attention_core.biases.relative_table.RelativeTable.hops",
                 "attention_core.biases.relative_table.RelativeTable.swin",
                 "attention_core.biases.relative_table.RelativeTable.t5",
+                "attention_core.models.Model.preset",
                 "attention_core.pretrained.loading.Pretrained.from_pretrained",
-                "vision.models.VisionTransformer.preset",
                 "vision.swin.SwinTransformer.preset",
             }
         ),
