@@ -25,7 +25,6 @@ from attention_core.backends import (
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
 from attention_core.errors import BackendError
-from attention_core.escape import on_one_line
 from attention_core.job import NO_JOB, Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
@@ -152,13 +151,14 @@ def plan(
 
 
 class Choice(NamedTuple):
-    """The backend of a job, and what of the others says why; of one that is kept, what it prepared,
-    for no job."""
+    """The backend of a job, and what of the others says why: their costs, with the factors that are
+    in these; of one that is kept, what it prepared, for no job."""
 
     backend: str
     costs: dict[str, float]
     unsupported: dict[str, str | None]
     because: str
+    factors: measured.Measured | None
     prepared: Any = None
 
 
@@ -169,6 +169,7 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
     asked = ("reference", "dense") if exporting and backend is None else tuple(BACKENDS)
     unsupported = {name: BACKENDS[name].unsupported(job) for name in asked}
     costs: dict[str, float] = {}
+    found = None
     if backend is not None:
         if unsupported[backend]:
             raise BackendError(f"backend={backend!r} cannot do this: {unsupported[backend]}")
@@ -179,6 +180,7 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
     else:
+        found = measured.of_device(job.device)
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not unsupported[name]}
         chosen, because = min(costs, key=lambda name: costs[name]), ""
         for name in (name for name, cost in costs.items() if cost == math.inf):
@@ -188,7 +190,7 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
             because = "An edge is listed more than once, which only this backend tells apart."
     if not is_there(job.device) and chosen != "flex":  # whose blocks are found on the host
         job = replace(job, device=torch.device("cpu"))  # to be told what it would compute
-    return Choice(chosen, costs, unsupported, because), BACKENDS[chosen].prepare(job)
+    return Choice(chosen, costs, unsupported, because, found), BACKENDS[chosen].prepare(job)
 
 
 def _moved(spaces: tuple[Space, Space], device: torch.device) -> tuple[Space, Space]:
@@ -225,17 +227,28 @@ def _compare(job: Job, choice: Choice) -> str:
     sentences += [
         f"{name} is out: {reason}" for name, reason in choice.unsupported.items() if reason
     ]
-    return f"Estimated {_for_whom(job.device)}, {what}: {'; '.join(sentences)}."
+    source = _source(job, choice.factors, [name for name, _ in estimates])
+    return f"Estimated {source}, {what}: {'; '.join(sentences)}."
 
 
-def _for_whom(device: torch.device) -> str:
-    """What estimates are of, and whether that was measured."""
-    found = measured.of_device(device)
+def _source(job: Job, found: measured.Measured | None, names: list[str]) -> str:
+    """What the estimates of these backends are of, and whether that was measured."""
     if found is not None:
-        return f"as measured by `attn check` on {found.date} on {on_one_line(found.device)}"
-    if device.type == "cuda":
-        return f"for an {roofline.gpu_of(device).name} GPU, not measured on this machine"
-    return "on one CPU core"
+        said = measured.source(found, job, {name: kernel_of(name, job) for name in names})
+        if said is not None:
+            return said
+    gpu = job.device.type == "cuda"
+    where = f"for an {roofline.gpu_of(job.device).name} GPU" if gpu else "on one CPU core"
+    if found is not None:
+        of = measured.dtype_of(job.dtype)
+        return f"{where} (`attn check` of {found.date} has timed none of these in {of})"
+    return where + (", not measured on this machine" if gpu else "")
+
+
+def kernel_of(backend: str, job: Job) -> str:
+    """Return the kernel of the cost model that a backend runs for a job."""
+    gpu = job.device.type == "cuda"
+    return dense.kernel_of(job) if backend == "dense" and gpu else backend
 
 
 def _time(nanoseconds: float) -> str:
@@ -262,7 +275,8 @@ def _summary(job: Job, choice: Choice, prepared: Any) -> str:
         pairs = f"Of {job.all_pairs:,} pairs {of} {job.count_bound:,} ({percent})"
     lines = [
         f"{where}; mask {'none' if job.mask is None else job.mask}, bias {_name(job.bias)}, "
-        f"{job.heads} heads of {job.head_dim}"
+        f"dtype {str(job.dtype).removeprefix('torch.')}, "
+        f"{job.heads} head{'s' * (job.heads != 1)} of {job.head_dim}"
         f"{', edge features in keys or values' if job.edge_features else ''}.",
         f"{pairs}.",
         f"Backend {choice.backend}: {BACKENDS[choice.backend].describe(job, prepared)}",

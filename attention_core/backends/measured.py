@@ -19,14 +19,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attention_core.backends import fast
 from attention_core.escape import on_one_line
 from attention_core.files import replace_file, user_cache
 from attention_core.job import Job
 
 #: The environment variable that names another folder than the user's cache, or 0 for no factors.
 FOLDER = "ATTENTION_CORE_COSTS"
-#: Of the estimates that factors belong to: raise it where one of their constants changes.
-EDITION = 1
+#: Of the estimates that factors belong to: raise it where one of their constants changes, or what
+#: a file holds.
+EDITION = 2
+#: In place of a kernel: the factor of those that were not timed, the median of those that were.
+OTHERS = "others"
 #: Factors beyond these are a mistake.
 LEAST, MOST = 1e-3, 1e3
 #: How often this process has kept factors.
@@ -35,12 +39,44 @@ _DTYPES = {torch.float16: "bfloat16", torch.bfloat16: "bfloat16"}
 
 
 class Measured(NamedTuple):
-    """Hold factors (forward; forward and backward) by kernel and dtype, what they are of, and the
-    day of measuring, such as "2026-11-30"."""
+    """Hold factors (forward; forward and backward) by kernel, or `OTHERS`, and dtype, what they are
+    of, and the day of measuring, such as "2026-11-30".
+
+    Attributes:
+        threads: that torch had then.
+        numba: whether kernels in numba took part, as they do where it is installed and wanted.
+    """
 
     device: str
     date: str
     factors: dict[str, dict[str, tuple[float, float]]]
+    threads: int
+    numba: bool
+
+    def of(self, kernel: str, dtype: torch.dtype) -> tuple[float, float] | None:
+        """Return the factors of a kernel that was timed in a dtype, or in one that stands for it;
+        None if it was not."""
+        return self.factors.get(kernel, {}).get(dtype_of(dtype))
+
+
+def measured_now(device: str, date: str, factors: dict[str, dict[str, Any]]) -> Measured:
+    """Return factors with the threads and kernels that there are."""
+    return Measured(device, date, factors, *_conditions())
+
+
+def _conditions() -> tuple[int, bool]:
+    return torch.get_num_threads(), fast.installed()
+
+
+def said_of(threads: int, numba: bool) -> str:
+    """Return such as "2 threads, kernels in numba"."""
+    kernels = "kernels in numba" if numba else "no kernels in numba"
+    return f"{threads} thread{'s' * (threads != 1)}, {kernels}"
+
+
+def dtype_of(dtype: torch.dtype) -> str:
+    """Return in which of the dtypes that are timed a kernel takes about as long, or the nearest."""
+    return _DTYPES.get(dtype, "float32")
 
 
 def factor(job: Job, kernel: str) -> float:
@@ -48,7 +84,7 @@ def factor(job: Job, kernel: str) -> float:
     found = of_device(job.device)
     if found is None:
         return 1.0
-    known = found.factors.get(kernel, {}).get(_DTYPES.get(job.dtype, "float32"))
+    known = found.of(kernel, job.dtype) or found.of(OTHERS, job.dtype)
     return 1.0 if known is None else known[job.grad]
 
 
@@ -58,6 +94,28 @@ def of_device(device: torch.device) -> Measured | None:
     if given == "0" or (name := device_name(device)) is None:
         return None
     return _read(given, name)
+
+
+def source(found: Measured, job: Job, kernels: dict[str, str]) -> str | None:
+    """Say where estimates come from, to follow "Estimated"; None: no factor is in any of them.
+
+    Args:
+        kernels: by the name that is shown.
+    """
+    timed = [name for name, kernel in kernels.items() if found.of(kernel, job.dtype)]
+    rest = [name for name in kernels if name not in timed]
+    others = found.of(OTHERS, job.dtype) is not None
+    if not timed and not (rest and others):
+        return None
+    notes = []
+    if rest:
+        how = "with the median factor of what was" if others else "estimated"
+        notes.append(f"{', '.join(rest)} not timed: {how}")
+    then, now = (found.threads, found.numba), _conditions()
+    if job.device.type == "cpu" and then != now:
+        notes.append(f"it had {said_of(*then)}, now there are {said_of(*now)}")
+    said = f"as measured by `attn check` in {dtype_of(job.dtype)} on {found.date} on "
+    return said + on_one_line(found.device) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def setting() -> tuple[str, int]:
@@ -155,4 +213,7 @@ def _checked(given: Any, name: str) -> Measured | None:
             if not all(LEAST <= one <= MOST for one in both):  # nor is NaN
                 raise ValueError(f"factors of {kernel!r:.40} are {both!r:.80}")
             factors[kernel][dtype] = (float(both[0]), float(both[1]))
-    return Measured(name, given["date"], factors)
+    threads, numba = given["threads"], given["numba"]
+    if type(threads) is not int or threads < 1 or type(numba) is not bool:
+        raise ValueError(f"threads are {threads!r:.40}, numba is {numba!r:.40}")
+    return Measured(name, given["date"], factors, threads, numba)

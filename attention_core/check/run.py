@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from attention_core.backends import measured, roofline
+from attention_core.backends import measured
 from attention_core.check.cases import CASES
 from attention_core.check.conformance import Outcome, compare, right_answer
 from attention_core.check.report import Report
@@ -221,10 +221,9 @@ def _constants(report: Report) -> Section:
     def section(device: torch.device, until: float) -> Iterator[dict[str, Any]]:
         timed = [Time(**one) for one in report.sections["times"]["results"]]
         name = measured.device_name(device)
-        gpu = device.type == "cuda"
-        found = factors(timed, roofline.CALLS if gpu else [n for n in BACKENDS if n != "flex"])
+        found = factors(timed)
         if found and name is not None and os.environ.get(measured.FOLDER) != "0":
-            path = measured.keep(measured.Measured(name, report.about["date"][:10], found))
+            path = measured.keep(measured.measured_now(name, report.about["date"][:10], found))
             yield {"path": str(path), "factors": found}
 
     return section

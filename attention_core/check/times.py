@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attention_core.attention import attend
-from attention_core.backends import dense, measured
+from attention_core.backends import measured
 from attention_core.check.works import Work
 from attention_core.job import Plan
 from attention_core.layers import MultiheadAttention
 from attention_core.masks import Edges
 from attention_core.plan_cache import PLANS
-from attention_core.planning import BACKENDS, plan
+from attention_core.planning import BACKENDS, kernel_of, plan
 from attention_core.precision import HALVES
 from attention_core.spaces import Pairs
 
@@ -68,8 +68,8 @@ def times(work: Work, dtype: torch.dtype, device: torch.device, until: float) ->
         layers = _LAYERS if device.type == "cpu" else 1
         guessed = [BACKENDS[name].cost(jobs[grad]) / 1e6 for grad in (False, True)]
         yield Time(
-            work.name, said, name, found[0] / layers, found[1] / layers, _kernel(name, jobs[True]),
-            guessed[0], guessed[1], name == chosen,
+            work.name, said, name, found[0] / layers, found[1] / layers,
+            kernel_of(name, jobs[True]), guessed[0], guessed[1], name == chosen,
         )  # fmt: skip
     for name, forward in _others(work, bias, dtype, device, q, k, v):
         if time.monotonic() > until:
@@ -91,10 +91,6 @@ def _options(work: Work, dtype: torch.dtype, device: torch.device, grad: bool) -
 def _job(work: Work, bias: Any, dtype: torch.dtype, device: torch.device, grad: bool) -> Any:
     options = _options(work, dtype, device, grad)
     return plan(work.space, work.mask, bias, backend="reference", **options).job
-
-
-def _kernel(name: str, job: Any) -> str:
-    return dense.kernel_of(job) if name == "dense" and job.device.type == "cuda" else name
 
 
 def _able(work: Work, job: Any, chosen: str) -> list[str]:
@@ -236,26 +232,20 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def factors(
-    found: Iterable[Time], kernels: Iterable[str]
-) -> dict[str, dict[str, tuple[float, float]]]:
+def factors(found: Iterable[Time]) -> dict[str, dict[str, tuple[float, float]]]:
     """Return measured ÷ estimated by kernel and dtype, forward and with backward: the median of all
-    works. A kernel of which none was timed has that of all kernels, so that it is compared with
-    the others as before. A dtype with too few works has none.
-
-    Args:
-        kernels: all that the cost model knows on that device.
-    """
+    works. Under `measured.OTHERS` is that of all kernels, for those of which none was timed, so
+    that they are compared with the others as before. A dtype with too few works has none."""
     ours = [one for one in found if one.kernel and one.estimated_forward > 0]
     result: dict[str, dict[str, tuple[float, float]]] = {}
     for dtype in sorted({one.dtype for one in ours}):
         alike = [one for one in ours if one.dtype == dtype]
         if len({one.work for one in alike}) < FEWEST:
             continue
-        middle = _ratios(alike)
-        for kernel in kernels:
-            own = [one for one in alike if one.kernel == kernel]
-            result.setdefault(kernel, {})[dtype] = _ratios(own) if own else middle
+        for kernel in sorted({one.kernel for one in alike}):
+            of_kernel = [one for one in alike if one.kernel == kernel]
+            result.setdefault(kernel, {})[dtype] = _ratios(of_kernel)
+        result.setdefault(measured.OTHERS, {})[dtype] = _ratios(alike)
     return result
 
 

@@ -82,11 +82,11 @@ def test_the_command_measures_and_what_it_keeps_decides(
     assert by >= {"dense", "edges", "SDPA, all pairs"}
     (kept,) = (folder / "costs").iterdir()
     factors = json.loads(kept.read_text())["factors"]
-    assert factors["dense"]["float32"][0] > 0 and factors["blocks"].keys() == {
+    assert factors["dense"]["float32"][0] > 0 and factors[measured.OTHERS].keys() == {
         "float32",
         "bfloat16",
     }
-    assert "as measured by `attn check` on " in explain(Sequence(4))
+    assert "as measured by `attn check` in float32 on " in explain(Sequence(4))
     assert measured.factor(plan(Sequence(4)).job, "dense") == factors["dense"]["float32"][0]
     printed = capsys.readouterr().out
     assert "conformance" in printed and str(kept.name) in printed.replace("\n", "")
@@ -193,7 +193,7 @@ def test_plans_follow_the_factors_that_are_there(
 
     before = chosen()
     slow = {kernel: {"float32": (100.0, 100.0)} for kernel in (before,)}
-    measured.keep(measured.Measured(name, "2026-11-30", slow))
+    measured.keep(measured.measured_now(name, "2026-11-30", slow))
     assert chosen() != before
     with measured.ignored():
         assert chosen() == before
@@ -265,11 +265,10 @@ def test_factors_are_medians_and_those_of_others_where_none_was_timed() -> None:
         [timed(work, kernel, ratio * times)
          for work, ratio in (("a", 2.0), ("b", 100.0), ("c", 3.0))
          for kernel, times in (("dense", 1.0), ("edges", 2.0))],
-        ["dense", "edges", "blocks"],
     )  # fmt: skip
     assert found["dense"]["float32"] == (3, 9) and found["edges"]["float32"] == (6, 18)
-    assert found["blocks"]["float32"] == (5, 15)
-    assert factors([timed("a", "dense", 2.0), timed("b", "dense", 2.0)], ["dense"]) == {}
+    assert found[measured.OTHERS]["float32"] == (5, 15)
+    assert factors([timed("a", "dense", 2.0), timed("b", "dense", 2.0)]) == {}
 
 
 def test_attend_is_what_cases_are_computed_by() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from attention_core import (
     Sequence,
     explain,
     plan,
+    planning,
 )
 from attention_core.backends import measured, roofline
 from attention_core.plan_cache import PLANS
@@ -104,7 +106,7 @@ def test_what_was_measured_decides_and_is_named(folder: Path) -> None:
     name = measured.device_name(CPU)
     assert name is not None
     factors = {"dense": {"float32": (900.0, 1.0), "bfloat16": (2.0, 2.0)}}
-    path = measured.keep(measured.Measured(name, "2026-11-30", factors))
+    path = measured.keep(measured.measured_now(name, "2026-11-30", factors))
     assert path.parent == folder and not [one for one in folder.iterdir() if one != path]
     assert measured.factor(before, "dense") == 900 and measured.factor(before, "edges") == 1
     halves = plan(space, mask, dtype=torch.float16).job
@@ -112,9 +114,61 @@ def test_what_was_measured_decides_and_is_named(folder: Path) -> None:
     assert measured.factor(plan(space, mask, grad=True).job, "dense") == 1
     PLANS.clear()
     assert plan(space, mask).backend != "dense"
-    assert f"Estimated as measured by `attn check` on 2026-11-30 on {name}, " in explain(
-        space, mask
+    said = f"Estimated as measured by `attn check` in float32 on 2026-11-30 on {name} ("
+    assert said in explain(space, mask)
+
+
+def test_what_is_said_to_be_measured_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = measured.device_name(CPU)
+    assert name is not None
+
+    def estimates(factors: dict[str, Any], **options: Any) -> str:
+        measured.keep(measured.measured_now(name, "2026-11-30", factors))
+        return explain(Sequence(64), Causal(), **options).splitlines()[-1]
+
+    def numbers(text: str) -> str:
+        return text[text.index(" forward: ") :]
+
+    with measured.ignored():
+        shipped = explain(Sequence(64), Causal()).splitlines()[-1]
+    one = {"float32": (50.0, 50.0)}
+    every = dict.fromkeys(("reference", "dense", "blocks", "edges"), one)
+    by = "Estimated as measured by `attn check` in float32 on 2026-11-30 on"
+    # What is computed in float64 takes the factors of float32, and says so
+    for dtype in (torch.float32, torch.float64):
+        text = estimates(every, dtype=dtype)
+        assert text.startswith(f"{by} {name}, forward: ") and numbers(text) != numbers(shipped)
+    # Of another dtype, of no kernel, of kernels that there are not: no factor is in the numbers
+    for factors, dtype in (
+        (every, torch.bfloat16), ({}, torch.float32), ({"another": one}, torch.float32),
+    ):  # fmt: skip
+        text, of = estimates(factors, dtype=dtype), str(dtype).removeprefix("torch.")
+        none = f"(`attn check` of 2026-11-30 has timed none of these in {of})"
+        assert text.startswith(f"Estimated on one CPU core {none}, forward: ")
+        assert numbers(text) == numbers(shipped)
+    some = {"dense": one, "edges": one}
+    rest = "reference, blocks not timed"
+    assert f"{name} ({rest}: estimated), " in estimates(some)
+    text = estimates({**some, measured.OTHERS: one})
+    assert f"{name} ({rest}: with the median factor of what was), " in text
+    monkeypatch.setattr(measured, "_conditions", lambda: (3, False))
+    text = estimates(every)
+    monkeypatch.undo()
+    monkeypatch.setenv(measured.FOLDER, str(folder))
+    now = measured.said_of(*measured._conditions())
+    text = explain(Sequence(64), Causal())
+    assert f"{name} (it had 3 threads, no kernels in numba, now there are {now}), " in text
+
+
+def test_a_kernel_of_a_gpu_is_named_by_its_backend(folder: Path) -> None:
+    job = plan(Sequence(64), device="cuda", dtype=torch.bfloat16).job
+    one = {"bfloat16": (2.0, 2.0)}
+    found = measured.measured_now("a GPU", "2026-11-30", {"flash": one, "edges": one})
+    text = planning._source(job, found, ["dense", "flex"])
+    assert text == (
+        "as measured by `attn check` in bfloat16 on 2026-11-30 on a GPU (flex not timed: estimated)"
     )
+    assert planning._source(job, found, ["flex"]).startswith("for an sm_90 GPU (`attn check` of ")
 
 
 BROKEN = {
@@ -124,6 +178,7 @@ BROKEN = {
     "negative": lambda text: text.replace("2.0", "-2.0"),
     "of another device": lambda text: text.replace('"device": "', '"device": "Another '),
     "a list": lambda text: "[]",
+    "no threads": lambda text: text.replace('"threads": ', '"threads": -'),
     "no date": lambda text: text.replace("2026-11-30", "\\u001b[31m"),
     "deep": lambda text: "[" * 100_000,
 }
@@ -133,7 +188,9 @@ BROKEN = {
 def test_a_broken_file_is_ignored_with_one_warning(how: str, folder: Path) -> None:
     name = measured.device_name(CPU)
     assert name is not None
-    path = measured.keep(measured.Measured(name, "2026-11-30", {"dense": {"float32": (2.0, 2.0)}}))
+    path = measured.keep(
+        measured.measured_now(name, "2026-11-30", {"dense": {"float32": (2.0, 2.0)}})
+    )
     job = plan(Sequence(4)).job
     assert measured.factor(job, "dense") == 2
     path.write_text(BROKEN[how](path.read_text()))
@@ -147,7 +204,9 @@ def test_a_broken_file_is_ignored_with_one_warning(how: str, folder: Path) -> No
 def test_factors_of_other_estimates_are_left(folder: Path) -> None:
     name = measured.device_name(CPU)
     assert name is not None
-    path = measured.keep(measured.Measured(name, "2026-11-30", {"dense": {"float32": (2.0, 2.0)}}))
+    path = measured.keep(
+        measured.measured_now(name, "2026-11-30", {"dense": {"float32": (2.0, 2.0)}})
+    )
     path.write_text(json.dumps({**json.loads(path.read_text()), "edition": 0}))
     measured._read.cache_clear()
     assert measured.of_device(CPU) is None
