@@ -299,7 +299,19 @@ def _allowed(given: dict[str, str], config_dir: Path | None) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        _, unknown, given = message.partition("unrecognized arguments: ")
+        if unknown:
+            message += self._meant(given.split()[0])
         super().error(on_one_line(message))  # the shell may have put names of files there
+
+    def _meant(self, given: str) -> str:
+        """ " Did you mean ...?" for an option that there is not, or that lacks its dashes."""
+        name, equals, value = given.partition("=")
+        options = [one for one in self._option_string_actions if one.startswith("--")]
+        if equals and f"--{name}" in options:
+            return f". Did you mean --{name} {value}?"
+        near = did_you_mean(name, options) if name.startswith("-") else ""
+        return f".{near}" if near else ""
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

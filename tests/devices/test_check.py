@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from attention_core import (
     explain,
     plan,
 )
-from attention_core.backends import dense, flex, measured
+from attention_core.backends import dense, fast, flex, measured
 from attention_core.check import cases, conformance, run, times as timing, waits
-from attention_core.check.cases import CASES
+from attention_core.check.cases import CASES, Case
 from attention_core.check.times import Time, factors
 from attention_core.check.works import Work
 from attention_core.errors import UsageError
@@ -156,7 +157,8 @@ def test_results_are_written_after_each_section_and_deadlines_are_kept(
         monkeypatch.setitem(run.SECTIONS, name, slow(name))
     monkeypatch.setitem(run.SECTIONS, "times", lambda device, until: iter(()))
     since = time.monotonic()
-    assert run.check(CPU, 2 / 60, folder / "outputs") == 0
+    with CountingDevice():  # a CPU has fewer sections
+        assert run.check(CUDA, 2 / 60, folder / "outputs") == 0
     assert time.monotonic() - since < 3
     assert seen["structures"] == ["versions", "conformance"]
     found = written(folder)["sections"]
@@ -170,15 +172,100 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(folder: P
         cli._check(["--device", "cpu"])
 
 
-def test_what_is_not_reached_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not that it is for another device."""
-    small(monkeypatch)
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_what_is_not_reached_says_so(
+    device: torch.device, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that it is for another device; what is for another one, that alone."""
     monkeypatch.setattr(run, "SHARES", dict.fromkeys(run.SHARES, 0.0))
-    cli.main(["check", "--device", "cpu"])
-    sections = written(folder)["sections"]
-    assert {sections[name]["said"] for name in ("structures", "waits", "times")} == {
-        "no time was left"
-    }
+    with CountingDevice() if device == CUDA else nullcontext():
+        assert run.check(device, 1, folder / "outputs") == 0
+    found = written(folder)["sections"]
+    said = {name: (one["status"], one["said"]) for name, one in found.items()}
+    backends = len(BACKENDS) - (device == CUDA)
+    none = "0 of {} compared, no time was left"
+    assert said["conformance"] == ("cut short", none.format(2 * 28 * backends))
+    assert said["times"] == ("cut short", "no time was left")
+    assert said["constants"] == (
+        "skipped", "too few works were timed; what was kept before stays",
+    )  # fmt: skip
+    if device == CUDA:
+        assert said["structures"] == ("cut short", f"{none.format(56)}; each is compiled first")
+        assert said["waits"] == ("cut short", "no time was left")
+    else:
+        assert said["structures"] == ("skipped", "flex compiles for a GPU alone")
+        assert said["waits"] == ("skipped", "a CPU is not waited for")
+
+
+def test_what_was_compared_and_how_long_numba_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+
+    def slow(case: Case, name: str, dtype: torch.dtype, *given: Any) -> conformance.Outcome:
+        if fast.available():
+            from numba.core.event import trigger_event
+
+            with trigger_event("numba:compile"):
+                time.sleep(0.3)
+        else:
+            time.sleep(0.3)
+        return conformance.Outcome(case.name, name, str(dtype), "passed")
+
+    monkeypatch.setattr(run, "compare", slow)
+    monkeypatch.setattr(run, "right_answer", lambda *given: {})
+    monkeypatch.setattr(run, "_SECOND", 0.1)
+    monkeypatch.setattr(run, "SHARES", {**run.SHARES, "conformance": 1 / 600, "times": 0.0})
+    run.check(CPU, 10, folder / "outputs")
+    found = written(folder)["sections"]["conformance"]
+    number = len(found["results"])
+    assert found["planned"] == 20 and found["status"] == "cut short" and 1 <= number <= 4
+    said = f"{number} of 20 compared: {number} passed, 0 failed, 0 refused"
+    if fast.available():
+        seconds = found["compiling_seconds"]
+        assert seconds >= 0.3 * number
+        said += f"; {seconds:.0f} s went into compiling kernels, which are kept for next time"
+    assert found["said"] == said
+
+
+def test_no_factors_are_wanted_and_that_alone_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setenv(measured.FOLDER, "0")
+    monkeypatch.setattr(run, "SHARES", {**run.SHARES, "conformance": 0.0})
+    run.check(CPU, 1, folder / "outputs")
+    found = written(folder)["sections"]["constants"]
+    assert found["status"] == "skipped"
+    assert found["said"] == "ATTENTION_CORE_COSTS=0: no factors are kept"
+
+
+def test_a_busy_machine_and_what_is_replaced_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr(run, "SHARES", {**run.SHARES, "conformance": 0.0})
+    monkeypatch.setattr(run, "_SECOND", 0.0)
+    monkeypatch.setattr(time, "process_time", time.monotonic)
+    name = measured.device_name(CPU)
+    assert name is not None
+    one = {"dense": {"float32": (1.0, 1.0)}}
+    before = measured.measured_now(name, "2026-11-29", one)._replace(threads=99)
+    path = measured.keep(before)
+    run.check(CPU, 1, folder / "outputs")
+    printed = capsys.readouterr().out
+    then, now = (measured.said_of(n, before.numba) for n in (99, torch.get_num_threads()))
+    assert (
+        f"constants: done. factors for bfloat16 and float32 are kept in {path}, in place of those "
+        f"of 2026-11-29 for float32 with {then}, now {now}\n"
+    ) in printed
+    assert "the CPU was busy" not in printed
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    run.check(CPU, 1, folder / "again")
+    printed = capsys.readouterr().out
+    assert "the CPU was busy with other work and gave 0 of " in printed
+    today = json.loads(path.read_text())["date"]
+    assert f"{path}, in place of those of {today} for bfloat16 and float32\n" in printed
 
 
 def test_plans_follow_the_factors_that_are_there(
@@ -207,6 +294,9 @@ def test_plans_follow_the_factors_that_are_there(
         (["--device", "cuda:7"], "--device cuda:7: torch sees no such GPU here"),
         (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got 'tpu'"),
         (["--device", "meta"], "--device must be cpu, cuda or cuda:N, got 'meta'"),
+        (["--minuts", "1"], "unrecognized arguments: --minuts 1. Did you mean --minutes?"),
+        (["minutes=1"], "unrecognized arguments: minutes=1. Did you mean --minutes 1?"),
+        (["now"], "unrecognized arguments: now\n"),
         (["--minutes", "0"], "--minutes must be above 0 and at most 1440, got 0"),
         (["--minutes", "nan"], "--minutes must be above 0 and at most 1440, got nan"),
     ],
