@@ -180,7 +180,8 @@ def _choose(job: Job, backend: str | None) -> tuple[Choice, Any]:
         chosen = "dense" if not unsupported["dense"] else "reference"
         because = "An exported program computes all pairs, whatever its sizes."
     else:
-        found = measured.of_device(job.device)
+        # A program that is compiled has the factors alone, and nobody to tell of them
+        found = None if torch.compiler.is_compiling() else measured.of_device(job.device)
         costs = {name: BACKENDS[name].cost(job) for name in BACKENDS if not unsupported[name]}
         chosen, because = min(costs, key=lambda name: costs[name]), ""
         for name in (name for name, cost in costs.items() if cost == math.inf):

@@ -81,11 +81,18 @@ def dtype_of(dtype: torch.dtype) -> str:
 
 def factor(job: Job, kernel: str) -> float:
     """Return measured ÷ estimated time of a kernel on the device of `job`; 1 if none is known."""
-    found = of_device(job.device)
-    if found is None:
-        return 1.0
-    known = found.of(kernel, job.dtype) or found.of(OTHERS, job.dtype)
-    return 1.0 if known is None else known[job.grad]
+    return _factor(job.device, job.dtype, job.grad, kernel)
+
+
+def _factor(device: torch.device, dtype: torch.dtype, grad: bool, kernel: str) -> float:
+    found = of_device(device)
+    known = None if found is None else found.of(kernel, dtype) or found.of(OTHERS, dtype)
+    return 1.0 if known is None else known[grad]
+
+
+# In a program that is compiled a constant, rather than files that are read in a graph. As by
+# torch.compiler.assume_constant_result, for which all of torch._dynamo would be imported
+_factor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def of_device(device: torch.device) -> Measured | None:
@@ -181,20 +188,24 @@ def keep(found: Measured) -> Path:
 def _read(folder: str, name: str) -> Measured | None:
     try:
         path = path_of(name)
-        text = path.read_text(encoding="utf-8")
-    except (OSError, RuntimeError, UnicodeDecodeError):  # none, no home, not to be read
+    except RuntimeError:  # no home
         return None
+    wrong: Exception
     try:
-        return _checked(json.loads(text), name)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        warnings.warn(
-            f"{str(path)!r} is not what `attn check` writes, so costs are estimated: "
-            f"{type(error).__name__}: "
-            f"{on_one_line(error)}. `attn check` writes it anew",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        return _checked(json.loads(path.read_bytes().decode()), name)
+    except (FileNotFoundError, PermissionError):  # none, or another user's
         return None
+    except OSError as error:  # a folder in its place, say
+        wrong, then = error, "Remove it"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        wrong, then = error, "`attn check` writes it anew"
+    warnings.warn(
+        f"{str(path)!r} is not what `attn check` writes, so costs are estimated: "
+        f"{type(wrong).__name__}: {on_one_line(wrong)}. {then}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def _checked(given: Any, name: str) -> Measured | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from attention_core import (
     Causal,
     Edges,
+    Encoder,
     Graph,
     Neighborhood,
     RelativeTable,
@@ -160,6 +161,29 @@ def test_what_is_said_to_be_measured_was(folder: Path, monkeypatch: pytest.Monke
     assert f"{name} (it had 3 threads, no kernels in numba, now there are {now}), " in text
 
 
+def test_a_plan_in_a_compiled_program_has_the_factors(
+    folder: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """In one graph, where no file is read; nothing is said of caches."""
+    name = measured.device_name(CPU)
+    assert name is not None
+    slow = {"dense": {"float32": (1000.0, 1000.0)}}
+    encoder, x, space = Encoder(8, 1, 2), torch.randn(1, 16, 8), Sequence(16)
+    chosen = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        chosen.append(plan(space, heads=2, grad=True).backend)
+        return encoder(x, space)
+
+    for factors in ({}, slow):
+        measured.keep(measured.measured_now(name, "2026-11-30", factors))
+        torch._dynamo.reset()
+        whole = torch.compile(run, backend="eager", fullgraph=not factors)
+        torch.testing.assert_close(whole(x), encoder(x, space))
+    assert chosen == ["dense", plan(space, heads=2, grad=True).backend] and chosen[1] != "dense"
+    assert not [one for one in recwarn if "lru_cache" in str(one.message)]
+
+
 def test_a_kernel_of_a_gpu_is_named_by_its_backend(folder: Path) -> None:
     job = plan(Sequence(64), device="cuda", dtype=torch.bfloat16).job
     one = {"bfloat16": (2.0, 2.0)}
@@ -171,7 +195,7 @@ def test_a_kernel_of_a_gpu_is_named_by_its_backend(folder: Path) -> None:
     assert planning._source(job, found, ["flex"]).startswith("for an sm_90 GPU (`attn check` of ")
 
 
-BROKEN = {
+BROKEN: dict[str, Callable[[str], str | bytes | None]] = {
     "cut": lambda text: text[: len(text) // 2],
     "no number": lambda text: text.replace("2.0", '"2.0"'),
     "infinite": lambda text: text.replace("2.0", "Infinity"),
@@ -181,6 +205,8 @@ BROKEN = {
     "no threads": lambda text: text.replace('"threads": ', '"threads": -'),
     "no date": lambda text: text.replace("2026-11-30", "\\u001b[31m"),
     "deep": lambda text: "[" * 100_000,
+    "no text": lambda text: text.encode("utf-16"),
+    "a folder": lambda text: None,
 }
 
 
@@ -193,7 +219,12 @@ def test_a_broken_file_is_ignored_with_one_warning(how: str, folder: Path) -> No
     )
     job = plan(Sequence(4)).job
     assert measured.factor(job, "dense") == 2
-    path.write_text(BROKEN[how](path.read_text()))
+    broken = BROKEN[how](path.read_text())
+    path.unlink()
+    if broken is None:
+        path.mkdir()
+    else:
+        path.write_bytes(broken if isinstance(broken, bytes) else broken.encode())
     measured._read.cache_clear()
     with pytest.warns(RuntimeWarning, match="not what `attn check` writes") as told:
         assert measured.factor(job, "dense") == 1

@@ -25,6 +25,7 @@ from torch import Tensor
 SWITCH = "ATTENTION_CORE_FAST"
 _SETTINGS = {"": "auto", "1": "auto", "auto": "auto", "0": "off", "off": "off", "always": "always"}
 _DTYPES = (torch.float32, torch.float64)
+_FOUND = find_spec("numba") is not None
 
 
 def usable(*tensors: Tensor | None, pays: bool = True) -> bool:
@@ -59,17 +60,12 @@ def setting() -> str:
 
 def installed() -> bool:
     """Return whether kernels would be tried, without importing numba: what costs are told from."""
-    return setting() != "off" and _found()
+    return setting() != "off" and _FOUND
 
 
 def available() -> bool:
     """Return whether kernels run here. Imports numba, the first time."""
     return installed() and _imports()
-
-
-@cache
-def _found() -> bool:
-    return find_spec("numba") is not None
 
 
 @cache
