@@ -91,7 +91,7 @@ def attend(
     Returns: (B, Hq, Lq, Dv), or a tuple of it with the weights and the log-sum-exp asked for.
 
     Raises:
-        ValueError: shapes do not fit; the message names them.
+        ValueError: shapes do not fit, or a plan is for others or another device; it names them.
         TypeError: a mask that is not bool; a mask or bias that the space cannot serve.
         BackendError: `backend` cannot do this job.
     """
@@ -281,7 +281,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"q must be (B, Hq, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv); got {shapes}"
         )
-    if not k.shape[1]:
+    if not k.shape[1] or not q.shape[1]:
         raise ValueError(f"attention needs at least one head, got none: {shapes}")
     if q.shape[1] % k.shape[1]:
         raise ValueError(
@@ -300,6 +300,8 @@ def _check_plan(
     score: Score | None,
     softcap: float | None,
 ) -> None:
+    if plan.job.device != q.device:
+        raise ValueError(f"the plan is for {plan.job.device}, but q is on {q.device}")
     if (plan.job.bias is None) != (bias is None):
         made, given = ("without" if b is None else "with" for b in (plan.job.bias, bias))
         raise ValueError(f"the plan was made {made} a bias, but attention is called {given} one")

@@ -81,6 +81,7 @@ def plan(
 
     Raises:
         TypeError: edge features without a Graph; a dtype that is no floating point.
+        ValueError: a device that torch does not know, or another than a GPU that is not there.
         BackendError: `backend` cannot do this job.
     """
     spaces = space if isinstance(space, tuple) else (space, space)
@@ -96,10 +97,12 @@ def plan(
             f"Graph's nodes, or with_edges(edge_index); got {got}"
         )
     if type(heads) is not int or type(batch) is not int or type(head_dim) is not int:
-        check_whole(0, heads=heads, batch=batch, or_none=True)
+        check_whole(1, heads=heads, or_none=True)
+        check_whole(0, batch=batch, or_none=True)
         check_whole(0, head_dim=head_dim)
-    elif heads < 0 or batch < 0 or head_dim < 0:
-        check_whole(0, heads=heads, batch=batch, head_dim=head_dim)
+    elif heads < 1 or batch < 0 or head_dim < 0:
+        check_whole(1, heads=heads)
+        check_whole(0, batch=batch, head_dim=head_dim)
     if score is not None:
         check_kind(Score, score=score)
     if softcap is not None:
@@ -109,7 +112,7 @@ def plan(
     bias = None if bias is None else as_bias(bias)
     if heads is None:
         heads = (None if bias is None else bias.heads) or 1
-    device = indexed(device)
+    device = _known(device, backend)
     here = is_there(device)
     if here and (spaces[0].device != device or spaces[1].device != device):
         spaces = _moved(spaces, device)
@@ -148,6 +151,24 @@ def plan(
             choice = choice._replace(prepared=prepared.for_job(NO_JOB))
             PLANS.keep(depends, choice)
     return Plan(job, choice.backend, prepared, partial(_summary, job, choice, prepared))
+
+
+def _known(device: torch.device | str, backend: str | None) -> torch.device:
+    """The device with its index, if it is one to plan for."""
+    try:
+        found = indexed(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda, cuda:N or so, got {device!r:.80}") from None
+    if found.type == "meta" and backend is None:
+        raise ValueError(
+            "device must be one that holds numbers, such as cpu or cuda, for a backend to be "
+            f"chosen, got {str(found)!r}"
+        )
+    if found.type != "cuda" and not is_there(found):
+        raise ValueError(
+            f"device must be cpu, cuda or another that this machine has, got {str(found)!r}"
+        )
+    return found
 
 
 class Choice(NamedTuple):

@@ -44,10 +44,12 @@ def indexed(device: torch.device | str) -> torch.device:
 
 
 def is_there(device: torch.device) -> bool:
-    """Return whether this machine has a device; of others than GPUs, torch says so itself."""
-    if device.type != "cuda" or torch.cuda.is_available():
+    """Return whether this machine has a device."""
+    if device.type == "cpu" or device.type == "meta":
         return True
-    try:  # a device that stands for a GPU, as in tests
+    if device.type == "cuda" and torch.cuda.is_available():
+        return True
+    try:  # one of another maker, or that stands for a GPU, as in tests
         torch.empty(0, device=device)
         return True
     except (RuntimeError, AssertionError):

@@ -158,6 +158,33 @@ def test_errors() -> None:
     assert isinstance(plan(Sequence(6)), Plan)
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "device must be cpu, cuda, cuda:N or so, got 'gpu'"),
+        ("CUDA", "device must be cpu, cuda, cuda:N or so, got 'CUDA'"),
+        ("xla", "device must be cpu, cuda or another that this machine has, got 'xla:0'"),
+        (
+            "meta",
+            "device must be one that holds numbers, such as cpu or cuda, for a backend to be "
+            "chosen, got 'meta'",
+        ),
+    ],
+)
+def test_a_device_that_cannot_be_planned_for_is_named(device: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        explain(Sequence(8), Causal(), device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would be planned there")
+@pytest.mark.parametrize("backend", ["dense", "flex"])
+def test_a_plan_for_another_device_is_refused(backend: str) -> None:
+    q = torch.randn(1, 1, 8, 64)
+    made = plan(Sequence(8), Causal(), device="cuda", backend=backend)
+    with pytest.raises(ValueError, match="^the plan is for cuda:0, but q is on cpu$"):
+        attend(q, q, q, plan=made)
+
+
 def test_edges_listed_twice_go_to_the_backend_that_tells_them_apart() -> None:
     twice = Graph(torch.tensor([[0, 0, 1], [1, 1, 0]]), 2)
     made = plan(twice, Edges())

@@ -30,6 +30,7 @@ from attention_core import (
     Sequence,
     Space,
     attend,
+    plan,
     pool,
 )
 from attention_core.layers.pooling import Pooling
@@ -286,6 +287,13 @@ def test_no_heads_are_named() -> None:
     none = torch.zeros(1, 0, 3, 4)
     with pytest.raises(ValueError, match=r"at least one head, got none: q \(1, 0, 3, 4\)"):
         attend(none, none, none)
+    some = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError, match=r"at least one head, got none: q \(1, 0, 3, 4\)"):
+        attend(none, some, some)
+    with pytest.raises(ValueError, match="heads must be at least 1, or None, got 0"):
+        plan(Sequence(3), heads=0)
+    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
+        plan(Sequence(3), heads=0, batch=1)
 
 
 @pytest.mark.parametrize("how", ["mean", "sum", "max"])
