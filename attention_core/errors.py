@@ -1,4 +1,4 @@
-"""The errors of the package, and their "did you mean"."""
+"""The errors of the package, and words that messages share."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +42,11 @@ def too_large(most: int, what: str) -> ValueError:
     return ValueError(
         f"it has more than {most:,} {what}; data.largest_input says how many are read"
     )
+
+
+def counted(number: int, what: str) -> str:
+    """Return such as "1 token" or "1,024 tokens"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

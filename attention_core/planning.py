@@ -24,7 +24,7 @@ from attention_core.backends import (
 )
 from attention_core.biases import Bias, as_bias
 from attention_core.checks import check_kind, check_number, check_whole
-from attention_core.errors import BackendError
+from attention_core.errors import BackendError, counted
 from attention_core.job import NO_JOB, Job, Plan
 from attention_core.lasting import lasting
 from attention_core.masks import Mask
@@ -298,7 +298,7 @@ def _summary(job: Job, choice: Choice, prepared: Any) -> str:
     lines = [
         f"{where}; mask {'none' if job.mask is None else job.mask}, bias {_name(job.bias)}, "
         f"dtype {str(job.dtype).removeprefix('torch.')}, "
-        f"{job.heads} head{'s' * (job.heads != 1)} of {job.head_dim}"
+        f"{counted(job.heads, 'head')} of {job.head_dim}"
         f"{', edge features in keys or values' if job.edge_features else ''}.",
         f"{pairs}.",
         f"Backend {choice.backend}: {BACKENDS[choice.backend].describe(job, prepared)}",

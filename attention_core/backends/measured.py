@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attention_core.backends import fast
+from attention_core.errors import counted
 from attention_core.escape import on_one_line
 from attention_core.files import replace_file, user_cache
 from attention_core.job import Job
@@ -71,7 +72,7 @@ def _conditions() -> tuple[int, bool]:
 def said_of(threads: int, numba: bool) -> str:
     """Return such as "2 threads, kernels in numba"."""
     kernels = "kernels in numba" if numba else "no kernels in numba"
-    return f"{threads} thread{'s' * (threads != 1)}, {kernels}"
+    return f"{counted(threads, 'thread')}, {kernels}"
 
 
 def dtype_of(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.errors import counted
 from attention_core.lasting import kept, lasting
 from attention_core.spaces.packing import count_samples, ranks_of_special
 from attention_core.spaces.special import Special
@@ -263,13 +264,13 @@ class Space(Special):
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""
         what = "a set" if type(self) is Space else type(self).__name__
-        return self._describe(f"{what} of {self.length:,} tokens")
+        return self._describe(f"{what} of {counted(self.length, 'token')}")
 
     def _describe(self, words: str) -> str:
         if self.batch is not None:
-            words += f" in each of {self.batch} samples"
+            words += f" in each of {counted(self.batch, 'sample')}"
         elif self.segments is not None:
-            words += f" from {self.num_segments} samples in one row"
+            words += f" from {counted(self.num_segments, 'sample')} in one row"
         if self.num_special:
             words += f", {self.num_special} of them special"
         return words + (", some of them padding" if self.valid is not None else "")

@@ -17,6 +17,7 @@ from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_whole, may_look
+from attention_core.errors import counted
 from attention_core.lasting import computed, lasting
 from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.edge_list import EdgeList
@@ -221,5 +222,5 @@ class Graph(Space):
 
     def describe(self) -> str:
         return self._describe(
-            f"a graph of {self.length:,} nodes and {self.edges.num_edges:,} edges"
+            f"a graph of {counted(self.length, 'node')} and {counted(self.edges.num_edges, 'edge')}"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole, check_whole_each, is_whole
+from attention_core.errors import counted
 from attention_core.lasting import can_last, lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.origin import made_elsewhere
@@ -185,7 +186,7 @@ class Grid(Space):
             axes = [str(axis) for axis, wraps in enumerate(self.wrap) if wraps]
             verb = "wraps" if self.size else "wrap"
             extent += f" that {verb} along {'axis' if len(axes) == 1 else 'axes'} {', '.join(axes)}"
-        return self._describe(f"{extent}, {self.length:,} tokens")
+        return self._describe(f"{extent}, {counted(self.length, 'token')}")
 
 
 def _sizes(sizes: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

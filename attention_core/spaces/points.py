@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_core.annotated import checked
 from attention_core.checks import check_whole
+from attention_core.errors import counted
 from attention_core.lasting import lasting
 from attention_core.spaces.base import PairList, Space
 from attention_core.spaces.near import Found, nearest, within
@@ -109,4 +110,6 @@ class Points(Space):
         return known
 
     def describe(self) -> str:
-        return self._describe(f"{self.length:,} points in {self.axes} dimensions")
+        return self._describe(
+            f"{counted(self.length, 'point')} in {counted(self.axes, 'dimension')}"
+        )

@@ -12,6 +12,7 @@ from torch.compiler import is_exporting
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense, check_whole
+from attention_core.errors import counted
 from attention_core.lasting import lasting
 from attention_core.spaces.base import Space
 from attention_core.spaces.origin import made_elsewhere
@@ -154,4 +155,4 @@ class Sequence(Space):
         return offset.squeeze(-1).abs()
 
     def describe(self) -> str:
-        return self._describe(f"a sequence of {self.length:,} tokens")
+        return self._describe(f"a sequence of {counted(self.length, 'token')}")

@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 
 from attention_core.annotated import checked
 from attention_core.checks import check_dense
+from attention_core.errors import counted
 from attention_core.lasting import computed_names, kept, lasting
 from attention_core.spaces.origin import OnHost
 from attention_core.transfer import original
@@ -135,7 +136,7 @@ class Tokens(OnHost):
 
     def describe(self) -> str:
         """Return a few words for error messages and `explain`."""
-        return f"{self.length:,} tokens"
+        return counted(self.length, "token")
 
     @lasting
     @checked

@@ -139,7 +139,11 @@ def test_explanations_show_what_each_backend_would_take() -> None:
     text = explain(Sequence(4096), Neighborhood(64), heads=4, softcap=20.0)
     assert "core, forward: " in text and "dense is out: " in text and "softcap" in text
     assert "Special tokens are exempt" in explain(Grid(4, 4, special=1), Neighborhood(1))
-    assert "softcap=50.0" in explain(Sequence(8), softcap=50.0)
+    text = explain(Sequence(1), softcap=50.0, dtype=torch.bfloat16)
+    assert "softcap=50.0" in text
+    assert text.startswith(
+        "A sequence of 1 token; mask none, bias none, dtype bfloat16, 1 head of 64.\n"
+    )
     assert str(plan(Sequence(8), backend="edges")).endswith("You asked for this backend.")
 
 
