@@ -1,6 +1,5 @@
 """What is trained: a model with its loss, its metrics and its optimizer."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
@@ -12,12 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-)
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from attention_core.annotated import checked
 from attention_core.errors import UsageError
@@ -32,6 +27,7 @@ from attention_core.training.optim import (
 )
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
+from attention_core.training.running import Accuracy, F1Score, Mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,8 +88,7 @@ class Task(LightningModule):
         collection = MetricCollection(dict(metrics or {}), compute_groups=False)
         stages = ("train", "val", "test")
         # "train" is taken: it is a method of every module.
-        # Of NaN comes NaN: by default a loss that is no number would be left out
-        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric(math.nan) for stage in stages})
+        self.means = nn.ModuleDict({f"{stage}_mean": Mean() for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
         self.settings: dict[str, Any] = {}  # of the run, which decide what is trained
         self._unit: Tensor | None = None  # the weight that counts as 1 in this step
@@ -416,8 +411,8 @@ class ClassificationTask(Task):
         """Return the metrics of `count` classes, by name."""
         shared: Any = {"ignore_index": self.ignored, "validate_args": False}
         return {
-            "accuracy": MulticlassAccuracy(count, average="micro", **shared),
-            "f1": MulticlassF1Score(count, average="macro", **shared),
+            "accuracy": Accuracy(count, **shared),
+            "f1": F1Score(count, average="macro", **shared),
         }
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
