@@ -1,10 +1,10 @@
 """How good the plan's choice is: `python -m benchmarks.calibrate` measures what it estimates.
 
-The constants are in `attention_core/backends/costs.py` and at the top of each backend. The choice
-is right as long as it takes at most 1.3 times the fastest backend: those that take longer are said
-again at the end. Times are of the CPU, so that other processes hardly count; run it on one thread
-(`OMP_NUM_THREADS=1`). They are of one layer of four that share a plan, which is made anew. With
-the kernels, and again without.
+The constants are in `attention_core/backends/costs.py` and at the top of each backend, or of its
+`costs.py`. The choice is right as long as it takes at most 1.3 times the fastest backend: those
+that take longer are said again at the end. Times are of the CPU, so that other processes hardly
+count; run it on one thread (`OMP_NUM_THREADS=1`). They are of one layer of four that share a plan,
+which is made anew. With the kernels, and again without.
 """
 
 from __future__ import annotations

@@ -158,18 +158,23 @@ JOBS = [
     ),
     Job(
         "windows of ±64 on 512 tokens", "dense",
-        "So few pairs take less time than the calls of more kernels.",
+        "`varlen_attn` has windows, and is one kernel.",
         lambda: (Sequence(512), Neighborhood(64), None),
     ),
     Job(
-        "windows of ±128 on 8,192 tokens", "flex",
-        "A block meets 3 of 64.",
+        "windows of ±128 on 8,192 tokens", "dense",
+        "`varlen_attn` leaves out what is outside of the window.",
         lambda: (Sequence(8192), Neighborhood(128), None),
     ),
     Job(
-        "windows of ±4 on 65,536 tokens", "flex",
-        "A block of 128 computes 40 pairs for one that is allowed; on tensor cores that is less "
-        "than to gather nine keys for each query.",
+        "the same", "flex",
+        "`varlen_attn` is for halves. A block meets 3 of 64.",
+        lambda: (Sequence(8192), Neighborhood(128), None), dtype=torch.float32,
+    ),
+    Job(
+        "windows of ±4 on 65,536 tokens", "dense",
+        "Tiles hold many pairs for one that is allowed; on tensor cores that is less than to "
+        "gather nine keys for each query.",
         lambda: (Sequence(65_536), Neighborhood(4), None),
     ),
     Job(

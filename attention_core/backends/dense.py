@@ -201,7 +201,9 @@ def describe(job: Job, prepared: Prepared | None) -> str:
     elif prepared.samples is not None and varlen.is_for(job):
         rows = prepared.rows  # none of a GPU that is only named
         count = len(prepared.samples) if rows is None else len(rows.starts) - 1
-        return f"varlen_attn: {count:,} samples in one kernel."
+        how = f"varlen_attn: {count:,} sample{'s' * (count != 1)} in one kernel"
+        narrow = prepared.samples.window != WHOLE
+        return f"{how}, which masks by itself." if narrow else f"{how}."
     elif prepared.samples is not None:
         how = f"for each of {len(prepared.samples):,} samples"
         how += ", with is_causal" if prepared.causal else ", with no mask"

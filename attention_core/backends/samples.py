@@ -68,12 +68,14 @@ def find(job: Job, takes: Callable[[Window, bool], bool]) -> Samples | None:
         takes: whether it is worth finding samples of that window, with padding or without.
     """
     query, key = job.spaces
-    if query is not key or job.bias is not None or (key.segments is None and key.valid is None):
+    if query is not key or job.bias is not None:
         return None
     everything = job.mask is None or job.mask.allows_all(job.spaces)
     window = WHOLE if everything else window_of(job.mask, key)
     if window is None or not key.length or not takes(window, key.valid is not None):
         return None
+    if window in (WHOLE, CAUSAL) and key.segments is None and key.valid is None:
+        return None  # a row is a sample, which needs no finding
     if window != WHOLE and (
         not key.ordered or key.special is not None or key.axes != 1 or any(key.wrap)
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Hashable, Mapping
 from functools import cached_property
@@ -11,17 +10,17 @@ from typing import (
     Any,
     ClassVar,
     NamedTuple,
-    Self,
 )
 
 import torch
 from torch import Tensor
 
 from attention_core.annotated import checked
-from attention_core.checks import check_dense, check_whole, may_look
+from attention_core.checks import check_dense, check_whole
 from attention_core.lasting import kept, lasting
-from attention_core.spaces.linked import Linked
-from attention_core.transfer import constant, moved
+from attention_core.spaces.packing import count_samples, ranks_of_special
+from attention_core.spaces.special import Special
+from attention_core.transfer import constant
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
@@ -38,7 +37,7 @@ class PairList(NamedTuple):
     batch: Tensor | None = None
 
 
-class Space(Linked):
+class Space(Special):
     """A set of tokens, some or all of which sit somewhere.
 
     Used as it is, it holds tokens without a place, such as the queries of a pooling layer. A space
@@ -145,11 +144,13 @@ class Space(Linked):
         # Layers use them in training, whatever mode the space was made in
         self.coordinates, self.segments = kept(coordinates), kept(segments)
         self.valid, self.special = kept(valid), kept(special)
-        self.special_rank = None if special is None else _ranks(special, segments, num_segments)
+        self.special_rank = (
+            None if special is None else ranks_of_special(special, segments, num_segments)
+        )
         self.size, self.start = None, ()
         self.tokenwise = {}
         self._hold(tokenwise or {})
-        self.num_segments = 1 if segments is None else _count(segments, num_segments)
+        self.num_segments = 1 if segments is None else count_samples(segments, num_segments)
         if edge_index is not None:
             self._link(edge_index, edge_attr, pair_attr)
         elif edge_attr is not None or pair_attr is not None:
@@ -173,86 +174,6 @@ class Space(Linked):
         that ends; None where all end."""
         return None
 
-    def place(self, tokens: Tensor, special: Tensor) -> Tensor:
-        """Put special tokens where this space has them, before any token is dropped.
-
-        Args:
-            tokens: (..., N, D), the tokens that sit somewhere.
-            special: (S, D), the S special tokens of a sample.
-
-        Returns: (..., L, D).
-        """
-        if self.special is None or self.special_rank is None:
-            return tokens
-        count, total = special.shape[0], self.num_special
-        if tokens.shape[-2] + total != self.length or total != count * self.num_segments:
-            raise ValueError(
-                f"{self.describe()} has {self.length - total} places and {total} special tokens; "
-                f"got {tokens.shape[-2]} tokens and {count} special ones per sample"
-            )
-        rows = special.to(tokens.dtype).expand(*tokens.shape[:-2], -1, -1)
-        together = torch.cat([rows, tokens], dim=-2)
-        if self.size is not None:
-            return together
-        nth_token = (~self.special).cumsum(-1) - 1
-        source = torch.where(self.special, self.special_rank, nth_token + count)
-        return together.index_select(-2, source)
-
-    def without_special(self, tokens: Tensor) -> tuple[Tensor, Self]:
-        """Take special tokens away, as `place` has put them there.
-
-        Args:
-            tokens: (..., L, D).
-
-        Returns: (..., N, D), those that sit somewhere, and the space of these.
-
-        Raises:
-            ValueError: the samples of a batch have different numbers of special tokens.
-        """
-        if self.special is None:
-            return tokens, self
-        kept, index = (self.host if self._made_on_host else self)._ordinary()
-        kept, index = moved((kept, index), self.device)
-        index = index.to(tokens.device)
-        if index.ndim == 1:
-            return tokens.index_select(-2, index), kept
-        return tokens[torch.arange(len(index), device=index.device)[:, None], index], kept
-
-    def _ordinary(self) -> tuple[Self, Tensor]:
-        """The space of the tokens that sit somewhere, and which they are, (N,) or (B, N)."""
-        special = self.special
-        assert special is not None
-        if self.size is not None:
-            index = torch.arange(self.num_special, self.length, device=self.device)
-        elif special.ndim == 1 and may_look(special):
-            index = (~special).nonzero().squeeze(-1)
-        else:
-            counts = special.sum(-1)
-            if may_look(special) and int(counts.min()) < int(counts.max()):
-                raise ValueError(
-                    f"{self.describe()}: samples have {int(counts.min())} to {int(counts.max())}"
-                )
-            index = special.long().argsort(dim=-1, stable=True)
-            index = index[..., : self.length - self.num_special]
-        kept = self.keep(index)
-        kept.special = kept.special_rank = None
-        kept.size = self.size
-        return kept, index
-
-    @lasting
-    def special_as_padding(self) -> Self:
-        """Return this space with its special tokens as padding: nobody attends to them."""
-        if self.special is None:
-            return self
-        if self._made_on_host:
-            return self.host.special_as_padding().to(self.device)
-        new = copy.copy(self)
-        new.valid = ~self.special if self.valid is None else self.valid & ~self.special
-        new.special = new.special_rank = None
-        if self._is_away() and self.has_host:
-            new.keep_host(self.host.special_as_padding)
-        return new
-
     def zero_padding(self, x: Tensor) -> Tensor:
         """Zero x, (B, L, D) or (T, D), where this space has padding."""
         return x if self.valid is None else x.masked_fill(~self.valid.to(x.device)[..., None], 0)
@@ -263,16 +184,6 @@ class Space(Linked):
             return x
         valid = self.valid if self.valid.ndim == 1 else self.valid[:, None]
         return x.masked_fill(~valid[..., None], 0)
-
-    @property
-    def num_special(self) -> int:
-        """How many tokens of a row are special."""
-        if self.special is None:
-            return 0
-        if self.size is not None:  # they come first, and every place is taken
-            return self.length - math.prod(self.size)
-        special = self.host.special
-        return int(special.sum(-1).max()) if self.length and special is not None else 0
 
     @property
     def num_samples(self) -> int:
@@ -365,25 +276,3 @@ class Space(Linked):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.describe()}>"
-
-
-def _count(segments: Tensor, known: int | None) -> int:
-    """How many samples there are, of which those without tokens have to be `known`."""
-    if known is not None and not may_look(segments):
-        return known
-    named = int(segments.max()) + 1 if segments.numel() else 0
-    if known is not None and known < named:
-        raise ValueError(f"num_segments={known}, but segments name {named} samples")
-    return named if known is None else known
-
-
-def _ranks(special: Tensor, segments: Tensor | None, num_segments: int | None) -> Tensor:
-    """Rank of each special token among those of its segment."""
-    running = special.long().cumsum(-1) - 1
-    if segments is None or not segments.numel():
-        return running
-    if segments.ndim < special.ndim:
-        segments = segments.expand_as(special)
-    count = running.new_zeros(*segments.shape[:-1], _count(segments, num_segments))
-    count = count.scatter_add(-1, segments, special.long().expand_as(segments))
-    return running - (count.cumsum(-1) - count).gather(-1, segments)

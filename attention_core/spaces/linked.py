@@ -12,14 +12,14 @@ from torch import Tensor
 from attention_core.annotated import checked
 from attention_core.lasting import computed, lasting
 from attention_core.spaces.edge_list import EdgeList
-from attention_core.spaces.tokens import Tokens
+from attention_core.spaces.joinable import Joinable
 from attention_core.transfer import moved
 
 if TYPE_CHECKING:
     from attention_core.spaces.pairs import Pairs
 
 
-class Linked(Tokens):
+class Linked(Joinable):
     """Tokens that may have edges between them: the part of `Space` that knows these.
 
     Attributes:

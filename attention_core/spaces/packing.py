@@ -121,3 +121,25 @@ def rows(tensor: Tensor, source: Tensor, dims: int, fill: float | bool) -> Tenso
     rows = tensor.index_select(tensor.ndim - dims, source.clamp(min=0))
     missing = (source < 0).reshape(-1, *(1,) * (dims - 1))
     return rows.masked_fill(missing, fill)
+
+
+def count_samples(segments: Tensor, known: int | None) -> int:
+    """Return how many samples there are, of which those without tokens have to be `known`."""
+    if known is not None and not may_look(segments):
+        return known
+    named = int(segments.max()) + 1 if segments.numel() else 0
+    if known is not None and known < named:
+        raise ValueError(f"num_segments={known}, but segments name {named} samples")
+    return named if known is None else known
+
+
+def ranks_of_special(special: Tensor, segments: Tensor | None, num_segments: int | None) -> Tensor:
+    """Return the rank of each special token among those of its segment."""
+    running = special.long().cumsum(-1) - 1
+    if segments is None or not segments.numel():
+        return running
+    if segments.ndim < special.ndim:
+        segments = segments.expand_as(special)
+    count = running.new_zeros(*segments.shape[:-1], count_samples(segments, num_segments))
+    count = count.scatter_add(-1, segments, special.long().expand_as(segments))
+    return running - (count.cumsum(-1) - count).gather(-1, segments)

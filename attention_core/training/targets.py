@@ -109,11 +109,11 @@ KINDS = {
         ),
         frozenset(
             {
-                "attention_core.biases.RelativeTable.hops",
-                "attention_core.biases.RelativeTable.swin",
-                "attention_core.biases.RelativeTable.t5",
+                "attention_core.biases.relative_table.RelativeTable.hops",
+                "attention_core.biases.relative_table.RelativeTable.swin",
+                "attention_core.biases.relative_table.RelativeTable.t5",
+                "attention_core.models.Model.preset",
                 "attention_core.pretrained.loading.Pretrained.from_pretrained",
-                "vision.models.VisionTransformer.preset",
                 "vision.swin.SwinTransformer.preset",
             }
         ),

@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from attention_core.backends.fast.vectors import load, store
+from attention_core.backends.fast.loads import load, store
 
 N = 4  # constant
 CACHED = False  # constant

@@ -30,7 +30,7 @@ from attention_core import (
     plan,
 )
 from attention_core.backends import blocks
-from attention_core.backends.blocks import chunks, search, tiling
+from attention_core.backends.blocks import chunks, prepared, search, tiling
 from attention_core.spaces import BlockKey, TilePairs, TileStatus
 from tests.allocated import Allocated
 from tests.conformance.cases import (
@@ -49,7 +49,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_tiny(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(blocks, "choose_sizes", lambda axes, reach: tiling.Sizes(3, 2))
+    patch.setattr(prepared, "choose_sizes", lambda axes, reach: tiling.Sizes(3, 2))
     patch.setattr(tiling, "_SMALL", 1)
     patch.setattr(search, "_COARSEST", 2)
     patch.setattr(chunks, "_CHUNK", 100)

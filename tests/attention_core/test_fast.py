@@ -19,7 +19,7 @@ pytest.importorskip("numba")
 
 from numba import njit
 
-from attention_core.backends.fast import compiled, threads, vectors as v
+from attention_core.backends.fast import compiled, loads as m, threads, vectors as v
 
 KERNEL = f"{__package__}.fast_kernel"
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_exp_of_any_number(dtype: type) -> None:
     @njit
     def exp(x, out):
         for i in range(0, len(x), 12):
-            v.store(out, i, v.vexp(v.load(x, i, 12)))
+            m.store(out, i, v.vexp(m.load(x, i, 12)))
 
     x = np.concatenate([np.array(SPECIAL), np.linspace(-86.8, 88.7, 12 * 999)]).astype(dtype)
     out = np.full_like(x, 7)
@@ -62,18 +62,18 @@ def test_exp_of_any_number(dtype: type) -> None:
 def test_vectors_as_numpy_has_them() -> None:
     @njit
     def all_of_them(x, bytes_, bits, out):
-        a = v.load(x, 0, 10)
-        v.store_positive(bits, 1, a)
-        v.store(out, 0, v.where_bits(bits, 1, a, a * 2))
-        v.store(out, 10, v.vlog(v.vmax(a, 0.001)))
-        v.store(out, 20, v.vtanh(v.vmin(a, 0.5)))
-        v.store(out, 30, v.broadcast(x, 1, 2, 5, 2))
-        v.store(out, 40, v.where_bytes(bytes_, 9, -1, a, 1 - a))
-        v.store(out, 50, v.broadcast_at(x, bytes_, 0, 1, 5, 2))
-        v.store(out, 60, v.repeat(v.part(a, 1, 5), 1, 2))
-        v.store(out, 70, v.where_positive(a, a / 3, a + v.full(out[0], 10)))
-        v.store(out, 80, v.full(v.get(a, 3), 10))
-        v.scatter(out, 109, -2, v.part(a, 0, 5))
+        a = m.load(x, 0, 10)
+        m.store_positive(bits, 1, a)
+        m.store(out, 0, m.where_bits(bits, 1, a, a * 2))
+        m.store(out, 10, v.vlog(v.vmax(a, 0.001)))
+        m.store(out, 20, v.vtanh(v.vmin(a, 0.5)))
+        m.store(out, 30, m.broadcast(x, 1, 2, 5, 2))
+        m.store(out, 40, m.where_bytes(bytes_, 9, -1, a, 1 - a))
+        m.store(out, 50, m.broadcast_at(x, bytes_, 0, 1, 5, 2))
+        m.store(out, 60, v.repeat(v.part(a, 1, 5), 1, 2))
+        m.store(out, 70, v.where_positive(a, a / 3, a + v.full(out[0], 10)))
+        m.store(out, 80, v.full(v.get(a, 3), 10))
+        m.scatter(out, 109, -2, v.part(a, 0, 5))
 
     x, bits, out = np.random.default_rng(0).normal(size=12), np.zeros(4, np.uint8), np.zeros(110)
     bytes_ = np.array([0, 1, 2, 0, 7, 0, 1, 0, 3, 0], np.uint8)
@@ -96,8 +96,8 @@ def test_fold_sums_what_repeat_repeats(width: int, times: int, sums: int) -> Non
 
     @njit
     def both(x, out):
-        v.store(out, 0, v.fold(v.load(x, 0, many), width, times))
-        v.store(out, few, v.repeat(v.load(x, 0, few), width, times))
+        m.store(out, 0, v.fold(m.load(x, 0, many), width, times))
+        m.store(out, few, v.repeat(m.load(x, 0, few), width, times))
 
     x, out = np.random.default_rng(0).normal(size=many), np.zeros(few + many)
     both(x, out)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_core import Encoder, EncoderOptions, Model, Pool, Sequence
+from attention_core import ALiBi, Encoder, EncoderOptions, Model, Pool, RelativeTable, Sequence
 from attention_core.errors import UsageError
 from attention_core.layers import Pooling
 from attention_core.pretrained.own import arguments
@@ -449,6 +450,22 @@ def test_the_weights_of_a_compiled_or_parallel_model_load(prefix: str) -> None:
     sizes = {"patch_size": 4, "image_size": 16, "num_classes": 3, "registers": 2}
     again = VisionTransformer.from_pretrained(weights, dim=16, depth=2, heads=2, **sizes)
     torch.testing.assert_close(again.eval()(IMAGE), model.eval()(IMAGE), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        ALiBi(2) + RelativeTable.t5(2),
+        RelativeTable.swin(2, 3, special=True),
+        RelativeTable.hops(2, 3),
+    ],
+    ids=["sum", "swin", "hops"],
+)
+def test_a_bias_that_was_pickled_when_all_were_in_one_file_is_found(bias: nn.Module) -> None:
+    names = re.compile(rb"cattention_core\.biases\.\w+$", re.MULTILINE)
+    old, found = names.subn(b"cattention_core.biases", pickle.dumps(bias, protocol=0))
+    again = pickle.loads(old)
+    assert found >= 2 and again.state_dict().keys() == bias.state_dict().keys()
 
 
 def test_the_table_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

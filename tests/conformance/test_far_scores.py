@@ -72,7 +72,7 @@ def test_a_bias_that_nobody_learns(length: int, far: float) -> None:
         out = attend(q, k, v, bias=bias, backend=backend)
         found.append((out, *torch.autograd.grad((out * out.detach()).sum(), (q, k, v))))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_second_derivatives_along_edges() -> None:

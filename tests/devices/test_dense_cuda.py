@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from attention_core import (
     ALiBi,
     Causal,
+    Dilated,
     Grid,
     Mask,
     Neighborhood,
@@ -140,6 +141,7 @@ SPACES = {
     "packed twice": (2, Sequence.packed([4, 0, 5])),
     "right": (2, Sequence.padded([3, 6])),
     "left": (3, Sequence.padded([3, 0, 6], 8, side="left")),
+    "plain": (2, Sequence(11)),
     "a row": (2, Sequence.padded([5], 8).keep(torch.arange(7))),
 }
 MASKS = {
@@ -158,6 +160,8 @@ def test_samples_are_one_call(
     batch, space = SPACES[name]
     if name == "a row":  # of one sample, which the batch has its own of
         batch = 1
+    if name == "plain" and window in ((-1, -1), (-1, 0)):
+        pytest.skip("SDPA's own kernels do that")
     tokens = int(space.valid.sum()) if space.valid is not None else batch * space.length
     for found, wanted in both(device, qkv(batch, space.length, 2), space, mask=mask):
         torch.testing.assert_close(found, wanted, atol=3e-2, rtol=2e-2)
@@ -243,7 +247,7 @@ def test_other_spaces_keep_their_masks(device: CountingDevice, kernel: Kernel) -
         assert made.prepared.rows is None, (space, mask)
 
 
-@pytest.mark.parametrize("mask", [None, Neighborhood(3)])
+@pytest.mark.parametrize("mask", [None, Dilated(2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_grouped_heads_are_repeated_where_no_fused_kernel_shares_them(
     mask: Mask | None, dtype: torch.dtype, device: CountingDevice, monkeypatch: pytest.MonkeyPatch

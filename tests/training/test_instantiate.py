@@ -77,12 +77,28 @@ def test_allow_takes_names_of_packages(name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_name_on_a_list_is_there(kind: str) -> None:
-    bases, listed = KINDS[kind].bases, {*KINDS[kind].listed, *KINDS[kind].ours}
-    for name in {*bases, *listed}:
+    bases, ours = KINDS[kind].bases, KINDS[kind].ours
+    for name in {*bases, *KINDS[kind].listed, *ours}:
         assert callable(_find(name.split("."), "", name)), name
-    for name in bases:  # by where it is defined, or nothing inherits from it
+    for name in {*bases, *ours}:  # by where it is defined, or nothing inherits from it or is it
         found = _find(name.split("."), "", name)
         assert f"{found.__module__}.{found.__qualname__}" == name
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("VisionTransformer", {"patch_size": 16, "image_size": 32}), ("SwinTransformer", {})],
+)
+def test_a_preset_can_be_named(name: str, more: dict[str, int]) -> None:
+    given = {"_target_": f"vision.{name}.preset", "name": "tiny", "num_classes": 3, **more}
+    assert type(build(given, "model")).__name__ == name
+
+
+@pytest.mark.parametrize("home", ["", "biases.", "biases.relative_table."])
+def test_a_constructor_of_a_bias_can_be_named(home: str) -> None:
+    """By the module that defines it, and by those that give it."""
+    target = f"attention_core.{home}RelativeTable.hops"
+    assert build({"_target_": target, "heads": 2, "max_hops": 3}, "model").heads == 2
 
 
 def test_a_part_is_of_its_kind() -> None:

@@ -15,19 +15,9 @@ import math
 import numpy as np
 from numba import njit
 
+from attention_core.backends.fast.loads import broadcast, broadcast_at, load, store
 from attention_core.backends.fast.tiles import drawn, look_up, transpose
-from attention_core.backends.fast.vectors import (
-    broadcast,
-    broadcast_at,
-    full,
-    load,
-    repeat,
-    store,
-    vexp,
-    vmax,
-    vtanh,
-    where_positive,
-)
+from attention_core.backends.fast.vectors import full, repeat, vexp, vmax, vtanh, where_positive
 
 CACHED = False  # constant
 DTYPE = "float32"  # constant

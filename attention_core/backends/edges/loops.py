@@ -21,22 +21,24 @@ import math
 import numpy as np
 from numba import njit
 
-from attention_core.backends.fast.vectors import (
+from attention_core.backends.fast.loads import (
     broadcast,
-    fold,
-    full,
-    get,
     load,
     prefetch,
-    repeat,
     scatter,
     store,
     store_positive,
+    where_bits,
+    where_bytes,
+)
+from attention_core.backends.fast.vectors import (
+    fold,
+    full,
+    get,
+    repeat,
     vexp,
     vmax,
     vtanh,
-    where_bits,
-    where_bytes,
     where_positive,
 )
 

@@ -4,6 +4,7 @@ They stand behind the operators that there are, which do the same in plain torch
 installed. numba is found without importing it, and imported when a kernel is first needed.
 
 ``vectors``   LLVM's vectors of any length, of which kernels are written (``llvm``: its words)
+``loads``     from memory and to it
 ``tiles``     more of them: rows as columns, tables, dropout
 ``compiled``  the text of a kernel with its constants, compiled once a machine
 ``threads``   a kernel over pieces of its rows, on torch's number of threads

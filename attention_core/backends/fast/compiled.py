@@ -26,7 +26,7 @@ from typing import Any
 import llvmlite
 import numba
 
-from attention_core.backends.fast import llvm, tiles, vectors
+from attention_core.backends.fast import llvm, loads, tiles, vectors
 from attention_core.files import user_cache
 
 _CONSTANT = re.compile(r"^([A-Z_]+) = .*  # constant$", re.MULTILINE)
@@ -154,7 +154,7 @@ def _fingerprint(text: str) -> str:
     """A hash of what the machine code of a kernel follows from, but for its constants."""
     digest = hashlib.sha256()
     versions = numba.__version__, llvmlite.__version__, sys.version
-    for word in (*versions, *(_text(one.__name__) for one in (llvm, vectors, tiles)), text):
+    for word in (*versions, *(_text(one.__name__) for one in (llvm, vectors, loads, tiles)), text):
         digest.update(word.encode() + b"\0")
     return digest.hexdigest()[:16]
 

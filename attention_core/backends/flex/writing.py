@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attention_core.backends.flex.lanes import Lanes
+from attention_core.backends.flex.spelling import INFIX, Coded, is_literal, spell, spell_call
 from attention_core.backends.flex.tracing import Node, Unmappable, name_of
 from attention_core.precision import HALVES
 from attention_core.transfer import constant
@@ -22,28 +23,6 @@ from attention_core.transfer import constant
 #: Numbers of one pair that are written out.
 _MOST = 32
 
-
-class Coded(NamedTuple):
-    """The code of each number of a value of one pair, and the value's shape, (1, ...)."""
-
-    codes: list[str]
-    shape: tuple[int, ...]
-
-    @property
-    def numbers(self) -> Tensor:
-        """Which of the codes stands where."""
-        return torch.arange(len(self.codes)).view(self.shape)
-
-    def moved(self, numbers: Tensor) -> Coded:
-        """Return the codes in another arrangement, as `numbers` has been brought into."""
-        return Coded([self.codes[n] for n in numbers.flatten().tolist()], tuple(numbers.shape))
-
-
-_INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "le": "<=", "lt": "<", "ge": ">=", "gt": ">", "eq": "==",
-    "ne": "!=", "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^", "remainder": "%",
-    "pow": "**",
-}  # fmt: skip
 _SAME = {"alias", "clone", "lift_fresh", "lift_fresh_copy", "contiguous"}
 #: Operators that only move numbers, which are done once, when the code is written.
 _MOVES = {
@@ -110,7 +89,7 @@ class Writer:
             return found
         if isinstance(value, Tensor):
             return self._constant(value, literal=True)
-        return Coded([_literal(value)], (1,))
+        return Coded([spell(value)], (1,))
 
     def _constant(self, tensor: Tensor, *, literal: bool) -> Coded:
         if tensor.numel() > _MOST:
@@ -119,7 +98,7 @@ class Writer:
         shape = tuple(tensor.shape) or (1,)
         # To look at another device would be to wait for it
         if literal and not tensor.requires_grad and tensor.device.type == "cpu":
-            return Coded([_literal(x) for x in one_by_one.tolist()], shape)
+            return Coded([spell(x) for x in one_by_one.tolist()], shape)
         # Of no dimension, it would lose its gradient in older versions (pytorch#145208)
         return Coded([self.captured(x.reshape(1), "b * 0") for x in one_by_one.unbind()], shape)
 
@@ -299,14 +278,14 @@ class Writer:
 
     def _pointwise(self, node: Node, name: str) -> Coded:
         shape = tuple(node.like.shape)
-        infix = name in _INFIX and len(node.args) == 2 and not node.kwargs
+        infix = name in INFIX and len(node.args) == 2 and not node.kwargs
         literal = infix or name in ("where", "masked_fill")
 
         def spread(x: Any) -> list[str]:
             if x is None or isinstance(x, bool | int | float | str | list | tuple | torch.dtype):
-                return [_literal(x)] * math.prod(shape)
+                return [spell(x)] * math.prod(shape)
             one = self.coded(x) if literal or isinstance(x, Node) else None
-            if one is None or (not literal and _is_literal(one)) or (not infix and _counts(one)):
+            if one is None or (not literal and is_literal(one)) or (not infix and _counts(one)):
                 value = x if isinstance(x, Tensor) else self.value(x, "")
                 one = self._constant(value, literal=False)
             return one.moved(one.numbers.expand(shape)).codes
@@ -317,33 +296,9 @@ class Writer:
         for n in range(math.prod(shape)):
             given = [column[n] for column in columns]
             named = [f"{key}={column[n]}" for key, column in options.items()]
-            codes.append(self.line(self._call(node, name, infix, given, named)))
+            codes.append(self.line(spell_call(node, name, infix, given, named)))
         self._learn(node, name, columns, codes)
         return Coded(codes, shape)
-
-    def _call(self, node: Node, name: str, infix: bool, given: list[str], named: list[str]) -> str:
-        if infix:
-            return f"({given[0]} {_INFIX[name]} {given[1]})"
-        if name in ("where", "masked_fill"):
-            condition, first, second = given if name == "where" else (given[1], given[2], given[0])
-            if condition in ("True", "False"):
-                return first if condition == "True" else second
-            if {first, second} <= {"True", "False"}:  # no sum, which would be no bool
-                one, other = (
-                    f"({c} & {x})" for c, x in ((condition, first), (f"~{condition}", second))
-                )
-                return f"({one} | {other})"
-            if not _is_name(first) and not _is_name(second):
-                first = f"({condition} * 0 + {first})"
-                return f"torch.where({condition}, {first}, {second})"
-            return f"torch.where({condition}, {first}, {second})"
-        if name == "_to_copy":
-            dtype = node.kwargs.get("dtype")
-            return given[0] if dtype is None else f"{given[0]}.to({dtype})"
-        if name == "bitwise_not":
-            return f"(~{given[0]})"
-        overload = f"aten.{name}.{node.function._overloadname}"
-        return f"{overload}({', '.join([*given, *named])})"
 
     def _learn(self, node: Node, name: str, columns: list[list[str]], codes: list[str]) -> None:
         """Note which results are never below 0."""
@@ -373,19 +328,3 @@ def _counts(coded: Coded) -> bool:
     """Whether a number is large enough to be a count of edges or tokens, which differs from batch
     to batch; what is chosen where there is nothing is one behind the last."""
     return any(code.isdigit() and int(code) >= _MOST for code in coded.codes)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "(-inf)"
-    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-        return f"({value!r})"
-    return repr(value)
-
-
-def _is_name(code: str) -> bool:
-    return code.isidentifier() and code not in ("True", "False", "inf", "nan", "None")
-
-
-def _is_literal(coded: Coded) -> bool:
-    return not all(_is_name(code) for code in coded.codes)
