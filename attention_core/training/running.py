@@ -31,12 +31,10 @@ class Mean(MeanMetric):
 
 
 class Accuracy(MulticlassAccuracy):
-    """The share of targets (N,) that are right, from logits (N, C) or classes (N,)."""
+    """The share of targets (N,) that are right (`average="micro"`), from logits (N, C) or classes
+    (N,)."""
 
     num_classes: int
-
-    def __init__(self, num_classes: int, **options: Any) -> None:
-        super().__init__(num_classes, average="micro", **options)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         found, target, asked = _asked(preds, target, self.ignore_index)

@@ -411,7 +411,7 @@ class ClassificationTask(Task):
         """Return the metrics of `count` classes, by name."""
         shared: Any = {"ignore_index": self.ignored, "validate_args": False}
         return {
-            "accuracy": Accuracy(count, **shared),
+            "accuracy": Accuracy(count, average="micro", **shared),
             "f1": F1Score(count, average="macro", **shared),
         }
 

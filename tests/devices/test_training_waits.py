@@ -110,7 +110,7 @@ def test_the_metrics_are_those_of_torchmetrics() -> None:
             )
         ]
         micro = MulticlassAccuracy(4, average="micro", **options)
-        pairs.append((Accuracy(4, **options), micro))
+        pairs.append((Accuracy(4, average="micro", **options), micro))
         for _ in range(3):
             logits = torch.randn(20, 4)
             target = torch.randint(-1 if ignored else 0, 3, (20,))
