@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.in_one_sentence import refusals_of_classes, target_of
-from attention_core.training.running import JaccardIndex
 from attention_core.training.task import Batch, ClassificationTask
 
 
@@ -29,7 +29,7 @@ class SegmentationTask(ClassificationTask):
     ignored = -1
 
     def class_metrics(self, count: int) -> dict[str, Metric]:
-        iou = JaccardIndex(count, ignore_index=self.ignored, validate_args=False)
+        iou = MulticlassJaccardIndex(count, ignore_index=self.ignored, validate_args=False)
         return {"iou": iou, **super().class_metrics(count)}
 
     def weight(self, batch: Batch) -> Tensor:

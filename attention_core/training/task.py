@@ -12,13 +12,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from attention_core.annotated import checked
 from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.fingerprint import check_unchanged
 from attention_core.training.in_one_sentence import refusals_of, refusals_of_classes, target_of
+from attention_core.training.mean import Mean
 from attention_core.training.optim import (
     check_eps,
     decay_groups,
@@ -27,7 +32,6 @@ from attention_core.training.optim import (
 )
 from attention_core.training.parallel import FSDP2
 from attention_core.training.processes import gather
-from attention_core.training.running import Accuracy, F1Score, Mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -411,8 +415,8 @@ class ClassificationTask(Task):
         """Return the metrics of `count` classes, by name."""
         shared: Any = {"ignore_index": self.ignored, "validate_args": False}
         return {
-            "accuracy": Accuracy(count, average="micro", **shared),
-            "f1": F1Score(count, average="macro", **shared),
+            "accuracy": MulticlassAccuracy(count, average="micro", **shared),
+            "f1": MulticlassF1Score(count, average="macro", **shared),
         }
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
 from attention_core.training import DataModule, TaskOptions, UsageError
-from attention_core.training.running import Mean
+from attention_core.training.mean import Mean
 from attention_core.training.task import Row
 from graph.tasks.base import GraphTask
 
