@@ -124,9 +124,7 @@ def test_edges_that_a_model_makes_nothing_of_are_refused(
 ) -> None:
     model, one = build(edge_types=None, **options), molecule(6, seed=8)
     one["edge_index"] = one["edge_index"][:, :10]
-    words = (
-        r"edge_attr is given to a model that makes nothing of it, got \(10.*build it with"
-    )
+    words = r"edge_attr is given to a model that makes nothing of it, got \(10.*build it with"
     with pytest.raises(ValueError, match=words):
         model(one["x"], one["edge_index"], attr)
     with pytest.raises(ValueError, match=words):
