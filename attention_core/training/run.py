@@ -51,8 +51,8 @@ from attention_core.training.instantiate import (
     locate,
     targets,
 )
-from attention_core.training.longer import how_to, prolong
 from attention_core.training.loggers import build_loggers, logged
+from attention_core.training.longer import how_to, prolong
 from attention_core.training.loops import settle_checkpoints
 from attention_core.training.matmul import check_matmul_precision, matmul_precision
 from attention_core.training.metrics import CSVMetrics, read_metrics
