@@ -30,7 +30,7 @@ from attention_core.errors import UsageError, did_you_mean
 from attention_core.escape import on_one_line
 from attention_core.files import replace_file
 from attention_core.interpret.plots import Format, save_figure
-from attention_core.training.before import check_monitors, check_trainer
+from attention_core.training.before import check_accelerator, check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
@@ -317,6 +317,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         log: False to try something out: nothing is written, and one process does it all.
     """
     allow = config.get("allow") or ()
+    check_accelerator(config["trainer"])
     seed: int = config.get("seed", 1)
     optimizer = build(config["optimizer"], "optimizer", allow=allow)
     given = config.get("schedule")
