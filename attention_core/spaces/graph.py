@@ -54,7 +54,7 @@ class Graph(Space):
     searched: ClassVar[bool] = True
 
     @lasting
-    @checked
+    @checked(batch="the graph of each node is segments=, as in segments=data.batch")
     def __init__(
         self,
         edge_index: Tensor,
