@@ -149,6 +149,8 @@ def _checked(function: Callable[P, T], reasons: Mapping[str, str]) -> Callable[P
             seen.add(kinds)
         return function(*args, **kwargs)
 
+    # What is compiled is counted by code, up to a limit, which all functions would share
+    call.__code__ = call.__code__.replace(co_name=function.__name__)  # type: ignore[attr-defined]
     return call
 
 

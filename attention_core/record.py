@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from torch import Tensor, nn
 
 from attention_core.annotated import checked
-from attention_core.layers.recorded import RecordedAttention, recorders
+from attention_core.layers.recorded import RecordedAttention, recorders, uncompiled
 from attention_core.spaces import Space
 from attention_core.weights import PairWeights
 
@@ -81,6 +81,7 @@ def record_attention(
 
     The output still comes from the backend that the plan chose; the weights are computed beside it
     from the same queries and keys. Inside of one another, or in one `with`, each records its own.
+    What is compiled runs uncompiled meanwhile.
 
     Args:
         model: any module that holds attention layers, `MultiheadAttention` or another
@@ -113,6 +114,7 @@ def record_attention(
     maps: AttentionMaps[Any] = AttentionMaps([found[layer] for layer in wanted], pairs)
     token = recorders.set((*recorders.get(), maps))
     try:
-        yield maps
+        with uncompiled():
+            yield maps
     finally:
         recorders.reset(token)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from attention_core.attention import attend
@@ -30,6 +34,33 @@ recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("recorders", default=()
 #: Where it is set, it is called in place of every layer's attention, with that as its first
 #: argument: so an explanation changes messages.
 around: ContextVar[Callable[..., Any] | None] = ContextVar("around", default=None)
+
+
+_lock = threading.Lock()
+_listeners, _stance = 0, ExitStack()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Have what is compiled run as it is written, in every thread, while somebody listens.
+
+    Compiled blocks share one program, which cannot tell the layer that is listened to from others.
+    """
+    global _listeners
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():  # nothing is compiled
+        yield
+        return
+    with _lock:
+        if not _listeners:
+            _stance.enter_context(torch.compiler.set_stance("force_eager"))
+        _listeners += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _listeners -= 1
+            if not _listeners:
+                _stance.close()
 
 
 class RecordedAttention(nn.Module):

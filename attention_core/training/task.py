@@ -1,6 +1,5 @@
 """What is trained: a model with its loss, its metrics and its optimizer."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
@@ -12,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -24,6 +23,7 @@ from attention_core.errors import UsageError
 from attention_core.training.data import DataModule, model_inputs
 from attention_core.training.fingerprint import check_unchanged
 from attention_core.training.in_one_sentence import refusals_of, refusals_of_classes, target_of
+from attention_core.training.mean import Mean
 from attention_core.training.optim import (
     check_eps,
     decay_groups,
@@ -92,8 +92,7 @@ class Task(LightningModule):
         collection = MetricCollection(dict(metrics or {}), compute_groups=False)
         stages = ("train", "val", "test")
         # "train" is taken: it is a method of every module.
-        # Of NaN comes NaN: by default a loss that is no number would be left out
-        self.means = nn.ModuleDict({f"{stage}_mean": MeanMetric(math.nan) for stage in stages})
+        self.means = nn.ModuleDict({f"{stage}_mean": Mean() for stage in stages})
         self.measures = nn.ModuleDict({f"{stage}_metrics": collection.clone() for stage in stages})
         self.settings: dict[str, Any] = {}  # of the run, which decide what is trained
         self._unit: Tensor | None = None  # the weight that counts as 1 in this step

@@ -18,7 +18,7 @@ from attention_core.annotated import Unchecked, checked
 from attention_core.checks import check_dense, check_whole
 from attention_core.edge_projection import EdgeFeatures, rows as rows_of
 from attention_core.interpret.maps import check_eval
-from attention_core.layers.recorded import around
+from attention_core.layers.recorded import around, uncompiled
 from attention_core.spaces import Pairs
 from attention_core.spaces.edge_list import EdgeList
 from attention_core.weights import PairWeights
@@ -276,7 +276,8 @@ def _gated(edges: EdgeList, gate: Tensor) -> Iterator[None]:
 
     token = around.set(attend)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         around.reset(token)
 

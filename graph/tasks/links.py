@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from attention_core.training import DataModule, TaskOptions, UsageError
+from attention_core.training.mean import Mean
 from attention_core.training.task import Row
 from graph.tasks.base import GraphTask
 
@@ -59,8 +60,8 @@ class LinkPrediction(GraphTask):
     ) -> None:
         if negatives is not None and negatives < 1:
             raise UsageError(f"task.negatives must be at least 1, or null, got {negatives}.")
-        metrics: dict[str, Metric] = {"mrr": MeanMetric()}
-        metrics |= {f"hits_at_{most}": MeanMetric() for most in HITS}
+        metrics: dict[str, Metric] = {"mrr": Mean()}
+        metrics |= {f"hits_at_{most}": Mean() for most in HITS}
         super().__init__(model, metrics=metrics, **settings)
         self.negatives = negatives
 

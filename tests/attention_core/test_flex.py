@@ -191,6 +191,19 @@ def test_a_table_has_a_row_for_each_offset() -> None:
     assert bias.table.grad is not None and bias.table.grad.sum() == 99 * H
 
 
+def test_floor_division_of_what_differs_from_pair_to_pair() -> None:
+    class Behind(Mask):
+        def allowed(self, pairs: Pairs) -> Tensor:
+            return (pairs.query - pairs.key) // 3 == -1
+
+    x = torch.randn(1, 2, 30, 4)
+    found, wanted = (
+        attend(x, x, x, space=Sequence(30), mask=Behind(), backend=name)
+        for name in ("flex", "reference")
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 def test_what_cannot_be_generated_is_refused_by_name() -> None:
     class Looking(Mask):
         def allowed(self, pairs: Pairs) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -105,3 +107,27 @@ def test_errors() -> None:
         maps[0]
     with pytest.raises(LookupError, match="has not run"):
         maps.spaces(0)
+
+
+@pytest.mark.parametrize("layers", [[-1], [0], [0, 2], None])
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "blocks"])
+def test_compiled_models_are_recorded_as_they_are(whole: bool, layers: list[int] | None) -> None:
+    """Compiled blocks share one program, which would not know whose weights are asked for."""
+    torch.manual_seed(0)
+    model, x = Encoder(16, 3, 2).eval(), torch.randn(2, 9, 16)
+    with torch.no_grad():
+        with record_attention(model, layers=layers) as wanted:
+            model(x)
+        run: Any = model
+        if whole:
+            run = torch.compile(model, backend="eager")
+        else:
+            for block in model.blocks:
+                block.compile(backend="eager")
+        before = run(x)
+        with record_attention(model, layers=layers) as found, record_attention(model) as every:
+            torch.testing.assert_close(run(x), before)
+        assert len(every) == 3
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+        assert torch._dynamo.eval_frame._stance.stance == "default"

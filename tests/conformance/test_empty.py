@@ -33,7 +33,7 @@ from attention_core import (
     pool,
 )
 from attention_core.layers.pooling import Pooling
-from tests.conformance.cases import BACKENDS, ONE_GRAPH, REFUSALS, can, graph
+from tests.conformance.cases import BACKENDS, ONE_GRAPH, REFUSALS, TWICE, can, graph
 
 H = 2
 
@@ -265,6 +265,15 @@ def test_a_batch_of_no_samples(bias: Bias | None, backend: str) -> None:
     learned = [] if bias is None else list(bias.parameters())
     of = torch.autograd.grad(out.sum(), [q, k, v, *learned], allow_unused=True)
     assert all(g is None or (g == 0).all() for g in of)
+
+
+@pytest.mark.parametrize("backend", TWICE)
+def test_second_derivatives_of_no_samples(backend: str) -> None:
+    q = torch.randn(0, H, 5, 4, requires_grad=True)
+    out = attend(q, q, q, mask=Causal(), backend=backend)
+    (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), q)
+    assert first.shape == second.shape == q.shape
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

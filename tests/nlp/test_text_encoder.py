@@ -244,3 +244,17 @@ def test_sentence_embeddings_of_any_number_of_texts(pooling: Any) -> None:
     short = TextEncoder(300, 16, 1, 4, num_classes=3, positions="learned", max_length=4)
     with pytest.raises(ValueError, match=r"texts\[1\] has 11 tokens, but .* positions for 4"):
         short.embed_texts(["", 10 * "!"], tokenizer)
+
+
+@pytest.mark.slow
+def test_a_whole_model_that_is_compiled_stays_within_the_limit_of_recompilations() -> None:
+    """It is many programs, as planning looks at lengths; behind torch's limit it would be none."""
+    model = build(depth=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for lengths in ([5, 7, 11], [4, 12]):
+            n = torch.tensor(lengths)
+            ids = torch.randint(50, (sum(lengths),))
+            torch.testing.assert_close(compiled(ids, n), model(ids, n))
+    torch._dynamo.reset()

@@ -86,7 +86,8 @@ def test_every_name_on_a_list_is_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("VisionTransformer", {"patch_size": 16}), ("SwinTransformer", {})]
+    ("name", "more"),
+    [("VisionTransformer", {"patch_size": 16, "image_size": 32}), ("SwinTransformer", {})],
 )
 def test_a_preset_can_be_named(name: str, more: dict[str, int]) -> None:
     given = {"_target_": f"vision.{name}.preset", "name": "tiny", "num_classes": 3, **more}

@@ -61,7 +61,7 @@ def forward(
                 .view(total.shape)
                 for total, new in ((out, results), (all_lse, tops))
             )
-    out, all_lse = (x[: rows - spare].view(*q.shape[:3], -1) for x in (out, all_lse))
+    out, all_lse = (x[: rows - spare].view(*q.shape[:3], x.shape[-1]) for x in (out, all_lse))
     return out, all_lse.squeeze(-1)
 
 
