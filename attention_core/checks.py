@@ -253,3 +253,12 @@ def check_options(owner: object, options: Mapping[str, object], **reasons: str) 
     for name, reason in reasons.items():
         if name in options:
             raise TypeError(f"{type(owner).__name__} takes no {name}=: {reason}")
+
+
+def gpus() -> tuple[int, str]:
+    """Return how many CUDA devices torch sees here, and the same in words."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has = f"{count} of them, cuda:0 to cuda:{count - 1}" if count else "none"
+    if not count and torch.version.cuda is None and torch.version.hip is None:
+        has += f": torch {torch.__version__} is built without CUDA"
+    return count, has

@@ -28,6 +28,7 @@ from attention_core.annotated import checked
 from attention_core.biases import Bias
 from attention_core.checks import check_flag, check_kind, check_whole
 from attention_core.spaces import Pairs, Sequence
+from attention_core.spaces.pairs import ask
 
 
 class ScoreMod(Bias):
@@ -81,7 +82,7 @@ class ScoreMod(Bias):
         return found.to(score.dtype).expand_as(score)
 
     def _of_all(self, score: Tensor, pairs: Pairs) -> Tensor:
-        found, special = self.modify(score, pairs), pairs.special
+        found, special = ask(self, lambda of: self.modify(score, of), pairs), pairs.special
         if special is None:
             return found
         return torch.where(special, self.special_modify(score, pairs), found)

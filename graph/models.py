@@ -32,6 +32,15 @@ Level = Literal["graph", "node", "edge", "link"]
 #: Tables of pairs, as the transforms of `graph.encodings` name them.
 _TABLES = ("hops", "rrwp", "path")
 
+#: What makes a model read an input.
+_READ_BY = {
+    "edge_attr": "edge_types= (integers) or edge_features= (floats)",
+    "degree": "max_degree=",
+    "rwse": "walk_steps=",
+    "laplacian": "eigenvectors=",
+    "laplacian_values": "eigenvectors=",
+}
+
 _GRAPHORMER = {"max_degree": 64, "max_hops": 20, "virtual_nodes": 1, "pooling": "class"}
 
 
@@ -68,7 +77,8 @@ class GraphTransformer(Model):
         max_degree, walk_steps, eigenvectors: tell nodes their place, see `NodeEmbedding`.
         edge_types: number of edge types, where edge_attr holds integers (E,); each adds a learned
             score per head to its pair (`EdgeBias`).
-        edge_features: number of edge features, where edge_attr holds floats (E, F).
+        edge_features: number of edge features, where edge_attr holds floats (E, F). Without
+            either, all edges are alike, and a call with edge_attr is refused: see `unread`.
         edge_dim: make a token of this size of an edge's type or features, which adds to the keys
             and values along the edge, too.
         max_hops: learn a score per head for each distance up to this one, one beyond and one for
@@ -207,6 +217,8 @@ class GraphTransformer(Model):
             degree_scaler=degree_scaler,
             **encoder,
         )
+        #: Inputs that this model makes nothing of, and therefore refuses.
+        self.unread = self._unread()
         like = self.encoder.blocks[0].feed_forward
         pooling = pooling if level == "graph" else "mean"  # nothing to learn that nothing trains
         self.pool = make_pool(pooling, dim, heads, like=like, eps=encoder.get("eps", 1e-6))
@@ -225,6 +237,17 @@ class GraphTransformer(Model):
                 raise ValueError("level='edge' needs num_classes: a pair of nodes has no vector")
             return EdgeHead(dim, num_classes, edge_dim=self.edge_dim)
         return super()._new_head(num_classes)
+
+    def _unread(self) -> frozenset[str]:
+        edges, nodes = self.edge_embedding, self.embedding
+        read = {
+            "edge_attr": edges is not None and (edges.types or edges.features) is not None,
+            "degree": nodes.degree is not None,
+            "rwse": nodes.walks is not None,
+            "laplacian": nodes.eigenvectors is not None,
+            "laplacian_values": nodes.eigenvectors is not None,
+        }
+        return frozenset(name for name, reads in read.items() if not reads)
 
     @checked
     def space(
@@ -247,6 +270,7 @@ class GraphTransformer(Model):
 
         The other arguments are those of `forward`.
         """
+        self._refuse_unread(edge_attr=edge_attr)
         added = edge_index.new_empty(2, 0)
         if self.expander_degree is not None:
             given = EdgeList(edge_index, num_nodes, edge_attr, batch, num_graphs=num_graphs)
@@ -288,6 +312,13 @@ class GraphTransformer(Model):
         """
         check_whole(0, num_graphs=num_graphs, or_none=True)
         check_dense(x=x, edge_index=edge_index, batch=batch, sizes=sizes)
+        self._refuse_unread(
+            edge_attr=edge_attr,
+            degree=degree,
+            rwse=rwse,
+            laplacian=laplacian,
+            laplacian_values=laplacian_values,
+        )
         if sizes is not None:
             if batch is not None or num_graphs is not None:
                 raise ValueError("sizes stand in place of batch and num_graphs: leave these out")
@@ -376,7 +407,8 @@ class GraphTransformer(Model):
         Returns: (G, C), nodes in question (n, C), (B, C), or scores (...).
 
         Raises:
-            TypeError, ValueError: an input of another shape, kind or range; the message names it.
+            TypeError, ValueError: an input of another shape, kind or range, or one that the model
+                makes nothing of (`unread`); the message names it.
         """
         given = x, edge_index, edge_attr, batch, num_graphs
         tokens, space = self._embedded(given, {"sizes": sizes, **encodings})
@@ -422,6 +454,15 @@ class GraphTransformer(Model):
         # How many they are is asked either way, and layers ask which
         keep = wanted.to(space.host.device).nonzero().squeeze(-1)
         return self.stack(tokens, space, keep=keep, backend=backend)
+
+    def _refuse_unread(self, **inputs: Tensor | None) -> None:
+        for name, value in inputs.items():
+            if value is not None and name in self.unread:
+                raise ValueError(
+                    f"{name} is given to a model that makes nothing of it, got "
+                    f"{tuple(value.shape)} {value.dtype}: build it with {_READ_BY[name]}, or leave "
+                    f"{name} out"
+                )
 
     def _refuse_misspelt(
         self, pair_attr: Mapping[str, object], x: Tensor, batch: Tensor | None

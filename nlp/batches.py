@@ -50,7 +50,8 @@ def token_space(
         return Sequence.packed(lengths, device=ids.device)
     if lengths.shape[0] != ids.shape[0]:  # len() would fix the batch of an exported program
         raise ValueError(
-            f"padded {of}ids hold {len(ids)} texts, but there are {len(lengths)} {of}lengths"
+            f"padded {of}ids hold {len(ids)} texts, but there are {len(lengths)} {of}lengths; "
+            f"packed {of}ids, all texts end to end in one row, are (T,), got {tuple(ids.shape)}"
         )
     if not is_exporting() and len(lengths) and int(lengths.max()) > ids.shape[1]:
         raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from attention_core.spaces import BlockKey, Pairs, Space
+from attention_core.spaces.pairs import ask
 
 #: Rows of a table that several make together, at most.
 _MOST_ROWS = 1024
@@ -105,7 +106,7 @@ class Bias(nn.Module):
         loops = is_exporting() and pairs.spaces[1].searched
         exact = nullcontext() if loops else torch.autocast(pairs.key.device.type, enabled=False)
         with exact:
-            score, special = self.score(pairs), pairs.special
+            score, special = ask(self, self.score, pairs), pairs.special
             if special is not None:
                 score = torch.where(special, self.special_score(pairs), score)
         indices = (pairs.batch, pairs.head, pairs.query, pairs.key)

@@ -24,6 +24,7 @@ from attention_core.check.report import Report
 from attention_core.check.times import Time, factors, times
 from attention_core.check.waits import scenarios
 from attention_core.check.works import works
+from attention_core.checks import gpus
 from attention_core.errors import UsageError
 from attention_core.packages import is_installed
 from attention_core.planning import BACKENDS
@@ -60,11 +61,8 @@ def device_of(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count, has = gpus()
         if (device.index or 0) >= count:
-            has = f"{count} of them, cuda:0 to cuda:{count - 1}" if count else "none"
-            if not count and torch.version.cuda is None and torch.version.hip is None:
-                has += f": torch {torch.__version__} is built without CUDA"
             raise UsageError(f"--device {name}: torch sees no such GPU here, it sees {has}")
     return device
 

@@ -12,6 +12,7 @@ from attention_core.annotated import checked
 from attention_core.checks import check_whole
 from attention_core.masks.pairwise import check_bool, check_pairwise, take_pairwise
 from attention_core.spaces import BlockKey, PairList, Pairs, Space, TilePairs, TileStatus
+from attention_core.spaces.pairs import ask
 
 Spaces = tuple[Space, Space]
 
@@ -30,7 +31,7 @@ class Mask:
     def at(self, pairs: Pairs, exempt: bool = True) -> Tensor:
         """Return `allowed`, and `exempt` wherever a special token takes part."""
         special = pairs.special
-        allowed = self.allowed(pairs)
+        allowed = ask(self, self.allowed, pairs)
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
             got = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
             raise TypeError(f"{type(self).__name__}.allowed must return a bool tensor, got {got}")

@@ -276,4 +276,6 @@ class Space(Special):
         return words + (", some of them padding" if self.valid is not None else "")
 
     def __repr__(self) -> str:
+        if "length" not in vars(self):  # an __init__ of its own has not called ours, or not yet
+            return f"<{type(self).__name__} without a length>"
         return f"<{type(self).__name__}: {self.describe()}>"

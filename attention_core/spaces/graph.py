@@ -55,7 +55,7 @@ class Graph(Space):
     searched: ClassVar[bool] = True
 
     @lasting
-    @checked
+    @checked(batch="the graph of each node is segments=, as in segments=data.batch")
     def __init__(
         self,
         edge_index: Tensor,

@@ -93,6 +93,25 @@ def in_segments(spaces: tuple[Space, Space]) -> bool:
     return query.segments is not None
 
 
+def ask(part: object, compute: Callable[[Pairs], Tensor], pairs: Pairs) -> Tensor:
+    """Return what a mask or bias computes of pairs.
+
+    Raises:
+        IndexError: it takes a row or an axis that is not there; says how many axes there are.
+    """
+    try:
+        return compute(pairs)
+    except IndexError as error:
+        space = pairs.spaces[1]
+        if space.coordinates is None or "axis" in str(error):
+            raise
+        axes = "1 axis" if space.axes == 1 else f"{space.axes} axes"
+        raise IndexError(
+            f"{type(part).__name__}: {error}. {space.describe()} has {axes}, so the last dimension "
+            f"of pairs.offset is {space.axes} here"
+        ) from error
+
+
 class Pairs:
     """Pairs of a query and a key token: what masks and biases see.
 
@@ -190,12 +209,14 @@ class Pairs:
         tensor = space.tensor(name)
         if tensor is None:
             known = ", ".join(known for known, _, _ in space.tensors()) or "nothing"
+            reads = ", which pairs.offset reads" if name == "coordinates" else ""
             if name in Space._tokenwise:
                 give = f"{name}= where it is made" if name != "nodes" else "with_edges(edge_index)"
             else:
                 give = f"tokenwise={{{name!r}: ...}} where it is made, or with_tokenwise"
             raise TypeError(
-                f"{space.describe()} has no {name}, but {known} of each token: give {give}"
+                f"{space.describe()} has no {name}{reads}: give {give}. What it has of each token: "
+                f"{known}"
             )
         return self.pick(tensor, side, dims=space._tokenwise[name])
 

@@ -57,7 +57,16 @@ class Tokens(OnHost):
     }
 
     def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
-        """Yield what holds one row per token: name, tensor, and its dimensions without a batch."""
+        """Yield what holds one row per token: name, tensor, and its dimensions without a batch.
+
+        Raises:
+            TypeError: the class has an `__init__` of its own that leaves out that of `Space`.
+        """
+        if not hasattr(self, "tokenwise"):
+            raise TypeError(
+                f"{type(self).__name__}.__init__ must call super().__init__(length), with the "
+                "number of its tokens, before all else"
+            )
         for name, dims in self._tokenwise.items():
             tensor = self.tensor(name)
             if tensor is not None:

@@ -1,10 +1,12 @@
-"""What is refused before the first step, as it would fail once all training is done."""
+"""What is refused before the first step, as it would fail later or be said in words of others."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
+from attention_core.checks import gpus
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.training.task import Task
 
@@ -36,6 +38,23 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         raise UsageError(
             f"trainer.max_epochs={epochs} ends before the first validation, after epoch {each}: "
             "set trainer.check_val_every_n_epoch, too."
+        )
+
+
+def check_accelerator(settings: Mapping[str, Any]) -> None:
+    """Check that there is a GPU where the arguments of a trainer ask for one.
+
+    Raises:
+        UsageError: there is none on this machine.
+    """
+    asked = settings.get("accelerator")
+    if asked not in ("gpu", "cuda") or (asked == "gpu" and torch.backends.mps.is_available()):
+        return
+    count, has = gpus()
+    if not count:
+        raise UsageError(
+            f"trainer.accelerator={asked}: torch sees no GPU here, it sees {has}. Train with "
+            "trainer=cpu, or on a machine that has one."
         )
 
 

@@ -172,8 +172,12 @@ class ProgressBar(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        names = dict.fromkeys(["val/loss", str(pl_module.monitor)])
         known = trainer.callback_metrics
+        names = dict.fromkeys(["val/loss", str(pl_module.monitor)])
+        if len(names) == 1:  # a loss alone tells nobody how good it is
+            names |= dict.fromkeys(
+                [n for n in known if n.startswith("val/") and n not in names][:1]
+            )
         values = "  ".join(
             f"{on_one_line(name)} {float(known[name]):.4f}" for name in names if name in known
         )

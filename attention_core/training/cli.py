@@ -21,7 +21,8 @@ HELP = """\
 usage: attn COMMAND [...]
 
   attn train [key=value ...]         train an experiment; the default is vision/digits
-  attn train run=FOLDER              continue an interrupted run, exactly
+  attn train run=FOLDER              continue an interrupted run, exactly; with
+                                     trainer.max_epochs=N a finished one, to N epochs in all
   attn prepare [key=value ...]       write a run folder and train nothing, for torchrun and SLURM
   attn find-lr [key=value ...]       try rising learning rates and suggest one
   attn evaluate run=FOLDER           test the best checkpoint of a run again
@@ -87,7 +88,7 @@ def _train(arguments: list[str]) -> None:
     parser = _parser(
         "train",
         "Train an experiment, or continue the run in a folder (run=FOLDER, with allow=[PACKAGE] "
-        "where it uses a package of your own).",
+        "where it uses a package of your own, and trainer.max_epochs=N to train longer).",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="experiment=..., seed=..."
@@ -102,19 +103,22 @@ def _train(arguments: list[str]) -> None:
     _make_importable(given.config_dir)
     folder = _run_folder(given.overrides)
     if folder is not None:
+        from attention_core.training.longer import read_limits
+
         more = [o for o in given.overrides if not o.startswith(("run=", "allow="))]
-        if more or len(given.overrides) > 2 or given.multirun or given.cfg:
+        limits, rest = read_limits(more), [o for o in given.overrides if o not in more]
+        if len(rest) > 2 or given.multirun or given.cfg:
             raise UsageError(
-                "run=FOLDER continues a run exactly as it was configured; nothing "
-                "else can be given with it, but for allow=[...], the packages that you trust."
+                "run=FOLDER continues one run exactly as it was configured; beside it and "
+                "allow=[...], the packages that you trust, there is trainer.max_epochs=N alone."
             )
-        values = dict(o.split("=", 1) for o in given.overrides)
+        values = dict(o.split("=", 1) for o in rest)
         allow = _allowed(values, given.config_dir)
         from attention_core.training.run import resume
         from attention_core.training.sweep import refuse_sweep
 
         refuse_sweep(folder)
-        resume(folder, allow)
+        resume(folder, allow, **limits)
         return
     from attention_core.training.compose import run_hydra
 

@@ -343,10 +343,16 @@ def explain(error: Exception, overrides: Mapping[str, str], roots: list[Path]) -
     if wrong:
         key = wrong.group(1).rstrip(".")
         near = did_you_mean(key, _known_keys(overrides, roots))
-        return UsageError(
-            f"{key}: not a key of this configuration.{near} A key that is new on purpose is "
-            f"written with a plus: +{key}=..."
-        )
+        from attention_core.training.run import KEYS  # here: it imports torch
+
+        inner = key if key.partition(".")[0] in KEYS else f"model.{key}"
+        how = f"A key that is new on purpose is written with a plus: +{key}=..."
+        if inner != key:
+            how = (
+                f"No key can be added beside {', '.join(KEYS)}; inside one of these, with a plus: "
+                f"+{inner}=..."
+            )
+        return UsageError(f"{key}: not a key of this configuration.{near} {how}")
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     lines = [
         line for line in lines if not line.startswith(("full_key:", "object_type=", "reference"))

@@ -17,7 +17,6 @@ from attention_core.errors import UsageError
 from attention_core.escape import on_one_line, plot_label
 from attention_core.interpret.plots import INK, MUTED, RIGHT, plain, save_figure
 from attention_core.training.console import rich_text
-from attention_core.training.data import model_inputs
 from attention_core.training.finetune import start_from
 from attention_core.training.folder import RunFolder
 from attention_core.training.matmul import matmul_precision
@@ -148,7 +147,7 @@ class _Curve(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         assert isinstance(pl_module, Task) and callable(self._untrained)
-        inputs = model_inputs(batch)
+        inputs = pl_module.model_inputs(batch)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             before = float(pl_module.loss(self._untrained(**inputs), batch))
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches

@@ -17,14 +17,19 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from attention_core.annotated import takes
 from attention_core.errors import UsageError, did_you_mean
 from attention_core.packages import extra_of
 from attention_core.training import own
 from attention_core.training.targets import KINDS, OURS, PARTS, derives, is_of, is_within, reason
+
+#: What no list is.
+PLAIN = (bool, int, float, str, types.NoneType, torch.Tensor)
 
 
 def build(config: Any, part: str = "", *, allow: Iterable[str] = (), **extra: Any) -> Any:
@@ -257,7 +262,10 @@ def _default(found: Any, name: str) -> Any:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a number, text, truth value or None fits an annotation; False only where certain."""
+    """Whether a number, text, truth value or None, or a list of these, fits an annotation; False
+    only where certain."""
+    if isinstance(value, list):
+        return _fits_list(value, annotation)
     if not isinstance(value, bool | int | float | str | None):
         return True
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -270,6 +278,22 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation in (bool, str):
         return isinstance(value, annotation)
+    if annotation is torch.Tensor:
+        return not isinstance(value, bool | str)  # no configuration holds one; a number may do
     if annotation in (None, types.NoneType):
         return value is None
-    return not (isinstance(annotation, type) and issubclass(annotation, dict | list | tuple))
+    kind = typing.get_origin(annotation) or annotation
+    return not (isinstance(kind, type) and issubclass(kind, dict | list | tuple))
+
+
+def _fits_list(values: list[Any], annotation: Any) -> bool:
+    """Whether the elements fit those of an annotated list or tuple; True for any other kind."""
+    origin, kinds = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        others = [kind for kind in kinds if kind not in PLAIN]
+        return any(_fits_list(values, kind) for kind in others or kinds)
+    if origin is tuple and kinds and kinds[-1] is not Ellipsis:
+        return len(values) == len(kinds) and all(map(_fits, values, kinds))
+    if origin in (list, tuple, Sequence, Iterable) and kinds:
+        return all(_fits(value, kinds[0]) for value in values)
+    return True

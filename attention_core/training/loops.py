@@ -80,6 +80,7 @@ class FitLoop(_FitLoop):
         super().__init__(trainer, **limits)
         self._since_validation = 0.0
         self._should_stop = False
+        self.has_run = False  # in this process: not where a checkpoint is from a run's end
 
     def _iteration_based_training(self) -> bool:
         return False  # Lightning asks in order to guess: with max_steps, that no epoch ever ended
@@ -100,6 +101,7 @@ class FitLoop(_FitLoop):
 
     def on_run_start(self) -> None:
         super().on_run_start()
+        self.has_run = True
         trainer: Any = self.trainer
         trainer._last_val_time = time.monotonic() - self._since_validation
 

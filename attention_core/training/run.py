@@ -30,7 +30,7 @@ from attention_core.errors import UsageError, did_you_mean
 from attention_core.escape import on_one_line
 from attention_core.files import replace_file
 from attention_core.interpret.plots import Format, save_figure
-from attention_core.training.before import check_monitors, check_trainer
+from attention_core.training.before import check_accelerator, check_monitors, check_trainer
 from attention_core.training.callbacks import FiniteLoss, StepLog, StepSeed
 from attention_core.training.card import write_card
 from attention_core.training.checkpoint import Checkpoint, load_checkpoint
@@ -52,6 +52,7 @@ from attention_core.training.instantiate import (
     targets,
 )
 from attention_core.training.loggers import build_loggers, logged
+from attention_core.training.longer import how_to, prolong
 from attention_core.training.loops import settle_checkpoints
 from attention_core.training.matmul import check_matmul_precision, matmul_precision
 from attention_core.training.metrics import CSVMetrics, read_metrics
@@ -167,22 +168,47 @@ def _located(config: Config) -> Config:
     return located
 
 
-def resume(path: Path, allow: Sequence[str] = ()) -> dict[str, float]:
+def resume(
+    path: Path,
+    allow: Sequence[str] = (),
+    *,
+    max_epochs: int | None = None,
+    max_steps: int | None = None,
+) -> dict[str, float]:
     """Continue the run in the folder `path` to its end, bit for bit as if never interrupted.
 
     Args:
         allow: packages that you trust with running their code, where the run uses any.
+        max_epochs: how many epochs to train in all, from now on; a finished run trains on. None
+            leaves what is configured.
+        max_steps: likewise, of optimizer steps.
 
     Raises:
-        UsageError: `path` is no run folder, or uses a package that is not in `allow`.
+        UsageError: `path` is no run folder, or uses a package that is not in `allow`; or the run
+            has trained for so long already.
     """
     end_with_leader()
     folder = RunFolder(path).existing()
     config = trusted_config(folder, allow, "train")
+    given = {"max_epochs": max_epochs, "max_steps": max_steps}
+    limits = {name: limit for name, limit in given.items() if limit is not None}
+    if limits:
+        launcher = started_from_outside()
+        if launcher or joins_another():
+            raise UsageError(
+                f"{launcher or 'A launcher'} starts several processes, which must find the run as "
+                "it is to be. To train it longer: set it in config.yaml, remove results.json, and "
+                "give nothing but run=FOLDER."
+            )
+        config = {**config, "trainer": {**config["trainer"], **limits}}
+        check_config(config)
+        with folder.locked():
+            prolong(folder, limits)
     if folder.results.exists():
         results = read_results(folder)
         _say(f"Finished already; nothing is left to train in {on_one_line(path)}.")
-        _print_results(results, folder)
+        _print_results(results, folder, title="what it came to")
+        _say(how_to(folder, config["allow"]))
         return results
     check_config(config)
     with nullcontext() if joins_another() else folder.locked(), matmul_precision(config):
@@ -291,6 +317,7 @@ def assemble(config: Config, folder: RunFolder, *, log: bool = True) -> Parts:
         log: False to try something out: nothing is written, and one process does it all.
     """
     allow = config.get("allow") or ()
+    check_accelerator(config["trainer"])
     seed: int = config.get("seed", 1)
     optimizer = build(config["optimizer"], "optimizer", allow=allow)
     given = config.get("schedule")
@@ -367,7 +394,11 @@ def _fit_and_test(config: Config, folder: RunFolder) -> dict[str, float]:
             resumed=newest is not None,
         )
         write_json(results, folder.results)  # last: it says that all is done
-        _print_results(results, folder, seconds=time.monotonic() - start)
+        has_trained = getattr(trainer.fit_loop, "has_run", True)
+        if not has_trained:
+            _say("Nothing was left to train: the run had come to its end, and was tested.")
+        title = "trained" if has_trained else "tested"
+        _print_results(results, folder, title=title, seconds=time.monotonic() - start)
     return results
 
 

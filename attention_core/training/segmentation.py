@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from attention_core.errors import UsageError
-from attention_core.training.data import DataModule, model_inputs
+from attention_core.training.data import DataModule
 from attention_core.training.in_one_sentence import refusals_of_classes, target_of
 from attention_core.training.task import Batch, ClassificationTask
 
@@ -62,7 +62,7 @@ class SegmentationTask(ClassificationTask):
     def predict(self, batch: Batch, data: DataModule) -> list[dict[str, Any]]:
         """Return `prediction`, the class of each token, a row per sample: of as many tokens as the
         batch's `lengths` (B,) say, where it has them; packed tokens need them."""
-        says = self(**model_inputs(batch)).argmax(-1)
+        says = self(**self.model_inputs(batch)).argmax(-1)
         lengths = batch.get("lengths")
         if lengths is not None:
             counts = lengths.tolist()

@@ -52,7 +52,7 @@ class Task(LightningModule):
     """A model with a loss and metrics, logged as `{train,val,test}/{loss, <metric>}` per epoch.
 
     A subclass says what the loss is; a batch's `target` is the label and everything else is passed
-    to the model by name: `output = model(**inputs)`.
+    to the model by name (see `model_inputs`): `output = model(**inputs)`.
 
     Args:
         model: any module.
@@ -203,11 +203,16 @@ class Task(LightningModule):
         """Return how many items the loss of a batch is the mean of; by default its samples."""
         return self.samples(batch)
 
+    def model_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return what of a batch the model is given, by name: everything but `target`. Override it
+        where a batch also has what some models make nothing of."""
+        return model_inputs(batch)
+
     def predict(self, batch: Batch, data: DataModule) -> Sequence[Row | list[Row]]:
         """Return what `attn predict` writes of a batch that `data` has read: a row per sample, as
         `predictions` does, or a list of rows per sample, one for each of its parts. Override it
         where more than one pass through the model is needed."""
-        return self.predictions(self(**batch))
+        return self.predictions(self(**self.model_inputs(batch)))
 
     def predictions(self, output: Any) -> list[dict[str, Any]]:
         """Return one row per sample of what `attn predict` writes: values by column, the same
@@ -225,7 +230,7 @@ class Task(LightningModule):
         differs from batch to batch, as the length of padded samples does, is found. Override it
         where the model also takes a form whose shapes say more, such as padded texts.
         """
-        inputs = model_inputs(batch)
+        inputs = self.model_inputs(batch)
         for name, value in inputs.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 raise UsageError(
@@ -328,7 +333,7 @@ class Task(LightningModule):
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         with refusals_of(self.model):
-            output = self(**model_inputs(batch))
+            output = self(**self.model_inputs(batch))
         loss = self.loss(output, batch)
         with torch.no_grad():
             self.means[f"{stage}_mean"].update(loss.detach(), weight=self.weight(batch))  # type: ignore[operator]
@@ -442,7 +447,7 @@ class ClassificationTask(Task):
     @torch.no_grad()
     def probabilities(self, batch: Batch) -> Tensor:
         """Compute the probability of each class for each sample of a batch, (B, C), in float32."""
-        output: Tensor = self(**model_inputs(batch))
+        output: Tensor = self(**self.model_inputs(batch))
         return output.float().softmax(dim=-1)
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import attention_core.backends.blocks.flops  # noqa: F401  # counts what `blocks` does
 from attention_core.errors import UsageError
 from attention_core.layers import Encoder
-from attention_core.training.data import model_inputs
 from attention_core.training.folder import RunFolder
 from attention_core.training.in_one_sentence import refusals_of
 from attention_core.training.metrics import CSVMetrics
+from attention_core.training.task import Task
 
 
 class Throughput(Callback):
@@ -122,7 +122,8 @@ def _forward_flops(trainer: Trainer, task: LightningModule, batch: Any) -> int:
     """FLOPs of the forward pass. Runs the model once, in eval mode: nothing is changed or drawn."""
     modes = [(module, module.training) for module in task.modules()]
     task.eval()
-    inputs = model_inputs(batch)
+    assert isinstance(task, Task)
+    inputs = task.model_inputs(batch)
     counter = FlopCounterMode(display=False)
     # Not under no_grad, where the counter fails on views of parameters
     with (

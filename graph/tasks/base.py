@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_core.layers import RecordedAttention
 from attention_core.training import ClassificationTask, DataModule, RegressionTask, Task, UsageError
-from attention_core.training.data import model_inputs
+from attention_core.training.console import tell
 from attention_core.training.task import Row
 from graph.data.graphs import cut, pack, unpack
 from graph.data.module import GraphData
@@ -40,17 +40,25 @@ class GraphTask(Task):
     level: Level = "graph"
 
     def on_fit_start(self) -> None:
-        check_fits(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+        unused = check_fits(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if unused and self.trainer.is_global_zero:
+            tell("model", unused)
 
     def on_test_start(self) -> None:
         check_fits(self, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return what of a batch the model is given: nothing that it refuses, as a
+        `GraphTransformer(edge_types=None)` does the types of edges that the data may have."""
+        unread = getattr(self.model, "unread", ())
+        return {n: x for n, x in super().model_inputs(batch).items() if n not in unread}
 
     def predict(self, batch: dict[str, Any], data: DataModule) -> Sequence[Row | list[Row]]:
         """Return a row for each graph; or for each of its nodes, named by `node`; or for each pair
         of nodes in question, by `source` and `target`."""
         batch = dict(batch)
         ids = batch.pop("node_ids", None)
-        rows = self.predictions(self(**batch))
+        rows = self.predictions(self(**self.model_inputs(batch)))
         if self.level == "graph" or ids is None:
             return rows
         graph = batch["batch"].tolist()
@@ -81,7 +89,7 @@ class GraphTask(Task):
             return figures
         name = getattr(self.trainer.datamodule, "names", None)  # type: ignore[attr-defined]
         names = ((), ()) if name is None else name(batch)
-        drawn = attention_figures(self.model, model_inputs(batch), shown, names=names)
+        drawn = attention_figures(self.model, self.model_inputs(batch), shown, names=names)
         return {**figures, **drawn}
 
     def export_inputs(
@@ -97,7 +105,7 @@ class GraphTask(Task):
                 "export: graphs of several types of nodes have no form as a program; their "
                 "weights can be written, by format=safetensors."
             )
-        inputs = {name: x for name, x in model_inputs(batch).items() if name != "node_mask"}
+        inputs = {name: x for name, x in self.model_inputs(batch).items() if name != "node_mask"}
         if "batch" in inputs:
             small = [cut(graph, MOST_TRACED) for graph in unpack(inputs)]
             inputs = pack(small)
@@ -121,14 +129,17 @@ class GraphTask(Task):
         return inputs, shapes
 
 
-def check_fits(task: Task, data: object) -> None:
+def check_fits(task: Task, data: object) -> str:
     """Refuse a model and a task that are made for other data, where these are known kinds.
+
+    Returns: a sentence on the edges' types or features, where the model was made to do without;
+    else "".
 
     Raises:
         UsageError: naming the key, what the data has, and what to write.
     """
     if not isinstance(data, GraphData) or not isinstance(task, GraphTask):
-        return
+        return ""
     has, model, where = data.describe(), task.model, type(data).__name__
     if has["level"] not in (None, task.level):
         raise UsageError(
@@ -151,12 +162,13 @@ def check_fits(task: Task, data: object) -> None:
         )
     known = has["node_types"] is not None or has["node_features"] is not None
     if not isinstance(model, GraphTransformer) or not known:
-        return
+        return ""
     if model.level != task.level:
         raise UsageError(
             f"model.level: {type(task).__name__} tells something of each {task.level}, but the "
             f"model has outputs for each {model.level}: write model.level={task.level}."
         )
+    unused = ""
     for of, part in (("node", model.embedding), ("edge", model.edge_embedding)):
         types, features = (has[f"{of}_{what}"] for what in ("types", "features"))
         made = (part.types, part.features) if part is not None else (None, None)
@@ -165,13 +177,19 @@ def check_fits(task: Task, data: object) -> None:
         else:
             fits = made == (None, features)
         if of == "edge" and made == (None, None):
-            fits = True  # what edges are makes no difference to this model
+            if not fits:
+                unused = (
+                    f"The edges of {where} have {_words(types, features)}, which this model was "
+                    "made without: model.edge_types=null model.edge_features=null."
+                )
+            fits = True
         if not fits:
             raise UsageError(
                 f"model.{of}_{'types' if features is None else 'features'}: the {of}s of {where} "
                 f"have {_words(types, features)}, but the model was made for {_words(*made)}: "
                 f"write model.{of}_types={_value(types)} model.{of}_features={_value(features)}."
             )
+    return unused
 
 
 def _words(types: int | None, features: int | None) -> str:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attention_core.escape import on_one_line
 from attention_core.training import ClassificationTask, RegressionTask
-from attention_core.training.data import model_inputs
 from graph.tasks.base import GraphTask, choose
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class GraphRegression(GraphTask, RegressionTask):
         from graph.interpret import Shown
 
         with torch.no_grad():
-            output = self(**model_inputs(batch))
+            output = self(**self.model_inputs(batch))
         sizes = _sizes(batch)
         says, target = (values.reshape(len(sizes), -1) for values in (output, batch["target"]))
         chosen = choose(sizes, torch.zeros_like(sizes))

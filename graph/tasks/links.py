@@ -95,7 +95,7 @@ class LinkPrediction(GraphTask):
         posed = {**batch, "edge_label_index": asked}
         if "edge_label_type" in batch:
             posed["edge_label_type"] = batch["edge_label_type"][:, None]
-        scores = self(**posed)
+        scores = self(**self.model_inputs(posed))
         own = scores.gather(1, target[:, None])[:, 0].tolist()
         places = ranks(scores, target).tolist()
         return [{"score": score, "rank": rank} for score, rank in zip(own, places, strict=True)]

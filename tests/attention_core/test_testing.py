@@ -243,7 +243,7 @@ WRONG: dict[str, tuple[Callable[[], Space], str]] = {
     "index of a token": (lambda: tree(ByIndex), r"keep\(index\) changes ByIndex.distance: query"),
     "data outside tokenwise": (Untold, r"keep\(index\) changes Untold.distance.*tokenwise="),
     "a cache that is kept": (lambda: tree(Remembering), r"keep\(index\) changes Remembering"),
-    "a misspelt name": (lambda: tree(Misspelt), r"no entty, but entity of each token"),
+    "a misspelt name": (lambda: tree(Misspelt), r"no entty: give.*of each token: entity"),
     "a table to stays behind": (Hidden, r"to\(device\) leaves table behind"),
     "one layout": (lambda: tree(Shaped), r"in a list of pairs \(E,\).* raises RuntimeError"),
     "NaN": (lambda: tree(NotANumber), "is nan at query 3, key"),
@@ -557,7 +557,7 @@ def test_what_cannot_be_kept_or_joined_is_named(call: Callable[[], Space], messa
 
 def test_a_place_that_is_missing_is_no_data_per_token() -> None:
     x = torch.rand(1, 1, COUNT, 4)
-    with pytest.raises(TypeError, match="no coordinates, but entity of each token: give coord"):
+    with pytest.raises(TypeError, match="no coordinates, which pairs.offset reads: give coord"):
         attend(x, x, x, space=Tree(entities(), table()), mask=Dilated(2))
 
 
@@ -617,3 +617,44 @@ def test_spaces_of_different_edges_or_tables_do_not_attend_to_each_other() -> No
 
 def test_explain_names_a_space_of_ones_own() -> None:
     assert "Tree of 12 tokens" in explain(Tree(entities(), table()), Neighborhood(2))
+
+
+class Unmade(Space):
+    """One whose `__init__` leaves out that of `Space`."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+
+def test_a_space_that_was_not_made_is_named() -> None:
+    x, space = torch.rand(1, 1, 3, 4), Unmade(torch.rand(3, 3))
+    for use in (lambda: attend(x, x, x, space=space), lambda: check_space(space)):
+        with pytest.raises(
+            TypeError, match=r"Unmade.__init__ must call super\(\).__init__\(length"
+        ):
+            use()
+    assert "Unmade" in repr(space)  # whoever prints it to find out
+
+
+class SecondAxis(Mask):
+    def allowed(self, pairs: Pairs) -> Tensor:
+        return pairs.offset[..., 1].abs() < 2
+
+
+class BySecondAxis(Bias):
+    def score(self, pairs: Pairs) -> Tensor:
+        return pairs.offset[..., 1].float()
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocks", "edges", "flex"])
+def test_an_axis_that_a_space_lacks_is_named(backend: str) -> None:
+    x, words = (
+        torch.rand(1, 1, 4, 8),
+        "{}: index 1 is out of bounds.*sequence of 4 tokens has 1 axis",
+    )
+    for mask in (SecondAxis(), Causal() & ~SecondAxis()):
+        with pytest.raises(IndexError, match=words.format("SecondAxis")):
+            attend(x, x, x, space=Sequence(4), mask=mask, backend=backend)
+    for bias in (BySecondAxis(), ALiBi(1) + BySecondAxis()):
+        with pytest.raises(IndexError, match=words.format("BySecondAxis")):
+            attend(x, x, x, space=Sequence(4), bias=bias, backend=backend)

@@ -210,6 +210,8 @@ WRONG: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         EDGE.float(), 2)),
     "edges of another shape": (ValueError, r"edge_index must have shape \(2, E\), got \(1, 2\)",
         lambda: Graph(EDGE.T, 2)),
+    "a graph's batch": (TypeError, "Graph takes no batch=: the graph of each node is segments=",
+        lambda: Graph(EDGE, 2, batch=torch.zeros(2).long())),
     "edges beyond the nodes": (ValueError, "names node 1, but num_nodes=1", lambda: Graph(EDGE, 1)),
     "negative nodes": (ValueError, "names node -1", lambda: Graph(-EDGE, 2)),
     "features of other edges": (ValueError, "edge_attr has 2 rows for 1 edges", lambda: Graph(

@@ -117,6 +117,21 @@ def test_edge_features_instead_of_types() -> None:
     assert (model(one["x"], one["edge_index"], features + 1) - first).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("attr", [torch.zeros(10).long(), torch.zeros(10, 3).double()])
+@pytest.mark.parametrize("options", [{}, {"expander_degree": 4}])
+def test_edges_that_a_model_makes_nothing_of_are_refused(
+    options: dict[str, Any], attr: Tensor
+) -> None:
+    model, one = build(edge_types=None, **options), molecule(6, seed=8)
+    one["edge_index"] = one["edge_index"][:, :10]
+    words = r"edge_attr is given to a model that makes nothing of it, got \(10.*build it with"
+    with pytest.raises(ValueError, match=words):
+        model(one["x"], one["edge_index"], attr)
+    with pytest.raises(ValueError, match=words):
+        model.space(one["edge_index"], 6, attr)
+    model(one["x"], one["edge_index"])
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("mask", MASKS)
 def test_isolated_nodes_and_graphs_without_edges(mask: str, pooling: str) -> None:

@@ -32,6 +32,25 @@ def test_one_epoch_ends_with_figures_and_evaluates_the_same(
     assert evaluate(tmp_path / "run") == results
 
 
+def test_edges_that_a_model_does_without_are_said(
+    compose: Compose,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Training hands such a model no edge_attr, which it would refuse, and says so once."""
+    config = compose(
+        "experiment=graph/mutag",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "model.depth=1",
+        "model.edge_types=null",
+        config_dir=None,
+    )
+    train(config, tmp_path / "run")
+    said = "model: The edges of Mutag have 4 types, which this model was made without"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 @pytest.mark.slow
 def test_mutag_trains_to_its_stated_accuracy(
     compose: Compose,  # noqa: F811

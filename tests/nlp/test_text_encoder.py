@@ -104,6 +104,7 @@ def test_the_first_token_of_a_text_without_one() -> None:
     ("ids", "lengths", "error", "words"),
     [
         (torch.arange(4), [3], ValueError, "packed ids hold 4 tokens, but lengths sum to 3"),
+        (torch.arange(4)[None], [3, 1], ValueError, r"packed ids, .* are \(T,\), got \(1, 4\)"),
         (torch.zeros(2, 4).long(), [3], ValueError, "2 texts, but there are 1 lengths"),
         (torch.zeros(1, 4).long(), [5], ValueError, "length=4 is shorter .* 5"),
         (torch.tensor([50]), [1], ValueError, "ids run from 50 to 50, but the vocabulary has 50"),

@@ -56,6 +56,10 @@ def test_help_names_every_command(attn_here: Attn) -> None:
             ("train", *TOY, "model.dimm=3"),
             "model.dimm: not a key of this configuration. Did you mean model.dim? A key",
         ),
+        (
+            ("train", "mask=neighborhood"),
+            "figures; inside one of these, with a plus: +model.mask=...",
+        ),
         (("train", *TOY, "sede=3"), "sede: not a key of this configuration. Did you mean seed"),
         (
             ("train", *TOY, "lr=3"),
@@ -114,6 +118,7 @@ def test_help_names_every_command(attn_here: Attn) -> None:
         (("train", *TOY, "trainer.precision=banana"), "trainer.precision: "),
         (("train", *TOY, "trainer.accelerator=abacus"), "invalid accelerator name"),
         (("train", *TOY, "optimizer.lr=-1"), "optimizer: Invalid learning rate: -1"),
+        (("train", *TOY, "optimizer.lr=abc"), "optimizer.lr: torch.optim.AdamW expects float"),
         (("train", *TOY, "trainer.max_epochs=0"), "a run needs something to train for"),
         (
             ("train", *TOY, "allow=[]"),

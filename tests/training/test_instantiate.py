@@ -225,3 +225,30 @@ def test_plain_values_must_fit_their_annotation(given: dict[str, Any], fits: boo
         (key,) = given
         with pytest.raises(UsageError, match=rf"^{key}: .* expects .*, got "):
             check(config, allow=[__name__])
+
+
+@pytest.mark.parametrize(
+    ("target", "given"),
+    [
+        ("torch.optim.AdamW", {"lr": "abc"}),
+        ("torch.optim.AdamW", {"betas": ["a", 0.9]}),
+        ("torch.optim.AdamW", {"betas": [0.9]}),
+        ("torch.optim.AdamW", {"betas": 0.9}),
+        ("torch.optim.AdamW", {"weight_decay": "a"}),
+        ("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": ["a"]}),
+        ("lightning.pytorch.Trainer", {"limit_train_batches": "a"}),
+    ],
+)
+def test_words_for_numbers_of_other_libraries_are_named(target: str, given: dict[str, Any]) -> None:
+    (key,) = given
+    with pytest.raises(UsageError, match=rf"^optimizer.{key}: {target} expects .*, got "):
+        check({"_target_": target, "_partial_": True, **given}, place="optimizer")
+
+
+def test_numbers_of_other_libraries_fit() -> None:
+    for target, given in (
+        ("torch.optim.AdamW", {"lr": 1, "betas": [0, 0.9], "weight_decay": 0, "foreach": None}),
+        ("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": [1, 0.5]}),
+        ("lightning.pytorch.Trainer", {"devices": [0, 1], "precision": "bf16-mixed"}),
+    ):
+        check({"_target_": target, "_partial_": True, **given})

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from attention_core.training import RegressionTask, resume, train
-from attention_core.training.folder import RunFolder
+from attention_core.training import RegressionTask, UsageError, resume, train
+from attention_core.training.folder import RunFolder, read_config
+from attention_core.training.longer import read_limits
 from attention_core.training.metrics import read_metrics
 from tests.command_line import attn
 from tests.training.conftest import CONF, Compose, Killed, assert_same_run, interrupt
@@ -198,13 +199,16 @@ def test_every_domain_resumes_exactly(experiment: str, more: list[str], tmp_path
 
 @pytest.mark.slow
 def test_a_run_stopped_between_training_and_test_is_tested(
-    compose: Compose, tmp_path: Path
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = compose("experiment=toy", "trainer.max_epochs=2")
     for name in ("whole", "cut"):
         train(config, tmp_path / name)
     RunFolder(tmp_path / "cut").results.unlink()
+    capsys.readouterr()
     resume(tmp_path / "cut", ["toy_domain"])
+    out = capsys.readouterr().out
+    assert "Nothing was left to train" in out and "trained in" not in out
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -214,6 +218,38 @@ def test_a_finished_run_has_nothing_to_resume(
     config = compose("experiment=toy", "trainer.max_epochs=1")
     results = train(config, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.csv").read_text()
+    capsys.readouterr()
     assert resume(tmp_path / "run", ["toy_domain"]) == results
-    assert "Finished already" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Finished already" in out and "trainer.max_epochs=N" in out and "trained in" not in out
     assert (tmp_path / "run" / "metrics.csv").read_text() == before
+
+
+def test_a_finished_run_trains_on_as_if_it_had_been_longer(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a constant rate, which does not depend on the length."""
+    config = compose("experiment=toy", "trainer.max_epochs=2", "schedule=constant")
+    train(config, tmp_path / "whole")
+    short = {**config, "trainer": {**config["trainer"], "max_epochs": 1}}
+    train(short, tmp_path / "run")
+    for too_few in (1, 0):
+        with pytest.raises(UsageError, match="trainer.max_epochs"):
+            resume(tmp_path / "run", ["toy_domain"], max_epochs=too_few)
+    assert RunFolder(tmp_path / "run").results.exists()
+    resume(tmp_path / "run", ["toy_domain"], max_epochs=2)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert read_config(RunFolder(tmp_path / "run"))["trainer"]["max_epochs"] == 2
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UsageError, match="no checkpoint to train on from.*init.run=FOLDER"):
+        resume(tmp_path / "run", ["toy_domain"], max_steps=99)
+
+
+def test_what_may_be_given_with_a_run() -> None:
+    assert read_limits(["trainer.max_epochs=4"]) == {"max_epochs": 4}
+    with pytest.raises(
+        UsageError, match="optimizer.lr: run=FOLDER continues a run exactly.*init.r"
+    ):
+        read_limits(["optimizer.lr=1"])
+    with pytest.raises(UsageError, match="must be a whole number of at least 1, got 'x'"):
+        read_limits(["trainer.max_epochs=x"])

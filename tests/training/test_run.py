@@ -12,6 +12,7 @@ import yaml
 
 from attention_core.interpret.plots import save_figure
 from attention_core.training import ClassificationTask, UsageError, evaluate, run, train
+from attention_core.training.before import check_accelerator
 from attention_core.training.checkpoint import load_checkpoint
 from attention_core.training.folder import RunFolder
 from attention_core.training.metrics import CSVMetrics, read_metrics
@@ -217,3 +218,14 @@ def test_weights_of_another_dtype_are_trained_tested_and_drawn(
     assert all(map(math.isfinite, results.values()))
     assert (tmp_path / "figures" / "attention.png").exists()
     assert evaluate(tmp_path, ["toy_domain"]) == pytest.approx(results, rel=1e-3)
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_the_data_is_read(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    config = compose("experiment=toy", "trainer=gpu")
+    with pytest.raises(UsageError, match="accelerator=gpu: torch sees no GPU here, it sees none"):
+        train(config, tmp_path / "run")
+    check_accelerator({"accelerator": "auto"})
