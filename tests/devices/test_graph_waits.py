@@ -134,7 +134,7 @@ def with_features(model: nn.Module, device: CountingDevice, step: Step) -> Tenso
 def predict(
     model: nn.Module, device: CountingDevice, step: Step, backend: str | None = None
 ) -> Tensor:
-    features = None if model.edge_embedding is None else step.edge_attr
+    features = None if "edge_attr" in model.unread else step.edge_attr
     return model(step.x, step.edge_index, features, step.batch, len(SIZES), backend=backend)
 
 
