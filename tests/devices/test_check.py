@@ -302,8 +302,12 @@ def test_plans_follow_the_factors_that_are_there(
     ],
 )
 def test_mistakes_are_named(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # which run_hydra sets
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit) as left:
