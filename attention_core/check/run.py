@@ -138,13 +138,9 @@ def _run(
 @contextmanager
 def _compiling(found: dict[str, Any]) -> Iterator[None]:
     """Tell how many seconds numba compiles meanwhile, where it is there."""
-    if not fast.available():
-        yield
-        return
-    from numba.core.event import install_timer
-
-    found["compiling_seconds"] = 0.0
-    with install_timer("numba:compile", lambda taken: found.update(compiling_seconds=taken)):
+    if fast.available():
+        found["compiling_seconds"] = 0.0
+    with fast.timed_compiling(lambda taken: found.update(compiling_seconds=taken)):
         yield
 
 

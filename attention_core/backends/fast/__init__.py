@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -66,6 +68,18 @@ def installed() -> bool:
 def available() -> bool:
     """Return whether kernels run here. Imports numba, the first time."""
     return installed() and _imports()
+
+
+@contextmanager
+def timed_compiling(tell: Callable[[float], object]) -> Iterator[None]:
+    """Tell how many seconds numba has compiled meanwhile; nothing where it is not there."""
+    if not available():
+        yield
+        return
+    from numba.core.event import install_timer
+
+    with install_timer("numba:compile", tell):
+        yield
 
 
 @cache
