@@ -270,7 +270,7 @@ class GraphTransformer(Model):
 
         The other arguments are those of `forward`.
         """
-        self._refuse_unread(edge_attr=edge_attr)
+        self._refuse_unread(edge_index, edge_attr=edge_attr)
         added = edge_index.new_empty(2, 0)
         if self.expander_degree is not None:
             given = EdgeList(edge_index, num_nodes, edge_attr, batch, num_graphs=num_graphs)
@@ -313,6 +313,7 @@ class GraphTransformer(Model):
         check_whole(0, num_graphs=num_graphs, or_none=True)
         check_dense(x=x, edge_index=edge_index, batch=batch, sizes=sizes)
         self._refuse_unread(
+            edge_index,
             edge_attr=edge_attr,
             degree=degree,
             rwse=rwse,
@@ -455,8 +456,11 @@ class GraphTransformer(Model):
         keep = wanted.to(space.host.device).nonzero().squeeze(-1)
         return self.stack(tokens, space, keep=keep, backend=backend)
 
-    def _refuse_unread(self, **inputs: Tensor | None) -> None:
+    def _refuse_unread(self, edge_index: Tensor, **inputs: Tensor | None) -> None:
         for name, value in inputs.items():
+            rows = None if value is None else value.shape[:1]
+            if name == "edge_attr" and rows != edge_index.shape[1:]:
+                continue  # something else in its place, such as batch: `embed` says so
             if value is not None and name in self.unread:
                 raise ValueError(
                     f"{name} is given to a model that makes nothing of it, got "

@@ -295,5 +295,6 @@ def _fits_list(values: list[Any], annotation: Any) -> bool:
     if origin is tuple and kinds and kinds[-1] is not Ellipsis:
         return len(values) == len(kinds) and all(map(_fits, values, kinds))
     if origin in (list, tuple, Sequence, Iterable) and kinds:
-        return all(_fits(value, kinds[0]) for value in values)
+        # YAML reads names such as 1 or no as numbers and truth values
+        return kinds[0] is str or all(_fits(value, kinds[0]) for value in values)
     return True
