@@ -19,6 +19,7 @@ from attention_core.backends.costs import Rate, mask_cost
 from attention_core.backends.samples import CAUSAL, WHOLE, Samples, Window, each, find
 from attention_core.backends.sdpa import attended, refuse_second, with_sink
 from attention_core.biases import Bias
+from attention_core.errors import counted
 from attention_core.finite import can_look
 from attention_core.job import Job, Options, Plan, Result
 from attention_core.lasting import computed
@@ -201,7 +202,7 @@ def describe(job: Job, prepared: Prepared | None) -> str:
     elif prepared.samples is not None and varlen.is_for(job):
         rows = prepared.rows  # none of a GPU that is only named
         count = len(prepared.samples) if rows is None else len(rows.starts) - 1
-        how = f"varlen_attn: {count:,} sample{'s' * (count != 1)} in one kernel"
+        how = f"varlen_attn: {counted(count, 'sample')} in one kernel"
         narrow = prepared.samples.window != WHOLE
         return f"{how}, which masks by itself." if narrow else f"{how}."
     elif prepared.samples is not None:

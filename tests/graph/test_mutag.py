@@ -10,17 +10,19 @@ from tests.training.conftest import Compose, compose, figures_as_files, one_thre
 pytest.importorskip("grakel")
 
 
+ONE_EPOCH = (
+    "experiment=graph/mutag",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "model.depth=1",
+)
+
+
 def test_one_epoch_ends_with_figures_and_evaluates_the_same(
     compose: Compose,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    config = compose(
-        "experiment=graph/mutag",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=1",
-        "model.depth=1",
-        config_dir=None,
-    )
+    config = compose(*ONE_EPOCH, config_dir=None)
     results = train(config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {
         "learning_curves.png",
@@ -38,14 +40,7 @@ def test_edges_that_a_model_does_without_are_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Training hands such a model no edge_attr, which it would refuse, and says so once."""
-    config = compose(
-        "experiment=graph/mutag",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=1",
-        "model.depth=1",
-        "model.edge_types=null",
-        config_dir=None,
-    )
+    config = compose(*ONE_EPOCH, "model.edge_types=null", config_dir=None)
     train(config, tmp_path / "run")
     said = "model: The edges of Mutag have 4 types, which this model was made without"
     assert capsys.readouterr().err.count(said) == 1
